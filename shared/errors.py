@@ -1,0 +1,107 @@
+"""Everything this project raises on purpose.
+
+    SelftuneError                 message for the client, `code`, `param`
+    ├── InvalidRequest            the request itself is wrong
+    │   └── UnsupportedMethod     a training method that this server does not have
+    ├── NotAuthenticated          no key, or one that is not known
+    ├── NotFound                  unknown, or belongs to another project: the two look the same
+    ├── Conflict                  right request, wrong moment
+    ├── TooLarge                  over a configured limit
+    ├── Unavailable               a part of the stack is away; trying again helps
+    │   ├── StoreUnavailable      Redis does not answer
+    │   └── NoReplica             no inference server answers for that base model
+    ├── AdapterRejected           an adapter that must not be served, with the reason
+    ├── InvalidTrainingData       a data set that cannot be trained on; becomes a failed job's error
+    ├── TransitionRefused         a job cannot go from its state to the one asked for
+    └── LeaseLost                 somebody else holds the job now; stop writing
+
+Each class knows its code, not its HTTP status: services/api/errors.py has that table.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class SelftuneError(Exception):
+    """Base of all; `str(error)` may be shown to the client."""
+
+    default_code: ClassVar[str | None] = None
+
+    def __init__(self, message: str, *, code: str | None = None, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code or self.default_code
+        self.param = param
+
+
+class InvalidRequest(SelftuneError):
+    """The request is malformed or out of range."""
+
+
+class UnsupportedMethod(InvalidRequest):
+    """The training method is not offered here."""
+
+    default_code = "unsupported_method"
+
+
+class NotAuthenticated(SelftuneError):
+    """The bearer key is missing or unknown."""
+
+    default_code = "invalid_api_key"
+
+
+class NotFound(SelftuneError):
+    """There is no such object in the caller's project."""
+
+
+class Conflict(SelftuneError):
+    """The object is not in a state that allows this."""
+
+
+class TooLarge(SelftuneError):
+    """A body, a file or a count is over its limit."""
+
+    default_code = "request_too_large"
+
+
+class Unavailable(SelftuneError):
+    """Something that the request needs is away for the moment."""
+
+    default_code = "service_unavailable"
+
+
+class StoreUnavailable(Unavailable):
+    """Redis does not answer; nothing was promised, the request may be sent again."""
+
+    default_code = "store_unavailable"
+
+
+class NoReplica(Unavailable):
+    """No inference server answers for this base model."""
+
+    default_code = "model_not_ready"
+
+
+class AdapterRejected(SelftuneError):
+    """The adapter does not fit its base, is damaged, or uses what the server cannot serve."""
+
+    default_code = "adapter_rejected"
+
+
+class InvalidTrainingData(SelftuneError):
+    """The data set cannot be trained on; the message names the first bad line and how many there are."""
+
+    default_code = "invalid_training_file"
+
+
+class TransitionRefused(SelftuneError):
+    """A job's state does not allow the change."""
+
+    default_code = "invalid_job_state"
+
+
+class LeaseLost(SelftuneError):
+    """The caller no longer owns what it writes to."""
+
+    default_code = "lease_lost"

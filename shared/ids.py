@@ -1,0 +1,54 @@
+"""Identifiers on the wire: `file-…`, `ftjob-…`, `ftckpt_…`, and model names `ft:{base}:{org}:{suffix}:{id}`."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import string
+
+_ALPHABET = string.ascii_letters + string.digits
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+def _random(length: int) -> str:
+    return "".join(secrets.choice(_ALPHABET) for _ in range(length))
+
+
+def new_file_id() -> str:
+    return f"file-{_random(22)}"
+
+
+def new_job_id() -> str:
+    return f"ftjob-{_random(24)}"
+
+
+def new_checkpoint_id() -> str:
+    return f"ftckpt_{_random(24)}"
+
+
+def new_request_id() -> str:
+    return f"req_{secrets.token_hex(16)}"
+
+
+def new_token() -> str:
+    """Return 128 random bits, to tell one holder of a lease from another."""
+    return secrets.token_hex(16)
+
+
+def new_api_key() -> str:
+    """Return a bearer key with 256 random bits."""
+    return f"sk-selftune-{secrets.token_urlsafe(32)}"
+
+
+def model_name(base: str, organization: str, suffix: str | None) -> str:
+    """Form a new fine-tuned model's name, `ft:{base}:{org}:{suffix}:{8 random characters}`.
+
+    Characters of the suffix that would break a path or the name itself become `-`; no suffix leaves the place empty.
+    """
+    return f"ft:{base}:{organization}:{_UNSAFE.sub('-', suffix or '')}:{_random(8)}"
+
+
+def checkpoint_name(model: str, step: int) -> str:
+    """Form the name under which an intermediate checkpoint of `model` answers: its own id, then `:ckpt-step-{step}`."""
+    stem, _, _ = model.rpartition(":")
+    return f"{stem}:{_random(8)}:ckpt-step-{step}"

@@ -1,0 +1,99 @@
+"""Every Redis key: name, type, content, lifetime. Nothing else builds a key.
+
+| key                              | type   | content                                        | lifetime       |
+| -------------------------------- | ------ | ---------------------------------------------- | -------------- |
+| selftune:schema                  | string | version of this table                          | for ever       |
+| selftune:key:{sha256}            | string | KeyRecord                                      | until revoked  |
+| selftune:file:{id}               | string | FileRecord                                     | until deleted  |
+| selftune:files:{project}         | zset   | file ids by order of creation                  | for ever       |
+| selftune:job:{id}                | hash   | record: JobRecord, version: counter            | for ever       |
+| selftune:jobs:{project}          | zset   | job ids by order of creation                   | for ever       |
+| selftune:jobs:active             | set    | ids of jobs that are not at their end          | for ever       |
+| selftune:job:{id}:events         | stream | event: Event without its id                    | with the job   |
+| selftune:job:{id}:checkpoints    | list   | Checkpoint, oldest first                       | with the job   |
+| selftune:job:{id}:lease          | string | token of the worker that owns the job          | lease_ttl_s    |
+| selftune:sequence                | string | counter behind the order of creation           | for ever       |
+| selftune:bases                   | hash   | base id → BaseRecord                           | for ever       |
+| selftune:adapter:{name}          | string | AdapterRecord                                  | until deleted  |
+| selftune:adapters:{base}         | set    | names of the adapters that should exist        | for ever       |
+| selftune:models:{project}        | set    | names of the adapters that clients see         | for ever       |
+| selftune:adapters:next_id        | string | counter of the engines' adapter numbers        | for ever       |
+| selftune:adapters:changes        | stream | change: AdapterChange, about 10,000 kept       | for ever       |
+| selftune:residency:{name}        | hash   | replica id → Residency                         | one day        |
+| selftune:replicas                | zset   | replica ids by time of their last heartbeat    | for ever       |
+| selftune:replica:{id}            | string | ReplicaRecord                                  | a few seconds  |
+| selftune:workers                 | zset   | worker ids by time of their last heartbeat     | for ever       |
+| selftune:worker:{id}             | string | WorkerRecord                                   | a few seconds  |
+| arq:*                            | -      | the queues, written by arq                     | arq's          |
+
+Records are JSON, so that a person can read them with valkey-cli.
+"""
+
+from __future__ import annotations
+
+_ROOT = "selftune"
+
+SCHEMA = f"{_ROOT}:schema"
+SEQUENCE = f"{_ROOT}:sequence"
+ACTIVE_JOBS = f"{_ROOT}:jobs:active"
+BASES = f"{_ROOT}:bases"
+ADAPTER_NEXT_ID = f"{_ROOT}:adapters:next_id"
+ADAPTER_CHANGES = f"{_ROOT}:adapters:changes"
+REPLICAS = f"{_ROOT}:replicas"
+WORKERS = f"{_ROOT}:workers"
+
+
+def api_key(digest: str) -> str:
+    return f"{_ROOT}:key:{digest}"
+
+
+def file(file_id: str) -> str:
+    return f"{_ROOT}:file:{file_id}"
+
+
+def files(project: str) -> str:
+    return f"{_ROOT}:files:{project}"
+
+
+def job(job_id: str) -> str:
+    return f"{_ROOT}:job:{job_id}"
+
+
+def jobs(project: str) -> str:
+    return f"{_ROOT}:jobs:{project}"
+
+
+def job_events(job_id: str) -> str:
+    return f"{_ROOT}:job:{job_id}:events"
+
+
+def job_checkpoints(job_id: str) -> str:
+    return f"{_ROOT}:job:{job_id}:checkpoints"
+
+
+def job_lease(job_id: str) -> str:
+    return f"{_ROOT}:job:{job_id}:lease"
+
+
+def adapter(name: str) -> str:
+    return f"{_ROOT}:adapter:{name}"
+
+
+def adapters(base: str) -> str:
+    return f"{_ROOT}:adapters:{base}"
+
+
+def models(project: str) -> str:
+    return f"{_ROOT}:models:{project}"
+
+
+def residency(name: str) -> str:
+    return f"{_ROOT}:residency:{name}"
+
+
+def replica(replica_id: str) -> str:
+    return f"{_ROOT}:replica:{replica_id}"
+
+
+def worker(worker_id: str) -> str:
+    return f"{_ROOT}:worker:{worker_id}"

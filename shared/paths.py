@@ -1,0 +1,129 @@
+"""Where everything lies in the data folder, and how a file becomes visible whole or not at all.
+
+DATA_DIR/
+  admin.key  internal.key          0600
+  selftune.toml                    optional settings
+  valkey/                          the embedded database (append-only file)
+  bases/<sha256>/                  base models converted here
+  files/<file id>/content          uploaded bytes, beside manifest.json
+  files/.partial/                  uploads on their way; safe to delete when nothing runs
+  jobs/<job id>/                   spec.json, checkpoints/, train.log
+  adapters/<base>/<sha256>/        published adapters, immutable
+  logs/                            one file a service
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+
+class Paths:
+    """The layout above, rooted at one folder."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.admin_key = home / "admin.key"
+        self.internal_key = home / "internal.key"
+        self.valkey = home / "valkey"
+        self.bases = home / "bases"
+        self.files = home / "files"
+        self.partial = home / "files" / ".partial"
+        self.jobs = home / "jobs"
+        self.adapters = home / "adapters"
+        self.logs = home / "logs"
+
+    def prepare(self) -> None:
+        """Create the folders; the root is readable by its owner alone, since it holds keys and data."""
+        self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for folder in (self.valkey, self.bases, self.partial, self.jobs, self.adapters, self.logs):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def file_folder(self, file_id: str) -> Path:
+        return self.files / _name(file_id)
+
+    def file_content(self, file_id: str) -> Path:
+        return self.file_folder(file_id) / "content"
+
+    def job_folder(self, job_id: str) -> Path:
+        return self.jobs / _name(job_id)
+
+    def adapter_folder(self, base: str, digest: str) -> Path:
+        return self.adapters / slug(base) / _name(digest)
+
+    def relative(self, path: Path) -> str:
+        """Return `path` as it is stored: relative to the data folder, so that the folder may move."""
+        return path.relative_to(self.home).as_posix()
+
+
+def slug(name: str) -> str:
+    """Turn a model id into one path component: slashes become `--`, as the hub's cache does it."""
+    return _name(name.replace("/", "--").replace(":", "--"))
+
+
+def _name(part: str) -> str:
+    if part in ("", ".", "..") or "/" in part or "\0" in part:
+        raise ValueError(f"not a file name: {part!r}")
+    return part
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make a rename inside `folder` survive a power cut (fsync(2) on the directory)."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Write a file that other processes see whole or not at all: temporary name, fsync, rename, fsync of the folder."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+def publish_folder(staged: Path, final: Path) -> None:
+    """Move a finished folder to its place: fsync each file, chmod 0644/0755, rename.
+
+    When `final` exists already it holds the same content (its name is its hash), and the staged copy is removed.
+    """
+    for path in staged.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+        if path.is_file():
+            with path.open("rb") as handle:
+                os.fsync(handle.fileno())
+    staged.chmod(0o755)
+    fsync_folder(staged)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        staged.rename(final)
+    except OSError:
+        if not final.is_dir():
+            raise
+        shutil.rmtree(staged)
+    fsync_folder(final.parent)
+
+
+def read_or_create_secret(path: Path, make: str) -> tuple[str, bool]:
+    """Return the secret kept in `path` (0600), writing `make` there first if there is none; and whether it is new."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return path.read_text(encoding="utf-8").strip(), False
+    with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
+        handle.write(make + "\n")
+        handle.flush()
+        os.fsync(handle.fileno())
+    return make, True

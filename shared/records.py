@@ -1,0 +1,172 @@
+"""What is stored. Reading is tolerant: unknown fields are skipped, and every field added later has a default."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from shared.schemas.files import File, FilePurpose
+from shared.schemas.jobs import Job, JobError
+from shared.schemas.methods import Method, SupervisedHyperparameters, SupervisedMethod
+from shared.schemas.models import Model
+from shared.states import JobState
+
+DEFAULT_PROJECT = "proj_default"
+
+
+class KeyRecord(Struct, frozen=True, kw_only=True):
+    """An API key; the key itself is not stored, its SHA-256 is the record's name."""
+
+    project: str
+    name: str
+    created_at: int
+
+
+class FileRecord(Struct, frozen=True, kw_only=True):
+    """A file whose bytes lie in `Paths.file_content(id)`."""
+
+    id: str
+    project: str
+    filename: str
+    purpose: FilePurpose
+    size_bytes: int
+    sha256: str
+    created_at: int
+
+    def public(self) -> File:
+        return File(
+            id=self.id, bytes=self.size_bytes, created_at=self.created_at, filename=self.filename, purpose=self.purpose
+        )
+
+
+class JobRecord(Struct, frozen=True, kw_only=True):
+    """A fine-tuning job. `requested` is what the client asked for, `resolved` what `auto` became."""
+
+    id: str
+    project: str
+    organization: str
+    created_at: int
+    model: str
+    training_file: str
+    validation_file: str | None = None
+    suffix: str | None = None
+    seed: int
+    requested: SupervisedHyperparameters
+    resolved: SupervisedHyperparameters | None = None
+    metadata: dict[str, str] | None = None
+    status: JobState = JobState.VALIDATING_FILES
+    fine_tuned_model: str | None = None
+    model_name: str
+    """The name its model will have; chosen at submit, so that a second attempt publishes under the same one."""
+    result_files: list[str] = []
+    trained_tokens: int | None = None
+    finished_at: int | None = None
+    estimated_finish: int | None = None
+    error: JobError | None = None
+    attempts: int = 0
+    """How often a training process was started for it."""
+
+    def public(self) -> Job:
+        effective = self.resolved or self.requested
+        return Job(
+            id=self.id,
+            created_at=self.created_at,
+            finished_at=self.finished_at,
+            estimated_finish=self.estimated_finish,
+            model=self.model,
+            fine_tuned_model=self.fine_tuned_model,
+            organization_id=f"org-{self.organization}",
+            status=self.status.value,
+            training_file=self.training_file,
+            validation_file=self.validation_file,
+            result_files=self.result_files,
+            trained_tokens=self.trained_tokens,
+            hyperparameters=effective,
+            method=Method(type="supervised", supervised=SupervisedMethod(hyperparameters=effective)),
+            seed=self.seed,
+            error=self.error,
+            metadata=self.metadata,
+            user_provided_suffix=self.suffix,
+        )
+
+
+class BaseRecord(Struct, frozen=True, kw_only=True):
+    """A base model that can be trained on and served."""
+
+    id: str
+    path: str
+    """Absolute folder with config.json, safetensors and tokenizer."""
+    fingerprint: str
+    """SHA-256 over what an adapter depends on: architecture, sizes, vocabulary."""
+    context_length: int
+    created_at: int
+    architecture: str = ""
+    parameters: int = 0
+
+    def public(self) -> Model:
+        return Model(id=self.id, created=self.created_at, owned_by="system")
+
+
+class AdapterRecord(Struct, frozen=True, kw_only=True):
+    """A fine-tuned model: an immutable LoRA adapter on a base."""
+
+    name: str
+    """The public model id, `ft:…`; never used again for other bytes."""
+    version: int = 1
+    int_id: int = 0
+    """The adapter's number inside the engines: unique, 1 … 2**31 - 1; the registry sets it."""
+    base: str
+    base_fingerprint: str
+    folder: str
+    """Relative to the data folder."""
+    sha256: str
+    rank: int
+    project: str
+    job_id: str
+    created_at: int
+    listed: bool = False
+    """Whether clients see it; until its job has succeeded only the replicas know it."""
+
+    def public(self, organization: str) -> Model:
+        return Model(id=self.name, created=self.created_at, owned_by=organization)
+
+    def as_listed(self) -> AdapterRecord:
+        return replace(self, listed=True)
+
+
+class Residency(Struct, frozen=True, kw_only=True):
+    """How one adapter stands on one replica."""
+
+    state: Literal["loading", "warm", "evicted", "draining", "failed", "gone"]
+    reason: str = ""
+    load_ms: float | None = None
+    at: float = 0.0
+
+
+class ReplicaRecord(Struct, frozen=True, kw_only=True):
+    """An inference server that is alive; vanishes with its heartbeat."""
+
+    id: str
+    url: str
+    """Where the gateway reaches it, such as http://127.0.0.1:41234; empty until it listens."""
+    base: str
+    state: Literal["waiting", "starting", "ready", "draining"]
+    reason: str = ""
+    engine_pid: int | None = None
+    max_loras: int = 0
+    max_lora_rank: int = 0
+    resident: list[str] = []
+    running: int = 0
+    started_at: float = 0.0
+
+
+class WorkerRecord(Struct, frozen=True, kw_only=True):
+    """A trainer that is alive; vanishes with its heartbeat."""
+
+    id: str
+    state: Literal["preparing", "idle", "training", "draining"]
+    reason: str = ""
+    job_id: str | None = None
+    started_at: float = 0.0

@@ -1,0 +1,51 @@
+"""Reading the header of a safetensors file without a tensor library.
+
+Format: 8 bytes little-endian length of the header, the header as JSON, then the tensors' bytes
+(https://github.com/huggingface/safetensors, "Format").
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+from shared.errors import AdapterRejected
+
+_MAX_HEADER_BYTES = 100 << 20  # the format's own limit
+
+
+class TensorInfo(Struct, frozen=True):
+    """One tensor: element type such as F32, shape, and its bytes' place behind the header."""
+
+    dtype: str
+    shape: list[Annotated[int, Meta(ge=0)]]
+    data_offsets: tuple[int, int]
+
+
+_decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """Return the tensors of a file by name.
+
+    Raises AdapterRejected when the file is not safetensors, or is shorter or longer than its header says.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as handle:
+            length = int.from_bytes(handle.read(8), "little")
+            if not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
+                raise AdapterRejected(f"{path.name} is not a safetensors file, or is cut off inside its header")
+            entries = _decode(handle.read(length))
+        tensors = {
+            name: msgspec.json.decode(raw, type=TensorInfo) for name, raw in entries.items() if name != "__metadata__"
+        }
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise AdapterRejected(f"{path.name} cannot be read as safetensors: {type(error).__name__}") from error
+    expected = 8 + length + max((info.data_offsets[1] for info in tensors.values()), default=0)
+    if size != expected:
+        raise AdapterRejected(f"{path.name} has {size} bytes, its header promises {expected}: truncated or damaged")
+    return tensors

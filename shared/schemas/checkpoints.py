@@ -1,0 +1,31 @@
+"""Checkpoints: the model at the end of an epoch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+
+class CheckpointMetrics(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Metrics at the checkpoint's step; losses in nats per token, accuracies from 0 to 1."""
+
+    step: float | None = None
+    train_loss: float | None = None
+    train_mean_token_accuracy: float | None = None
+    valid_loss: float | None = None
+    valid_mean_token_accuracy: float | None = None
+    full_valid_loss: float | None = None
+    full_valid_mean_token_accuracy: float | None = None
+
+
+class Checkpoint(Struct, frozen=True, kw_only=True):
+    """A model that can be used like the final one."""
+
+    id: str
+    object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
+    created_at: int
+    fine_tuning_job_id: str
+    fine_tuned_model_checkpoint: str
+    step_number: int
+    metrics: CheckpointMetrics

@@ -1,0 +1,66 @@
+"""Fine-tuning jobs: what a client posts and what it gets back."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+from msgspec import Meta, Struct
+
+from shared.schemas.methods import Method, SupervisedHyperparameters
+
+MetadataKey: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64)]
+MetadataValue: TypeAlias = Annotated[str, Meta(max_length=512)]
+Metadata: TypeAlias = Annotated[
+    dict[MetadataKey, MetadataValue], Meta(max_length=16, description="Up to 16 pairs of your own.")
+]
+
+
+class CreateJob(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of POST /v1/fine_tuning/jobs."""
+
+    model: Annotated[str, Meta(min_length=1, description="Id of a base model in /v1/models.")]
+    training_file: Annotated[str, Meta(min_length=1, description="Id of an uploaded file with purpose fine-tune.")]
+    validation_file: Annotated[str | None, Meta(description="Id of a file that is evaluated, not trained on.")] = None
+    suffix: (
+        Annotated[str, Meta(min_length=1, max_length=64, description="A name of yours in the model's name.")] | None
+    ) = None
+    seed: Annotated[int, Meta(ge=0, le=2147483647, description="Same seed and data, same model.")] | None = None
+    method: Method | None = None
+    hyperparameters: Annotated[
+        SupervisedHyperparameters | None, Meta(description="Deprecated; use method.supervised.hyperparameters.")
+    ] = None
+    metadata: Metadata | None = None
+    integrations: list[dict[str, Any]] | None = None
+
+
+class JobError(Struct, frozen=True, kw_only=True):
+    """Why a job failed."""
+
+    code: str
+    message: str
+    param: str | None = None
+
+
+class Job(Struct, frozen=True, kw_only=True):
+    """A fine-tuning job as the API shows it."""
+
+    id: str
+    object: Literal["fine_tuning.job"] = "fine_tuning.job"
+    created_at: int
+    finished_at: int | None = None
+    estimated_finish: int | None = None
+    model: str
+    fine_tuned_model: str | None = None
+    organization_id: str
+    status: Literal["validating_files", "queued", "running", "succeeded", "failed", "cancelled"]
+    training_file: str
+    validation_file: str | None = None
+    result_files: list[str] = []
+    trained_tokens: int | None = None
+    hyperparameters: SupervisedHyperparameters
+    method: Method
+    seed: int
+    error: JobError | None = None
+    integrations: list[dict[str, Any]] = []
+    metadata: Metadata | None = None
+    user_provided_suffix: str | None = None

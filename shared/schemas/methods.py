@@ -1,0 +1,37 @@
+"""Training methods and their hyperparameters, as a request gives them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from msgspec import Meta, Struct
+
+Epochs: TypeAlias = Annotated[int, Meta(ge=1, le=50, description="Passes over the training file.")]
+BatchSize: TypeAlias = Annotated[int, Meta(ge=1, le=256, description="Examples per optimizer step.")]
+LearningRateMultiplier: TypeAlias = Annotated[
+    float, Meta(gt=0, le=100, description="Factor on the server's base learning rate.")
+]
+
+
+class SupervisedHyperparameters(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """OpenAI's three; `auto` is resolved from the size of the data when the job starts."""
+
+    n_epochs: Literal["auto"] | Epochs = "auto"
+    batch_size: Literal["auto"] | BatchSize = "auto"
+    learning_rate_multiplier: Literal["auto"] | LearningRateMultiplier = "auto"
+
+
+class SupervisedMethod(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Supervised fine-tuning: learn to give the answers in the file."""
+
+    hyperparameters: SupervisedHyperparameters = SupervisedHyperparameters()
+
+
+class Method(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Which training, and how. Only `supervised` is offered so far.
+
+    Settings of other methods may stand beside it and are ignored, as OpenAI does.
+    """
+
+    type: Literal["supervised", "dpo", "reinforcement"]
+    supervised: SupervisedMethod | None = None

@@ -1,0 +1,27 @@
+"""Lists, as OpenAI pages them: newest first, `after` is the last id of the page before."""
+
+from __future__ import annotations
+
+from typing import Generic, Literal, TypeVar
+
+from msgspec import Struct
+
+T = TypeVar("T")
+
+
+class Page(Struct, Generic[T], frozen=True, kw_only=True):
+    """One page of a list."""
+
+    object: Literal["list"] = "list"
+    data: list[T]
+    first_id: str | None = None
+    last_id: str | None = None
+    has_more: bool = False
+
+
+class Deleted(Struct, frozen=True, kw_only=True):
+    """Answer to a deletion."""
+
+    id: str
+    object: Literal["file", "model"]
+    deleted: Literal[True] = True

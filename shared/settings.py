@@ -1,0 +1,123 @@
+"""Configuration: one frozen Struct, read once from a TOML file and SELFTUNE_* variables, then passed down.
+
+Precedence, strongest first: command line, environment, file, default. The file is `SELFTUNE_CONFIG`, else
+`selftune.toml` in the data folder; a missing default file is fine, a missing named one is an error.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from shared.errors import InvalidRequest
+
+ENV_PREFIX = "SELFTUNE_"
+
+
+def _setting(description: str, **constraints: Any) -> Meta:
+    return Meta(description=description, **constraints)
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that an operator can set; each field's description is what `selftune up --help` prints."""
+
+    data_dir: Annotated[str, _setting("Folder for everything that is kept: database, files, jobs, adapters, keys.")] = (
+        "~/.selftune"
+    )
+    host: Annotated[str, _setting("Address that the API listens on.")] = "127.0.0.1"
+    port: Annotated[int, _setting("Port that the API listens on.", ge=1, le=65535)] = 8000
+    redis_url: Annotated[
+        str, _setting("Redis or Valkey to use, redis://… or unix://…; empty starts an embedded one in the data folder.")
+    ] = ""
+    base_model: Annotated[
+        str, _setting("Base model: 'embedded' (SmolLM2-135M-Instruct from a Python package), a hub id, or a folder.")
+    ] = "embedded"
+    base_model_id: Annotated[
+        str, _setting("Name that clients use for the base; empty: the hub id or the folder's name.")
+    ] = ""
+    organization: Annotated[
+        str, _setting("The third part of ft:… model names.", pattern=r"\A[A-Za-z0-9._-]{1,64}\Z")
+    ] = "selftune"
+    max_file_bytes: Annotated[int, _setting("Largest file that may be uploaded, in bytes.", ge=1)] = 8 << 30
+    max_body_bytes: Annotated[int, _setting("Largest JSON request body, in bytes.", ge=1024)] = 32 << 20
+    lora_rank: Annotated[int, _setting("Rank of the adapters that are trained.", ge=1, le=512)] = 16
+    max_lora_rank: Annotated[int, _setting("Largest rank that is served; every slot costs this much.", ge=1)] = 16
+    max_loras: Annotated[int, _setting("Different adapters in one batch of the inference server.", ge=1)] = 4
+    max_cpu_loras: Annotated[int, _setting("Adapters kept in the inference server's memory.", ge=1)] = 64
+    max_model_len: Annotated[int, _setting("Longest prompt plus answer, in tokens, training and serving.", ge=16)] = (
+        2048
+    )
+    max_num_seqs: Annotated[int, _setting("Requests decoded together by one inference server.", ge=1)] = 16
+    kv_cache_bytes: Annotated[int, _setting("Size of the key/value cache on a CPU, in bytes.", ge=1 << 20)] = 1 << 30
+    inference_port: Annotated[
+        int, _setting("Loopback port of the inference server; 0 picks a free one.", ge=0, le=65535)
+    ] = 0
+    internal_key: Annotated[str, _setting("Key between gateway and inference; empty: kept in the data folder.")] = ""
+    threads: Annotated[int, _setting("Compute threads of training and inference; 0 takes every core.", ge=0)] = 0
+    lease_ttl_s: Annotated[float, _setting("Seconds after which a silent worker's job is given to another.", ge=2)] = (
+        15.0
+    )
+    log_level: Annotated[str, _setting("Least level that is logged.", pattern=r"\A(DEBUG|INFO|WARNING|ERROR)\Z")] = (
+        "INFO"
+    )
+
+    @property
+    def home(self) -> Path:
+        """The data folder, absolute."""
+        return Path(self.data_dir).expanduser().resolve()
+
+    @classmethod
+    def load(
+        cls,
+        overrides: Mapping[str, Any] | None = None,
+        *,
+        environ: Mapping[str, str] | None = None,
+        config: Path | None = None,
+    ) -> Settings:
+        """Merge file, environment and overrides. Raises InvalidRequest that names the setting."""
+        environ = os.environ if environ is None else environ
+        given = {name: value for name, value in (overrides or {}).items() if value is not None}
+        from_env = _from_env(environ)
+        data_dir = given.get("data_dir") or from_env.get("data_dir") or cls().data_dir
+        named = config or (Path(environ[f"{ENV_PREFIX}CONFIG"]) if environ.get(f"{ENV_PREFIX}CONFIG") else None)
+        from_file = _from_file(named, Path(data_dir).expanduser() / "selftune.toml")
+        return _validated({**from_file, **from_env, **given})
+
+    def to_env(self) -> dict[str, str]:
+        """Write every setting as a SELFTUNE_* variable, so that a child process reads exactly these."""
+        return {f"{ENV_PREFIX}{name.upper()}": str(getattr(self, name)) for name in self.__struct_fields__}
+
+
+def _from_env(environ: Mapping[str, str]) -> dict[str, str]:
+    known = {f"{ENV_PREFIX}{name.upper()}": name for name in Settings.__struct_fields__}
+    return {known[key]: value for key, value in environ.items() if key in known and value != ""}
+
+
+def _from_file(named: Path | None, fallback: Path) -> dict[str, Any]:
+    path = named or fallback
+    if not path.exists() and named is None:
+        return {}
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InvalidRequest(f"settings file {path}: {error}") from error
+
+
+def _validated(values: dict[str, Any]) -> Settings:
+    try:
+        return msgspec.convert(values, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"settings: {error}") from error
+
+
+def describe() -> list[tuple[str, str, object]]:
+    """List (name, description, default) of every setting, in order."""
+    schema = msgspec.json.schema_components([Settings], ref_template="{name}")[1]["Settings"]["properties"]
+    defaults = Settings()
+    return [(name, schema[name].get("description", ""), getattr(defaults, name)) for name in Settings.__struct_fields__]

@@ -1,0 +1,69 @@
+"""The connection to Redis, typed, with its failures translated into ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any, TypeAlias
+
+from redis import exceptions
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from shared.errors import StoreUnavailable
+
+Argument: TypeAlias = str | bytes | int | float
+
+_AWAY = (exceptions.ConnectionError, exceptions.TimeoutError, exceptions.BusyLoadingError, exceptions.ReadOnlyError)
+
+
+class Client:
+    """A pool of connections; every call raises StoreUnavailable when Redis is away.
+
+    `timeout_s` bounds one command and must exceed the longest blocking read.
+    """
+
+    def __init__(self, url: str, *, connections: int = 32, timeout_s: float = 5.0) -> None:
+        pool = BlockingConnectionPool.from_url(
+            url, max_connections=connections, timeout=timeout_s, socket_timeout=timeout_s, socket_connect_timeout=2.0,
+            health_check_interval=30, retry=Retry(NoBackoff(), 1), retry_on_error=[exceptions.ConnectionError],
+        )  # fmt: skip
+        self._redis = Redis(connection_pool=pool)
+        self._scripts: dict[str, str] = {}
+
+    async def call(self, *command: Argument) -> Any:
+        """Run one command; replies are bytes, as redis-py gives them without decoding."""
+        try:
+            return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
+        except _AWAY as error:
+            raise StoreUnavailable("The database does not answer at the moment; please try again.") from error
+
+    async def together(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
+        """Run several commands as one transaction (MULTI/EXEC): all or none, nothing in between."""
+        try:
+            async with self._redis.pipeline(transaction=True) as pipeline:
+                for command in commands:
+                    pipeline.execute_command(*command)
+                return await pipeline.execute()
+        except _AWAY as error:
+            raise StoreUnavailable("The database does not answer at the moment; please try again.") from error
+
+    async def script(self, name: str, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
+        """Run `scripts/{name}.lua` atomically. Raises StoreUnavailable, or ResponseError for a fault in the script."""
+        sha = self._scripts.get(name)
+        if sha is not None:
+            try:
+                return await self.call("EVALSHA", sha, len(keys), *keys, *arguments)
+            except exceptions.NoScriptError:  # a restarted server has forgotten it
+                pass
+        text = (files("shared.store") / "scripts" / f"{name}.lua").read_text(encoding="utf-8")
+        self._scripts[name] = (await self.call("SCRIPT", "LOAD", text)).decode()
+        return await self.call("EVALSHA", self._scripts[name], len(keys), *keys, *arguments)
+
+    async def ping(self) -> None:
+        await self.call("PING")
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+        await self._redis.connection_pool.disconnect()

@@ -1,0 +1,64 @@
+"""Records of uploaded files; their bytes lie in the data folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from shared import keys
+from shared.errors import NotFound
+from shared.records import FileRecord
+from shared.store import index
+from shared.store.client import Client
+
+_decode = msgspec.json.Decoder(FileRecord).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class FileStore:
+    """Files by id and by project, newest first."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def add(self, record: FileRecord) -> None:
+        """Make a file visible; its bytes must be in place. Calling it twice is the same as once."""
+        order = await index.next_sequence(self._client)
+        await self._client.together(
+            [
+                ("SET", keys.file(record.id), _encode(record)),
+                ("ZADD", keys.files(record.project), "NX", order, record.id),
+            ]
+        )
+
+    async def get(self, file_id: str, *, project: str | None = None) -> FileRecord:
+        """Raises NotFound when it is unknown or belongs to another project than `project`."""
+        raw = await self._client.call("GET", keys.file(file_id))
+        record = _decode(raw) if raw is not None else None
+        if record is None or (project is not None and record.project != project):
+            raise NotFound(f"No such File object: {file_id}", param="id")
+        return record
+
+    async def list(
+        self, project: str, *, after: str | None, limit: int, purpose: str | None = None, newest_first: bool = True
+    ) -> tuple[Sequence[FileRecord], bool]:
+        """Return a page and whether there are more; `purpose` filters before the page is cut."""
+        found: list[FileRecord] = []
+        more = True
+        while more and len(found) <= limit:
+            ids, more = await index.page(
+                self._client, keys.files(project), after=after, limit=max(limit, 100), newest_first=newest_first
+            )
+            after = ids[-1] if ids else after
+            raws = await self._client.call("MGET", *map(keys.file, ids)) if ids else []
+            records = (_decode(raw) for raw in raws if raw is not None)
+            found += [record for record in records if purpose is None or record.purpose == purpose]
+        return found[:limit], len(found) > limit
+
+    async def remove(self, record: FileRecord) -> bool:
+        """Forget a file; False if somebody was faster. The caller removes the bytes afterwards."""
+        removed, _ = await self._client.together(
+            [("DEL", keys.file(record.id)), ("ZREM", keys.files(record.project), record.id)]
+        )
+        return bool(removed)

@@ -1,0 +1,162 @@
+"""Fine-tuning jobs, their events and checkpoints. Every change is compare-and-set."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
+
+import msgspec
+from msgspec.structs import replace
+
+from shared import keys
+from shared.errors import LeaseLost, NotFound
+from shared.records import JobRecord
+from shared.schemas.checkpoints import Checkpoint
+from shared.schemas.events import Event
+from shared.states import TERMINAL, JobState, check_transition
+from shared.store import index
+from shared.store.client import Client
+
+_decode = msgspec.json.Decoder(JobRecord).decode
+_decode_event = msgspec.json.Decoder(Event).decode
+_decode_checkpoint = msgspec.json.Decoder(Checkpoint).decode
+_encode = msgspec.json.Encoder().encode
+
+Change = Callable[[JobRecord], JobRecord]
+
+
+def event(
+    message: str,
+    *,
+    level: Literal["info", "warn", "error"] = "info",
+    type: Literal["message", "metrics"] = "message",
+    data: dict[str, Any] | None = None,
+) -> Event:
+    """Form an event that is not stored yet; the stream gives it its id."""
+    return Event(id="", created_at=int(time.time()), level=level, message=message, type=type, data=data or {})
+
+
+class JobStore:
+    """The only writer of job records. `fence` is the token of the job's lease: with it, a worker that lost its lease
+    can no longer write (LeaseLost)."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def create(self, record: JobRecord, events: Iterable[Event]) -> None:
+        order = await index.next_sequence(self._client)
+        commands: list[tuple[str | bytes | int, ...]] = [
+            ("HSET", keys.job(record.id), "record", _encode(record), "version", 1),
+            ("ZADD", keys.jobs(record.project), order, record.id),
+            ("SADD", keys.ACTIVE_JOBS, record.id),
+        ]
+        commands += [("XADD", keys.job_events(record.id), "*", "event", _encode(item)) for item in events]
+        await self._client.together(commands)
+
+    async def get(self, job_id: str, *, project: str | None = None) -> JobRecord:
+        """Raises NotFound when it is unknown or belongs to another project than `project`."""
+        return (await self._read(job_id, project))[0]
+
+    async def list(self, project: str, *, after: str | None, limit: int) -> tuple[Sequence[JobRecord], bool]:
+        """Return a page, newest first, and whether there are more."""
+        ids, more = await index.page(self._client, keys.jobs(project), after=after, limit=limit)
+        raws = await self._client.together([("HGET", keys.job(job_id), "record") for job_id in ids]) if ids else []
+        return [_decode(raw) for raw in raws if raw is not None], more
+
+    async def update(
+        self,
+        job_id: str,
+        change: Change,
+        events: Callable[[JobRecord], Iterable[Event]] | Iterable[Event] = (),
+        *,
+        project: str | None = None,
+        fence: str = "",
+    ) -> JobRecord:
+        """Apply `change` to the newest record, retrying while others write, and append events in the same step.
+
+        Raises NotFound, LeaseLost, or TransitionRefused when `change` asks for a state that is not allowed from here.
+        """
+        while True:
+            current, version = await self._read(job_id, project)
+            changed = change(current)
+            check_transition(current.status, changed.status)
+            if changed is current:
+                return current
+            additions = events(changed) if callable(events) else events
+            outcome = await self._client.script(
+                "commit_job",
+                [keys.job(job_id), keys.job_events(job_id), keys.job_lease(job_id), keys.ACTIVE_JOBS],
+                [version, _encode(changed), fence, job_id, int(changed.status in TERMINAL), *map(_encode, additions)],
+            )
+            if outcome == 1:
+                return changed
+            _raise_for(outcome, job_id)
+
+    async def finish(
+        self, job_id: str, status: JobState, *, events: Iterable[Event] = (), fence: str = "", **fields: Any
+    ) -> JobRecord:
+        """Bring a job to its end; a job that is at an end already stays as it is and gets no event."""
+
+        def end(current: JobRecord) -> JobRecord:
+            if current.status in TERMINAL:
+                return current
+            return replace(current, status=status, finished_at=int(time.time()), estimated_finish=None, **fields)
+
+        return await self.update(job_id, end, events, fence=fence)
+
+    async def active(self) -> Sequence[str]:
+        """List ids of the jobs that are not at their end."""
+        return sorted(member.decode() for member in await self._client.call("SMEMBERS", keys.ACTIVE_JOBS))
+
+    async def append_events(self, job_id: str, events: Iterable[Event], *, fence: str = "") -> None:
+        """Add to a job's story without changing its record."""
+        outcome = await self._client.script(
+            "append_event",
+            [keys.job(job_id), keys.job_events(job_id), keys.job_lease(job_id)],
+            [fence, *map(_encode, events)],
+        )
+        _raise_for(outcome, job_id)
+
+    async def events(self, job_id: str, *, after: str | None = None, limit: int = 20) -> tuple[Sequence[Event], bool]:
+        """Return a page of events, newest first; `after` is the id of the last one on the page before."""
+        end = "+" if after is None else f"({_stream_id(after)}"
+        found = await self._client.call("XREVRANGE", keys.job_events(job_id), end, "-", "COUNT", limit + 1)
+        events = [replace(_decode_event(fields[1]), id=f"ftevent-{entry.decode()}") for entry, fields in found]
+        return events[:limit], len(events) > limit
+
+    async def append_checkpoint(self, checkpoint: Checkpoint, *, fence: str = "") -> None:
+        """Record a checkpoint; one per step, a second call for the same step changes nothing."""
+        job_id = checkpoint.fine_tuning_job_id
+        outcome = await self._client.script(
+            "append_checkpoint",
+            [keys.job(job_id), keys.job_checkpoints(job_id), keys.job_lease(job_id)],
+            [fence, _encode(checkpoint), checkpoint.step_number],
+        )
+        _raise_for(outcome, job_id)
+
+    async def checkpoints(self, job_id: str) -> Sequence[Checkpoint]:
+        """Return all checkpoints, newest first; there are at most as many as epochs."""
+        found = await self._client.call("LRANGE", keys.job_checkpoints(job_id), 0, -1)
+        return [_decode_checkpoint(raw) for raw in reversed(found)]
+
+    async def _read(self, job_id: str, project: str | None) -> tuple[JobRecord, int]:
+        raw, version = await self._client.call("HMGET", keys.job(job_id), "record", "version")
+        record = _decode(raw) if raw is not None else None
+        if record is None or (project is not None and record.project != project):
+            raise NotFound(f"Could not find fine tune: {job_id}", code="fine_tune_not_found", param="fine_tune_id")
+        return record, int(version)
+
+
+def _stream_id(event_id: str) -> str:
+    entry = event_id.removeprefix("ftevent-")
+    if not all(part.isascii() and part.isdigit() for part in entry.split("-")) or entry.count("-") != 1:
+        raise NotFound(f"No such event to list after: {event_id}", param="after")
+    return entry
+
+
+def _raise_for(outcome: int, job_id: str) -> None:
+    if outcome == -1:
+        raise NotFound(f"Could not find fine tune: {job_id}", code="fine_tune_not_found", param="fine_tune_id")
+    if outcome == -2:
+        raise LeaseLost(f"{job_id} is owned by another worker now")

@@ -1,0 +1,62 @@
+"""Who is alive: replicas and workers, each a record that vanishes with its heartbeat."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from shared import keys
+from shared.records import ReplicaRecord, WorkerRecord
+from shared.store.client import Client
+
+_encode = msgspec.json.Encoder().encode
+_decode_replica = msgspec.json.Decoder(ReplicaRecord).decode
+_decode_worker = msgspec.json.Decoder(WorkerRecord).decode
+
+_FORGET_AFTER_S = 86_400
+
+
+class Presence:
+    """Heartbeats."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def beat_replica(self, record: ReplicaRecord, *, ttl_s: float = 5.0) -> None:
+        await self._beat(keys.REPLICAS, record.id, keys.replica(record.id), _encode(record), ttl_s)
+
+    async def beat_worker(self, record: WorkerRecord, *, ttl_s: float = 5.0) -> None:
+        await self._beat(keys.WORKERS, record.id, keys.worker(record.id), _encode(record), ttl_s)
+
+    async def forget_replica(self, replica_id: str) -> None:
+        await self._client.together([("DEL", keys.replica(replica_id)), ("ZREM", keys.REPLICAS, replica_id)])
+
+    async def forget_worker(self, worker_id: str) -> None:
+        await self._client.together([("DEL", keys.worker(worker_id)), ("ZREM", keys.WORKERS, worker_id)])
+
+    async def replicas(self) -> Sequence[ReplicaRecord]:
+        """List the inference servers whose heartbeat is fresh, by id."""
+        return [_decode_replica(raw) for raw in await self._alive(keys.REPLICAS, keys.replica)]
+
+    async def workers(self) -> Sequence[WorkerRecord]:
+        """List the trainers whose heartbeat is fresh, by id."""
+        return [_decode_worker(raw) for raw in await self._alive(keys.WORKERS, keys.worker)]
+
+    async def _beat(self, index: str, member: str, key: str, record: bytes, ttl_s: float) -> None:
+        now = time.time()
+        await self._client.together(
+            [
+                ("SET", key, record, "PX", int(ttl_s * 1000)),
+                ("ZADD", index, now, member),
+                ("ZREMRANGEBYSCORE", index, "-inf", now - _FORGET_AFTER_S),
+            ]
+        )
+
+    async def _alive(self, index: str, key_of: Callable[[str], str]) -> list[bytes]:
+        members = sorted(member.decode() for member in await self._client.call("ZRANGE", index, 0, -1))
+        if not members:
+            return []
+        raws = await self._client.call("MGET", *map(key_of, members))
+        return [raw for raw in raws if raw is not None]

@@ -1,0 +1,162 @@
+"""Which models should exist: bases and adapters. Replicas converge to it and report what they hold."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from shared import keys
+from shared.errors import Conflict, NotFound, SelftuneError
+from shared.records import AdapterRecord, BaseRecord, Residency
+from shared.store.client import Client
+
+_encode = msgspec.json.Encoder().encode
+_decode_adapter = msgspec.json.Decoder(AdapterRecord).decode
+_decode_base = msgspec.json.Decoder(BaseRecord).decode
+_decode_residency = msgspec.json.Decoder(Residency).decode
+
+_RESIDENCY_TTL_S = 86_400
+
+
+class AdapterChange(Struct, frozen=True, kw_only=True):
+    """One entry of the change stream; the registry, not the entry, says what is true now."""
+
+    name: str
+    base: str
+    action: Literal["published", "retired"]
+
+
+_decode_change = msgspec.json.Decoder(AdapterChange).decode
+
+
+class CursorLost(SelftuneError):
+    """The change stream was trimmed past the reader's place: take a snapshot and go on from there."""
+
+
+def unknown_model(name: str) -> NotFound:
+    """Form the error that OpenAI gives for a model that is not there."""
+    return NotFound(
+        f"The model '{name}' does not exist or you do not have access to it.", code="model_not_found", param="model"
+    )
+
+
+class Registry:
+    """Bases and adapters in Redis."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def put_base(self, base: BaseRecord) -> None:
+        await self._client.call("HSET", keys.BASES, base.id, _encode(base))
+
+    async def bases(self) -> Sequence[BaseRecord]:
+        """List base models by id."""
+        found = await self._client.call("HVALS", keys.BASES)
+        return sorted((_decode_base(raw) for raw in found), key=lambda base: base.id)
+
+    async def base(self, base_id: str) -> BaseRecord | None:
+        raw = await self._client.call("HGET", keys.BASES, base_id)
+        return None if raw is None else _decode_base(raw)
+
+    async def publish(self, adapter: AdapterRecord) -> AdapterRecord:
+        """Declare that an adapter should exist, and return it with its number.
+
+        Publishing the same bytes again (to list them, say) keeps the number. Raises Conflict when the name belongs to
+        other bytes.
+        """
+        head, _, tail = _encode(replace(adapter, int_id=0)).partition(b'"int_id":0')
+        number = await self._client.script(
+            "publish_adapter",
+            [
+                keys.adapter(adapter.name),
+                keys.adapters(adapter.base),
+                keys.ADAPTER_CHANGES,
+                keys.ADAPTER_NEXT_ID,
+                keys.models(adapter.project),
+            ],
+            [
+                adapter.name,
+                adapter.sha256,
+                head + b'"int_id":',
+                tail,
+                _encode(AdapterChange(name=adapter.name, base=adapter.base, action="published")),
+                int(adapter.listed),
+            ],
+        )
+        if not number:
+            raise Conflict(f"The model name '{adapter.name}' belongs to another adapter.")
+        return replace(adapter, int_id=int(number))
+
+    async def retire(self, name: str) -> bool:
+        """Declare that an adapter should not exist any more; False if it did not. It stops answering at once."""
+        adapter = await self.get(name)
+        if adapter is None:
+            return False
+        change = _encode(AdapterChange(name=name, base=adapter.base, action="retired"))
+        removed, *_ = await self._client.together(
+            [
+                ("DEL", keys.adapter(name)),
+                ("SREM", keys.adapters(adapter.base), name),
+                ("SREM", keys.models(adapter.project), name),
+                ("XADD", keys.ADAPTER_CHANGES, "MAXLEN", "~", 10000, "*", "change", change),
+            ]
+        )
+        return bool(removed)
+
+    async def get(self, name: str) -> AdapterRecord | None:
+        raw = await self._client.call("GET", keys.adapter(name))
+        return None if raw is None else _decode_adapter(raw)
+
+    async def listed(self, project: str) -> Sequence[AdapterRecord]:
+        """List the fine-tuned models that a project sees, newest first."""
+        names = [member.decode() for member in await self._client.call("SMEMBERS", keys.models(project))]
+        return sorted(await self._many(names), key=lambda adapter: (-adapter.created_at, adapter.name))
+
+    async def snapshot(self, base: str) -> tuple[str, Sequence[AdapterRecord]]:
+        """Return all adapters that should exist on a base, and the place in the change stream from where to go on."""
+        last = await self._client.call("XREVRANGE", keys.ADAPTER_CHANGES, "+", "-", "COUNT", 1)
+        cursor = last[0][0].decode() if last else "0-0"
+        names = [member.decode() for member in await self._client.call("SMEMBERS", keys.adapters(base))]
+        return cursor, await self._many(names)
+
+    async def changes(self, cursor: str, *, block_ms: int) -> tuple[str, Sequence[AdapterChange]]:
+        """Wait up to `block_ms` for changes behind `cursor`; returns the new cursor and them.
+
+        Raises CursorLost when changes behind `cursor` were dropped, or Redis came back without them.
+        """
+        await self._check_cursor(cursor)
+        found = await self._client.call(
+            "XREAD", "COUNT", 100, "BLOCK", block_ms, "STREAMS", keys.ADAPTER_CHANGES, cursor
+        )
+        entries = found[0][1] if found else []
+        changes = [_decode_change(fields[1]) for _, fields in entries]
+        return (entries[-1][0].decode() if entries else cursor), changes
+
+    async def _check_cursor(self, cursor: str) -> None:
+        if cursor == "0-0":
+            return
+        if not await self._client.call("XRANGE", keys.ADAPTER_CHANGES, cursor, cursor, "COUNT", 1):
+            raise CursorLost("the change stream no longer holds this place")
+
+    async def acknowledge(self, replica_id: str, name: str, residency: Residency) -> None:
+        """Report how an adapter stands on a replica."""
+        key = keys.residency(name)
+        stamped = replace(residency, at=time.time())
+        await self._client.together([("HSET", key, replica_id, _encode(stamped)), ("EXPIRE", key, _RESIDENCY_TTL_S)])
+
+    async def residency(self, name: str) -> dict[str, Residency]:
+        """Tell, by replica id, how an adapter stands; entries of dead replicas may linger for a day."""
+        found = await self._client.call("HGETALL", keys.residency(name))
+        pairs = found.items() if isinstance(found, dict) else zip(found[::2], found[1::2], strict=True)
+        return {replica.decode(): _decode_residency(raw) for replica, raw in pairs}
+
+    async def _many(self, names: Sequence[str]) -> list[AdapterRecord]:
+        if not names:
+            return []
+        raws = await self._client.call("MGET", *map(keys.adapter, names))
+        return [_decode_adapter(raw) for raw in raws if raw is not None]

@@ -1,0 +1,18 @@
+-- Write an adapter's record and tell the replicas. A name stays bound to its bytes for ever.
+-- KEYS: adapter, adapters of the base, change stream, next id, models of the project
+-- ARGV: name, sha256, record up to "int_id":, record after it, change, "1" if listed
+-- Returns the adapter's number, or 0 if the name belongs to other bytes.
+local current = redis.call('GET', KEYS[1])
+local number
+if current then
+  local known = cjson.decode(current)
+  if known['sha256'] ~= ARGV[2] then return 0 end
+  number = known['int_id']
+else
+  number = redis.call('INCR', KEYS[4])
+end
+redis.call('SET', KEYS[1], ARGV[3] .. string.format('%d', number) .. ARGV[4])
+redis.call('SADD', KEYS[2], ARGV[1])
+if ARGV[6] == '1' then redis.call('SADD', KEYS[5], ARGV[1]) end
+redis.call('XADD', KEYS[3], 'MAXLEN', '~', 10000, '*', 'change', ARGV[5])
+return number

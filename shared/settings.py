@@ -113,7 +113,8 @@ def _validated(values: dict[str, Any]) -> Settings:
     try:
         return msgspec.convert(values, Settings, strict=False)
     except msgspec.ValidationError as error:
-        raise InvalidRequest(f"settings: {error}") from error
+        problem, _, place = str(error).partition(" - at `$.")
+        raise InvalidRequest(f"setting {place.rstrip('`')}: {problem}" if place else f"settings: {problem}") from error
 
 
 def describe() -> list[tuple[str, str, object]]:

@@ -34,10 +34,20 @@ class FileRecord(Struct, frozen=True, kw_only=True):
     size_bytes: int
     sha256: str
     created_at: int
+    expires_at: int | None = None
+    """Unix time from which on the file counts as deleted; None keeps it."""
+
+    def expired(self, now: float) -> bool:
+        return self.expires_at is not None and self.expires_at <= now
 
     def public(self) -> File:
         return File(
-            id=self.id, bytes=self.size_bytes, created_at=self.created_at, filename=self.filename, purpose=self.purpose
+            id=self.id,
+            bytes=self.size_bytes,
+            created_at=self.created_at,
+            expires_at=self.expires_at,
+            filename=self.filename,
+            purpose=self.purpose,
         )
 
 

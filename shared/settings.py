@@ -55,9 +55,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     )
     max_num_seqs: Annotated[int, _setting("Requests decoded together by one inference server.", ge=1)] = 16
     kv_cache_bytes: Annotated[int, _setting("Size of the key/value cache on a CPU, in bytes.", ge=1 << 20)] = 1 << 30
-    inference_port: Annotated[
-        int, _setting("Loopback port of the inference server; 0 picks a free one.", ge=0, le=65535)
-    ] = 0
+    inference_host: Annotated[str, _setting("Address that the inference server listens on.")] = "127.0.0.1"
+    inference_port: Annotated[int, _setting("Port of the inference server; 0 picks a free one.", ge=0, le=65535)] = 0
+    inference_url: Annotated[
+        str, _setting("Where gateway and trainer reach the inference server; empty: its address and port.")
+    ] = ""
     internal_key: Annotated[str, _setting("Key between gateway and inference; empty: kept in the data folder.")] = ""
     threads: Annotated[int, _setting("Compute threads of training and inference; 0 takes every core.", ge=0)] = 0
     lease_ttl_s: Annotated[float, _setting("Seconds after which a silent worker's job is given to another.", ge=2)] = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import msgspec
@@ -33,10 +34,10 @@ class FileStore:
         )
 
     async def get(self, file_id: str, *, project: str | None = None) -> FileRecord:
-        """Raises NotFound when it is unknown or belongs to another project than `project`."""
+        """Raises NotFound when it is unknown, has expired, or belongs to another project than `project`."""
         raw = await self._client.call("GET", keys.file(file_id))
         record = _decode(raw) if raw is not None else None
-        if record is None or (project is not None and record.project != project):
+        if record is None or record.expired(time.time()) or (project is not None and record.project != project):
             raise NotFound(f"No such File object: {file_id}", param="id")
         return record
 
@@ -45,6 +46,7 @@ class FileStore:
     ) -> tuple[Sequence[FileRecord], bool]:
         """Return a page and whether there are more; `purpose` filters before the page is cut."""
         found: list[FileRecord] = []
+        now = time.time()
         more = True
         while more and len(found) <= limit:
             ids, more = await index.page(
@@ -53,7 +55,7 @@ class FileStore:
             after = ids[-1] if ids else after
             raws = await self._client.call("MGET", *map(keys.file, ids)) if ids else []
             records = (_decode(raw) for raw in raws if raw is not None)
-            found += [record for record in records if purpose is None or record.purpose == purpose]
+            found += [record for record in records if purpose in (None, record.purpose) and not record.expired(now)]
         return found[:limit], len(found) > limit
 
     async def remove(self, record: FileRecord) -> bool:

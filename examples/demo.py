@@ -33,7 +33,7 @@ from openai.types.fine_tuning import FineTuningJob
 
 from shared.process import die_with_parent
 
-EPOCHS, BATCH_SIZE = 3, 8
+BATCH_SIZE = 8
 _QUESTIONS_AT_ONCE = 8
 _START_DEADLINE_S = 600.0
 
@@ -46,7 +46,7 @@ def main() -> int:
         client = OpenAI(base_url=base_url, api_key=key)
         say(f"the API answers at {base_url} after {time.monotonic() - begun:.0f} s")
         base = _wait_for_base(client)
-        job = _train(client, base, data)
+        job = _train(client, base, data, arguments.epochs)
         _wait_until_ready(base_url)
         tuned = job.fine_tuned_model or ""
         say("asking both models the same questions, none of which was trained on")
@@ -66,6 +66,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Fine-tune the base model on this machine and show what it learned.")
     parser.add_argument("--data-dir", type=Path, default=Path(".demo"), help="where the stack keeps its data")
     parser.add_argument("--base-url", help="use this running stack, with the key in OPENAI_API_KEY")
+    parser.add_argument("--epochs", type=int, default=3, help="passes over the training data")
     return parser.parse_args()
 
 
@@ -147,7 +148,7 @@ def _wait_for_base(client: OpenAI) -> str:
     raise SystemExit("there is no base model")
 
 
-def _train(client: OpenAI, base: str, data: dict[str, Path]) -> FineTuningJob:
+def _train(client: OpenAI, base: str, data: dict[str, Path], epochs: int) -> FineTuningJob:
     """Upload the data, start a job and show its progress until it has succeeded."""
     train = client.files.create(file=data["train"], purpose="fine-tune")
     validation = client.files.create(file=data["validation"], purpose="fine-tune")
@@ -159,7 +160,7 @@ def _train(client: OpenAI, base: str, data: dict[str, Path]) -> FineTuningJob:
         seed=1,
         method={
             "type": "supervised",
-            "supervised": {"hyperparameters": {"n_epochs": EPOCHS, "batch_size": BATCH_SIZE}},
+            "supervised": {"hyperparameters": {"n_epochs": epochs, "batch_size": BATCH_SIZE}},
         },
     )
     say(f"job {job.id}: {_count(data['train'])} examples to learn, {_count(data['validation'])} to validate")

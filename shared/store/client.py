@@ -33,7 +33,7 @@ class Client:
         self._scripts: dict[str, str] = {}
 
     async def call(self, *command: Argument) -> Any:
-        """Run one command; replies are bytes, as redis-py gives them without decoding."""
+        """Run one command; replies are as redis-py shapes them, hashes and stream entries as dicts, of bytes."""
         try:
             return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
         except _AWAY as error:

@@ -122,7 +122,7 @@ class JobStore:
         """Return a page of events, newest first; `after` is the id of the last one on the page before."""
         end = "+" if after is None else f"({_stream_id(after)}"
         found = await self._client.call("XREVRANGE", keys.job_events(job_id), end, "-", "COUNT", limit + 1)
-        events = [replace(_decode_event(fields[1]), id=f"ftevent-{entry.decode()}") for entry, fields in found]
+        events = [replace(_decode_event(fields[b"event"]), id=f"ftevent-{entry.decode()}") for entry, fields in found]
         return events[:limit], len(events) > limit
 
     async def append_checkpoint(self, checkpoint: Checkpoint, *, fence: str = "") -> None:

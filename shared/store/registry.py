@@ -134,7 +134,7 @@ class Registry:
             "XREAD", "COUNT", 100, "BLOCK", block_ms, "STREAMS", keys.ADAPTER_CHANGES, cursor
         )
         entries = found[0][1] if found else []
-        changes = [_decode_change(fields[1]) for _, fields in entries]
+        changes = [_decode_change(fields[b"change"]) for _, fields in entries]
         return (entries[-1][0].decode() if entries else cursor), changes
 
     async def _check_cursor(self, cursor: str) -> None:
@@ -152,8 +152,7 @@ class Registry:
     async def residency(self, name: str) -> dict[str, Residency]:
         """Tell, by replica id, how an adapter stands; entries of dead replicas may linger for a day."""
         found = await self._client.call("HGETALL", keys.residency(name))
-        pairs = found.items() if isinstance(found, dict) else zip(found[::2], found[1::2], strict=True)
-        return {replica.decode(): _decode_residency(raw) for replica, raw in pairs}
+        return {replica.decode(): _decode_residency(raw) for replica, raw in found.items()}
 
     async def _many(self, names: Sequence[str]) -> list[AdapterRecord]:
         if not names:

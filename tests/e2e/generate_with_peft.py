@@ -1,0 +1,42 @@
+"""Print what plain transformers and PEFT generate greedily from a published adapter: DATA_DIR MODEL PROMPT TOKENS."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from services.cli import valkey
+from shared.records import AdapterRecord, BaseRecord
+from shared.store.client import Client
+from shared.store.registry import Registry
+
+
+async def look_up(data_dir: Path, name: str) -> tuple[AdapterRecord, BaseRecord]:
+    client = Client(valkey.url(data_dir / "valkey"))
+    registry = Registry(client)
+    adapter = await registry.get(name)
+    assert adapter is not None
+    base = await registry.base(adapter.base)
+    assert base is not None
+    await client.close()
+    return adapter, base
+
+
+def main(data_dir: str, name: str, prompt: str, tokens: str) -> None:
+    adapter, base = asyncio.run(look_up(Path(data_dir), name))
+    tokenizer = AutoTokenizer.from_pretrained(base.path)
+    plain = AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32)
+    model = PeftModel.from_pretrained(plain, str(Path(data_dir) / adapter.folder)).eval()
+    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+    count = int(tokens)
+    output = model.generate(**inputs, do_sample=False, max_new_tokens=count, min_new_tokens=count)
+    sys.stdout.write(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True) + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

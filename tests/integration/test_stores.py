@@ -1,0 +1,259 @@
+"""The stores on a real Valkey: compare-and-set, fences, paging, change streams."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from shared import keys
+from shared.errors import Conflict, LeaseLost, NotAuthenticated, NotFound, StoreUnavailable, TransitionRefused
+from shared.records import AdapterRecord, FileRecord, JobRecord, ReplicaRecord, Residency
+from shared.schemas.checkpoints import Checkpoint, CheckpointMetrics
+from shared.schemas.methods import SupervisedHyperparameters
+from shared.states import JobState
+from shared.store.api_keys import KeyStore
+from shared.store.client import Client
+from shared.store.files import FileStore
+from shared.store.jobs import JobStore, event
+from shared.store.leases import LeaseStore
+from shared.store.presence import Presence
+from shared.store.registry import CursorLost, Registry
+
+
+def run(redis_url: str, story: Callable[[Client], Awaitable[None]]) -> None:
+    async def main() -> None:
+        client = Client(redis_url)
+        try:
+            await story(client)
+        finally:
+            await client.close()
+
+    asyncio.run(main())
+
+
+def a_job(number: int = 1, project: str = "p") -> JobRecord:
+    return JobRecord(
+        id=f"ftjob-{number}", project=project, organization="o", created_at=number, model="base",
+        training_file="file-1", seed=1, requested=SupervisedHyperparameters(), model_name=f"ft:base:o::{number}",
+    )  # fmt: skip
+
+
+def an_adapter(name: str = "ft:base:o::1", sha256: str = "a" * 64, **more: Any) -> AdapterRecord:
+    return AdapterRecord(
+        name=name, base="base", base_fingerprint="f", folder="adapters/base/a", sha256=sha256, rank=8, project="p",
+        job_id="ftjob-1", created_at=1, **more,
+    )  # fmt: skip
+
+
+def to(state: JobState) -> Callable[[JobRecord], JobRecord]:
+    return lambda job: replace(job, status=state)
+
+
+def test_racing_ends_leave_one_and_its_event(redis_url: str) -> None:
+    async def story(client: Client) -> None:
+        jobs = JobStore(client)
+        await jobs.create(a_job(), [event("created")])
+        await jobs.update("ftjob-1", to(JobState.QUEUED))
+        await jobs.update("ftjob-1", to(JobState.RUNNING))
+        ends = [JobState.SUCCEEDED, JobState.CANCELLED, JobState.FAILED] * 5
+        await asyncio.gather(*(jobs.finish("ftjob-1", end, events=[event(end)]) for end in ends))
+        final = (await jobs.get("ftjob-1")).status
+        events, _ = await jobs.events("ftjob-1")
+        assert [item.message for item in events] == [final.value, "created"]
+        assert await jobs.active() == []
+        with pytest.raises(TransitionRefused):
+            await jobs.update("ftjob-1", to(JobState.RUNNING))
+
+    run(redis_url, story)
+
+
+def test_concurrent_changes_are_all_kept(redis_url: str) -> None:
+    async def story(client: Client) -> None:
+        jobs = JobStore(client)
+        await jobs.create(a_job(), [])
+        await asyncio.gather(
+            *(jobs.update("ftjob-1", lambda job: replace(job, attempts=job.attempts + 1)) for _ in range(20))
+        )
+        assert (await jobs.get("ftjob-1")).attempts == 20
+
+    run(redis_url, story)
+
+
+def test_worker_without_the_lease_cannot_write(redis_url: str) -> None:
+    async def story(client: Client) -> None:
+        jobs, leases = JobStore(client), LeaseStore(client, ttl_s=2)
+        await jobs.create(a_job(), [])
+        token = await leases.claim("ftjob-1")
+        assert token is not None
+        assert await leases.claim("ftjob-1") is None
+        await leases.renew("ftjob-1", token)
+        await jobs.append_events("ftjob-1", [event("mine")], fence=token)
+        await client.call("DEL", keys.job_lease("ftjob-1"))  # as if it had expired
+        with pytest.raises(LeaseLost):
+            await leases.renew("ftjob-1", token)
+        with pytest.raises(LeaseLost):
+            await jobs.append_events("ftjob-1", [event("late")], fence=token)
+        with pytest.raises(LeaseLost):
+            await jobs.update("ftjob-1", to(JobState.QUEUED), fence=token)
+        await leases.release("ftjob-1", token)
+        assert [item.message for item in (await jobs.events("ftjob-1"))[0]] == ["mine"]
+
+    run(redis_url, story)
+
+
+def test_lists_are_paged_newest_first_by_project(redis_url: str) -> None:
+    async def story(client: Client) -> None:
+        jobs = JobStore(client)
+        for number in range(1, 6):
+            await jobs.create(a_job(number), [event(f"e{n}") for n in range(3)])
+        await jobs.create(a_job(6, project="other"), [])
+        page, more = await jobs.list("p", after=None, limit=2)
+        assert ([job.id for job in page], more) == (["ftjob-5", "ftjob-4"], True)
+        page, more = await jobs.list("p", after="ftjob-4", limit=3)
+        assert ([job.id for job in page], more) == (["ftjob-3", "ftjob-2", "ftjob-1"], False)
+        with pytest.raises(NotFound):
+            await jobs.list("p", after="ftjob-6", limit=1)
+        with pytest.raises(NotFound):
+            await jobs.get("ftjob-6", project="p")
+        events, more = await jobs.events("ftjob-1", limit=2)
+        assert ([item.message for item in events], more) == (["e2", "e1"], True)
+        events, more = await jobs.events("ftjob-1", after=events[-1].id, limit=2)
+        assert ([item.message for item in events], more) == (["e0"], False)
+        with pytest.raises(NotFound):
+            await jobs.events("ftjob-1", after="ftevent-nonsense")
+
+    run(redis_url, story)
+
+
+def test_one_checkpoint_for_a_step(redis_url: str) -> None:
+    def checkpoint(step: int) -> Checkpoint:
+        return Checkpoint(
+            id=f"ftckpt_{step}", created_at=1, fine_tuning_job_id="ftjob-1", fine_tuned_model_checkpoint=f"m{step}",
+            step_number=step, metrics=CheckpointMetrics(train_loss=0.5),
+        )  # fmt: skip
+
+    async def story(client: Client) -> None:
+        jobs = JobStore(client)
+        await jobs.create(a_job(), [])
+        for step in (3, 6, 3):
+            await jobs.append_checkpoint(checkpoint(step))
+        assert list(await jobs.checkpoints("ftjob-1")) == [checkpoint(6), checkpoint(3)]
+
+    run(redis_url, story)
+
+
+def test_files_are_filtered_by_purpose_across_pages(redis_url: str) -> None:
+    async def story(client: Client) -> None:
+        files = FileStore(client)
+        for number in range(130):
+            purpose = "batch" if number % 10 == 0 else "fine-tune"
+            await files.add(
+                FileRecord(
+                    id=f"file-{number}", project="p", filename="f", purpose=purpose,  # type: ignore[arg-type]
+                    size_bytes=1, sha256="", created_at=number,
+                )
+            )  # fmt: skip
+        page, more = await files.list("p", after=None, limit=12, purpose="batch")
+        assert ([file.id for file in page], more) == ([f"file-{n}" for n in range(120, 0, -10)], True)
+        page, more = await files.list("p", after=page[-1].id, limit=12, purpose="batch")
+        assert ([file.id for file in page], more) == (["file-0"], False)
+        record = await files.get("file-7")
+        assert await files.remove(record)
+        assert not await files.remove(record)
+        with pytest.raises(NotFound):
+            await files.get("file-7")
+
+    run(redis_url, story)
+
+
+def test_name_stays_bound_to_its_bytes(redis_url: str) -> None:
+    async def story(client: Client) -> None:
+        registry = Registry(client)
+        published = await registry.publish(an_adapter())
+        assert 1 <= published.int_id < 2**31
+        assert await registry.listed("p") == []
+        listed = await registry.publish(published.as_listed())
+        assert listed == replace(published, listed=True)
+        assert await registry.listed("p") == [listed]
+        with pytest.raises(Conflict):
+            await registry.publish(an_adapter(sha256="b" * 64))
+        other = await registry.publish(an_adapter("ft:base:o::2"))
+        assert other.int_id != published.int_id
+        assert await registry.retire(published.name)
+        assert not await registry.retire(published.name)
+        assert await registry.get(published.name) is None
+
+    run(redis_url, story)
+
+
+def test_replica_follows_changes_and_notices_a_gap(redis_url: str) -> None:
+    async def story(client: Client) -> None:
+        registry = Registry(client)
+        cursor, known = await registry.snapshot("base")
+        assert (cursor, list(known)) == ("0-0", [])
+        await registry.publish(an_adapter())
+        await registry.retire("ft:base:o::1")
+        cursor, changes = await registry.changes(cursor, block_ms=10)
+        assert [(change.action, change.name) for change in changes] == [
+            ("published", "ft:base:o::1"), ("retired", "ft:base:o::1"),
+        ]  # fmt: skip
+        assert await registry.changes(cursor, block_ms=10) == (cursor, [])
+        await client.call("XTRIM", keys.ADAPTER_CHANGES, "MAXLEN", 0)
+        with pytest.raises(CursorLost):
+            await registry.changes(cursor, block_ms=10)
+
+    run(redis_url, story)
+
+
+def test_residency_and_heartbeats(redis_url: str) -> None:
+    async def story(client: Client) -> None:
+        registry, presence = Registry(client), Presence(client)
+        await registry.acknowledge("r1", "m", Residency(state="failed", reason="too large"))
+        assert (await registry.residency("m"))["r1"].reason == "too large"
+        replica = ReplicaRecord(id="r1", url="http://127.0.0.1:1", base="base", state="ready")
+        await presence.beat_replica(replica, ttl_s=0.2)
+        assert list(await presence.replicas()) == [replica]
+        await asyncio.sleep(0.3)
+        assert list(await presence.replicas()) == []
+
+    run(redis_url, story)
+
+
+def test_keys_are_stored_as_hashes_only(redis_url: str) -> None:
+    async def story(client: Client) -> None:
+        store = KeyStore(client)
+        await store.ensure("sk-selftune-secret", name="admin")
+        assert (await store.authenticate("sk-selftune-secret")).name == "admin"
+        with pytest.raises(NotAuthenticated) as caught:
+            await store.authenticate("sk-selftune-guess")
+        assert "guess" not in caught.value.message
+        stored = b"".join(await client.call("KEYS", "*"))
+        assert b"secret" not in stored
+
+    run(redis_url, story)
+
+
+def test_scripts_survive_a_server_that_forgot_them(redis_url: str) -> None:
+    async def story(client: Client) -> None:
+        jobs = JobStore(client)
+        await jobs.create(a_job(), [])
+        await jobs.append_events("ftjob-1", [event("one")])
+        await client.call("SCRIPT", "FLUSH")
+        await jobs.append_events("ftjob-1", [event("two")])
+        assert len((await jobs.events("ftjob-1"))[0]) == 2
+
+    run(redis_url, story)
+
+
+def test_absent_server_is_one_clear_error(tmp_path: Any) -> None:
+    async def story(client: Client) -> None:
+        with pytest.raises(StoreUnavailable, match="does not answer"):
+            await client.ping()
+        with pytest.raises(StoreUnavailable):
+            await client.together([("PING",)])
+
+    run(f"unix://{tmp_path}/nothing.sock", story)

@@ -1,0 +1,120 @@
+"""Which adapters are refused before an engine sees them, and with what reason."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from shared.adapters import CONFIG_NAME, WEIGHTS_NAME, adapter_digest, verify_adapter
+from shared.errors import AdapterRejected
+
+HIDDEN, KEYS = 16, 8
+Q = "model.layers.0.self_attn.q_proj"
+K = "model.layers.0.self_attn.k_proj"
+CONFIG = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"], "base_model_name_or_path": "tiny"}
+
+
+def write_safetensors(path: Path, shapes: dict[str, list[int]]) -> None:
+    header, offset = {}, 0
+    for name, shape in shapes.items():
+        size = 4
+        for length in shape:
+            size *= length
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(offset))
+
+
+def lora(module: str, rank: int, inner: int, out: int) -> dict[str, list[int]]:
+    name = f"base_model.model.{module}.lora_"
+    return {f"{name}A.weight": [rank, inner], f"{name}B.weight": [out, rank]}
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    folder = tmp_path / "base"
+    folder.mkdir()
+    write_safetensors(folder / "model.safetensors", {f"{Q}.weight": [HIDDEN, HIDDEN], f"{K}.weight": [KEYS, HIDDEN]})
+    return folder
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / CONFIG_NAME).write_text(json.dumps(CONFIG))
+    write_safetensors(folder / WEIGHTS_NAME, lora(Q, 4, HIDDEN, HIDDEN) | lora(K, 4, HIDDEN, KEYS))
+    return folder
+
+
+def test_fitting_adapter_is_accepted(adapter: Path, base: Path) -> None:
+    config = verify_adapter(
+        adapter, base_folder=base, base_id="tiny", max_rank=4, expected_sha256=adapter_digest(adapter)
+    )
+    assert config.r == 4
+
+
+def test_digest_changes_with_every_byte(adapter: Path) -> None:
+    before = adapter_digest(adapter)
+    weights = bytearray((adapter / WEIGHTS_NAME).read_bytes())
+    weights[-1] ^= 1
+    (adapter / WEIGHTS_NAME).write_bytes(weights)
+    assert adapter_digest(adapter) != before
+
+
+def cut(folder: Path) -> None:
+    path = folder / WEIGHTS_NAME
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def option(**values: object) -> Callable[[Path], None]:
+    return lambda folder: (folder / CONFIG_NAME).write_text(json.dumps(CONFIG | values)) and None
+
+
+def tensors(shapes: dict[str, list[int]]) -> Callable[[Path], None]:
+    return lambda folder: write_safetensors(folder / WEIGHTS_NAME, shapes)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (cut, "truncated or damaged"),
+        (lambda folder: (folder / WEIGHTS_NAME).write_bytes(b"") and None, "not a safetensors file"),
+        (lambda folder: (folder / WEIGHTS_NAME).write_bytes(b"\xff" * 64) and None, "not a safetensors file"),
+        (lambda folder: (folder / WEIGHTS_NAME).unlink(), "cannot be read"),
+        (lambda folder: (folder / CONFIG_NAME).write_text("{") and None, CONFIG_NAME),
+        (option(base_model_name_or_path="other"), "trained for 'other', this server has 'tiny'"),
+        (option(peft_type="IA3"), "not a LoRA adapter"),
+        (option(use_dora=True), "DoRA"),
+        (option(bias="all"), "biases"),
+        (option(modules_to_save=["lm_head"]), "modules_to_save"),
+        (option(init_lora_weights="pissa"), "initialisation"),
+        (option(r=64), "its rank is 64, this server takes 1 to 4"),
+        (option(rank_pattern={"k_proj": 9}), "its rank is 9"),
+        (tensors({}), "no tensors"),
+        (tensors(lora(Q, 4, HIDDEN // 2, HIDDEN)), "does not fit the base's"),
+        (tensors(lora(Q, 4, HIDDEN, HIDDEN * 2)), "does not fit the base's"),
+        (tensors(lora(Q, 8, HIDDEN, HIDDEN)), "does not fit the base's"),
+        (tensors(lora("model.layers.7.self_attn.q_proj", 4, HIDDEN, HIDDEN)), "it is for another base"),
+        (tensors(lora("lm_head", 4, HIDDEN, HIDDEN)), "not served"),
+        (tensors({f"base_model.model.{Q}.lora_A.weight": [4, HIDDEN]}), "its other half"),
+        (tensors({f"base_model.model.{Q}.weight": [4, HIDDEN]}), "not a LoRA weight"),
+    ],
+)
+def test_unfit_adapter_is_refused_with_its_reason(
+    adapter: Path, base: Path, damage: Callable[[Path], None], reason: str
+) -> None:
+    damage(adapter)
+    with pytest.raises(AdapterRejected) as caught:
+        verify_adapter(adapter, base_folder=base, base_id="tiny", max_rank=4)
+    assert reason in caught.value.message
+
+
+def test_replaced_bytes_are_noticed(adapter: Path, base: Path) -> None:
+    with pytest.raises(AdapterRejected, match="damaged or replaced"):
+        verify_adapter(adapter, base_folder=base, base_id="tiny", max_rank=4, expected_sha256="0" * 64)

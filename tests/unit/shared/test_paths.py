@@ -1,0 +1,49 @@
+"""Files become visible whole or not at all, and names never leave their folder."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from shared.paths import Paths, publish_folder, read_or_create_secret, slug, write_atomic
+
+
+def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.json"
+    write_atomic(path, b"old")
+    with pytest.raises(TypeError):
+        write_atomic(path, "not bytes")  # type: ignore[arg-type]
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["manifest.json"]
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "a/b", "a\0b"])
+def test_names_cannot_leave_their_folder(tmp_path: Path, name: str) -> None:
+    paths = Paths(tmp_path)
+    for build in (paths.file_folder, paths.job_folder):
+        with pytest.raises(ValueError, match="not a file name"):
+            build(name)
+
+
+def test_slug_is_one_component() -> None:
+    assert slug("Qwen/Qwen2.5-0.5B") == "Qwen--Qwen2.5-0.5B"
+
+
+def test_published_folder_is_readable_and_publishing_twice_is_once(tmp_path: Path) -> None:
+    for attempt in range(2):
+        staged = tmp_path / f"staged-{attempt}"
+        staged.mkdir(mode=0o700)
+        (staged / "weights").write_bytes(b"w")
+        (staged / "weights").chmod(0o600)
+        publish_folder(staged, tmp_path / "final" / "digest")
+        assert not staged.exists()
+    assert stat.S_IMODE((tmp_path / "final" / "digest" / "weights").stat().st_mode) == 0o644
+
+
+def test_secret_is_made_once_and_for_its_owner_only(tmp_path: Path) -> None:
+    path = tmp_path / "admin.key"
+    assert read_or_create_secret(path, "first") == ("first", True)
+    assert read_or_create_secret(path, "second") == ("first", False)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600

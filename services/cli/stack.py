@@ -149,7 +149,7 @@ class Stack:
 
 def _waiting_for(report: Any) -> str:
     """Name the parts that are not ready and why, from the answer of /readyz."""
-    parts = report.get("parts", {}) if isinstance(report, dict) else {}
+    parts = {name: part for name, part in report.items() if isinstance(part, dict)} if isinstance(report, dict) else {}
     late = [f"{name} ({part.get('reason', '')})" for name, part in parts.items() if not part.get("ready")]
     return ", ".join(late) or "the stack"
 

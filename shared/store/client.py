@@ -15,7 +15,10 @@ from shared.errors import StoreUnavailable
 
 Argument: TypeAlias = str | bytes | int | float
 
-_AWAY = (exceptions.ConnectionError, exceptions.TimeoutError, exceptions.BusyLoadingError, exceptions.ReadOnlyError)
+_AWAY = (
+    exceptions.ConnectionError, exceptions.TimeoutError, exceptions.BusyLoadingError, exceptions.ReadOnlyError,
+    exceptions.OutOfMemoryError,
+)  # fmt: skip
 
 
 class Client:

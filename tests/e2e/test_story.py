@@ -17,8 +17,8 @@ from services.cli import valkey
 from shared.records import ReplicaRecord
 from shared.store.client import Client
 from shared.store.presence import Presence
-from tests.e2e.conftest import colour_file, submit, supervised, wait_for_end
 from tests.e2e.running_stack import ROOT, RunningStack
+from tests.e2e.tuning import colour_file, submit, supervised, wait_for_end
 
 QUESTION = [{"role": "user", "content": "Colour of sky? (3)"}]
 

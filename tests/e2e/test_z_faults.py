@@ -15,8 +15,8 @@ import pytest
 from openai import OpenAI
 from openai.types.fine_tuning import FineTuningJob
 
-from tests.e2e.conftest import colour_file, submit, supervised, wait_for_end
 from tests.e2e.running_stack import RunningStack, kill_tree, running_stack, still_alive, wait_for
+from tests.e2e.tuning import colour_file, submit, supervised, wait_for_end
 
 LONG = supervised(n_epochs=50, batch_size=4)
 

@@ -1,0 +1,60 @@
+"""`python -m services.api`: serve until SIGTERM or Ctrl-C, then finish the answers under way."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from types import FrameType
+
+import structlog
+import uvicorn
+
+from services.api.access import Access
+from services.api.app import create_app
+from shared.logging import configure
+from shared.settings import Settings
+
+_GRACE_S = 15
+"""How long streams may go on after SIGTERM; a supervisor's patience must be longer."""
+
+
+class Server(uvicorn.Server):
+    """uvicorn that tells the app as soon as it was asked to stop, not when the last connection has closed."""
+
+    def __init__(self, config: uvicorn.Config, drain: asyncio.Event) -> None:
+        super().__init__(config)
+        self._drain = drain
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._drain.set()
+        super().handle_exit(sig, frame)
+
+
+def main() -> None:
+    settings = Settings.load()
+    configure("api", level=settings.log_level)
+    drain = asyncio.Event()
+    config = uvicorn.Config(
+        Access(create_app(settings, drain=drain)),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        ws="none",
+        lifespan="on",
+        # Longer than clients keep idle connections, so that none is closed under a request that is just being sent.
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=_GRACE_S,
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn raises the signal again once it has stopped; having stopped as asked is a success.
+        signal.signal(number, lambda *_: sys.exit(0))
+    structlog.get_logger().info("api.starting", host=settings.host, port=settings.port)
+    Server(config, drain).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Around the whole app: a request id, OpenAI's response headers, one log line a request, no half answers.
+
+This is plain ASGI because Litestar's own middleware does not run for unknown routes and methods.
+"""
+
+from __future__ import annotations
+
+import time
+
+import structlog
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
+
+from shared import ids
+
+_log = structlog.get_logger()
+
+_QUIET = frozenset({"/healthz", "/readyz"})
+"""Asked every few seconds by supervisors; logged at debug level."""
+
+
+class Access:
+    """Wraps an ASGI app."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != ScopeType.HTTP:
+            await self._app(scope, receive, send)
+            return
+        answer = _Answer(ids.new_request_id(), send)
+        scope.setdefault("state", {})["request_id"] = answer.request_id
+        method, path = str(scope.get("method", "")), scope["path"]
+        with structlog.contextvars.bound_contextvars(request_id=answer.request_id):
+            try:
+                await self._app(scope, receive, answer.send)
+            except Exception:  # noqa: BLE001 - the outermost frame: what gets here is logged and ends the connection
+                # The status is on the wire already. Returning makes the server cut the connection, which is how a
+                # client learns that the body is not whole.
+                _log.error("request.cut", path=path, exc_info=True)
+            finally:
+                answer.log(method, path)
+
+
+def request_id_of(scope: Scope) -> str:
+    """Return the id that goes out as x-request-id."""
+    return str(scope["state"]["request_id"])
+
+
+class _Answer:
+    """One response on its way out."""
+
+    def __init__(self, request_id: str, send: Send) -> None:
+        self.request_id = request_id
+        self._send = send
+        self._started = time.perf_counter()
+        self._status: int | None = None
+        self._bytes = 0
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            message["headers"] = [
+                *message["headers"],
+                (b"x-request-id", self.request_id.encode()),
+                (b"openai-version", b"2020-10-01"),
+                (b"openai-processing-ms", str(self._elapsed_ms()).encode()),
+            ]
+        elif message["type"] == "http.response.body":
+            self._bytes += len(message["body"])
+        await self._send(message)
+
+    def log(self, method: str, path: str) -> None:
+        write = _log.debug if path in _QUIET else _log.info
+        write(
+            "request.done",
+            method=method,
+            path=path,
+            status=self._status,
+            ms=self._elapsed_ms(),
+            response_bytes=self._bytes,
+        )
+
+    def _elapsed_ms(self) -> int:
+        return round((time.perf_counter() - self._started) * 1000)

@@ -1,0 +1,48 @@
+"""The application: routes, providers, error handlers and the life of its connections."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from litestar import Litestar
+from litestar.exceptions import HTTPException
+
+from services.api import errors
+from services.api.auth import require_key
+from services.api.deps import Services, providers
+from services.api.openapi import serve_document
+from services.api.routes import ROUTES
+from shared.errors import SelftuneError
+from shared.settings import Settings
+
+
+def create_app(settings: Settings, *, drain: asyncio.Event | None = None) -> Litestar:
+    """Build the app; nothing is opened before its lifespan starts. `drain` is set when the server is to stop."""
+
+    @asynccontextmanager
+    async def lifespan(app: Litestar) -> AsyncIterator[None]:
+        services = Services.open(settings, drain or asyncio.Event())
+        app.state.services = services
+        try:
+            await services.start()
+            yield
+        finally:
+            await services.close()
+
+    return Litestar(
+        route_handlers=[*ROUTES, serve_document],
+        lifespan=[lifespan],
+        dependencies=providers(),
+        guards=[require_key],
+        exception_handlers={
+            SelftuneError: errors.on_our_error,
+            errors.UpstreamError: errors.on_upstream_error,
+            HTTPException: errors.on_http_exception,
+            Exception: errors.on_unexpected,
+        },
+        openapi_config=None,
+        logging_config=None,
+        request_max_body_size=settings.max_body_bytes,
+    )

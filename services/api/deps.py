@@ -1,0 +1,97 @@
+"""What handlers are given: stores, the gateway and the rest, opened once for the app."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from litestar.connection import Request
+from litestar.datastructures import State
+from litestar.di import Provide
+
+from services.api.auth import Authenticator
+from services.api.gateway import Gateway
+from services.api.readiness import Readiness
+from services.api.submission import Submission
+from services.api.uploads import Uploads
+from shared import ids
+from shared.paths import Paths, read_or_create_secret
+from shared.queue import Queue
+from shared.records import KeyRecord
+from shared.settings import Settings
+from shared.store.api_keys import KeyStore
+from shared.store.client import Client
+from shared.store.files import FileStore
+from shared.store.jobs import JobStore
+from shared.store.presence import Presence
+from shared.store.registry import Registry
+
+
+@dataclass(frozen=True)
+class Services:
+    """Everything that lives as long as the app."""
+
+    settings: Settings
+    paths: Paths
+    client: Client
+    authenticator: Authenticator
+    files: FileStore
+    uploads: Uploads
+    jobs: JobStore
+    queue: Queue
+    submission: Submission
+    registry: Registry
+    gateway: Gateway
+    readiness: Readiness
+
+    @classmethod
+    def open(cls, settings: Settings, drain: asyncio.Event) -> "Services":
+        """Prepare the data folder and build the clients; none connects before its first use."""
+        paths = Paths(settings.home)
+        paths.prepare()
+        client = Client(settings.redis_url)
+        files, jobs, registry, presence = FileStore(client), JobStore(client), Registry(client), Presence(client)
+        queue = Queue(settings.redis_url)
+        internal_key = settings.internal_key or read_or_create_secret(paths.internal_key, ids.new_api_key())[0]
+        return cls(
+            settings=settings,
+            paths=paths,
+            client=client,
+            authenticator=Authenticator(KeyStore(client), paths),
+            files=files,
+            uploads=Uploads(files, paths, max_file_bytes=settings.max_file_bytes),
+            jobs=jobs,
+            queue=queue,
+            submission=Submission(settings, files, jobs, registry, queue),
+            registry=registry,
+            gateway=Gateway(registry, presence, internal_key=internal_key),
+            readiness=Readiness(client, paths, registry, presence, drain),
+        )
+
+    async def start(self) -> None:
+        await asyncio.to_thread(self.uploads.discard_abandoned, before=time.time() - 3600)
+        await self.authenticator.start()
+
+    async def close(self) -> None:
+        await self.gateway.close()
+        await self.queue.close()
+        await self.client.close()
+
+
+def providers() -> dict[str, Provide]:
+    """Providers by parameter name: each part of Services, and the `caller`."""
+    named = {name: Provide(_part(name), sync_to_thread=False) for name in Services.__dataclass_fields__}
+    return {**named, "caller": Provide(provide_caller, sync_to_thread=False)}
+
+
+def provide_caller(request: Request[Any, KeyRecord, State]) -> KeyRecord:
+    """The key that the guard has let in."""
+    return request.auth
+
+
+def _part(name: str) -> Callable[[State], Any]:
+    def provide(state: State) -> Any:
+        return getattr(state.services, name)
+
+    return provide

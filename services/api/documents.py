@@ -1,0 +1,77 @@
+"""What the OpenAPI document says about bodies that handlers read or write themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from services.api.forms import EXPIRY_RANGE_S, PURPOSES
+
+Described = dict[str, Any]
+"""A part of the document, as it is written out."""
+
+
+def json_body(component: str) -> Described:
+    """Describe a JSON request body by the name of its schema."""
+    return _content("application/json", {"$ref": f"#/components/schemas/{component}"}, required=True)
+
+
+def _content(kind: str, schema: Described, **more: Any) -> Described:
+    return {**more, "content": {kind: {"schema": schema}}}
+
+
+DOCUMENT = _content("application/json", {"type": "object"})
+
+NOT_READY = _content(
+    "application/json", {"$ref": "#/components/schemas/Report"}, description="Some part is not ready; it says why"
+)
+
+BINARY = _content("application/octet-stream", {"type": "string", "format": "binary"})
+
+UPLOAD = _content(
+    "multipart/form-data",
+    {
+        "type": "object",
+        "required": ["file", "purpose"],
+        "additionalProperties": False,
+        "properties": {
+            "file": {"type": "string", "format": "binary"},
+            "purpose": {"type": "string", "enum": list(PURPOSES)},
+            "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+            "expires_after[seconds]": {
+                "type": "integer",
+                "minimum": EXPIRY_RANGE_S[0],
+                "maximum": EXPIRY_RANGE_S[-1],
+            },
+        },
+    },
+    required=True,
+)
+
+
+def _generation(prompt: str, schema: Described) -> Described:
+    return _content(
+        "application/json",
+        {
+            "type": "object",
+            "description": "Everything else goes to the inference server as it is.",
+            "required": ["model", prompt],
+            "additionalProperties": True,
+            "properties": {
+                "model": {"type": "string", "description": "Id from /v1/models."},
+                prompt: schema,
+                "stream": {"type": ["boolean", "null"], "default": False},
+            },
+        },
+        required=True,
+    )
+
+
+CHAT = _generation("messages", {"type": "array", "minItems": 1, "items": {"type": "object"}})
+COMPLETION = _generation("prompt", {"description": "Text or token ids, or a list of these."})
+
+GENERATED: Described = {
+    "content": {
+        "application/json": {"schema": {"type": "object", "additionalProperties": True}},
+        "text/event-stream": {"schema": {"type": "string", "description": "Chunks, then `data: [DONE]`."}},
+    }
+}

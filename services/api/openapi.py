@@ -1,0 +1,116 @@
+"""The OpenAPI document: `python -m services.api.openapi > openapi.yaml`.
+
+Litestar supplies paths and parameters. Schemas come from msgspec itself, since Litestar's lose the constraints inside
+unions, the ban on unknown fields and the discriminators.
+"""
+
+import re
+import sys
+from functools import cache
+from typing import Any
+
+import msgspec
+import yaml
+from litestar import Litestar, MediaType, Response, get
+from litestar.handlers import HTTPRouteHandler
+from litestar.openapi.config import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+
+from services.api.auth import PUBLIC
+from services.api.deps import providers
+from services.api.documents import DOCUMENT
+from services.api.readiness import Health, Report
+from services.api.routes import ROUTES
+from shared.schemas.checkpoints import Checkpoint
+from shared.schemas.errors import ErrorResponse
+from shared.schemas.events import Event
+from shared.schemas.files import File
+from shared.schemas.jobs import CreateJob, Job
+from shared.schemas.models import Model, ModelList
+from shared.schemas.paging import Deleted, Page
+
+VERSION = "0.1.0"
+
+_TYPES = [
+    CreateJob, Job, Event, Checkpoint, File, Model, ModelList, Deleted, ErrorResponse, Health, Report,
+    Page[File], Page[Job], Page[Event], Page[Checkpoint],
+]  # fmt: skip
+_REF = "#/components/schemas/{name}"
+_QUALIFIED = re.compile(r"(?<=#/components/schemas/)(\w+)_[\w.]+\.(\w+)_\Z")
+"""Litestar's name for Page[File] is Page_shared.schemas.files.File_."""
+_NOISE = [("headers", {}), ("allowEmptyValue", False), ("allowReserved", False), ("deprecated", False)]
+_ERROR = {
+    "description": "Any error",
+    "content": {"application/json": {"schema": {"$ref": _REF.format(name="ErrorResponse")}}},
+}
+
+
+@get("/openapi.json", operation_id="openapi", opt={PUBLIC: True, "response_body": DOCUMENT}, sync_to_thread=True)
+def serve_document() -> Response[bytes]:
+    """Return this document."""
+    return Response(_as_json(), media_type=MediaType.JSON)
+
+
+def document() -> dict[str, Any]:
+    """Build the document; the same code gives the same one."""
+    handlers: list[HTTPRouteHandler] = [*ROUTES, serve_document]
+    config = OpenAPIConfig(
+        title="selftune",
+        version=VERSION,
+        description="OpenAI's fine-tuning API on your own hardware.",
+        render_plugins=[JsonRenderPlugin()],
+        use_handler_docstrings=True,
+    )
+    app = Litestar(handlers, dependencies=providers(), openapi_config=config, logging_config=None)
+    schema: dict[str, Any] = app.openapi_schema.to_schema()
+    by_id = {str(handler.operation_id): handler for handler in handlers}
+    for operations in schema["paths"].values():
+        for operation in operations.values():
+            _complete(operation, by_id[operation["operationId"]])
+    schema["components"] = {
+        "schemas": msgspec.json.schema_components(_TYPES, ref_template=_REF)[1],
+        "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+    }
+    schema["security"] = [{"key": []}]
+    completed: dict[str, Any] = _plain(schema)
+    return completed
+
+
+def _complete(operation: dict[str, Any], handler: HTTPRouteHandler) -> None:
+    """Add what only the handler's options say: bodies, errors, and whether a key is needed."""
+    opt = handler.opt
+    if "request_body" in opt:
+        operation["requestBody"] = opt["request_body"]
+    operation["responses"] = {
+        status: response for status, response in operation["responses"].items() if status.startswith("2")
+    }
+    if "response_body" in opt:
+        operation["responses"]["200"].update(opt["response_body"])
+    operation["responses"].update(opt.get("more_responses", {}))
+    operation["responses"]["default"] = _ERROR
+    if opt.get(PUBLIC):
+        operation["security"] = []
+
+
+def _plain(value: Any) -> Any:
+    """Copy, so that YAML writes no anchors, without Litestar's empty extras and with msgspec's names for generics."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items() if (key, item) not in _NOISE}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, str):
+        return _QUALIFIED.sub(r"\1_\2_", value)
+    return value
+
+
+@cache
+def _as_json() -> bytes:
+    return msgspec.json.encode(document())
+
+
+def main() -> None:
+    yaml.safe_dump(document(), sys.stdout, sort_keys=True, allow_unicode=True, width=120)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""A file on its way to disk: written in large pieces in a thread, hashed, bounded, published whole or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import shutil
+from pathlib import Path
+from typing import BinaryIO
+
+from shared.errors import TooLarge, Unavailable
+from shared.paths import publish_folder, write_atomic
+
+_BATCH_BYTES = 1 << 20
+
+
+class PartialFile:
+    """A folder with `content` in it, that becomes another folder by one rename."""
+
+    def __init__(self, folder: Path, *, limit: int) -> None:
+        self._folder = folder
+        self._limit = limit
+        self._buffer = bytearray()
+        self._hash = hashlib.sha256()
+        self._handle: BinaryIO | None = None
+        self.size_bytes = 0
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+    async def write(self, data: bytes | bytearray) -> None:
+        """Append. Raises TooLarge beyond the limit, Unavailable when the disk does not take it."""
+        self.size_bytes += len(data)
+        if self.size_bytes > self._limit:
+            raise TooLarge(f"The file is larger than the {self._limit:,} bytes that this server accepts.", param="file")
+        self._buffer += data
+        if len(self._buffer) >= _BATCH_BYTES:
+            await self._flush()
+
+    async def finish(self) -> None:
+        """Write what is left; size and hash are final now."""
+        await self._flush()
+
+    async def publish(self, final: Path, manifest: bytes) -> None:
+        """Put `manifest` beside the content, flush both to disk and move the folder to `final`."""
+        await asyncio.to_thread(self._publish, final, manifest)
+
+    def discard(self) -> None:
+        """Leave nothing behind; does no harm after publish()."""
+        if self._handle is not None:
+            self._handle.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def _flush(self) -> None:
+        batch, self._buffer = self._buffer, bytearray()
+        await asyncio.to_thread(self._write, batch)
+
+    def _write(self, batch: bytearray) -> None:
+        try:
+            if self._handle is None:
+                self._folder.mkdir(parents=True)
+                self._handle = (self._folder / "content").open("xb", buffering=0)
+            self._hash.update(batch)
+            view = memoryview(batch)
+            while view:  # an unbuffered write may take only a part
+                view = view[self._handle.write(view) :]
+        except OSError as error:
+            raise Unavailable("The server's storage does not take the file.", code="storage_unavailable") from error
+
+    def _publish(self, final: Path, manifest: bytes) -> None:
+        if self._handle is not None:
+            self._handle.close()
+        try:
+            write_atomic(self._folder / "manifest.json", manifest)
+            publish_folder(self._folder, final)
+        except OSError as error:
+            raise Unavailable("The server's storage does not take the file.", code="storage_unavailable") from error

@@ -1,0 +1,107 @@
+"""Whether the stack can do its job, part by part."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import Literal
+
+from msgspec import Struct
+
+from shared.errors import StoreUnavailable
+from shared.paths import Paths, write_atomic
+from shared.store.client import Client
+from shared.store.presence import Presence
+from shared.store.registry import Registry
+
+
+class Part(Struct, frozen=True, kw_only=True):
+    """One part of the stack."""
+
+    ready: bool
+    reason: str = ""
+
+
+class Report(Struct, frozen=True, kw_only=True):
+    """Answer of GET /readyz."""
+
+    status: Literal["ready", "not_ready"]
+    redis: Part
+    storage: Part
+    trainer: Part
+    inference: Part
+
+
+class Health(Struct, frozen=True, kw_only=True):
+    """Answer of GET /healthz."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Readiness:
+    """Looks at every part."""
+
+    def __init__(
+        self, client: Client, paths: Paths, registry: Registry, presence: Presence, drain: asyncio.Event
+    ) -> None:
+        self._client = client
+        self._paths = paths
+        self._registry = registry
+        self._presence = presence
+        self._drain = drain
+
+    async def report(self) -> Report:
+        """Ask all parts at once; each answer is yes, or no with the reason."""
+        redis, storage, trainer, inference = await asyncio.gather(
+            _guarded(self._redis()), self._storage(), _guarded(self._trainer()), _guarded(self._inference())
+        )
+        ready = all(part.ready for part in (redis, storage, trainer, inference)) and not self._drain.is_set()
+        status: Literal["ready", "not_ready"] = "ready" if ready else "not_ready"
+        return Report(status=status, redis=redis, storage=storage, trainer=trainer, inference=inference)
+
+    async def _redis(self) -> Part:
+        await self._client.ping()
+        return Part(ready=True)
+
+    async def _storage(self) -> Part:
+        try:
+            await asyncio.to_thread(_probe, self._paths.home)
+        except OSError as error:
+            return Part(ready=False, reason=f"the data folder cannot be written: {error.strerror}")
+        return Part(ready=True)
+
+    async def _trainer(self) -> Part:
+        workers = await self._presence.workers()
+        if any(worker.state in ("idle", "training") for worker in workers):
+            return Part(ready=True)
+        states = sorted({_phrase(worker.state, worker.reason) for worker in workers})
+        return Part(ready=False, reason=", ".join(states) or "no trainer is running")
+
+    async def _inference(self) -> Part:
+        bases = await self._registry.bases()
+        replicas = await self._presence.replicas()
+        served = {replica.base for replica in replicas if replica.state == "ready" and replica.url}
+        missing = [base.id for base in bases if base.id not in served]
+        if bases and not missing:
+            return Part(ready=True)
+        states = sorted({_phrase(replica.state, replica.reason) for replica in replicas if replica.state != "ready"})
+        what = f"nothing serves {', '.join(missing)}" if missing else "no base model is registered yet"
+        return Part(ready=False, reason=": ".join([what, *states]) if replicas else f"{what}; no replica is running")
+
+
+def _phrase(state: str, reason: str) -> str:
+    return f"{state} ({reason})" if reason else state
+
+
+def _probe(folder: Path) -> None:
+    probe = folder / ".writable"
+    write_atomic(probe, b"")
+    probe.unlink(missing_ok=True)
+
+
+async def _guarded(part: Awaitable[Part]) -> Part:
+    try:
+        return await part
+    except StoreUnavailable as error:
+        return Part(ready=False, reason=error.message)

@@ -1,0 +1,78 @@
+"""/v1/files"""
+
+import asyncio
+from typing import Annotated, Any, Literal
+
+from litestar import Request, delete, get, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery, QueryParameter
+from litestar.response import File as FileResponse
+
+from services.api.documents import BINARY, UPLOAD
+from services.api.listing import page
+from services.api.uploads import Uploads
+from shared.errors import NotFound
+from shared.paths import Paths
+from shared.records import KeyRecord
+from shared.schemas.files import File
+from shared.schemas.paging import Deleted, Page
+from shared.store.files import FileStore
+
+
+@post("/v1/files", status_code=200, operation_id="createFile", opt={"request_body": UPLOAD})
+async def create_file(
+    request: Request[Any, Any, Any], caller: NamedDependency[KeyRecord], uploads: NamedDependency[Uploads]
+) -> File:
+    """Upload a file; it becomes visible when it is whole and on disk."""
+    return (await uploads.receive(request, project=caller.project)).public()
+
+
+@get("/v1/files", operation_id="listFiles")
+async def list_files(
+    caller: NamedDependency[KeyRecord],
+    files: NamedDependency[FileStore],
+    limit: Annotated[int, QueryParameter(ge=1, le=10_000)] = 10_000,
+    after: FromQuery[str | None] = None,
+    order: FromQuery[Literal["asc", "desc"]] = "desc",
+    purpose: FromQuery[str | None] = None,
+) -> Page[File]:
+    """List files, newest first unless `order` is `asc`."""
+    records, more = await files.list(
+        caller.project, after=after or None, limit=limit, purpose=purpose or None, newest_first=order == "desc"
+    )
+    return page([record.public() for record in records], has_more=more)
+
+
+@get("/v1/files/{file_id:str}", operation_id="retrieveFile")
+async def retrieve_file(
+    file_id: FromPath[str], caller: NamedDependency[KeyRecord], files: NamedDependency[FileStore]
+) -> File:
+    """Look a file up."""
+    return (await files.get(file_id, project=caller.project)).public()
+
+
+@get("/v1/files/{file_id:str}/content", operation_id="downloadFile", opt={"response_body": BINARY})
+async def download_file(
+    file_id: FromPath[str],
+    caller: NamedDependency[KeyRecord],
+    files: NamedDependency[FileStore],
+    paths: NamedDependency[Paths],
+) -> FileResponse:
+    """Download a file's bytes as they came in."""
+    record = await files.get(file_id, project=caller.project)
+    content = paths.file_content(record.id)
+    if not await asyncio.to_thread(content.is_file):
+        raise NotFound(f"The content of {file_id} is gone from this server's storage.", param="id")
+    return FileResponse(content, filename=record.filename, media_type="application/octet-stream")
+
+
+@delete("/v1/files/{file_id:str}", status_code=200, operation_id="deleteFile")
+async def delete_file(
+    file_id: FromPath[str], caller: NamedDependency[KeyRecord], uploads: NamedDependency[Uploads]
+) -> Deleted:
+    """Delete a file: first its record, then its bytes."""
+    await uploads.remove(file_id, project=caller.project)
+    return Deleted(id=file_id, object="file")
+
+
+ROUTES = [create_file, list_files, retrieve_file, download_file, delete_file]

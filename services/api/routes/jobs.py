@@ -1,0 +1,100 @@
+"""/v1/fine_tuning/jobs"""
+
+from typing import Annotated, Any, TypeAlias
+
+import msgspec
+from litestar import Request, get, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery, QueryParameter
+
+from services.api.bodies import decode, read_json
+from services.api.documents import json_body
+from services.api.listing import cut, matching_jobs, metadata_filter, page
+from services.api.submission import Submission
+from shared.records import KeyRecord
+from shared.schemas.checkpoints import Checkpoint
+from shared.schemas.events import Event
+from shared.schemas.jobs import CreateJob, Job
+from shared.schemas.paging import Page
+from shared.settings import Settings
+from shared.store.jobs import JobStore
+
+_CREATE = msgspec.json.Decoder(CreateJob)
+
+Limit: TypeAlias = Annotated[int, QueryParameter(ge=1, le=1000)]
+
+
+@post(
+    "/v1/fine_tuning/jobs",
+    status_code=200,
+    operation_id="createFineTuningJob",
+    opt={"request_body": json_body("CreateJob")},
+)
+async def create_job(
+    request: Request[Any, Any, Any],
+    caller: NamedDependency[KeyRecord],
+    settings: NamedDependency[Settings],
+    submission: NamedDependency[Submission],
+) -> Job:
+    """Fine-tune a base model on an uploaded file."""
+    wanted = decode(await read_json(request, limit=settings.max_body_bytes), _CREATE)
+    return (await submission.submit(wanted, project=caller.project)).public()
+
+
+@get("/v1/fine_tuning/jobs", operation_id="listFineTuningJobs")
+async def list_jobs(
+    request: Request[Any, Any, Any],
+    caller: NamedDependency[KeyRecord],
+    jobs: NamedDependency[JobStore],
+    limit: Limit = 20,
+    after: FromQuery[str | None] = None,
+) -> Page[Job]:
+    """List jobs, newest first; `metadata[key]=value` keeps those that carry it, `metadata=null` those without any."""
+    wanted = metadata_filter(request.query_params)
+    return await matching_jobs(jobs, caller.project, wanted, after=after or None, limit=limit)
+
+
+@get("/v1/fine_tuning/jobs/{job_id:str}", operation_id="retrieveFineTuningJob")
+async def retrieve_job(
+    job_id: FromPath[str], caller: NamedDependency[KeyRecord], jobs: NamedDependency[JobStore]
+) -> Job:
+    """Look a job up."""
+    return (await jobs.get(job_id, project=caller.project)).public()
+
+
+@post("/v1/fine_tuning/jobs/{job_id:str}/cancel", status_code=200, operation_id="cancelFineTuningJob")
+async def cancel_job(
+    job_id: FromPath[str], caller: NamedDependency[KeyRecord], submission: NamedDependency[Submission]
+) -> Job:
+    """Stop a job; cancelling a finished one is refused, cancelling twice is the same as once."""
+    return (await submission.cancel(job_id, project=caller.project)).public()
+
+
+@get("/v1/fine_tuning/jobs/{job_id:str}/events", operation_id="listFineTuningEvents")
+async def list_events(
+    job_id: FromPath[str],
+    caller: NamedDependency[KeyRecord],
+    jobs: NamedDependency[JobStore],
+    limit: Limit = 20,
+    after: FromQuery[str | None] = None,
+) -> Page[Event]:
+    """List what happened in a job, newest first."""
+    await jobs.get(job_id, project=caller.project)
+    events, more = await jobs.events(job_id, after=after or None, limit=limit)
+    return page(events, has_more=more)
+
+
+@get("/v1/fine_tuning/jobs/{job_id:str}/checkpoints", operation_id="listFineTuningJobCheckpoints")
+async def list_checkpoints(
+    job_id: FromPath[str],
+    caller: NamedDependency[KeyRecord],
+    jobs: NamedDependency[JobStore],
+    limit: Limit = 10,
+    after: FromQuery[str | None] = None,
+) -> Page[Checkpoint]:
+    """List a job's checkpoints, newest first."""
+    await jobs.get(job_id, project=caller.project)
+    return cut(await jobs.checkpoints(job_id), after=after or None, limit=limit)
+
+
+ROUTES = [create_job, list_jobs, retrieve_job, cancel_job, list_events, list_checkpoints]

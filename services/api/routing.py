@@ -1,0 +1,29 @@
+"""Which replica answers for a model: a pure choice from the replicas that are alive."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from shared.errors import NoReplica
+from shared.records import ReplicaRecord
+
+
+def candidates(replicas: Sequence[ReplicaRecord], *, base: str, model: str) -> list[ReplicaRecord]:
+    """List the ready replicas of a base, best first: those that hold the adapter, then the least busy.
+
+    Raises NoReplica with the reason when there is none.
+    """
+    of_base = [replica for replica in replicas if replica.base == base]
+    ready = [replica for replica in of_base if replica.state == "ready" and replica.url]
+    if not ready:
+        raise NoReplica(f"The model '{model}' cannot answer yet: {_reason(of_base, base)}.", param="model")
+    random.shuffle(ready)
+    return sorted(ready, key=lambda replica: (model != base and model not in replica.resident, replica.running))
+
+
+def _reason(replicas: Sequence[ReplicaRecord], base: str) -> str:
+    if not replicas:
+        return f"no inference server for '{base}' is running"
+    states = {f"{replica.state} ({replica.reason})" if replica.reason else replica.state for replica in replicas}
+    return f"its inference server is {', '.join(sorted(states))}"

@@ -1,0 +1,108 @@
+"""Uploads: multipart stream → partial folder → hash → fsync → rename → record.
+
+A file is visible when its record is; its bytes are whole and on disk before that. Whatever ends an upload early leaves
+nothing behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+from litestar.connection import Request
+
+from services.api.bodies import UnsupportedMediaType, chunks
+from services.api.forms import Form, FormReader
+from services.api.partial import PartialFile
+from shared import ids
+from shared.paths import Paths
+from shared.records import FileRecord
+from shared.store.files import FileStore
+
+_log = structlog.get_logger()
+
+_FRAMING_BYTES = 1 << 20
+"""Room for boundaries, headers and the small fields beside the file."""
+_BATCH_LIFETIME_S = 30 * 86_400
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f]")
+
+
+class Uploads:
+    """Takes files in and lets them go."""
+
+    def __init__(self, files: FileStore, paths: Paths, *, max_file_bytes: int) -> None:
+        self._files = files
+        self._paths = paths
+        self._max_file_bytes = max_file_bytes
+
+    async def receive(self, request: Request[Any, Any, Any], *, project: str) -> FileRecord:
+        """Store the file of a multipart form. Raises InvalidRequest, TooLarge, ClientGone, StoreUnavailable."""
+        boundary = _boundary(request)
+        file_id = ids.new_file_id()
+        partial = PartialFile(self._paths.partial / file_id, limit=self._max_file_bytes)
+        try:
+            reader = FormReader(boundary, partial)
+            async for piece in chunks(request, limit=self._max_file_bytes + _FRAMING_BYTES):
+                await reader.feed(piece)
+            record = _record(file_id, project, reader.finish(), partial)
+            await partial.publish(self._paths.file_folder(file_id), msgspec.json.format(msgspec.json.encode(record)))
+        except BaseException:
+            await asyncio.to_thread(partial.discard)
+            raise
+        # If this fails the bytes stay: the record may have been written although its answer was lost.
+        await self._files.add(record)
+        _log.info("file.stored", file_id=file_id, size_bytes=record.size_bytes, purpose=record.purpose)
+        return record
+
+    async def remove(self, file_id: str, *, project: str) -> None:
+        """Forget a file, then delete its bytes. Raises NotFound."""
+        record = await self._files.get(file_id, project=project)
+        await self._files.remove(record)
+        await asyncio.to_thread(shutil.rmtree, self._paths.file_folder(record.id), ignore_errors=True)
+        _log.info("file.deleted", file_id=record.id)
+
+    def discard_abandoned(self, *, before: float) -> None:
+        """Delete partial uploads that nobody has written to since `before` (Unix time): their process died."""
+        for folder in self._paths.partial.iterdir():
+            if _last_write(folder) < before:
+                shutil.rmtree(folder, ignore_errors=True)
+                _log.info("upload.abandoned", file_id=folder.name)
+
+
+def _last_write(folder: Path) -> float:
+    return max((path.stat().st_mtime for path in (folder, *folder.glob("*"))), default=0.0)
+
+
+def _boundary(request: Request[Any, Any, Any]) -> str:
+    kind, options = request.content_type
+    boundary = options.get("boundary")
+    if kind != "multipart/form-data" or not boundary:
+        raise UnsupportedMediaType("Send the file as a form: 'Content-Type: multipart/form-data' with a boundary.")
+    return boundary
+
+
+def _record(file_id: str, project: str, form: Form, partial: PartialFile) -> FileRecord:
+    now = int(time.time())
+    lifetime = form.expires_after_s or (_BATCH_LIFETIME_S if form.purpose == "batch" else None)
+    return FileRecord(
+        id=file_id,
+        project=project,
+        filename=safe_name(form.filename),
+        purpose=form.purpose,
+        size_bytes=partial.size_bytes,
+        sha256=partial.sha256,
+        created_at=now,
+        expires_at=None if lifetime is None else now + lifetime,
+    )
+
+
+def safe_name(filename: str) -> str:
+    """Keep the last component of a client's path, without control characters; `upload` if nothing is left."""
+    name = _UNSAFE.sub("", filename.replace("\\", "/").rpartition("/")[2]).strip()[:255]
+    return name if name not in ("", ".", "..") else "upload"

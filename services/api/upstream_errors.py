@@ -1,0 +1,91 @@
+"""An inference server's errors, brought into OpenAI's envelope."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx2
+import msgspec
+import structlog
+
+from services.api.errors import INVALID_REQUEST, SERVER_ERROR, UpstreamError
+from shared.schemas.errors import ErrorBody
+
+_log = structlog.get_logger()
+
+_READ_BYTES = 64 << 10
+_MESSAGE_CHARS = 2000
+_NOT_OURS = frozenset({401, 403, 405})
+"""Statuses that speak of gateway and replica, not of the client's request."""
+
+
+class _Loose(msgspec.Struct):
+    """The shapes in which servers write errors: {"error": {…}}, {"error": "…"}, {"detail": …}, {"message": "…"}."""
+
+    error: Any = None
+    detail: Any = None
+    message: Any = None
+
+
+async def shape(response: httpx2.Response) -> UpstreamError:
+    """Read an error response and form the client's. 4xx keep their status; 503 and 429 too, other 5xx become 502."""
+    raw = await _read(response)
+    status = response.status_code
+    if status in (429, 503):
+        return UpstreamError(status, _body(raw, SERVER_ERROR), retry_after_s=_retry_after(response))
+    if 400 <= status < 500 and status not in _NOT_OURS:
+        return UpstreamError(status, _body(raw, INVALID_REQUEST))
+    _log.error("gateway.upstream_failed", status=status)
+    message = "The inference server failed on this request; please try again."
+    return UpstreamError(502, ErrorBody(message=message, type=SERVER_ERROR, code="upstream_error"))
+
+
+async def _read(response: httpx2.Response) -> bytes:
+    raw = bytearray()
+    try:
+        async for piece in response.aiter_raw():
+            raw += piece
+            if len(raw) > _READ_BYTES:
+                break
+    except httpx2.TransportError as error:
+        _log.warning("gateway.error_cut", reason=type(error).__name__)
+    return bytes(raw)
+
+
+def _body(raw: bytes, type: str) -> ErrorBody:
+    fields = _fields(raw)
+    message = fields.get("message")
+    code = fields.get("code")
+    param = fields.get("param")
+    return ErrorBody(
+        message=message[:_MESSAGE_CHARS] if isinstance(message, str) and message else "The request was refused.",
+        type=type,
+        # vLLM repeats the HTTP status as code; OpenAI's codes are names
+        code=code if isinstance(code, str) and not code.isdigit() else None,
+        param=param if isinstance(param, str) else None,
+    )
+
+
+def _fields(raw: bytes) -> dict[str, Any]:
+    try:
+        loose = msgspec.json.decode(raw, type=_Loose)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+    if isinstance(loose.error, dict):
+        return loose.error
+    texts = (text for text in (loose.error, loose.message, _detail(loose.detail)) if isinstance(text, str))
+    return {"message": next(texts, None)}
+
+
+def _detail(detail: Any) -> str | None:
+    """Read FastAPI's `detail`: a text, or a list of {"loc": […], "msg": "…"}."""
+    if isinstance(detail, list):
+        first = detail[0] if detail and isinstance(detail[0], dict) else {}
+        place = ".".join(str(part) for part in first.get("loc", []) if part != "body")
+        return f"Invalid value for '{place}': {first.get('msg')}" if first else None
+    return detail if isinstance(detail, str) else None
+
+
+def _retry_after(response: httpx2.Response) -> int:
+    given = response.headers.get("retry-after", "")
+    return min(int(given), 120) if given.isascii() and given.isdigit() and len(given) < 6 else 1

@@ -1,0 +1,52 @@
+"""Every exception of ours has a status, and none is one that OpenAI's SDK would misread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from litestar.connection import Request
+from litestar.exceptions import HTTPException
+
+import services.api.bodies
+import shared.store.registry  # noqa: F401 - defines exceptions of its own
+from services.api.errors import TABLE, on_unexpected, rule_for
+from shared import errors
+
+
+def tree(kind: type[errors.SelftuneError] = errors.SelftuneError) -> Iterator[type[errors.SelftuneError]]:
+    yield kind
+    for child in kind.__subclasses__():
+        yield from tree(child)
+
+
+@pytest.mark.parametrize("kind", sorted(set(tree()), key=lambda kind: kind.__name__))
+def test_every_error_has_its_rule(kind: type[errors.SelftuneError]) -> None:
+    rule = rule_for(kind("message"))
+    assert rule.type == ("invalid_request_error" if rule.status < 500 else "server_error")
+    assert (rule.retry_after_s is not None) == (rule.status == 503)
+
+
+def test_every_class_of_the_tree_is_in_the_table() -> None:
+    own = {kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.SelftuneError)}
+    assert own | {services.api.bodies.UnsupportedMediaType} == set(TABLE)
+
+
+def test_no_refusal_is_retried_by_the_sdk() -> None:
+    assert {rule.status for rule in TABLE.values()}.isdisjoint({408, 409, 429})
+
+
+def test_unexpected_errors_show_nothing_of_themselves() -> None:
+    request: Request[Any, Any, Any] = Request({"type": "http"})  # type: ignore[typeddict-item]
+    for error in (RuntimeError("secret"), HTTPException("secret", status_code=500), KeyError("secret")):
+        answer = on_unexpected(request, error)
+        assert answer.status_code == 500
+        assert answer.content.error.type == "server_error"
+        assert "secret" not in answer.content.error.message
+
+
+def test_docstring_draws_the_tree() -> None:
+    for kind in tree():
+        if kind.__module__ == "shared.errors":
+            assert kind.__name__ in (errors.__doc__ or "")

@@ -1,0 +1,43 @@
+"""The life of a job, as a table."""
+
+from __future__ import annotations
+
+import itertools
+from typing import get_args, get_type_hints
+
+import pytest
+
+from shared.errors import TransitionRefused
+from shared.schemas.jobs import Job
+from shared.states import ALLOWED, TERMINAL, JobState, check_transition
+
+EDGES = {
+    ("validating_files", "queued"),
+    ("validating_files", "failed"),
+    ("validating_files", "cancelled"),
+    ("queued", "running"),
+    ("queued", "failed"),
+    ("queued", "cancelled"),
+    ("running", "queued"),
+    ("running", "succeeded"),
+    ("running", "failed"),
+    ("running", "cancelled"),
+}
+
+
+@pytest.mark.parametrize(("current", "target"), list(itertools.product(JobState, JobState)))
+def test_only_the_tables_transitions_are_allowed(current: JobState, target: JobState) -> None:
+    if current == target or (current.value, target.value) in EDGES:
+        check_transition(current, target)
+    else:
+        with pytest.raises(TransitionRefused):
+            check_transition(current, target)
+
+
+def test_table_is_complete_and_ends_are_ends() -> None:
+    assert set(ALLOWED) == set(JobState)
+    assert {state for state, targets in ALLOWED.items() if not targets} == TERMINAL
+
+
+def test_states_are_those_on_the_wire() -> None:
+    assert set(get_args(get_type_hints(Job)["status"])) == {state.value for state in JobState}

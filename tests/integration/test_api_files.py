@@ -1,0 +1,298 @@
+"""Files: the SDK's calls, uploads that go wrong, and how much memory a large one takes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import openai
+import psutil
+import pytest
+
+from shared.records import FileRecord
+from shared.store.files import FileStore
+from tests.api_server import ApiServer, know_key, wait_until, with_store
+
+LINES = b'{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}\n' * 12
+
+
+def sdk(api: ApiServer) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{api.url}/v1", api_key=api.key, max_retries=0)
+
+
+def left_behind(api: ApiServer) -> list[str]:
+    """Names of partial uploads and of files in the data folder."""
+    partial = [path.name for path in api.paths.partial.iterdir()]
+    return sorted(partial + [path.name for path in api.paths.files.iterdir() if path.name != ".partial"])
+
+
+@pytest.fixture(autouse=True)
+def clean_folder(api: ApiServer) -> Iterator[None]:
+    for name in left_behind(api):
+        folder = api.paths.files / name
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
+    yield
+
+
+def test_file_comes_back_as_it_went_in(api: ApiServer, tmp_path: Path) -> None:
+    path = tmp_path / "train ü.jsonl"
+    path.write_bytes(LINES)
+    with path.open("rb") as handle:
+        made = sdk(api).files.create(file=handle, purpose="fine-tune")
+    assert made.id.startswith("file-")
+    assert (made.object, made.bytes, made.filename, made.purpose, made.status) == (
+        "file", len(LINES), "train ü.jsonl", "fine-tune", "processed",
+    )  # fmt: skip
+    answer = sdk(api).files.content(made.id)
+    assert answer.read() == LINES
+    assert answer.response.headers["content-type"] == "application/octet-stream"
+    assert answer.response.headers["content-disposition"] == "attachment; filename*=utf-8''train%20%C3%BC.jsonl"
+    assert sdk(api).files.retrieve(made.id).to_dict() == made.to_dict()
+    folder = api.paths.file_folder(made.id)
+    assert sorted(path.name for path in folder.iterdir()) == ["content", "manifest.json"]
+
+
+def test_async_sdk_uploads_bytes_without_a_name(api: ApiServer) -> None:
+    async def upload() -> openai.types.FileObject:
+        async with openai.AsyncOpenAI(base_url=f"{api.url}/v1", api_key=api.key) as client:
+            return await client.files.create(file=b"Example data", purpose="fine-tune")
+
+    made = asyncio.run(upload())
+    assert (made.filename, made.bytes) == ("upload", 12)
+
+
+def test_empty_file_is_stored(api: ApiServer) -> None:
+    made = sdk(api).files.create(file=("empty.jsonl", b""), purpose="fine-tune")
+    assert made.bytes == 0
+    assert sdk(api).files.content(made.id).read() == b""
+
+
+def test_file_may_come_before_its_purpose(api: ApiServer) -> None:
+    with api.client() as http:
+        parts = [("file", ("a.jsonl", b"x" * 3_000_000)), ("purpose", (None, b"batch"))]
+        made = http.post("/v1/files", files=parts).json()
+    assert (made["bytes"], made["purpose"]) == (3_000_000, "batch")
+    assert made["expires_at"] == made["created_at"] + 30 * 86_400
+
+
+def test_expiry_is_kept_and_an_expired_file_is_gone(api: ApiServer, redis_url: str) -> None:
+    after = {"anchor": "created_at", "seconds": 3600}
+    made = sdk(api).files.create(file=("a.txt", b"a"), purpose="user_data", expires_after=after)  # type: ignore[arg-type]
+    assert made.expires_at == made.created_at + 3600
+    old = FileRecord(
+        id="file-old", project="proj_default", filename="a", purpose="user_data", size_bytes=0, sha256="",
+        created_at=1, expires_at=2,
+    )  # fmt: skip
+    with_store(redis_url, lambda client: FileStore(client).add(old))
+    with pytest.raises(openai.NotFoundError):
+        sdk(api).files.retrieve("file-old")
+    assert [item.id for item in sdk(api).files.list()] == [made.id]
+
+
+def test_list_pages_orders_and_filters(api: ApiServer) -> None:
+    client = sdk(api)
+    ids = [client.files.create(file=(f"{n}.txt", b"x"), purpose="user_data").id for n in range(5)]
+    other = client.files.create(file=("t.jsonl", b"x"), purpose="fine-tune").id
+    assert [item.id for item in client.files.list()] == [other, *reversed(ids)]
+    assert [item.id for item in client.files.list(order="asc", limit=2)] == [*ids, other]
+    assert [item.id for item in client.files.list(purpose="fine-tune")] == [other]
+    page = client.files.list(limit=2, purpose="user_data", after=ids[4])
+    assert ([item.id for item in page.data], page.has_more) == ([ids[3], ids[2]], True)
+
+
+def test_deleted_file_leaves_nothing(api: ApiServer) -> None:
+    made = sdk(api).files.create(file=("a.txt", b"x"), purpose="user_data")
+    assert sdk(api).files.delete(made.id).to_dict() == {"id": made.id, "object": "file", "deleted": True}
+    assert left_behind(api) == []
+    for call in (sdk(api).files.delete, sdk(api).files.retrieve, sdk(api).files.content):
+        with pytest.raises(openai.NotFoundError, match="No such File object"):
+            call(made.id)
+
+
+def test_foreign_project_sees_nothing(api: ApiServer, redis_url: str) -> None:
+    made = sdk(api).files.create(file=("a.txt", b"x"), purpose="user_data")
+    with api.client(know_key(redis_url, "sk-of-somebody-else", project="proj_other")) as http:
+        assert http.get("/v1/files").json()["data"] == []
+        for method, path in (("GET", ""), ("GET", "/content"), ("DELETE", "")):
+            answer = http.request(method, f"/v1/files/{made.id}{path}")
+            unknown = http.request(method, f"/v1/files/file-unknown{path}")
+            assert answer.status_code == unknown.status_code == 404
+            assert answer.text.replace(made.id, "file-unknown") == unknown.text
+
+
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        ("../../etc/passwd", "passwd"),
+        ("C:\\data\\train.jsonl", "train.jsonl"),
+        ("..", "upload"),
+        ('a"b.jsonl', 'a"b.jsonl'),
+        ("x" * 400, "x" * 255),
+    ],
+)
+def test_names_of_files_are_made_safe(api: ApiServer, given: str, stored: str) -> None:
+    made = sdk(api).files.create(file=(given, b"x"), purpose="user_data")
+    assert made.filename == stored
+    assert sdk(api).files.content(made.id).read() == b"x"
+
+
+def form(*parts: tuple[str, str | None, bytes], boundary: str = "b0undary") -> tuple[bytes, str]:
+    """Write a form by hand; returns the body and its content type."""
+    body = b""
+    for name, filename, data in parts:
+        named = f'; filename="{filename}"' if filename else ""
+        head = f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"{named}\r\n\r\n'
+        body += head.encode() + data + b"\r\n"
+    return body + f"--{boundary}--\r\n".encode(), f"multipart/form-data; boundary={boundary}"
+
+
+FILE = ("file", "a.jsonl", b"data")
+PURPOSE = ("purpose", None, b"fine-tune")
+ANCHOR, SECONDS = "expires_after[anchor]", "expires_after[seconds]"
+
+
+@pytest.mark.parametrize(
+    ("parts", "param", "code"),
+    [
+        ([PURPOSE], "file", "missing_required_parameter"),
+        ([FILE], "purpose", "missing_required_parameter"),
+        ([], "purpose", "missing_required_parameter"),
+        ([("purpose", None, b"world domination"), FILE], "purpose", "invalid_value"),
+        ([FILE, ("purpose", None, b"\xff")], "purpose", None),
+        ([PURPOSE, FILE, ("colour", None, b"red")], "colour", "unknown_parameter"),
+        ([PURPOSE, FILE, FILE], "file", None),
+        ([PURPOSE, (SECONDS, None, b"3600"), FILE], "expires_after.anchor", "invalid_value"),
+        ([PURPOSE, (ANCHOR, None, b"created_at"), FILE], "expires_after.seconds", "invalid_value"),
+        (
+            [PURPOSE, (ANCHOR, None, b"created_at"), (SECONDS, None, b"5"), FILE],
+            "expires_after.seconds",
+            "invalid_value",
+        ),
+        ([PURPOSE, (ANCHOR, None, b"x" * 5000), FILE], ANCHOR, None),
+    ],
+)
+def test_wrong_form_is_refused_and_leaves_nothing(
+    api: ApiServer, parts: list[tuple[str, str | None, bytes]], param: str, code: str | None
+) -> None:
+    body, kind = form(*parts)
+    with api.client() as http:
+        answer = http.post("/v1/files", content=body, headers={"content-type": kind})
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", param, code)
+    assert left_behind(api) == []
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status"),
+    [
+        (b"", "multipart/form-data; boundary=b0undary", 400),
+        (form(PURPOSE, FILE)[0][:-20], "multipart/form-data; boundary=b0undary", 400),
+        (b"--other\r\n\r\n", "multipart/form-data; boundary=b0undary", 400),
+        (b"--b0undary\r\nnonsense\r\n\r\nx\r\n--b0undary--\r\n", "multipart/form-data; boundary=b0undary", 400),
+        (form(PURPOSE, FILE)[0], "multipart/form-data", 415),
+        (b"{}", "application/json", 415),
+        (b"purpose=fine-tune", "application/x-www-form-urlencoded", 415),
+    ],
+)
+def test_malformed_upload_is_refused_and_leaves_nothing(api: ApiServer, body: bytes, kind: str, status: int) -> None:
+    with api.client() as http:
+        answer = http.post("/v1/files", content=body, headers={"content-type": kind})
+    assert answer.status_code == status, answer.text
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+    assert left_behind(api) == []
+
+
+def test_announced_body_that_is_too_large_is_refused_before_it_is_sent(api: ApiServer) -> None:
+    head = upload_head(api, "multipart/form-data; boundary=b0undary", api.settings.max_file_bytes + (2 << 20))
+    with socket.create_connection(("127.0.0.1", api.settings.port)) as connection:
+        connection.settimeout(20)
+        connection.sendall(head)
+        answer = b""
+        while b'"}}' not in answer and b"null}}" not in answer:
+            answer += connection.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b'"code":"request_too_large"' in answer
+
+
+def test_file_that_turns_out_too_large_is_413_and_leaves_nothing(api: ApiServer) -> None:
+    opening = form(FILE)[0].partition(b"data\r\n")[0]
+    pieces = [b"x" * (1 << 20)] * ((api.settings.max_file_bytes >> 20) + 1)
+    with api.client() as http:
+        kind = "multipart/form-data; boundary=b0undary"
+        answer = http.post("/v1/files", content=iter([opening, *pieces]), headers={"content-type": kind})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
+    assert left_behind(api) == []
+
+
+def upload_head(api: ApiServer, kind: str, size_bytes: int) -> bytes:
+    return (
+        f"POST /v1/files HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {api.key}\r\n"
+        f"content-type: {kind}\r\ncontent-length: {size_bytes}\r\n\r\n"
+    ).encode()
+
+
+def test_cut_off_upload_leaves_nothing(api: ApiServer) -> None:
+    body, kind = form(PURPOSE, ("file", "a.jsonl", b"x" * 5_000_000))
+    with socket.create_connection(("127.0.0.1", api.settings.port)) as connection:
+        connection.sendall(upload_head(api, kind, len(body)) + body[:4_000_000])
+        wait_until(lambda: left_behind(api))
+    wait_until(lambda: not left_behind(api))
+    with api.client() as http:
+        assert http.get("/v1/files").json()["data"] == []
+
+
+def test_large_upload_and_download_do_not_grow_the_process(api: ApiServer) -> None:
+    size = 300 << 20
+    process = psutil.Process(api.process.pid)
+    with api.client() as http:
+        http.post("/v1/files", files={"file": ("warm-up", b"x" * (4 << 20)), "purpose": (None, "user_data")})
+        before = process.memory_info().rss
+        peak = 0
+
+        def pieces() -> Iterator[bytes]:
+            nonlocal peak
+            head, _, tail = form(PURPOSE, FILE)[0].partition(b"data\r\n")
+            yield head
+            for _ in range(size >> 20):
+                yield b"x" * (1 << 20)
+                peak = max(peak, process.memory_info().rss)
+            yield b"\r\n" + tail
+
+        kind = "multipart/form-data; boundary=b0undary"
+        made = http.post("/v1/files", content=pieces(), headers={"content-type": kind}).json()
+        assert made["bytes"] == size
+        received = 0
+        with http.stream("GET", f"/v1/files/{made['id']}/content") as content:
+            for piece in content.iter_raw():
+                received += len(piece)
+                peak = max(peak, process.memory_info().rss)
+        http.delete(f"/v1/files/{made['id']}")
+    assert received == size
+    assert peak - before < 64 << 20, f"grew by {(peak - before) >> 20} MiB"
+
+
+def test_partial_uploads_of_a_dead_process_are_cleared_at_start(api: ApiServer, redis_url: str, tmp_path: Path) -> None:
+    stale, fresh = tmp_path / "files/.partial/file-stale", tmp_path / "files/.partial/file-fresh"
+    for folder in (stale, fresh):
+        folder.mkdir(parents=True)
+        (folder / "content").write_bytes(b"x")
+    for path in (stale / "content", stale):
+        os.utime(path, (1, 1))
+    server = ApiServer(tmp_path, redis_url)
+    server.stop()
+    assert (stale.exists(), fresh.exists()) == (False, True)
+
+
+def test_content_that_is_gone_is_404(api: ApiServer) -> None:
+    made = sdk(api).files.create(file=("a.txt", b"x"), purpose="user_data")
+    api.paths.file_content(made.id).unlink()
+    with api.client() as http:
+        answer: httpx2.Response = http.get(f"/v1/files/{made.id}/content")
+    assert (answer.status_code, answer.json()["error"]["param"]) == (404, "id")

@@ -62,6 +62,8 @@ class Service:
             except TimeoutError:
                 self._console.say(f"{self.name} did not stop within {self._stop_timeout_s:.0f} s; killing it")
         self.kill()
+        if process is not None:
+            await process.wait()
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
@@ -117,10 +119,13 @@ class Service:
 
 
 async def _read_line(stream: asyncio.StreamReader) -> bytes:
+    """Return the next line, or a piece of one that is over the limit; empty at the end."""
     try:
-        return await stream.readline()
-    except ValueError:  # a line over the limit: the rest of it follows as further lines
-        return await stream.read(1 << 16)
+        return await stream.readuntil(b"\n")
+    except asyncio.LimitOverrunError as error:
+        return await stream.readexactly(error.consumed)
+    except asyncio.IncompleteReadError as error:
+        return error.partial
 
 
 def _reason(code: int) -> str:

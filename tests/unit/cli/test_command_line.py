@@ -1,0 +1,74 @@
+"""The selftune command: help that is quick and complete, mistakes that are named."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from services.cli import valkey
+from shared.settings import describe
+
+
+def selftune(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "services.cli", *arguments],
+        cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=60, check=False,
+        env={"PATH": "/usr/bin:/bin", "COLUMNS": "200", **environment},
+    )  # fmt: skip
+
+
+def test_help_explains_every_setting_but_the_secret() -> None:
+    done = selftune("up", "--help")
+    assert done.returncode == 0
+    shown = {name for name, _, _ in describe() if f"--{name.replace('_', '-')} " in done.stdout}
+    assert shown == {name for name, _, _ in describe()} - {"internal_key"}
+    assert "SELFTUNE_BASE_MODEL" in done.stdout
+
+
+def test_help_is_quick() -> None:
+    selftune("--help")  # compiles what is not compiled yet
+    times = []
+    for _ in range(5):
+        begun = time.monotonic()
+        assert selftune("--help").returncode == 0
+        times.append(time.monotonic() - begun)
+    assert min(times) < 1.0  # 0.3 s on an idle machine
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--port", "http"), "setting port: Expected `int`"),
+        (("--base-model", "/nowhere"), "there is no config.json in that folder"),
+        (("--config", "/nowhere.toml"), "settings file /nowhere.toml"),
+        (("--redis-url", "unix:///nowhere.sock"), "the database does not answer"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        free = server.getsockname()[1]
+    done = selftune("up", "--data-dir", str(tmp_path), *arguments, SELFTUNE_PORT=str(free))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_taken_port_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        done = selftune("up", "--data-dir", str(tmp_path), "--port", str(port))
+    assert done.returncode == 2
+    assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
+
+
+def test_socket_of_a_deep_folder_fits_into_its_address(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 120)
+    assert len(str(valkey.socket_path(deep))) <= 100
+    assert valkey.socket_path(deep) == valkey.socket_path(deep)
+    assert valkey.socket_path(deep) != valkey.socket_path(deep / "other")
+    assert valkey.socket_path(Path("/srv/x")) == Path("/srv/x/valkey.sock")

@@ -1,8 +1,9 @@
-"""Print what plain transformers and PEFT generate greedily from a published adapter: DATA_DIR MODEL PROMPT TOKENS."""
+"""Print, as JSON, what plain transformers and PEFT generate greedily from an adapter: DATA_DIR MODEL TOKENS PROMPT…."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from pathlib import Path
 
@@ -27,15 +28,18 @@ async def look_up(data_dir: Path, name: str) -> tuple[AdapterRecord, BaseRecord]
     return adapter, base
 
 
-def main(data_dir: str, name: str, prompt: str, tokens: str) -> None:
+def main(data_dir: str, name: str, tokens: str, *prompts: str) -> None:
     adapter, base = asyncio.run(look_up(Path(data_dir), name))
     tokenizer = AutoTokenizer.from_pretrained(base.path)
     plain = AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32)
     model = PeftModel.from_pretrained(plain, str(Path(data_dir) / adapter.folder)).eval()
-    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
-    count = int(tokens)
-    output = model.generate(**inputs, do_sample=False, max_new_tokens=count, min_new_tokens=count)
-    sys.stdout.write(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True) + "\n")
+    answers = []
+    for prompt in prompts:
+        inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+        output = model.generate(**inputs, do_sample=False, max_new_tokens=int(tokens))
+        answer = output[0, inputs["input_ids"].shape[1] :]
+        answers.append(tokenizer.decode(answer, skip_special_tokens=True))
+    sys.stdout.write(json.dumps(answers))
 
 
 if __name__ == "__main__":

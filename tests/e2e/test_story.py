@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import subprocess
 import sys
@@ -119,21 +120,22 @@ def test_new_model_answers_within_seconds_and_without_a_restart(
 def test_adapter_loads_in_plain_peft_and_gives_the_same_greedy_tokens(
     stack: RunningStack, client: OpenAI, tuned_job: FineTuningJob
 ) -> None:
-    prompt = "<|im_start|>user\nColour of lemon? (5)<|im_end|>\n<|im_start|>assistant\n"
-    served = client.completions.create(
-        model=tuned_job.fine_tuned_model or "",
-        prompt=prompt,
-        max_tokens=6,
-        temperature=0,
-        extra_body={"ignore_eos": True},
-    )
-    script = ROOT / "tests" / "e2e" / "generate_with_peft.py"
+    tuned = tuned_job.fine_tuned_model or ""
+    prompts = [
+        "<|im_start|>user\nColour of lemon? (5)<|im_end|>\n<|im_start|>assistant\n",
+        "Once upon a time",
+        "The three largest planets are",
+    ]
+    served = [
+        client.completions.create(model=tuned, prompt=prompt, max_tokens=12, temperature=0).choices[0].text
+        for prompt in prompts
+    ]
     done = subprocess.run(
-        [sys.executable, str(script), str(stack.data_dir), tuned_job.fine_tuned_model or "", prompt, "6"],
+        [sys.executable, "-m", "tests.e2e.generate_with_peft", str(stack.data_dir), tuned, "12", *prompts],
         cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.removesuffix("\n") == served.choices[0].text
+    assert json.loads(done.stdout) == served
 
 
 def test_demo_shows_a_wide_margin(stack: RunningStack, tmp_path: Path) -> None:

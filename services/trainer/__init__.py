@@ -1,0 +1,1 @@
+"""The trainer: an arq worker that supervises one training process per job."""

@@ -1,0 +1,105 @@
+"""Resume points: adapter, optimiser, random state and position, enough to go on bit for bit.
+
+A point is a folder `step-00000123` that appears by rename when it is whole: safetensors only, and a state.json with the
+sizes to expect. The last three are kept.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import structlog
+import torch
+from msgspec import Struct
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import Parameter
+
+from shared.paths import publish_folder
+
+KEPT = 3
+_TENSORS = "state.safetensors"
+_STATE = "state.json"
+_OPTIMIZER_FIELDS = ("exp_avg", "exp_avg_sq", "step")
+
+log = structlog.get_logger()
+
+
+class Position(Struct, frozen=True, kw_only=True):
+    """How far training has come."""
+
+    step: int
+    """Optimiser steps done."""
+    trained_tokens: int
+
+
+class _State(Struct, frozen=True, kw_only=True):
+    position: Position
+    tensors_bytes: int
+
+
+def save(
+    folder: Path, parameters: Mapping[str, Parameter], optimizer: torch.optim.Optimizer, position: Position
+) -> None:
+    """Write the resume point of `position`, then drop the oldest ones beyond three."""
+    staged = folder / f".partial-{position.step}"
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(parents=True)
+    save_file(_tensors(parameters, optimizer), staged / _TENSORS)
+    state = _State(position=position, tensors_bytes=(staged / _TENSORS).stat().st_size)
+    (staged / _STATE).write_bytes(msgspec.json.encode(state))
+    publish_folder(staged, folder / f"step-{position.step:08d}")
+    for old in saved_points(folder)[KEPT:]:
+        shutil.rmtree(old)
+
+
+def saved_points(folder: Path) -> list[Path]:
+    """List resume points, newest first."""
+    return sorted(folder.glob("step-*"), reverse=True)
+
+
+def load_newest(folder: Path, parameters: Mapping[str, Parameter], optimizer: torch.optim.Optimizer) -> Position | None:
+    """Restore the newest point that is whole; damaged ones are passed over."""
+    for point in saved_points(folder):
+        try:
+            state = msgspec.json.decode((point / _STATE).read_bytes(), type=_State)
+            tensors = load_file(point / _TENSORS)
+        except (OSError, msgspec.MsgspecError, SafetensorError) as error:
+            log.warning("checkpoint.damaged", folder=point.name, reason=str(error))
+            continue
+        _restore(tensors, parameters, optimizer)
+        return state.position
+    return None
+
+
+def _tensors(parameters: Mapping[str, Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    tensors = {f"adapter.{name}": parameter.detach().contiguous() for name, parameter in parameters.items()}
+    for name, parameter in parameters.items():
+        state = optimizer.state.get(parameter, {})
+        tensors |= {f"optimizer.{field}.{name}": state[field] for field in _OPTIMIZER_FIELDS if field in state}
+    tensors["rng.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["rng.cuda"] = torch.cuda.get_rng_state()
+    return tensors
+
+
+def _restore(
+    tensors: Mapping[str, Tensor], parameters: Mapping[str, Parameter], optimizer: torch.optim.Optimizer
+) -> None:
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[f"adapter.{name}"])
+    for name, parameter in parameters.items():
+        optimizer.state[parameter] = {
+            # `step` stays on the CPU: AdamW reads it there, whatever device the parameter is on.
+            field: value.clone() if field == "step" else value.to(parameter.device)
+            for field in _OPTIMIZER_FIELDS
+            if (value := tensors.get(f"optimizer.{field}.{name}")) is not None
+        }
+    torch.set_rng_state(tensors["rng.cpu"])
+    if torch.cuda.is_available() and "rng.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["rng.cuda"])

@@ -1,0 +1,75 @@
+"""The process that trains one job: `python -m services.trainer.child JOB_FOLDER MESSAGE_FD PARENT_PID`.
+
+It reads spec.json, trains or goes on training, exports, and then stays alive to compare itself with the served model,
+since starting again would cost many times what the comparison does. Messages go to MESSAGE_FD, commands come on stdin.
+Exit status: 0 as asked, 1 failed with a message, anything else died.
+
+The model libraries are imported only after the process is tied to its parent: importing them takes seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import BinaryIO
+
+from services.trainer.failures import StopRequested
+from services.trainer.protocol import Failed, Message, Reporter, Stopped, encode_line
+from shared.errors import SelftuneError
+from shared.process import die_with_parent
+
+
+class StopFlag:
+    """Set by SIGTERM: the loop saves and stops at the next step."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        signal.signal(signal.SIGTERM, self._request)
+
+    def __call__(self) -> bool:
+        return self.requested
+
+    def _request(self, *_: object) -> None:
+        self.requested = True
+
+
+def main(folder: Path, report: Reporter, commands: BinaryIO) -> int:
+    """Run the job in `folder`; every failure is reported before the exit status says so."""
+    should_stop = StopFlag()
+    try:
+        # peft would import bitsandbytes, and with it a compiler, for two seconds; nothing here is quantised.
+        # None is Python's own way to say that a module is not to be had.
+        sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
+        from services.trainer.run_job import run_job
+
+        run_job(folder, report, should_stop, commands)
+    except StopRequested as stop:
+        report(Stopped(step=stop.step))
+    except SelftuneError as error:
+        report(Failed(code=error.code or "training_failed", message=error.message, param=error.param))
+        return 1
+    except Exception as error:  # noqa: BLE001 - the supervisor needs a reason, the log the traceback
+        traceback.print_exc()
+        report(Failed(code="training_failed", message=f"The training process failed: {type(error).__name__}."))
+        return 1
+    return 0
+
+
+def pipe_reporter(descriptor: int) -> Reporter:
+    """Write messages to an inherited pipe, each at once and whole."""
+    pipe = os.fdopen(descriptor, "wb", buffering=0)
+
+    def report(message: Message) -> None:
+        rest = memoryview(encode_line(message))
+        while rest:
+            rest = rest[pipe.write(rest) :]
+
+    return report
+
+
+if __name__ == "__main__":
+    die_with_parent(parent_pid=int(sys.argv[3]))
+    sys.exit(main(Path(sys.argv[1]), pipe_reporter(int(sys.argv[2])), sys.stdin.buffer))

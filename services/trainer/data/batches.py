@@ -1,0 +1,109 @@
+"""Examples -> batches. Axes: B rows, T tokens, N supervised tokens."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from services.trainer.data.chat import Example
+
+WINDOW_BATCHES = 32
+"""Rows are sorted by length inside windows of so many batches: little padding, and order stays random beyond that."""
+MICRO_BATCH_TOKENS = 8192
+"""Padded tokens that go through the model at once; a larger batch is accumulated."""
+SHORTEST_SHARED_PREFIX = 8
+"""A shared beginning of fewer tokens is cheaper to read again in each row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Right-padded inputs and the places whose next token is learnt.
+
+    `rows_N` and `columns_N` index inputs_BT; targets_N is what follows there. No attention mask: attention is causal,
+    so padding on the right never reaches a real token.
+    """
+
+    inputs_BT: Tensor
+    rows_N: Tensor
+    columns_N: Tensor
+    targets_N: Tensor
+    n_tokens: int
+    """Real tokens, without padding, the last one of each row included."""
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(
+            self.inputs_BT.to(device),
+            self.rows_N.to(device),
+            self.columns_N.to(device),
+            self.targets_N.to(device),
+            self.n_tokens,
+        )
+
+
+def collate(examples: Sequence[Example], *, skip: int = 0, pad_id: int = 0) -> Batch:
+    """Pad examples into one batch, leaving out the first `skip` tokens of each, which must not be supervised.
+
+    The last token of a row is only a target, so T is the longest row less one.
+    """
+    width = max(len(example.tokens) for example in examples) - skip - 1
+    inputs_BT = torch.full((len(examples), width), pad_id, dtype=torch.int64)
+    rows, columns, targets = [], [], []
+    for row, example in enumerate(examples):
+        tokens = torch.tensor(example.tokens, dtype=torch.int64)[skip:]
+        inputs_BT[row, : len(tokens) - 1] = tokens[:-1]
+        places = torch.frombuffer(bytearray(example.supervised[skip + 1 :]), dtype=torch.uint8).nonzero()[:, 0]
+        rows.append(torch.full_like(places, row))
+        columns.append(places)
+        targets.append(tokens[places + 1])
+    n_tokens = sum(len(example.tokens) for example in examples)
+    return Batch(inputs_BT, torch.cat(rows), torch.cat(columns), torch.cat(targets), n_tokens)
+
+
+def shared_prefix(examples: Sequence[Example]) -> list[int]:
+    """Find the tokens that all rows begin with and that lie before every row's last prompt token.
+
+    Rows of one data set often share a system prompt; a causal model has to read it only once for all of them.
+    Empty where it would not pay.
+    """
+    if len(examples) < 2:
+        return []
+    limit = min(example.prompt_length for example in examples) - 1
+    first, last = (list(row) for row in (min(e.tokens for e in examples), max(e.tokens for e in examples)))
+    # Between the smallest and the greatest row in dictionary order, all share what these two share.
+    length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    length = min(length, limit)
+    return first[:length] if length >= SHORTEST_SHARED_PREFIX else []
+
+
+def epoch_batches(lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int) -> list[list[int]]:
+    """Split row indices into one epoch's optimiser steps: shuffled by (seed, epoch), rows of similar length together.
+
+    Each row comes once; all batches but one have `batch_size` rows. The same arguments give the same batches on every
+    machine.
+    """
+    order = random.Random(f"{seed}:{epoch}")
+    indices = list(range(len(lengths)))
+    order.shuffle(indices)
+    window = batch_size * WINDOW_BATCHES
+    batches: list[list[int]] = []
+    for start in range(0, len(indices), window):
+        by_length = sorted(indices[start : start + window], key=lambda index: lengths[index])
+        batches += [by_length[at : at + batch_size] for at in range(0, len(by_length), batch_size)]
+    order.shuffle(batches)
+    return batches
+
+
+def micro_batches(examples: Sequence[Example], *, max_tokens: int = MICRO_BATCH_TOKENS) -> list[list[Example]]:
+    """Split rows so that no piece has more than `max_tokens` padded tokens (one row may, alone); longest rows first."""
+    pieces: list[list[Example]] = []
+    width = 0
+    for example in sorted(examples, key=lambda example: -len(example.tokens)):
+        if not pieces or width * (len(pieces[-1]) + 1) > max_tokens:
+            pieces.append([])
+            width = len(example.tokens)
+        pieces[-1].append(example)
+    return pieces

@@ -1,0 +1,106 @@
+"""A trained adapter as an immutable folder in PEFT's format, named by its digest."""
+
+from __future__ import annotations
+
+import secrets
+from enum import Enum
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from peft import PeftModel
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import save_file
+
+from services.trainer.protocol import Metrics, TrainSpec
+from shared.adapters import CONFIG_NAME, WEIGHTS_NAME, adapter_digest
+from shared.paths import publish_folder
+
+_VERSIONED = ("torch", "transformers", "peft", "safetensors")
+
+
+class Manifest(Struct, frozen=True, kw_only=True):
+    """manifest.json: where an adapter comes from."""
+
+    base: str
+    base_fingerprint: str
+    job_id: str
+    training_file_sha256: str
+    hyperparameters: dict[str, float]
+    lora: dict[str, Any]
+    seed: int
+    step: int
+    metrics: Metrics
+    versions: dict[str, str]
+
+
+def export_adapter(peft: PeftModel, spec: TrainSpec, metrics: Metrics) -> tuple[Path, str]:
+    """Write the adapter under spec.adapters_folder and return (folder, digest). The same weights give the same folder.
+
+    Staged, fsynced and renamed: the folder is whole as soon as it is visible.
+    """
+    parent = Path(spec.adapters_folder)
+    staged = parent / f".partial-{secrets.token_hex(4)}"
+    staged.mkdir(parents=True)
+    state = get_peft_model_state_dict(peft, save_embedding_layers=False)
+    weights = {name: tensor.contiguous().cpu() for name, tensor in state.items()}
+    save_file(weights, staged / WEIGHTS_NAME, metadata={"format": "pt"})
+    (staged / CONFIG_NAME).write_bytes(_config(peft, spec.base_id))
+    digest = adapter_digest(staged)
+    (staged / "manifest.json").write_bytes(_pretty(_manifest(spec, metrics)))
+    (staged / "README.md").write_text(_readme(spec, metrics), encoding="utf-8")
+    publish_folder(staged, parent / digest)
+    return parent / digest, digest
+
+
+def _config(peft: PeftModel, base_id: str) -> bytes:
+    """PEFT's own configuration, sorted, with the public base name: a local path would leak."""
+    config = peft.peft_config["default"].to_dict()
+    config |= {"base_model_name_or_path": base_id, "inference_mode": True}
+    return _pretty({key: _plain(config[key]) for key in sorted(config)})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    if isinstance(value, dict):
+        return {key: _plain(value[key]) for key in sorted(value)}
+    return value
+
+
+def _pretty(value: Any) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
+
+
+def _manifest(spec: TrainSpec, metrics: Metrics) -> Manifest:
+    return Manifest(
+        base=spec.base_id,
+        base_fingerprint=spec.base_fingerprint,
+        job_id=spec.job_id,
+        training_file_sha256=spec.training_sha256,
+        hyperparameters={
+            "n_epochs": spec.n_epochs,
+            "batch_size": spec.batch_size,
+            "learning_rate_multiplier": spec.learning_rate_multiplier,
+        },
+        lora={"rank": spec.rank, "alpha": spec.alpha, "dropout": spec.dropout, "targets": list(spec.targets)},
+        seed=spec.seed,
+        step=metrics.step,
+        metrics=metrics,
+        versions={name: version(name) for name in _VERSIONED},
+    )
+
+
+def _readme(spec: TrainSpec, metrics: Metrics) -> str:
+    loss = metrics.full_valid_loss
+    held_out = "" if loss is None else f"\nLoss on the validation file: {loss:.4f}.\n"
+    return (
+        f"# LoRA adapter for {spec.base_id}\n\n"
+        f"Trained by job {spec.job_id}: {metrics.step} steps, rank {spec.rank}, seed {spec.seed}.\n{held_out}"
+        "\nLoad it with `peft.PeftModel.from_pretrained(base_model, folder)`.\n"
+        "What it was trained on, how and with which versions stands in manifest.json.\n"
+    )

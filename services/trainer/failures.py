@@ -1,0 +1,37 @@
+"""Why a job cannot go on, in the words its owner reads.
+
+SelftuneError
+└── TrainingFailed            the job ends as failed with this code and message
+    ├── NonFiniteLoss         the training diverged
+    └── ParityMismatch        the served model is not the trained one
+"""
+
+from __future__ import annotations
+
+from shared.errors import SelftuneError
+
+
+class TrainingFailed(SelftuneError):
+    """The training process could not do its job."""
+
+    default_code = "training_failed"
+
+
+class NonFiniteLoss(TrainingFailed):
+    """Loss or gradient became infinite or not a number."""
+
+    default_code = "non_finite_loss"
+
+
+class ParityMismatch(TrainingFailed):
+    """A replica's greedy tokens or log probabilities differ from the trainer's by more than the tolerance."""
+
+    default_code = "parity_mismatch"
+
+
+class StopRequested(Exception):
+    """Not a failure: training stopped between two steps, as asked; `step` is saved."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped after step {step}")
+        self.step = step

@@ -1,0 +1,63 @@
+"""A job's story in OpenAI's words: training messages -> events, checkpoint metrics, the result file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from services.trainer.protocol import Exported, Metrics, ParityMeasured
+from shared.schemas.checkpoints import CheckpointMetrics
+from shared.schemas.events import Event
+from shared.store.jobs import event
+
+RESULT_FILE_NAME = "step_metrics.csv"
+_RESULT_COLUMNS = "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy"
+
+
+def step_event(metrics: Metrics) -> Event:
+    """Form the event of an optimiser step; its data are all the numbers there are."""
+    parts = [f"training loss={metrics.train_loss:.2f}"]
+    if metrics.valid_loss is not None:
+        parts.append(f"validation loss={metrics.valid_loss:.2f}")
+    if metrics.full_valid_loss is not None:
+        parts.append(f"full validation loss={metrics.full_valid_loss:.2f}")
+    message = f"Step {metrics.step}/{metrics.total_steps}: {', '.join(parts)}"
+    return event(message, type="metrics", data=msgspec.to_builtins(metrics))
+
+
+def checkpoint_event(step: int, name: str) -> Event:
+    return event(f"Checkpoint created at step {step} with Snapshot ID: {name}", data={"step": step})
+
+
+def parity_event(measured: ParityMeasured, seconds_to_first_token: float) -> Event:
+    """Form the event that says how far the served model agrees with the trained one.
+
+    `seconds_to_first_token` runs from the event of the last step.
+    """
+    verdict = "answers like the trained one" if measured.agrees else "does not answer like the trained one"
+    message = (
+        f"The served model {verdict}: {measured.n_argmax_equal}/{measured.n_tokens} greedy tokens, log probabilities "
+        f"within {measured.max_logprob_difference:.2g}; first token {seconds_to_first_token:.2f} s after the last step"
+    )
+    data = {"parity": msgspec.to_builtins(measured), "seconds_to_first_token": round(seconds_to_first_token, 3)}
+    return event(message, level="info" if measured.agrees else "error", data=data)
+
+
+def pending_event(name: str, reason: str) -> Event:
+    message = f"{name} is published but not served yet: {reason}. It will answer as soon as a server has loaded it."
+    return event(message, level="warn", data={"serving": "pending"})
+
+
+def checkpoint_metrics(exported: Exported) -> CheckpointMetrics:
+    values = msgspec.to_builtins(exported.metrics)
+    return CheckpointMetrics(**{name: values.get(name) for name in CheckpointMetrics.__struct_fields__})
+
+
+def result_csv(steps: Iterable[Metrics]) -> bytes:
+    """Write OpenAI's step_metrics.csv; cells without a value are empty."""
+    rows = [
+        (m.step, m.train_loss, m.train_mean_token_accuracy, m.valid_loss, m.valid_mean_token_accuracy) for m in steps
+    ]
+    lines = [",".join("" if value is None else str(value) for value in row) for row in rows]
+    return "\n".join([_RESULT_COLUMNS, *lines, ""]).encode()

@@ -1,0 +1,153 @@
+"""What the training process and its supervisor say to each other.
+
+The child writes `Message`s as JSON lines to a pipe of its own, so that whatever a library prints to stdout or stderr
+cannot be mistaken for one; it reads `Command`s as JSON lines from stdin. `TrainSpec` is the job folder's spec.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+SPEC_FILE = "spec.json"
+METRICS_FILE = "metrics.jsonl"
+EXPORTS_FILE = "exports.jsonl"
+LOG_FILE = "train.log"
+CHECKPOINTS_FOLDER = "checkpoints"
+
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class TrainSpec(Struct, frozen=True, kw_only=True):
+    """Everything the training process needs to know; paths are absolute."""
+
+    job_id: str
+    base_id: str
+    base_folder: str
+    base_fingerprint: str
+    adapters_folder: str
+    """Where finished adapter folders go, each named by its digest."""
+    training_path: str
+    validation_path: str | None = None
+    training_sha256: str = ""
+    n_epochs: Annotated[int, Meta(ge=1)]
+    batch_size: Annotated[int, Meta(ge=1)]
+    learning_rate_multiplier: Annotated[float, Meta(gt=0)]
+    seed: int
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    targets: tuple[str, ...] = LORA_TARGETS
+    max_length: int = 2048
+    """Rows with more tokens than this are refused, never cut."""
+    snapshot_interval_s: float = 60.0
+    """A resume point is written at the end of each epoch and whenever the last one is this old."""
+    n_probes: int = 2
+    """Held-out prompts offered for the parity check."""
+
+
+class Metrics(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One optimiser step. Losses are nats per supervised token; accuracies are shares of argmax hits, 0 to 1."""
+
+    step: int
+    total_steps: int
+    epoch: int
+    train_loss: float
+    train_mean_token_accuracy: float
+    tokens: int
+    """Tokens in this step's rows, prompts included."""
+    tokens_per_s: float
+    learning_rate: float
+    grad_norm: float
+    valid_loss: float | None = None
+    valid_mean_token_accuracy: float | None = None
+    full_valid_loss: float | None = None
+    full_valid_mean_token_accuracy: float | None = None
+
+
+class Started(Struct, frozen=True, kw_only=True, tag="started"):
+    """The model is in memory and the data is tokenised."""
+
+    device: str
+    dtype: str
+    n_examples: int
+    total_steps: int
+    resumed_from_step: int
+    startup_s: float
+
+
+class Stepped(Struct, frozen=True, kw_only=True, tag="stepped"):
+    metrics: Metrics
+
+
+class Exported(Struct, frozen=True, kw_only=True, tag="exported"):
+    """An adapter folder is whole and in its final place, named by its digest."""
+
+    folder: str
+    sha256: str
+    metrics: Metrics
+    final: bool
+    trained_tokens: int
+    probes: list[list[int]] = []
+    """Prompts as token ids, for the parity check; only with the final adapter."""
+
+
+class ParityMeasured(Struct, frozen=True, kw_only=True, tag="parity"):
+    """How far the served model agrees with the trained one on the probes."""
+
+    agrees: bool
+    n_tokens: int
+    n_argmax_equal: int
+    max_logprob_difference: float
+    """Largest absolute difference of a token's log probability, in nats."""
+    tolerance: float
+
+
+class Failed(Struct, frozen=True, kw_only=True, tag="failed"):
+    code: str
+    message: str
+    param: str | None = None
+
+
+class Stopped(Struct, frozen=True, kw_only=True, tag="stopped"):
+    """The process ends because it was asked to; `step` is the step to go on from."""
+
+    step: int
+
+
+Message = Started | Stepped | Exported | ParityMeasured | Failed | Stopped
+
+Reporter = Callable[[Message], None]
+
+
+class ServedSample(Struct, frozen=True, kw_only=True):
+    """What a replica answered greedily: generated token ids and their log probabilities in nats."""
+
+    prompt: list[int]
+    tokens: list[int]
+    logprobs: list[float]
+
+
+class CheckParity(Struct, frozen=True, kw_only=True, tag="check_parity"):
+    samples: list[ServedSample]
+
+
+class Finish(Struct, frozen=True, kw_only=True, tag="finish"):
+    """Nothing more is wanted: exit with status 0."""
+
+
+Command = CheckParity | Finish
+
+spec_decoder = msgspec.json.Decoder(TrainSpec)
+metrics_decoder = msgspec.json.Decoder(Metrics)
+message_decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
+command_decoder: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Command)
+encoder = msgspec.json.Encoder()
+
+
+def encode_line(value: Struct) -> bytes:
+    """Encode as one JSON line, newline included."""
+    return encoder.encode(value) + b"\n"

@@ -1,0 +1,59 @@
+"""What the worker's parts share: one connection to Redis, the stores on it, settings and paths."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import structlog
+
+from shared import ids
+from shared.errors import StoreUnavailable
+from shared.paths import Paths, read_or_create_secret
+from shared.queue import Queue
+from shared.settings import Settings
+from shared.store.client import Client
+from shared.store.files import FileStore
+from shared.store.jobs import JobStore
+from shared.store.leases import LeaseStore
+from shared.store.presence import Presence
+from shared.store.registry import Registry
+
+RETRY_S = 0.5
+
+T = TypeVar("T")
+log = structlog.get_logger()
+
+
+class Stores:
+    """Open with a running event loop; close() at the end."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.paths = Paths(settings.home)
+        self.client = Client(settings.redis_url)
+        self.files = FileStore(self.client)
+        self.jobs = JobStore(self.client)
+        self.leases = LeaseStore(self.client, ttl_s=settings.lease_ttl_s)
+        self.presence = Presence(self.client)
+        self.registry = Registry(self.client)
+        self.queue = Queue(settings.redis_url)
+
+    def internal_key(self) -> str:
+        """The bearer key that replicas ask for."""
+        return self.settings.internal_key or read_or_create_secret(self.paths.internal_key, ids.new_api_key())[0]
+
+    async def close(self) -> None:
+        await self.queue.close()
+        await self.client.close()
+
+
+async def persist(write: Callable[[], Awaitable[T]]) -> T:
+    """Repeat a write until Redis takes it: a training run outlives a restart of the database."""
+    while True:
+        try:
+            return await write()
+        except StoreUnavailable:
+            log.warning("store.unavailable", retry_s=RETRY_S)
+            await asyncio.sleep(RETRY_S)

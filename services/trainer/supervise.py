@@ -1,0 +1,229 @@
+"""One attempt at one job: hold its lease, run its training process, pass on what it says, and bring the job to its end.
+
+leased ─ running ─┬─ the model answers ───────────→ succeeded
+                  ├─ the process gives a reason ──→ failed
+                  ├─ the process dies ────────────→ failed, with the signal
+                  ├─ its owner cancels ───────────→ cancelled (the api wrote it; the process is stopped)
+                  ├─ this worker stops ───────────→ queued, goes on from the last checkpoint
+                  └─ the lease is lost ───────────→ nothing is written; another worker has the job
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Coroutine
+from functools import partial
+
+import msgspec
+import structlog
+from msgspec.structs import replace
+
+from services.trainer import job_folder
+from services.trainer.child_process import ChildProcess
+from services.trainer.failures import TrainingFailed
+from services.trainer.holding import Lease, holding
+from services.trainer.job_folder import CheckpointNames
+from services.trainer.narration import step_event
+from services.trainer.protocol import Exported, Failed, Metrics, Started, Stepped
+from services.trainer.publishing import Publication
+from services.trainer.serving import Serving
+from services.trainer.stores import Stores, persist
+from services.trainer.validating import fail
+from shared.errors import LeaseLost, NotFound, SelftuneError, StoreUnavailable
+from shared.records import JobRecord
+from shared.states import TERMINAL, JobState
+from shared.store.jobs import event
+
+WATCH_S = 0.5
+"""How often the record is read for a cancellation: with the child's three seconds to stop, well under five."""
+ESTIMATE_EVERY_S = 5.0
+MAX_ATTEMPTS = 5
+"""A job whose worker died so often is given up: it probably takes the machine down with it."""
+
+log = structlog.get_logger()
+
+
+async def train_job(stores: Stores, serving: Serving, job_id: str) -> None:
+    """Bring a queued job as far as it goes. Safe to call twice, and for a job that is gone or taken.
+
+    Cancelling this coroutine puts the job back into the queue.
+    """
+    async with holding(stores, job_id) as lease:
+        if lease is None:
+            return
+        with structlog.contextvars.bound_contextvars(job_id=job_id):
+            try:
+                await _Attempt(stores, serving, job_id, lease).run()
+            except NotFound:
+                log.info("job.gone")
+
+
+class _Attempt:
+    def __init__(self, stores: Stores, serving: Serving, job_id: str, lease: Lease) -> None:
+        self._stores = stores
+        self._serving = serving
+        self._job_id = job_id
+        self._lease = lease
+        self._token = lease.token
+        self._reported_step = 0
+        self._last_step_at = 0.0
+        self._estimated_at = 0.0
+        self._first_step: tuple[int, float] | None = None
+
+    async def run(self) -> None:
+        record = await self._begin()
+        if record.status is not JobState.RUNNING:
+            return
+        try:
+            await self._train(record)
+        except LeaseLost:
+            raise
+        except asyncio.CancelledError:
+            await self._hand_back()
+            raise
+        except SelftuneError as error:
+            ended = partial(fail, self._stores, self._job_id, error, fence=self._token)
+            await persist(ended)
+        await self._withdraw_unless_succeeded(record)
+
+    async def _begin(self) -> JobRecord:
+        """Take a queued job over, or one whose worker died while it ran."""
+
+        def start(current: JobRecord) -> JobRecord:
+            if current.status not in (JobState.QUEUED, JobState.RUNNING):
+                return current
+            return replace(current, status=JobState.RUNNING, attempts=current.attempts + 1)
+
+        record = await self._stores.jobs.get(self._job_id)
+        message = "Fine-tuning job started" if record.attempts == 0 else "Fine-tuning job resumed"
+        record = await self._stores.jobs.update(self._job_id, start, [event(message)], fence=self._token)
+        self._reported_step = await self._last_reported_step()
+        log.info("job.started", status=record.status.value, attempt=record.attempts, reported_step=self._reported_step)
+        return record
+
+    async def _last_reported_step(self) -> int:
+        """Find the newest step in the job's story: a resumed process repeats the steps after its checkpoint."""
+        after = None
+        more = True
+        while more:
+            page, more = await self._stores.jobs.events(self._job_id, after=after, limit=100)
+            for told in page:
+                if told.type == "metrics":
+                    return int(told.data.get("step", 0))
+            after = page[-1].id if page else None
+        return 0
+
+    async def _train(self, record: JobRecord) -> None:
+        if record.attempts > MAX_ATTEMPTS:
+            raise TrainingFailed(f"The trainer died {record.attempts - 1} times while it worked on this job.")
+        folder, spec = await job_folder.prepare(self._stores, record)
+        publication = Publication(self._stores, self._serving, record, spec, self._token)
+        child = await ChildProcess.start(folder, self._stores.settings)
+        log.info("child.started", pid=child.pid)
+        try:
+            await self._until_ended(self._follow(child, publication))
+        except LeaseLost:
+            await child.kill()
+            raise
+        finally:
+            await child.stop()
+
+    async def _until_ended(self, following: Coroutine[None, None, None]) -> None:
+        """Follow the child until it is through, somebody else has ended the job, or the lease is lost (LeaseLost)."""
+        follower = asyncio.create_task(following)
+        watcher = asyncio.create_task(self._watch())
+        try:
+            ends = (follower, watcher, self._lease.kept)
+            done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            next(task for task in ends if task in done).result()
+        finally:
+            for task in (follower, watcher):
+                task.cancel()
+            await asyncio.gather(follower, watcher, return_exceptions=True)
+
+    async def _watch(self) -> None:
+        """Return when somebody else has ended the job."""
+        while True:
+            record = await persist(lambda: self._stores.jobs.get(self._job_id))
+            if record.status in TERMINAL:
+                log.info("job.ended_elsewhere", status=record.status.value)
+                return
+            await asyncio.sleep(WATCH_S)
+
+    async def _follow(self, child: ChildProcess, publication: Publication) -> None:
+        """Pass on what the child says, and conclude. Raises TrainingFailed with the child's reason, or that it died."""
+        async for message in child.messages():
+            match message:
+                case Started():
+                    log.info("child.ready", **msgspec.to_builtins(message))
+                case Stepped(metrics=metrics):
+                    self._last_step_at = time.time()
+                    await self._report_step(metrics)
+                case Exported(final=True):
+                    await publication.conclude(child, message, self._last_step_at)
+                    return
+                case Exported(metrics=metrics):
+                    await publication.announce(metrics.step)
+                case Failed():
+                    raise TrainingFailed(message.message, code=message.code, param=message.param)
+                case _:
+                    log.info("child.said", message=type(message).__name__)
+        raise _died(await child.wait())
+
+    async def _report_step(self, metrics: Metrics) -> None:
+        if metrics.step <= self._reported_step:
+            return
+        self._reported_step = metrics.step
+        told = step_event(metrics)
+        await persist(lambda: self._stores.jobs.append_events(self._job_id, [told], fence=self._token))
+        await self._estimate(metrics)
+
+    async def _estimate(self, metrics: Metrics) -> None:
+        """Tell when the job may be done, now and then, from the pace of this attempt."""
+        now = time.monotonic()
+        self._first_step = self._first_step or (metrics.step, now)
+        first, since = self._first_step
+        if metrics.step == first or now - self._estimated_at < ESTIMATE_EVERY_S:
+            return
+        self._estimated_at = now
+        remaining = (metrics.total_steps - metrics.step) * (now - since) / (metrics.step - first)
+        finish = int(time.time() + remaining)
+
+        def estimate(current: JobRecord) -> JobRecord:
+            return current if current.status in TERMINAL else replace(current, estimated_finish=finish)
+
+        await persist(lambda: self._stores.jobs.update(self._job_id, estimate, fence=self._token))
+
+    async def _hand_back(self) -> None:
+        """Put the job back into the queue while this worker stops. If Redis is away, the lease's end does the same."""
+
+        def requeue(current: JobRecord) -> JobRecord:
+            if current.status is not JobState.RUNNING:
+                return current
+            return replace(current, status=JobState.QUEUED, attempts=current.attempts - 1, estimated_finish=None)
+
+        told = event("The trainer is stopping; the job goes on from its last checkpoint when it is back", level="warn")
+        try:
+            await self._stores.jobs.update(self._job_id, requeue, [told], fence=self._token)
+        except (StoreUnavailable, LeaseLost) as error:
+            log.warning("job.not_handed_back", reason=error.message)
+
+    async def _withdraw_unless_succeeded(self, record: JobRecord) -> None:
+        """Take back the names of a job that failed or was cancelled, whatever was published by then."""
+        ended = await persist(lambda: self._stores.jobs.get(self._job_id))
+        if ended.status is JobState.SUCCEEDED:
+            return
+        for name in CheckpointNames(self._stores.paths.job_folder(record.id), record.model_name).all():
+            await persist(partial(self._stores.registry.retire, name))
+
+
+def _died(status: int) -> TrainingFailed:
+    if status >= 0:
+        return TrainingFailed(f"The training process ended with status {status} and without a result.")
+    name = signal.Signals(-status).name
+    hint = ""
+    if -status == signal.SIGKILL:
+        hint = " The machine probably ran out of memory: try a smaller batch_size or shorter examples."
+    return TrainingFailed(f"The training process was killed by signal {-status} ({name}).{hint}")

@@ -1,0 +1,98 @@
+"""The queue `validate`: read a job's files line by line, then let it train."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Literal
+
+import structlog
+from msgspec.structs import replace
+
+from services.trainer.holding import holding
+from services.trainer.hyperparameters import resolve
+from services.trainer.stores import Stores
+from shared.errors import InvalidTrainingData, NotFound, SelftuneError
+from shared.records import JobRecord
+from shared.schemas.jobs import JobError
+from shared.states import TERMINAL, JobState
+from shared.store.jobs import event
+from shared.training_data import validate
+
+log = structlog.get_logger()
+
+
+async def validate_job(stores: Stores, job_id: str) -> None:
+    """Move a job from validating_files to queued, or fail it. Safe to call twice, and for a job that is gone."""
+    async with holding(stores, job_id) as lease:
+        if lease is None:
+            return
+        try:
+            await _validate(stores, job_id, lease.token)
+        except NotFound:
+            log.info("validation.job_gone", job_id=job_id)
+
+
+async def _validate(stores: Stores, job_id: str, token: str) -> None:
+    record = await stores.jobs.get(job_id)
+    if record.status is not JobState.VALIDATING_FILES:
+        return
+    await stores.jobs.append_events(job_id, [event(_announcement(record))], fence=token)
+    try:
+        n_examples = await _read_files(stores, record)
+    except InvalidTrainingData as error:
+        await fail(stores, job_id, error, fence=token)
+    else:
+        await _move_to_queue(stores, job_id, n_examples, token)
+
+
+def _announcement(record: JobRecord) -> str:
+    second = f" and validation file: {record.validation_file}" if record.validation_file else ""
+    return f"Validating training file: {record.training_file}{second}"
+
+
+async def _read_files(stores: Stores, record: JobRecord) -> int:
+    """Check both files and return the number of training examples."""
+    census = await asyncio.to_thread(validate, await _content(stores, record, record.training_file, "training"))
+    if record.validation_file:
+        path = await _content(stores, record, record.validation_file, "validation")
+        await asyncio.to_thread(validate, path, role="validation")
+    return census.examples
+
+
+async def _content(stores: Stores, record: JobRecord, file_id: str, role: Literal["training", "validation"]) -> Path:
+    try:
+        await stores.files.get(file_id, project=record.project)
+        path = stores.paths.file_content(file_id)
+        await asyncio.to_thread(path.stat)
+    except (NotFound, OSError) as error:
+        raise InvalidTrainingData(
+            f"The {role} file {file_id} was deleted before it could be read.",
+            code=f"invalid_{role}_file",
+            param=f"{role}_file",
+        ) from error
+    return path
+
+
+async def _move_to_queue(stores: Stores, job_id: str, n_examples: int, token: str) -> None:
+    def queue(record: JobRecord) -> JobRecord:
+        if record.status in TERMINAL:
+            return record
+        return replace(record, status=JobState.QUEUED, resolved=resolve(record.requested, n_examples))
+
+    moved = await stores.jobs.update(job_id, queue, [event("Files validated, moving job to queued state")], fence=token)
+    if moved.status is JobState.QUEUED:
+        await stores.queue.train(job_id)
+
+
+async def fail(stores: Stores, job_id: str, error: SelftuneError, *, fence: str) -> JobRecord:
+    """End a job as failed; one that has ended already stays as it is."""
+    code = error.code or "training_failed"
+    log.info("job.failed", job_id=job_id, code=code)
+    return await stores.jobs.finish(
+        job_id,
+        JobState.FAILED,
+        events=[event(error.message, level="error", data={"code": code})],
+        fence=fence,
+        error=JobError(code=code, message=error.message, param=error.param),
+    )

@@ -1,0 +1,162 @@
+"""The trainer process: two arq workers on one event loop, a heartbeat, a reaper, and the base model's preparation."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any
+
+import structlog
+from arq.worker import Worker, func
+from redis.exceptions import RedisError
+
+from services.trainer.preparation import prepare_base
+from services.trainer.reaper import reap_forever
+from services.trainer.serving import Serving
+from services.trainer.stores import Stores, persist
+from services.trainer.supervise import train_job
+from services.trainer.validating import validate_job
+from shared import queue
+from shared.errors import StoreUnavailable
+from shared.records import WorkerRecord
+from shared.settings import Settings
+
+BEAT_S = 1.0
+BEAT_TTL_S = 5.0
+RESTART_S = 1.0
+VALIDATIONS_AT_ONCE = 4
+# arq gives its in-progress mark one lifetime of this length and never renews it; our own lease says who works.
+_NEVER = timedelta(days=3650)
+_ALWAYS_AGAIN = 1_000_000
+
+log = structlog.get_logger()
+
+
+class Trainer:
+    """Runs until cancelled; then running jobs go back into the queue."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._stores = Stores(settings)
+        self._serving = Serving(self._stores)
+        self._id = f"{socket.gethostname()}-{os.getpid()}"
+        self._started_at = time.time()
+        self._state: tuple[str, str] = ("preparing", "preparing base model")
+        self._job_id: str | None = None
+
+    async def run(self) -> None:
+        """Prepare the base model, then work."""
+        beating = asyncio.create_task(self._beat_forever())
+        try:
+            await prepare_base(self._stores, self._explain)
+            self._state = ("idle", "")
+            await self._work()
+        finally:
+            beating.cancel()
+            await self._leave()
+
+    async def _work(self) -> None:
+        training = await self._worker(queue.TRAIN_QUEUE, "train", self._train, at_once=1)
+        validating = await self._worker(queue.VALIDATE_QUEUE, "validate", self._validate, at_once=VALIDATIONS_AT_ONCE)
+        log.info("worker.ready", worker_id=self._id)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(_run_again(training))
+                group.create_task(_run_again(validating))
+                group.create_task(reap_forever(self._stores, training.pool))
+        finally:
+            await self._close(training)
+            await self._close(validating)
+
+    async def _worker(
+        self, queue_name: str, name: str, work: Callable[[dict[Any, Any], str], Awaitable[None]], *, at_once: int
+    ) -> Worker:
+        pool = await persist(lambda: queue.connect(self._stores.settings.redis_url))
+        return Worker(
+            functions=[func(work, name=name, keep_result=0, timeout=_NEVER, max_tries=_ALWAYS_AGAIN)],  # type: ignore[arg-type]
+            queue_name=queue_name,
+            redis_pool=pool,
+            max_jobs=at_once,
+            handle_signals=False,
+            job_timeout=_NEVER,
+            max_tries=_ALWAYS_AGAIN,
+            keep_result=0,
+            poll_delay=0.2,
+            health_check_interval=10,
+            job_serializer=queue.serialize,
+            job_deserializer=queue.deserialize,
+            log_results=False,
+        )
+
+    async def _validate(self, _context: dict[Any, Any], job_id: str) -> None:
+        await validate_job(self._stores, job_id)
+
+    async def _train(self, _context: dict[Any, Any], job_id: str) -> None:
+        self._job_id = job_id
+        try:
+            await train_job(self._stores, self._serving, job_id)
+        finally:
+            self._job_id = None
+
+    async def _beat_forever(self) -> None:
+        while True:
+            try:
+                await self._stores.presence.beat_worker(self._record(), ttl_s=BEAT_TTL_S)
+            except StoreUnavailable:
+                log.warning("heartbeat.store_unavailable")
+            await asyncio.sleep(BEAT_S)
+
+    def _record(self) -> WorkerRecord:
+        state, reason = self._state
+        is_training = state == "idle" and self._job_id is not None
+        return WorkerRecord(
+            id=self._id,
+            state="training" if is_training else state,  # type: ignore[arg-type]
+            reason=reason,
+            job_id=self._job_id,
+            started_at=self._started_at,
+        )
+
+    def _explain(self, reason: str) -> None:
+        self._state = ("preparing", reason)
+
+    async def _close(self, worker: Worker) -> None:
+        """Cancel what the worker runs and wait for it; each job hands itself back."""
+        self._state = ("draining", "stopping")
+        try:
+            await worker.close()
+        except (asyncio.CancelledError, RedisError, OSError) as error:
+            log.info("worker.closed", reason=type(error).__name__)
+
+    async def _leave(self) -> None:
+        try:
+            await self._stores.presence.forget_worker(self._id)
+        except StoreUnavailable:
+            log.warning("heartbeat.left_to_expire")
+        await self._serving.close()
+        await self._stores.close()
+
+
+async def _run_again(worker: Worker) -> None:
+    """Keep an arq worker polling: it gives up when Redis goes away, its running jobs do not."""
+    while True:
+        try:
+            await worker.async_run()
+        except (RedisError, OSError) as error:
+            log.warning("queue.unavailable", queue=worker.queue_name, reason=type(error).__name__)
+        await asyncio.sleep(RESTART_S)
+
+
+async def run_until_signal(settings: Settings) -> None:
+    """Run a trainer until SIGTERM or SIGINT."""
+    running = asyncio.create_task(Trainer(settings).run())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, running.cancel)
+    try:
+        await running
+    except asyncio.CancelledError:
+        log.info("worker.stopped")

@@ -1,0 +1,417 @@
+"""The trainer process on a real Valkey: a job's whole way, cancelled, killed, stopped, fed with bad files."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from services.trainer.stores import Stores
+from shared import ids
+from shared.adapters import verify_adapter
+from shared.records import DEFAULT_PROJECT, FileRecord, JobRecord, ReplicaRecord, Residency
+from shared.schemas.methods import SupervisedHyperparameters
+from shared.settings import Settings
+from shared.states import TERMINAL, JobState
+from shared.store.jobs import event
+from tests.unit.trainer.tiny import save_tiny_base, training_rows, write_rows
+
+DEADLINE_S = 120.0
+BASE_ID = "tiny-llama"
+LONG = SupervisedHyperparameters(n_epochs=50, batch_size=1, learning_rate_multiplier=1.0)
+SHORT = SupervisedHyperparameters(n_epochs=2, batch_size=8, learning_rate_multiplier=4.0)
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_base(tmp_path_factory.mktemp("base") / BASE_ID)
+
+
+@pytest.fixture
+def settings(tmp_path: Path, redis_url: str, tiny_base: Path) -> Settings:
+    return Settings(
+        data_dir=str(tmp_path / "data"), redis_url=redis_url, base_model=str(tiny_base), lora_rank=4,
+        lease_ttl_s=2.0, threads=1, max_model_len=128,
+    )  # fmt: skip
+
+
+class TrainerProcess:
+    """`python -m services.trainer`, restartable."""
+
+    def __init__(self, settings: Settings, log: Path) -> None:
+        self._settings = settings
+        self.log = log
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self.log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "services.trainer"],
+                env={**os.environ, **self._settings.to_env()}, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            )  # fmt: skip
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+        self.process.wait(timeout=20)
+
+    def children(self) -> list[psutil.Process]:
+        assert self.process is not None
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+
+@pytest.fixture
+def trainer(settings: Settings, tmp_path: Path) -> Iterator[TrainerProcess]:
+    process = TrainerProcess(settings, tmp_path / "trainer.log")
+    process.start()
+    yield process
+    if process.process is not None and process.process.poll() is None:
+        process.signal(signal.SIGTERM)
+    print(process.log.read_text())  # noqa: T201 - pytest shows it for a test that failed
+
+
+class Client:
+    """What the api does, without HTTP."""
+
+    def __init__(self, stores: Stores) -> None:
+        self.stores = stores
+
+    async def upload(self, rows: list[dict[str, Any]] | bytes) -> str:
+        file_id = ids.new_file_id()
+        path = self.stores.paths.file_content(file_id)
+        if isinstance(rows, bytes):
+            path.parent.mkdir(parents=True)
+            path.write_bytes(rows)
+        else:
+            write_rows(path, rows)
+        content = path.read_bytes()
+        record = FileRecord(
+            id=file_id, project=DEFAULT_PROJECT, filename="rows.jsonl", purpose="fine-tune", size_bytes=len(content),
+            sha256=hashlib.sha256(content).hexdigest(), created_at=int(time.time()),
+        )  # fmt: skip
+        await self.stores.files.add(record)
+        return file_id
+
+    async def submit(
+        self, training_file: str, asked: SupervisedHyperparameters = SHORT, validation_file: str | None = None
+    ) -> str:
+        job_id = ids.new_job_id()
+        record = JobRecord(
+            id=job_id, project=DEFAULT_PROJECT, organization="selftune", created_at=int(time.time()), model=BASE_ID,
+            training_file=training_file, validation_file=validation_file, suffix="t", seed=3, requested=asked,
+            model_name=ids.model_name(BASE_ID, "selftune", "t"),
+        )  # fmt: skip
+        await self.stores.jobs.create(record, [event(f"Created fine-tuning job: {job_id}")])
+        await self.stores.queue.validate(job_id)
+        return job_id
+
+    async def until(self, condition: Callable[[], Awaitable[Any]], what: str) -> Any:
+        deadline = time.monotonic() + DEADLINE_S
+        while time.monotonic() < deadline:
+            if found := await condition():
+                return found
+            await asyncio.sleep(0.05)
+        raise AssertionError(f"{what} did not happen")
+
+    async def ended(self, job_id: str) -> JobRecord:
+        async def check() -> JobRecord | None:
+            record = await self.stores.jobs.get(job_id)
+            return record if record.status in TERMINAL else None
+
+        return await self.until(check, "the end of the job")
+
+    async def reached(self, job_id: str, step: int) -> None:
+        async def check() -> bool:
+            page, _ = await self.stores.jobs.events(job_id, limit=1)
+            return any(told.data.get("step", 0) >= step for told in page)
+
+        await self.until(check, f"step {step}")
+
+    async def story(self, job_id: str) -> list[str]:
+        page, more = await self.stores.jobs.events(job_id, limit=1000)
+        assert not more
+        return [told.message for told in reversed(page)]
+
+    async def steps(self, job_id: str) -> list[int]:
+        page, _ = await self.stores.jobs.events(job_id, limit=1000)
+        return [told.data["step"] for told in reversed(page) if told.type == "metrics"]
+
+
+def with_client(settings: Settings, story: Callable[[Client], Awaitable[None]]) -> None:
+    """Run an asynchronous test body with stores of its own."""
+
+    async def run() -> None:
+        stores = Stores(settings)
+        stores.paths.prepare()
+        try:
+            await story(Client(stores))
+        finally:
+            await stores.close()
+
+    asyncio.run(run())
+
+
+def test_job_succeeds_without_a_replica_and_says_that_serving_is_pending(
+    trainer: TrainerProcess, settings: Settings, tiny_base: Path
+) -> None:
+    async def story(client: Client) -> None:
+        training, validation = await client.upload(training_rows(24)), await client.upload(training_rows(6))
+        job_id = await client.submit(training, validation_file=validation)
+        record = await client.ended(job_id)
+        assert (record.status, record.error) == (JobState.SUCCEEDED, None)
+        assert record.fine_tuned_model == record.model_name and record.finished_at and record.trained_tokens
+        assert record.resolved == SHORT
+
+        told = await client.story(job_id)
+        assert told[:4] == [
+            f"Created fine-tuning job: {job_id}",
+            f"Validating training file: {training} and validation file: {validation}",
+            "Files validated, moving job to queued state",
+            "Fine-tuning job started",
+        ]
+        assert told[4].startswith("Step 1/6: training loss=") and "validation loss=" in told[4]
+        assert "full validation loss=" in told[6]
+        assert told[7].startswith("Checkpoint created at step 3 with Snapshot ID: ft:tiny-llama:selftune:t:")
+        assert told[11].startswith(f"{record.model_name} is published but not served yet: no inference server")
+        assert told[12:] == [
+            f"New fine-tuned model created: {record.model_name}", "The job has successfully completed",
+        ]  # fmt: skip
+
+        checkpoints = await client.stores.jobs.checkpoints(job_id)
+        assert [checkpoint.step_number for checkpoint in checkpoints] == [6, 3]
+        assert checkpoints[0].fine_tuned_model_checkpoint == record.model_name
+        assert checkpoints[0].metrics.full_valid_loss is not None
+        listed = {adapter.name: adapter for adapter in await client.stores.registry.listed(DEFAULT_PROJECT)}
+        assert set(listed) == {checkpoint.fine_tuned_model_checkpoint for checkpoint in checkpoints}
+        adapter = listed[record.model_name]
+        folder = settings.home / adapter.folder
+        verify_adapter(folder, base_folder=tiny_base, base_id=BASE_ID, max_rank=4, expected_sha256=adapter.sha256)
+
+        [result_id] = record.result_files
+        result = await client.stores.files.get(result_id, project=DEFAULT_PROJECT)
+        lines = client.stores.paths.file_content(result_id).read_text().splitlines()
+        assert (result.filename, result.purpose) == ("step_metrics.csv", "fine-tune-results")
+        assert lines[0] == "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy" and len(lines) == 7
+
+    with_client(settings, story)
+
+
+def test_cancelled_job_stops_within_five_seconds_and_publishes_nothing(
+    trainer: TrainerProcess, settings: Settings
+) -> None:
+    async def story(client: Client) -> None:
+        job_id = await client.submit(await client.upload(training_rows(40)), LONG)
+        await client.reached(job_id, 5)
+        started = time.monotonic()
+        await client.stores.jobs.finish(job_id, JobState.CANCELLED, events=[event("cancelled")])
+
+        async def quiet() -> bool:
+            return not trainer.children()
+
+        await client.until(quiet, "the end of the training process")
+        assert time.monotonic() - started < 5
+        second = await client.submit(await client.upload(training_rows(12)))
+        assert (await client.ended(second)).status is JobState.SUCCEEDED
+        assert (await client.stores.jobs.get(job_id)).status is JobState.CANCELLED
+        assert all(a.job_id == second for a in await client.stores.registry.listed(DEFAULT_PROJECT))
+        assert list((client.stores.paths.job_folder(job_id) / "checkpoints").glob("step-*"))
+
+    with_client(settings, story)
+
+
+def test_job_of_a_killed_worker_goes_on_from_its_checkpoint(trainer: TrainerProcess, settings: Settings) -> None:
+    async def story(client: Client) -> None:
+        many = SupervisedHyperparameters(n_epochs=30, batch_size=2, learning_rate_multiplier=1.0)
+        job_id = await client.submit(await client.upload(training_rows(24)), many)
+        await client.reached(job_id, 30)
+        orphans = trainer.children()
+        trainer.signal(signal.SIGKILL)
+        psutil.wait_procs(orphans, timeout=5)
+        assert not any(orphan.is_running() for orphan in orphans), "the training process outlived its worker"
+        trainer.start()
+        record = await client.ended(job_id)
+        assert (record.status, record.attempts) == (JobState.SUCCEEDED, 2)
+        assert "Fine-tuning job resumed" in await client.story(job_id)
+        assert await client.steps(job_id) == list(range(1, 361)), "each step is told once"
+        metrics = (client.stores.paths.job_folder(job_id) / "train.log").read_text()
+        assert "Traceback" not in metrics
+
+    with_client(settings, story)
+
+
+def test_stopped_worker_hands_its_job_back(trainer: TrainerProcess, settings: Settings) -> None:
+    async def story(client: Client) -> None:
+        job_id = await client.submit(await client.upload(training_rows(40)), LONG)
+        await client.reached(job_id, 5)
+        started = time.monotonic()
+        trainer.signal(signal.SIGTERM)
+        assert time.monotonic() - started < 6
+        record = await client.stores.jobs.get(job_id)
+        assert (record.status, record.attempts) == (JobState.QUEUED, 0)
+        assert not await client.stores.leases.held(job_id)
+        assert await client.stores.presence.workers() == []
+        step = (await client.steps(job_id))[-1]
+        trainer.start()
+        await client.reached(job_id, step + 1)
+        await client.stores.jobs.finish(job_id, JobState.CANCELLED)
+
+    with_client(settings, story)
+
+
+def test_killed_training_process_fails_the_job_with_the_signal(trainer: TrainerProcess, settings: Settings) -> None:
+    async def story(client: Client) -> None:
+        job_id = await client.submit(await client.upload(training_rows(40)), LONG)
+        await client.reached(job_id, 3)
+        for child in trainer.children():
+            child.kill()
+        record = await client.ended(job_id)
+        assert record.status is JobState.FAILED and record.error is not None
+        assert record.error.code == "training_failed"
+        assert "killed by signal 9 (SIGKILL)" in record.error.message and "memory" in record.error.message
+
+    with_client(settings, story)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "The file is empty."),
+        (b"\xff\xfe{}\n" * 12, "line 1: not UTF-8 at byte 0. 12 of 12 lines are invalid."),
+        (b'{"messages": []}\n' * 12, "line 1: "),
+    ],
+    ids=["empty", "not utf-8", "no messages"],
+)
+def test_bad_training_file_fails_the_job(
+    trainer: TrainerProcess, settings: Settings, content: bytes, message: str
+) -> None:
+    async def story(client: Client) -> None:
+        record = await client.ended(await client.submit(await client.upload(content)))
+        assert record.status is JobState.FAILED and record.error is not None
+        assert (record.error.code, record.error.param) == ("invalid_training_file", "training_file")
+        assert message in record.error.message
+
+    with_client(settings, story)
+
+
+def test_rows_over_the_model_s_length_fail_the_job_with_their_lines(
+    trainer: TrainerProcess, settings: Settings
+) -> None:
+    async def story(client: Client) -> None:
+        rows = training_rows(12)
+        rows[4]["messages"][0]["content"] = "dog " * 200
+        record = await client.ended(await client.submit(await client.upload(rows)))
+        assert record.error is not None and record.error.code == "invalid_training_file"
+        assert "line 5: " in record.error.message and "more than the 128" in record.error.message
+
+    with_client(settings, story)
+
+
+def test_job_that_was_never_queued_is_found_and_done(trainer: TrainerProcess, settings: Settings) -> None:
+    async def story(client: Client) -> None:
+        async def lose_the_message(_job_id: str) -> None:
+            return
+
+        client.stores.queue.validate = lose_the_message  # type: ignore[method-assign]
+        job_id = await client.submit(await client.upload(training_rows(12)))
+        assert (await client.ended(job_id)).status is JobState.SUCCEEDED
+
+    with_client(settings, story)
+
+
+def test_model_that_no_server_can_load_fails_the_job(trainer: TrainerProcess, settings: Settings) -> None:
+    async def story(client: Client) -> None:
+        job_id = await client.submit(await client.upload(training_rows(12)))
+        name = (await client.stores.jobs.get(job_id)).model_name
+        await client.stores.presence.beat_replica(
+            ReplicaRecord(id="r1", url="http://127.0.0.1:9", base=BASE_ID, state="ready"), ttl_s=DEADLINE_S
+        )
+        await client.stores.registry.acknowledge("r1", name, Residency(state="failed", reason="too big"))
+        record = await client.ended(job_id)
+        assert record.status is JobState.FAILED and record.error is not None
+        assert record.error.code == "not_servable" and "too big" in record.error.message
+        assert await client.stores.registry.get(name) is None
+
+    with_client(settings, story)
+
+
+class LyingReplica(ThreadingHTTPServer):
+    """Streams completions like the real server's, with log probabilities of some other model."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.end_headers()
+            chunk = b'data: {"choices": [{"token_ids": [9], "logprobs": {"token_logprobs": [-0.01]}}]}\n\n'
+            self.wfile.write(chunk * 8 + b"data: [DONE]\n\n")
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), self.Handler)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+def test_model_that_answers_differently_fails_the_job(trainer: TrainerProcess, settings: Settings) -> None:
+    async def story(client: Client) -> None:
+        with LyingReplica() as server:
+            replica = ReplicaRecord(id="r1", url=server.url, base=BASE_ID, state="ready")
+            await client.stores.presence.beat_replica(replica, ttl_s=DEADLINE_S)
+            job_id = await client.submit(await client.upload(training_rows(12)))
+            name = (await client.stores.jobs.get(job_id)).model_name
+            await client.stores.registry.acknowledge("r1", name, Residency(state="warm"))
+            record = await client.ended(job_id)
+            server.shutdown()
+        assert record.status is JobState.FAILED and record.error is not None
+        assert record.error.code == "parity_mismatch" and "0.02 is allowed" in record.error.message
+        assert record.fine_tuned_model is None
+        assert await client.stores.registry.get(name) is None
+        assert await client.stores.registry.listed(DEFAULT_PROJECT) == []
+
+    with_client(settings, story)
+
+
+def test_heartbeat_says_what_the_trainer_does(trainer: TrainerProcess, settings: Settings) -> None:
+    async def story(client: Client) -> None:
+        async def idle() -> bool:
+            return any(worker.state == "idle" for worker in await client.stores.presence.workers())
+
+        await client.until(idle, "an idle trainer")
+        job_id = await client.submit(await client.upload(training_rows(40)), LONG)
+        await client.reached(job_id, 1)
+
+        async def training() -> bool:
+            workers = await client.stores.presence.workers()
+            return [(worker.state, worker.job_id) for worker in workers] == [("training", job_id)]
+
+        await client.until(training, "a heartbeat of the training worker")
+        await client.stores.jobs.finish(job_id, JobState.CANCELLED)
+
+    with_client(settings, story)
+
+
+def test_worker_process_imports_no_model_library() -> None:
+    code = (
+        "import sys, services.trainer.__main__\n"
+        "print(sorted({'torch', 'transformers', 'peft', 'tokenizers', 'numpy'} & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert found.stdout.strip() == "[]"

@@ -1,0 +1,232 @@
+"""Training a tiny model: repeatable, resumable, exported as PEFT expects it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from msgspec.structs import replace
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from services.trainer.checkpoints import KEPT, saved_points
+from services.trainer.data.batches import shared_prefix
+from services.trainer.data.chat import Example
+from services.trainer.failures import NonFiniteLoss, StopRequested
+from services.trainer.loop import TrainingLoop
+from services.trainer.model import build_model
+from services.trainer.parity import measure_parity
+from services.trainer.protocol import CHECKPOINTS_FOLDER, Exported, Message, Metrics, ServedSample, Stepped, TrainSpec
+from services.trainer.run_job import load_data
+from services.trainer.session import TrainingSession
+from shared.adapters import verify_adapter
+from tests.unit.trainer.tiny import make_spec
+
+STEPS = 12
+
+
+@dataclass
+class Run:
+    session: TrainingSession
+    loop: TrainingLoop
+    messages: list[Message] = field(default_factory=list)
+
+    @property
+    def steps(self) -> list[Metrics]:
+        return [message.metrics for message in self.messages if isinstance(message, Stepped)]
+
+    @property
+    def exports(self) -> list[Exported]:
+        return [message for message in self.messages if isinstance(message, Exported)]
+
+    def curve(self) -> list[Metrics]:
+        return [replace(metrics, tokens_per_s=0.0) for metrics in self.steps]
+
+
+def train(spec: TrainSpec, folder: Path, should_stop: Callable[[], bool] = lambda: False) -> Run:
+    """Run a job in this process, as far as it goes."""
+    torch.set_num_threads(1)
+    messages: list[Message] = []
+    session = TrainingSession(build_model(spec))
+    run = Run(session, TrainingLoop(session, spec, load_data(spec), folder, messages.append), messages)
+    run.loop.resume()
+    with suppress(StopRequested):
+        run.loop.run(should_stop)
+    return run
+
+
+def stop_after(steps: int) -> Callable[[], bool]:
+    asked = iter(range(10_000))
+    return lambda: next(asked) >= steps
+
+
+def test_same_seed_gives_the_same_curve_and_the_same_adapter(tiny_base: Path, tmp_path: Path) -> None:
+    first = train(make_spec(tiny_base, tmp_path / "a"), tmp_path / "a")
+    again = train(make_spec(tiny_base, tmp_path / "b"), tmp_path / "b")
+    other = train(make_spec(tiny_base, tmp_path / "c", seed=8), tmp_path / "c")
+    assert first.curve() == again.curve()
+    assert first.exports[-1].sha256 == again.exports[-1].sha256 != other.exports[-1].sha256
+    assert [metrics.step for metrics in first.steps] == list(range(1, STEPS + 1))
+
+
+def test_training_learns(tiny_base: Path, tmp_path: Path) -> None:
+    run = train(make_spec(tiny_base, tmp_path, learning_rate_multiplier=40.0, n_epochs=12), tmp_path)
+    # Random output embeddings are too small for confident answers, so the loss stays high; the right token still wins.
+    assert run.steps[0].train_mean_token_accuracy < 0.1
+    assert (run.steps[-1].full_valid_mean_token_accuracy or 0) > 0.7
+
+
+def test_epoch_ends_carry_the_full_validation_and_an_export_follows(tiny_base: Path, tmp_path: Path) -> None:
+    run = train(make_spec(tiny_base, tmp_path), tmp_path)
+    with_full = [metrics.step for metrics in run.steps if metrics.full_valid_loss is not None]
+    with_few = [metrics.step for metrics in run.steps if metrics.valid_loss is not None]
+    assert with_full == [6, 12]
+    assert with_few == [1, 5, 6, 10, 12]
+    kinds = [type(message).__name__ for message in run.messages]
+    assert kinds == [*["Stepped"] * 6, "Exported", *["Stepped"] * 6, "Exported"]
+    assert [exported.final for exported in run.exports] == [False, True]
+    assert run.exports[-1].trained_tokens == sum(metrics.tokens for metrics in run.steps)
+    assert len(run.exports[-1].probes) == 2
+
+
+@pytest.mark.parametrize("stopped_after", [0, 3, 6, 8, 11])
+def test_resumed_training_equals_uninterrupted(tiny_base: Path, tmp_path: Path, stopped_after: int) -> None:
+    whole = train(make_spec(tiny_base, tmp_path / "a"), tmp_path / "a")
+    spec = make_spec(tiny_base, tmp_path / "b")
+    first = train(spec, tmp_path / "b", stop_after(stopped_after))
+    rest = train(spec, tmp_path / "b")
+    assert len(first.steps) == stopped_after
+    curve = {metrics.step: metrics for metrics in [*first.curve(), *rest.curve()]}
+    assert list(curve.values()) == whole.curve()
+    assert rest.exports[-1].sha256 == whole.exports[-1].sha256
+    assert rest.exports[-1].trained_tokens == whole.exports[-1].trained_tokens
+    assert [m.step for m in rest.loop.history.steps()] == list(range(1, STEPS + 1))
+
+
+def test_crash_between_checkpoint_and_export_loses_no_report(tiny_base: Path, tmp_path: Path) -> None:
+    spec = make_spec(tiny_base, tmp_path)
+    whole = train(spec, tmp_path)
+    (tmp_path / "exports.jsonl").write_bytes(b"")
+    again = train(spec, tmp_path)
+    assert [metrics.step for metrics in again.steps] == [STEPS]
+    assert [e.sha256 for e in again.exports] == [whole.exports[-1].sha256]
+
+
+def test_damaged_checkpoint_is_passed_over(tiny_base: Path, tmp_path: Path) -> None:
+    whole = train(make_spec(tiny_base, tmp_path / "a"), tmp_path / "a")
+    spec = make_spec(tiny_base, tmp_path / "b")
+    train(spec, tmp_path / "b", stop_after(8))
+    newest, older = saved_points(tmp_path / "b" / CHECKPOINTS_FOLDER)
+    assert (newest.name, older.name) == ("step-00000008", "step-00000006")
+    os.truncate(newest / "state.safetensors", 1000)
+    rest = train(spec, tmp_path / "b")
+    assert rest.steps[0].step == 6 and rest.steps[1].step == 7
+    assert rest.exports[-1].sha256 == whole.exports[-1].sha256
+
+
+def test_last_three_checkpoints_are_kept(tiny_base: Path, tmp_path: Path) -> None:
+    train(make_spec(tiny_base, tmp_path, n_epochs=5, validation_path=None), tmp_path)
+    names = [point.name for point in saved_points(tmp_path / CHECKPOINTS_FOLDER)]
+    assert names == ["step-00000030", "step-00000024", "step-00000018"]
+    assert len(names) == KEPT
+
+
+def test_exported_adapter_loads_in_plain_peft_with_the_same_logits(tiny_base: Path, tmp_path: Path) -> None:
+    run = train(make_spec(tiny_base, tmp_path), tmp_path)
+    exported = run.exports[-1]
+    folder = Path(exported.folder)
+    verify_adapter(folder, base_folder=tiny_base, base_id="tiny", max_rank=4, expected_sha256=exported.sha256)
+    base: Any = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+    plain = PeftModel.from_pretrained(base, folder).eval()
+    tokens = torch.tensor([exported.probes[0]])
+    with torch.no_grad():
+        theirs = plain(input_ids=tokens).logits[0]
+        ours = run.session.model.hidden_states(tokens)[0] @ run.session.model.head_VD.T
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_exported_folder_is_public_sorted_and_told_from_where_it_comes(tiny_base: Path, tmp_path: Path) -> None:
+    exported = train(make_spec(tiny_base, tmp_path), tmp_path).exports[-1]
+    folder = Path(exported.folder)
+    assert folder.name == exported.sha256
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "manifest.json",
+    ]  # fmt: skip
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o644}
+    texts = {path.name: path.read_text() for path in folder.iterdir() if path.suffix != ".safetensors"}
+    config = msgspec.json.decode(texts["adapter_config.json"])
+    assert list(config) == sorted(config) and config["target_modules"] == sorted(config["target_modules"])
+    assert config["base_model_name_or_path"] == "tiny"
+    assert not any(str(tmp_path) in text or str(tiny_base) in text for text in texts.values())
+    manifest = msgspec.json.decode(texts["manifest.json"])
+    assert manifest["base"] == "tiny" and manifest["seed"] == 7 and manifest["step"] == STEPS
+    assert not list(folder.parent.glob(".partial-*"))
+
+
+def test_loss_equals_the_model_s_own_with_mask_and_labels(tiny_base: Path, tmp_path: Path) -> None:
+    spec = make_spec(tiny_base, tmp_path)
+    session = TrainingSession(build_model(spec))
+    rows = load_data(spec).train[:5]
+    width = max(len(row.tokens) for row in rows)
+    padding = [width - len(row.tokens) for row in rows]
+    inputs = torch.tensor([[*row.tokens, *[0] * pad] for row, pad in zip(rows, padding, strict=True)])
+    mask = torch.tensor([[1] * len(row.tokens) + [0] * pad for row, pad in zip(rows, padding, strict=True)])
+    flags = torch.tensor([[*row.supervised, *[0] * pad] for row, pad in zip(rows, padding, strict=True)]).bool()
+    causal: Any = session.model.peft
+    with torch.no_grad():
+        expected = causal(input_ids=inputs, attention_mask=mask, labels=inputs.masked_fill(~flags, -100)).loss
+    assert session.evaluate(rows).loss == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_reading_a_shared_prefix_once_gives_the_same_loss_and_gradient(tiny_base: Path, tmp_path: Path) -> None:
+    session = TrainingSession(build_model(make_spec(tiny_base, tmp_path)))
+    for name, parameter in session.parameters.items():
+        if "lora_B" in name:  # zero at the start, which would leave lora_A without a gradient
+            torch.nn.init.normal_(parameter, std=0.1)
+    rows = load_data(make_spec(tiny_base, tmp_path)).train[:6]
+    assert len(shared_prefix(rows)) >= 8
+    shared = gradient(session, rows)
+    session._shares_prefixes = False
+    apart = gradient(session, rows)
+    assert shared[0] == pytest.approx(apart[0], rel=1e-5)
+    for name, value in apart[1].items():
+        torch.testing.assert_close(shared[1][name], value, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def gradient(session: TrainingSession, rows: Sequence[Example]) -> tuple[float, dict[str, torch.Tensor]]:
+    session.optimizer.zero_grad()
+    loss = session.forward_backward(rows).loss
+    return loss, {name: p.grad.clone() for name, p in session.parameters.items() if p.grad is not None}
+
+
+def test_diverged_training_ends_with_a_reason(tiny_base: Path, tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteLoss, match="learning_rate_multiplier") as caught:
+        train(make_spec(tiny_base, tmp_path, learning_rate_multiplier=1e30, n_epochs=4), tmp_path)
+    assert caught.value.code == "non_finite_loss"
+
+
+def test_parity_holds_for_the_same_model_and_not_for_another(tiny_base: Path, tmp_path: Path) -> None:
+    run = train(make_spec(tiny_base, tmp_path), tmp_path)
+    prompt = run.exports[-1].probes[0]
+    answer: list[int] = []
+    for _ in range(5):
+        answer += run.session.score([*prompt, *answer], [0]).best_tokens
+    logprobs = run.session.score(prompt, answer).logprobs
+    served = ServedSample(prompt=prompt, tokens=answer, logprobs=logprobs)
+
+    same = measure_parity(run.session, [served])
+    assert (same.agrees, same.n_tokens, same.n_argmax_equal) == (True, 5, 5)
+    assert same.max_logprob_difference < 1e-5
+
+    untrained = TrainingSession(build_model(make_spec(tiny_base, tmp_path)))
+    assert not measure_parity(untrained, [served]).agrees
+    assert not measure_parity(run.session, []).agrees
+    wrong = replace(served, tokens=[(token + 1) % 300 for token in answer])
+    assert not measure_parity(run.session, [wrong]).agrees

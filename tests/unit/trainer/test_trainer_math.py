@@ -1,0 +1,124 @@
+"""Loss, batches, learning rate, automatic hyperparameters."""
+
+from __future__ import annotations
+
+from array import array
+
+import pytest
+import torch
+
+from services.trainer.data.batches import collate, epoch_batches, micro_batches, shared_prefix
+from services.trainer.data.chat import Example
+from services.trainer.hyperparameters import resolve
+from services.trainer.losses import chunked_nll, score_tokens
+from services.trainer.optim import BASE_LEARNING_RATE, learning_rate_at
+from shared.schemas.methods import SupervisedHyperparameters
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_chunked_loss_and_its_gradient_equal_the_full_ones(chunk: int) -> None:
+    torch.manual_seed(1)
+    hidden = torch.randn(23, 16, requires_grad=True)
+    weight, targets = torch.randn(50, 16), torch.randint(0, 50, (23,))
+    logits = hidden @ weight.T
+    expected = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+    [expected_gradient] = torch.autograd.grad(expected * 0.5, hidden)
+
+    loss, correct = chunked_nll(hidden, weight, targets, chunk=chunk)
+    [gradient] = torch.autograd.grad(loss * 0.5, hidden)
+
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradient, expected_gradient)
+    assert correct == int((logits.argmax(1) == targets).sum())
+
+
+def test_chunked_loss_refuses_an_output_layer_that_is_trained() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        chunked_nll(torch.randn(2, 4), torch.randn(5, 4, requires_grad=True), torch.tensor([0, 1]))
+
+
+def test_scores_are_log_softmax() -> None:
+    hidden, weight = torch.randn(3, 4), torch.randn(6, 4)
+    expected = (hidden @ weight.T).log_softmax(1)
+    scores = score_tokens(hidden, weight, torch.tensor([1, 2, 3]))
+    torch.testing.assert_close(torch.tensor(scores.logprobs), expected[range(3), [1, 2, 3]])
+    assert scores.best_tokens == expected.argmax(1).tolist()
+
+
+def make_example(length: int, first: int = 1) -> Example:
+    return Example(1, array("q", range(100, 100 + length)), bytes(first) + b"\x01" * (length - first))
+
+
+def test_collate_points_each_target_at_the_place_before_it() -> None:
+    batch = collate([make_example(4, first=2), make_example(3)])
+    assert batch.inputs_BT.tolist() == [[100, 101, 102], [100, 101, 0]]
+    places = list(zip(batch.rows_N.tolist(), batch.columns_N.tolist(), batch.targets_N.tolist(), strict=True))
+    assert places == [(0, 1, 102), (0, 2, 103), (1, 0, 101), (1, 1, 102)]
+    assert batch.n_tokens == 7
+
+
+def test_collate_leaves_out_a_shared_beginning() -> None:
+    batch = collate([make_example(5, first=3), make_example(4, first=3)], skip=2)
+    assert batch.inputs_BT.tolist() == [[102, 103], [102, 0]]
+    places = list(zip(batch.rows_N.tolist(), batch.columns_N.tolist(), batch.targets_N.tolist(), strict=True))
+    assert places == [(0, 0, 103), (0, 1, 104), (1, 0, 103)]
+    assert batch.n_tokens == 9
+
+
+def test_shared_prefix_ends_before_the_first_prediction_and_the_first_difference() -> None:
+    same = [make_example(30, first=20), make_example(25, first=18)]
+    assert shared_prefix(same) == list(range(100, 117))
+    other = Example(1, array("q", [*range(100, 110), 7, *range(111, 130)]), bytes(20) + b"\x01" * 10)
+    assert shared_prefix([*same, other]) == list(range(100, 110))
+    assert shared_prefix(same[:1]) == []
+    assert shared_prefix([make_example(9, first=7), make_example(9, first=7)]) == []
+
+
+def test_an_epoch_visits_each_row_once_in_an_order_given_by_seed_and_epoch() -> None:
+    lengths = [(i * 37) % 50 + 2 for i in range(103)]
+    batches = epoch_batches(lengths, 8, seed=3, epoch=0)
+    assert sorted(row for batch in batches for row in batch) == list(range(103))
+    assert sorted(map(len, batches)) == [7, *[8] * 12]
+    assert batches == epoch_batches(lengths, 8, seed=3, epoch=0)
+    assert batches != epoch_batches(lengths, 8, seed=3, epoch=1)
+    assert batches != epoch_batches(lengths, 8, seed=4, epoch=0)
+
+
+def test_rows_of_a_batch_have_similar_lengths() -> None:
+    lengths = [(i * 37) % 50 + 2 for i in range(256)]
+    padded = sum(max(lengths[r] for r in batch) * len(batch) for batch in epoch_batches(lengths, 8, seed=3, epoch=0))
+    assert padded < 1.1 * sum(lengths)
+
+
+def test_micro_batches_stay_under_the_token_budget() -> None:
+    pieces = micro_batches([make_example(n) for n in (5, 30, 8, 9, 40)], max_tokens=36)
+    assert [[len(e.tokens) for e in piece] for piece in pieces] == [[40], [30], [9, 8, 5]]
+
+
+def test_learning_rate_rises_then_falls_and_is_never_zero() -> None:
+    rates = [learning_rate_at(step, 100, 2.0) for step in range(1, 101)]
+    assert max(rates) == rates[4] == pytest.approx(2 * BASE_LEARNING_RATE)
+    assert rates[:5] == sorted(rates[:5]) and rates[4:] == sorted(rates[4:], reverse=True)
+    assert rates[-1] > 0
+    assert learning_rate_at(1, 1, 1.0) == pytest.approx(BASE_LEARNING_RATE)
+
+
+@pytest.mark.parametrize(
+    ("n_examples", "expected"),
+    [
+        (10, (10, 1, 1.0)),
+        (50, (6, 1, 1.0)),
+        (100, (3, 2, 1.0)),
+        (500, (3, 8, 1.0)),
+        (4000, (2, 16, 1.41)),
+        (20_000, (1, 16, 1.41)),
+    ],
+)
+def test_auto_follows_from_the_number_of_rows(n_examples: int, expected: tuple[int, int, float]) -> None:
+    found = resolve(SupervisedHyperparameters(), n_examples)
+    assert (found.n_epochs, found.batch_size, found.learning_rate_multiplier) == expected
+
+
+def test_given_hyperparameters_stay() -> None:
+    asked = SupervisedHyperparameters(n_epochs=7, batch_size=3, learning_rate_multiplier=0.5)
+    assert resolve(asked, 20_000) == asked

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Any, TypeAlias
 
@@ -30,27 +32,24 @@ class Client:
     def __init__(self, url: str, *, connections: int = 32, timeout_s: float = 5.0) -> None:
         pool = BlockingConnectionPool.from_url(
             url, max_connections=connections, timeout=timeout_s, socket_timeout=timeout_s, socket_connect_timeout=2.0,
-            health_check_interval=30, retry=Retry(NoBackoff(), 1), retry_on_error=[exceptions.ConnectionError],
+            # Once more on a connection that has died since its last use; not on silence, which would double the wait.
+            health_check_interval=30, retry=Retry(NoBackoff(), 1, supported_errors=(exceptions.ConnectionError,)),
         )  # fmt: skip
         self._redis = Redis(connection_pool=pool)
+        self._deadline_s = timeout_s + 1.0
         self._scripts: dict[str, str] = {}
 
     async def call(self, *command: Argument) -> Any:
         """Run one command; replies are as redis-py shapes them, hashes and stream entries as dicts, of bytes."""
-        try:
+        async with _bounded(self._deadline_s):
             return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
-        except _AWAY as error:
-            raise StoreUnavailable("The database does not answer at the moment; please try again.") from error
 
     async def together(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
         """Run several commands as one transaction (MULTI/EXEC): all or none, nothing in between."""
-        try:
-            async with self._redis.pipeline(transaction=True) as pipeline:
-                for command in commands:
-                    pipeline.execute_command(*command)
-                return await pipeline.execute()
-        except _AWAY as error:
-            raise StoreUnavailable("The database does not answer at the moment; please try again.") from error
+        async with _bounded(self._deadline_s), self._redis.pipeline(transaction=True) as pipeline:
+            for command in commands:
+                pipeline.execute_command(*command)
+            return await pipeline.execute()
 
     async def script(self, name: str, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
         """Run `scripts/{name}.lua` atomically. Raises StoreUnavailable, or ResponseError for a fault in the script."""
@@ -70,3 +69,24 @@ class Client:
     async def close(self) -> None:
         await self._redis.aclose()
         await self._redis.connection_pool.disconnect()
+
+
+@asynccontextmanager
+async def _bounded(deadline_s: float) -> AsyncIterator[None]:
+    """Turn a server that is away or silent into StoreUnavailable, and keep a cancellation that redis-py would lose.
+
+    redis-py 5.3 probes a pooled connection inside `asyncio.timeout(0)`, which takes a cancellation that arrives just
+    then for its own: the command goes on, and a task that was cancelled would live for ever.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    cancellations = task.cancelling()
+    try:
+        async with asyncio.timeout(deadline_s):
+            yield
+    except (*_AWAY, TimeoutError) as error:
+        if task.cancelling() > cancellations:
+            raise asyncio.CancelledError from error
+        raise StoreUnavailable("The database does not answer at the moment; please try again.") from error
+    if task.cancelling() > cancellations:
+        raise asyncio.CancelledError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -257,3 +258,35 @@ def test_absent_server_is_one_clear_error(tmp_path: Any) -> None:
             await client.together([("PING",)])
 
     run(f"unix://{tmp_path}/nothing.sock", story)
+
+
+def test_cancelled_task_ends_even_in_the_middle_of_a_command(redis_url: str) -> None:
+    async def forever(client: Client) -> None:
+        while True:
+            await client.ping()
+
+    async def story(client: Client) -> None:
+        for attempt in range(100):
+            task = asyncio.create_task(forever(client))
+            await asyncio.sleep(0.001 + 0.0001 * (attempt % 17))  # hits different places of the command
+            task.cancel()
+            done, _ = await asyncio.wait({task}, timeout=5)
+            assert done, f"attempt {attempt}: the cancellation was lost"
+
+    run(redis_url, story)
+
+
+def test_silent_server_costs_one_timeout(tmp_path: Path) -> None:
+    """A server that accepts and never answers, as a stopped process does."""
+
+    async def story() -> float:
+        server = await asyncio.start_unix_server(lambda _reader, _writer: None, tmp_path / "s")
+        client = Client(f"unix://{tmp_path / 's'}", timeout_s=0.5)
+        begun = asyncio.get_running_loop().time()
+        with pytest.raises(StoreUnavailable):
+            await client.ping()
+        await client.close()
+        server.close()
+        return asyncio.get_running_loop().time() - begun
+
+    assert asyncio.run(story()) < 2.0

@@ -1,0 +1,93 @@
+"""What vLLM is told: environment variables (before it is imported) and command-line arguments."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import MutableMapping
+from pathlib import Path
+
+from shared.adapters import SERVED_MODULES
+from shared.records import BaseRecord
+from shared.settings import Settings
+
+SUPPORTED_VLLM = "0.32.0"
+"""The launcher, the worker and the LoRA wrapper use parts of vLLM that change between versions."""
+
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""The only values that vLLM takes for --max-lora-rank."""
+
+_MAX_BATCHED_TOKENS_CPU = 512  # one step of a long prompt delays every answer and every new adapter by its duration
+
+
+def thread_count(settings: Settings) -> int:
+    """Return the compute threads to use: the setting, else every core that this process may run on."""
+    return settings.threads or len(os.sched_getaffinity(0))
+
+
+def prepare_environment(settings: Settings, environ: MutableMapping[str, str]) -> None:
+    """Set what vLLM reads at import time or hands to its engine process; values that are set already win."""
+    wanted = {
+        # The engine process then holds the worker too: one process and about 18 s of start-up less on a CPU.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "OMP_NUM_THREADS": str(thread_count(settings)),
+        "VLLM_LOGGING_LEVEL": "WARNING" if settings.log_level == "INFO" else settings.log_level,
+        "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        # The base is a local folder by now; a missing adapter must not turn into a download.
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    for name, value in wanted.items():
+        environ.setdefault(name, value)
+    # Loading adapters is the agent's business; with this on, vLLM would add routes that do it.
+    environ.pop("VLLM_ALLOW_RUNTIME_LORA_UPDATING", None)
+    environ.pop("VLLM_API_KEY", None)
+
+
+def arguments(settings: Settings, base: BaseRecord, *, on_cpu: bool) -> list[str]:
+    """Build the argument list of vLLM's OpenAI server for one base model."""
+    return [
+        *("--model", base.path, "--served-model-name", base.id),
+        *("--host", settings.inference_host, "--port", str(settings.inference_port)),
+        *("--max-model-len", str(min(settings.max_model_len, base.context_length))),
+        *("--max-num-seqs", str(settings.max_num_seqs)),
+        *("--generation-config", "vllm"),  # OpenAI's sampling defaults, not the model author's
+        *("--enable-lora", "--max-loras", str(settings.max_loras)),
+        *("--max-cpu-loras", str(cached_adapters(settings)), "--max-lora-rank", str(served_rank(settings))),
+        *("--lora-target-modules", *sorted(SERVED_MODULES)),
+        *("--disable-uvicorn-access-log", "--disable-fastapi-docs", "--allowed-origins", "[]"),
+        *(_cpu_arguments(settings) if on_cpu else ["--worker-cls", "services.inference.worker.ManagedGPUWorker"]),
+    ]
+
+
+def _cpu_arguments(settings: Settings) -> list[str]:
+    return [
+        *("--worker-cls", "services.inference.worker_cpu.ManagedCPUWorker"),
+        *("--dtype", "bfloat16" if cpu_has_bf16() else "float32"),
+        *("--kv-cache-memory-bytes", str(settings.kv_cache_bytes)),
+        *("--max-num-batched-tokens", str(max(_MAX_BATCHED_TOKENS_CPU, settings.max_num_seqs))),
+        "--enforce-eager",
+    ]
+
+
+def cached_adapters(settings: Settings) -> int:
+    """Return how many adapters the engine keeps; vLLM wants at least as many as it has slots, and one is kept spare."""
+    return max(settings.max_cpu_loras, settings.max_loras) + 1
+
+
+def served_rank(settings: Settings) -> int:
+    """Return the smallest rank that vLLM knows and that holds `max_lora_rank`."""
+    return next((rank for rank in LORA_RANKS if rank >= settings.max_lora_rank), LORA_RANKS[-1])
+
+
+def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Tell whether this CPU has AMX for bfloat16; without it float32 is faster. Training decides by the same rule."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return False
+    return any(line.startswith("flags") and "amx_bf16" in line.split() for line in lines)

@@ -1,0 +1,154 @@
+"""One replica's life up to the engine: take a place among the living, load vLLM, wait for the base model, serve.
+
+vLLM takes longest to import, so it is imported while the base model is waited for; nothing in this module needs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import secrets
+import signal
+import threading
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from services.inference import engine_args
+from services.inference.replica import Replica, new_record
+from shared.errors import StoreUnavailable
+from shared.records import BaseRecord
+from shared.settings import Settings
+from shared.store.client import Client
+from shared.store.presence import Presence
+from shared.store.registry import Registry
+
+log = structlog.get_logger()
+
+EMBEDDED_ID = "SmolLM2-135M-Instruct"
+_POLL_S = 0.5
+
+
+class Interrupted(BaseException):
+    """Raised by a signal while the engine starts and the event loop stands still."""
+
+
+async def run(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT; returns 0 then, and 1 when a part has failed and a restart is due."""
+    stop = asyncio.Event()
+    stop_on_signals(stop)
+    client = Client(settings.redis_url)
+    replica = Replica(
+        Presence(client),
+        new_record(
+            f"replica-{secrets.token_hex(4)}",
+            max_loras=settings.max_loras,
+            max_lora_rank=engine_args.served_rank(settings),
+        ),
+    )
+    replica.start()
+    try:
+        base = await _until_stopped(_prepare(settings, Registry(client), replica), stop)
+        if base is None:
+            return 0
+        serve = importlib.import_module("services.inference.serve")
+        return int(await serve.serve(settings, base, client, replica, stop))
+    except Interrupted:
+        return 0
+    finally:
+        await replica.leave()
+        await client.close()
+
+
+def stop_on_signals(stop: asyncio.Event) -> None:
+    """Set `stop` at the first SIGTERM or SIGINT; the second ends the process, and the engine with it."""
+
+    def handle() -> None:
+        if stop.is_set():
+            os._exit(1)
+        log.info("stop.requested")
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, handle)
+
+
+def interrupt_on_signals() -> None:
+    """Raise Interrupted at SIGTERM or SIGINT, for stretches in which the event loop does not turn."""
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, interrupt)
+
+
+def wanted_base(settings: Settings) -> str:
+    """Return the id under which the base of these settings is registered."""
+    if settings.base_model_id:
+        return settings.base_model_id
+    if settings.base_model == "embedded":
+        return EMBEDDED_ID
+    folder = Path(settings.base_model).expanduser()
+    return folder.resolve().name if folder.is_dir() else settings.base_model
+
+
+async def _prepare(settings: Settings, registry: Registry, replica: Replica) -> BaseRecord:
+    vllm = _import_in_background("services.inference.serve")
+    base = await _wait_for_base(settings, registry, replica)
+    replica.set("starting", "loading vLLM", base=base.id)
+    await vllm
+    return base
+
+
+async def _wait_for_base(settings: Settings, registry: Registry, replica: Replica) -> BaseRecord:
+    wanted = wanted_base(settings)
+    while True:
+        try:
+            base = await registry.base(wanted)
+        except StoreUnavailable as away:
+            replica.set("waiting", away.message)
+        else:
+            if base is not None and (Path(base.path) / "config.json").is_file():
+                return base
+            replica.set("waiting", f"waiting for base model {wanted}")
+        await asyncio.sleep(_POLL_S)
+
+
+def _import_in_background(module: str) -> asyncio.Future[None]:
+    """Import in a daemon thread: unlike a pool's, it does not hold up the end of the process."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def settle(error: BaseException | None) -> None:
+        if done.cancelled():
+            return
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+    def work() -> None:
+        error: BaseException | None = None
+        try:
+            importlib.import_module(module)
+        except BaseException as caught:  # noqa: BLE001 - carried over to whoever awaits the import
+            error = caught
+        loop.call_soon_threadsafe(settle, error)
+
+    threading.Thread(target=work, daemon=True, name="import").start()
+    return done
+
+
+async def _until_stopped(work: Coroutine[Any, Any, BaseRecord], stop: asyncio.Event) -> BaseRecord | None:
+    task = asyncio.create_task(work)
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        task.cancel()
+        stopping.cancel()

@@ -1,0 +1,109 @@
+"""Brings adapters into the engine and out of it: checked first, one call at a time, truthful about what is there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from services.inference.engine_link import EngineLink, Loaded
+from services.inference.leases import Lease, Residents
+from shared.adapters import verify_adapter
+from shared.errors import AdapterRejected, SelftuneError, Unavailable
+from shared.records import AdapterRecord, BaseRecord
+
+log = structlog.get_logger()
+
+
+class Busy(Unavailable):
+    """Every place for an adapter is taken by requests that are being answered."""
+
+    default_code = "capacity_exceeded"
+
+
+class NotWanted(SelftuneError):
+    """The adapter was retired before its load began."""
+
+
+class AdapterLoader:
+    """The engine's side of the agent. Its methods run on one event loop; calls into the engine take turns."""
+
+    def __init__(
+        self,
+        *,
+        engine: EngineLink,
+        base: BaseRecord,
+        home: Path,
+        capacity: int,
+        max_rank: int,
+    ) -> None:
+        self.residents = Residents(capacity)
+        self._engine = engine
+        self._base = base
+        self._home = home
+        self._max_rank = max_rank
+        self._turn = asyncio.Lock()
+
+    def lease(self, record: AdapterRecord) -> Lease:
+        """Form a lease; it counts once `residents.add` has it."""
+        return Lease(record.name, record.version, record.int_id, str(self._home / record.folder))
+
+    async def load(self, record: AdapterRecord, wanted: Callable[[], bool]) -> Loaded:
+        """Check an adapter and bring it into the engine, in place of those that were used least recently.
+
+        Raises AdapterRejected for one that must not be served, Busy when every place is in use, NotWanted when
+        `wanted` is false by the time its turn has come.
+        """
+        if not self.residents.has_room():
+            raise Busy("every place for an adapter is in use")
+        await asyncio.to_thread(self._verify, record)
+        async with self._turn:
+            if not wanted():
+                raise NotWanted(record.name)
+            victims = self.residents.make_room()
+            if victims is None:
+                raise Busy("every place for an adapter is in use")
+            loaded = await self._engine.load(self.lease(record), victims)
+            self.residents.replace(loaded.resident)
+        if loaded.retry:
+            raise Busy(loaded.error)
+        if loaded.error:
+            raise AdapterRejected(loaded.error)
+        return loaded
+
+    async def drop(self, int_ids: list[int]) -> None:
+        """Free the memory and the slots of adapters that nobody uses any more."""
+        async with self._turn:
+            for int_id in int_ids:
+                self.residents.discard(int_id)
+            await self._engine.drop(int_ids)
+
+    async def check(self, timeout_s: float) -> None:
+        """Compare with what the engine holds, and end requests whose adapter was lost.
+
+        Raises TimeoutError when the engine's loop does not turn, and what the engine raises when it is dead.
+        """
+        async with self._turn:
+            status = await self._engine.status(timeout_s)
+            self.residents.replace(status.resident)
+        for int_id, reason in status.lost:
+            log.error("adapter.lost", int_id=int_id, reason=reason)
+            self.residents.end(int_id)
+        if status.lost:
+            await self.drop([int_id for int_id, _ in status.lost])
+
+    def _verify(self, record: AdapterRecord) -> None:
+        folder = (self._home / record.folder).resolve()
+        if not folder.is_relative_to(self._home):
+            raise AdapterRejected("its folder lies outside the data folder")
+        if record.base_fingerprint != self._base.fingerprint:
+            raise AdapterRejected("it was trained on another base model of the same name")
+        verify_adapter(
+            folder,
+            base_folder=Path(self._base.path),
+            base_id=self._base.id,
+            max_rank=self._max_rank,
+            expected_sha256=record.sha256,
+        )

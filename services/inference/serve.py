@@ -1,0 +1,181 @@
+"""One replica's life from the engine on: start it, load adapters, answer, drain, stop. Imports vLLM."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from argparse import Namespace
+from typing import Any
+
+import structlog
+import vllm
+from vllm.entrypoints.launchers.api_server import entry
+from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from services.inference import engine_args, server, tasks
+from services.inference.admission import Traffic
+from services.inference.agent import AdapterAgent
+from services.inference.engine_link import EngineLink
+from services.inference.launcher import interrupt_on_signals, stop_on_signals
+from services.inference.loader import AdapterLoader
+from services.inference.replica import STARTUP_TTL_S, Replica
+from services.inference.reports import Reports
+from shared import ids
+from shared.errors import SelftuneError
+from shared.logging import configure
+from shared.paths import Paths, read_or_create_secret
+from shared.records import BaseRecord
+from shared.settings import Settings
+from shared.store.client import Client
+from shared.store.registry import Registry
+
+log = structlog.get_logger()
+
+_CHECK_S = 2.0
+_ENGINE_DEADLINE_S = 30.0
+_CPU_WRAPPER = "GroupedPunicaWrapperCPU"
+
+
+class EngineFailed(SelftuneError):
+    """The engine cannot go on; the process ends and its supervisor starts another."""
+
+
+async def serve(settings: Settings, base: BaseRecord, client: Client, replica: Replica, stop: asyncio.Event) -> int:
+    """Serve `base` until `stop` is set (0) or a part fails (1)."""
+    _check_version()
+    args = _parse(settings, base)
+    with server.bind(settings.inference_host, settings.inference_port) as sock:
+        replica.set("starting", "starting the engine")
+        await replica.beat(STARTUP_TTL_S)
+        interrupt_on_signals()
+        async with entry.build_async_engine_client(args) as engine:
+            stop_on_signals(stop)
+            log.info("engine.started", pid=engine_pid(engine))
+            return await _serve_engine(settings, base, client, replica, stop, args, sock, engine)
+
+
+async def _serve_engine(
+    settings: Settings,
+    base: BaseRecord,
+    client: Client,
+    replica: Replica,
+    stop: asyncio.Event,
+    args: Namespace,
+    sock: socket.socket,
+    engine: Any,
+) -> int:
+    link = EngineLink(engine)
+    reports = Reports(Registry(client), replica.record.id)
+    loader = make_loader(settings, base, link)
+    agent = AdapterAgent(base_id=base.id, registry=Registry(client), reports=reports, loader=loader)
+    traffic = Traffic()
+    app = await server.build(args, engine, agent, traffic, settings, internal_key(settings))
+    configure("inference", level=settings.log_level)  # one of the libraries behind build() has taken the root logger
+    await check_engine_ready(engine, link)
+    replica.set("starting", "loading adapters", engine_pid=engine_pid(engine))
+    replica.describe_with(lambda: {"resident": agent.names(), "running": traffic.running})
+    await agent.start()
+    http = server.make_server(app)
+    parts = [
+        asyncio.create_task(http.serve(sockets=[sock]), name="http"),
+        asyncio.create_task(agent.follow(), name="registry"),
+        asyncio.create_task(reports.run(), name="reports"),
+        asyncio.create_task(watch_engine(engine, loader, replica), name="engine"),
+    ]
+    url = settings.inference_url or "http://{}:{}".format(*sock.getsockname())
+    replica.set("ready", url=url)
+    await replica.beat()
+    log.info("replica.ready", url=url, base=base.id, resident=agent.names())
+    failed = await _first_to_end(parts, stop)
+    await _wind_down(http, parts, replica, traffic, gracefully=failed is None)
+    return 0 if failed is None else 1
+
+
+def make_loader(settings: Settings, base: BaseRecord, link: EngineLink) -> AdapterLoader:
+    """Make the engine's loader; one of the engine's places stays spare, for a step that lacks its adapter."""
+    return AdapterLoader(
+        engine=link,
+        base=base,
+        home=settings.home,
+        capacity=engine_args.cached_adapters(settings) - 1,
+        max_rank=settings.max_lora_rank,
+    )
+
+
+async def _first_to_end(parts: list[asyncio.Task[None]], stop: asyncio.Event) -> asyncio.Task[None] | None:
+    """Wait for `stop` or for a part to end, which none does by itself; returns that part."""
+    stopping = asyncio.create_task(stop.wait())
+    done, _ = await asyncio.wait({*parts, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    failed = next((part for part in parts if part in done), None)
+    if failed is None:
+        return None
+    log.error("replica.failed", part=failed.get_name(), exc_info=failed.exception())
+    return failed
+
+
+async def _wind_down(
+    http: Any, parts: list[asyncio.Task[None]], replica: Replica, traffic: Traffic, *, gracefully: bool
+) -> None:
+    """Leave the registry first, answer what is inside, then stop the parts."""
+    replica.set("draining")
+    await replica.leave()
+    if gracefully:
+        await server.drain(traffic)
+    http.should_exit = True
+    serving, *others = parts
+    await asyncio.wait([serving], timeout=10)
+    await tasks.end([*others, serving])
+
+
+async def watch_engine(engine: Any, loader: AdapterLoader, replica: Replica) -> None:
+    """Prove every two seconds that the engine's loop turns. Raises when the engine is dead."""
+    while True:
+        await asyncio.sleep(_CHECK_S)
+        if engine.errored:
+            raise EngineFailed("the engine process has ended")
+        try:
+            await loader.check(_ENGINE_DEADLINE_S)
+        except TimeoutError:
+            replica.set("starting", f"the engine has not answered for {_ENGINE_DEADLINE_S:g} s")
+        else:
+            replica.set("ready")
+
+
+async def check_engine_ready(engine: Any, link: EngineLink) -> None:
+    """Make one token, and make sure that our LoRA products are in use. Raises EngineFailed when they are not."""
+    parameters = SamplingParams(max_tokens=1, temperature=0.0, output_kind=RequestOutputKind.FINAL_ONLY)
+    async for _ in engine.generate({"prompt_token_ids": [0]}, parameters, request_id="first-token"):
+        continue
+    status = await link.status(_ENGINE_DEADLINE_S)
+    if current_platform.is_cpu() and status.wrapper != _CPU_WRAPPER:
+        raise EngineFailed(f"the engine uses {status.wrapper} for LoRA instead of {_CPU_WRAPPER}")
+
+
+def engine_pid(engine: Any) -> int | None:
+    """Return the process id of the (first) EngineCore."""
+    manager = engine.engine_core.resources.engine_manager
+    return manager.processes[0].pid if manager is not None and manager.processes else None
+
+
+def internal_key(settings: Settings) -> str:
+    """Return the key between gateway and inference: the setting, else the one kept in the data folder."""
+    if settings.internal_key:
+        return settings.internal_key
+    key, _ = read_or_create_secret(Paths(settings.home).internal_key, ids.new_token())
+    return key
+
+
+def _parse(settings: Settings, base: BaseRecord) -> Namespace:
+    parser = make_arg_parser(FlexibleArgumentParser())
+    args: Namespace = parser.parse_args(engine_args.arguments(settings, base, on_cpu=current_platform.is_cpu()))
+    validate_parsed_serve_args(args)
+    return args
+
+
+def _check_version() -> None:
+    if vllm.__version__.split("+")[0] != engine_args.SUPPORTED_VLLM:
+        raise EngineFailed(f"vLLM {engine_args.SUPPORTED_VLLM} is needed, {vllm.__version__} is installed")

@@ -1,0 +1,86 @@
+"""vLLM's OpenAI application with our two layers around it, served until told to stop.
+
+This is what vLLM's own `build_and_serve` does, less its signal handlers (they stop the engine under running requests)
+and less every route that a gateway does not need.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from argparse import Namespace
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+from vllm.engine.protocol import EngineClient
+from vllm.entrypoints.launchers.api_server import app_state
+from vllm.entrypoints.launchers.app import build_app
+from vllm.entrypoints.launchers.launcher import NoSignalServer
+
+from services.inference.admission import AdapterAdmission, InternalKey, Traffic
+from services.inference.agent import AdapterAgent
+from services.inference.serving_models import ManagedServingModels
+from shared.settings import Settings
+
+log = structlog.get_logger()
+
+PUBLIC_PATHS = frozenset(
+    {
+        *("/health", "/metrics", "/version", "/v1/models"),
+        *("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"),
+    }
+)
+DRAIN_S = 20.0
+_KEEP_ALIVE_S = 75  # longer than the gateway keeps idle connections, so that it never writes into a closing one
+
+
+async def build(
+    args: Namespace, engine: EngineClient, agent: AdapterAgent, traffic: Traffic, settings: Settings, key: str
+) -> FastAPI:
+    """Build the application: vLLM's routes that we serve, admission inside its middleware, the key outside."""
+    app_state.OpenAIServingModels = ManagedServingModels  # looked up by name in init_app_state
+    tasks = await engine.get_supported_tasks()
+    app: FastAPI = build_app(args, tasks, engine.model_config)
+    app.router.routes = [route for route in app.router.routes if getattr(route, "path", "") in PUBLIC_PATHS]
+    app.user_middleware.insert(0, Middleware(InternalKey, key=key))
+    app.user_middleware.append(
+        Middleware(AdapterAdmission, agent=agent, traffic=traffic, max_body_bytes=settings.max_body_bytes)
+    )
+    app.middleware_stack = app.build_middleware_stack()  # build_app has built one already, without our layers
+    await app_state.init_app_state(engine, app.state, args, tasks)
+    return app
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Take the port before the engine starts, so that a clash is known at once; 0 takes a free one."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def make_server(app: FastAPI) -> uvicorn.Server:
+    """Make the HTTP server; whoever runs it decides when it stops, by `should_exit`."""
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, timeout_keep_alive=_KEEP_ALIVE_S, timeout_graceful_shutdown=2
+    )
+    server: uvicorn.Server = NoSignalServer(config)
+    app.state.server = server  # vLLM's error handlers end it when the engine has died
+    return server
+
+
+async def drain(traffic: Traffic) -> None:
+    """Let no request in and wait for those inside, for a limited time."""
+    traffic.closed = True
+    try:
+        async with asyncio.timeout(DRAIN_S):
+            while traffic.running:
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        log.warning("drain.cut_short", running=traffic.running)

@@ -1,0 +1,20 @@
+"""The worker for CPUs; apart from worker.py because vLLM's CPU module loads in CPU builds only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.platforms import current_platform
+from vllm.v1.worker.cpu_worker import CPUWorker
+
+from services.inference.worker import ManagedWorker
+
+
+class ManagedCPUWorker(ManagedWorker, CPUWorker):  # type: ignore[misc]  # vLLM is not typed here
+    """Also replaces the LoRA products, which are wrong in mixed batches and slow (see punica_cpu.py)."""
+
+    def load_model(self, **kwargs: Any) -> None:
+        # The platform names the class as text; the selector resolves it while the model is wrapped.
+        wrapper = "services.inference.punica_cpu.GroupedPunicaWrapperCPU"
+        type(current_platform).get_punica_wrapper = classmethod(lambda cls: wrapper)
+        super().load_model(**kwargs)

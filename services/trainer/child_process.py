@@ -97,7 +97,6 @@ async def _reader(read_end: int) -> asyncio.StreamReader:
 def _environment(settings: Settings) -> dict[str, str]:
     threads = settings.threads or os.cpu_count() or 1
     quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    # Threads that wait asleep instead of spinning: beside one other busy process on two cores, training is 3 to 6 times
-    # faster that way, since a spinning thread keeps the one it waits for off the core.
-    waiting = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
-    return {**waiting, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1", **quiet}
+    # OpenMP's threads spin while they wait, which is twice as fast on idle cores (450 against 205 tokens/s on two) and
+    # half as fast beside a busy process; OMP_WAIT_POLICY=PASSIVE in the trainer's environment chooses the other way.
+    return {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1", **quiet}

@@ -140,7 +140,7 @@ def test_adapter_loads_in_plain_peft_and_gives_the_same_greedy_tokens(
 
 def test_demo_shows_a_wide_margin(stack: RunningStack, tmp_path: Path) -> None:
     """The demo's own command against the running stack, one epoch shorter than on a user's machine."""
-    options = ["--base-url", f"{stack.url}/v1", "--data-dir", str(tmp_path), "--epochs", "2"]
+    options = ["--base-url", f"{stack.url}/v1", "--data-dir", str(tmp_path), "--epochs", "1"]
     done = subprocess.run(
         [sys.executable, "examples/demo.py", *options],
         cwd=ROOT, capture_output=True, text=True, timeout=550, check=False,

@@ -22,7 +22,8 @@ unset PYTHONDONTWRITEBYTECODE
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 
 say "1/5 virtual environment in $VENV"
-[ -x $VENV/bin/python ] || "$PYTHON" -m venv $VENV
+$VENV/bin/python -m pip --version >/dev/null 2>&1 || "$PYTHON" -m venv --clear $VENV \
+  || die "python -m venv failed; on Debian and Ubuntu, apt install python3-venv brings what it needs"
 pip() { $VENV/bin/python -m pip "$@"; }
 
 torch=$(grep -E '^torch==' constraints.txt)

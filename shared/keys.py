@@ -2,23 +2,22 @@
 
 | key                              | type   | content                                        | lifetime       |
 | -------------------------------- | ------ | ---------------------------------------------- | -------------- |
-| selftune:schema                  | string | version of this table                          | for ever       |
 | selftune:key:{sha256}            | string | KeyRecord                                      | until revoked  |
 | selftune:file:{id}               | string | FileRecord                                     | until deleted  |
 | selftune:files:{project}         | zset   | file ids by order of creation                  | for ever       |
 | selftune:job:{id}                | hash   | record: JobRecord, version: counter            | for ever       |
 | selftune:jobs:{project}          | zset   | job ids by order of creation                   | for ever       |
-| selftune:jobs:active             | set    | ids of jobs that are not at their end          | for ever       |
-| selftune:job:{id}:events         | stream | event: Event without its id                    | with the job   |
-| selftune:job:{id}:checkpoints    | list   | Checkpoint, oldest first                       | with the job   |
-| selftune:job:{id}:lease          | string | token of the worker that owns the job          | lease_ttl_s    |
+| selftune:active_jobs             | set    | ids of jobs that are not at their end          | for ever       |
+| selftune:job_events:{id}         | stream | event: Event without its id                    | with the job   |
+| selftune:job_checkpoints:{id}    | list   | Checkpoint, oldest first                       | with the job   |
+| selftune:job_lease:{id}          | string | token of the worker that owns the job          | lease_ttl_s    |
 | selftune:sequence                | string | counter behind the order of creation           | for ever       |
 | selftune:bases                   | hash   | base id → BaseRecord                           | for ever       |
 | selftune:adapter:{name}          | string | AdapterRecord                                  | until deleted  |
 | selftune:adapters:{base}         | set    | names of the adapters that should exist        | for ever       |
 | selftune:models:{project}        | set    | names of the adapters that clients see         | for ever       |
-| selftune:adapters:next_id        | string | counter of the engines' adapter numbers        | for ever       |
-| selftune:adapters:changes        | stream | change: AdapterChange, about 10,000 kept       | for ever       |
+| selftune:adapter_numbers         | string | counter of the engines' adapter numbers        | for ever       |
+| selftune:adapter_changes         | stream | change: AdapterChange, about 10,000 kept       | for ever       |
 | selftune:residency:{name}        | hash   | replica id → Residency                         | one day        |
 | selftune:replicas                | zset   | replica ids by time of their last heartbeat    | for ever       |
 | selftune:replica:{id}            | string | ReplicaRecord                                  | a few seconds  |
@@ -26,6 +25,7 @@
 | selftune:worker:{id}             | string | WorkerRecord                                   | a few seconds  |
 | arq:*                            | -      | the queues, written by arq                     | arq's          |
 
+No key is another one's prefix plus a colon: ids come from clients, and must not reach a key of another type.
 Records are JSON, so that a person can read them with valkey-cli.
 """
 
@@ -33,12 +33,11 @@ from __future__ import annotations
 
 _ROOT = "selftune"
 
-SCHEMA = f"{_ROOT}:schema"
 SEQUENCE = f"{_ROOT}:sequence"
-ACTIVE_JOBS = f"{_ROOT}:jobs:active"
+ACTIVE_JOBS = f"{_ROOT}:active_jobs"
 BASES = f"{_ROOT}:bases"
-ADAPTER_NEXT_ID = f"{_ROOT}:adapters:next_id"
-ADAPTER_CHANGES = f"{_ROOT}:adapters:changes"
+ADAPTER_NEXT_ID = f"{_ROOT}:adapter_numbers"
+ADAPTER_CHANGES = f"{_ROOT}:adapter_changes"
 REPLICAS = f"{_ROOT}:replicas"
 WORKERS = f"{_ROOT}:workers"
 
@@ -64,15 +63,15 @@ def jobs(project: str) -> str:
 
 
 def job_events(job_id: str) -> str:
-    return f"{_ROOT}:job:{job_id}:events"
+    return f"{_ROOT}:job_events:{job_id}"
 
 
 def job_checkpoints(job_id: str) -> str:
-    return f"{_ROOT}:job:{job_id}:checkpoints"
+    return f"{_ROOT}:job_checkpoints:{job_id}"
 
 
 def job_lease(job_id: str) -> str:
-    return f"{_ROOT}:job:{job_id}:lease"
+    return f"{_ROOT}:job_lease:{job_id}"
 
 
 def adapter(name: str) -> str:

@@ -19,6 +19,8 @@ import secrets
 import shutil
 from pathlib import Path
 
+from shared.errors import InvalidRequest
+
 
 class Paths:
     """The layout above, rooted at one folder."""
@@ -117,13 +119,22 @@ def publish_folder(staged: Path, final: Path) -> None:
 
 
 def read_or_create_secret(path: Path, make: str) -> tuple[str, bool]:
-    """Return the secret kept in `path` (0600), writing `make` there first if there is none; and whether it is new."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path.read_text(encoding="utf-8").strip(), False
-    with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
-        handle.write(make + "\n")
-        handle.flush()
-        os.fsync(handle.fileno())
-    return make, True
+    """Return the secret kept in `path` (0600), writing `make` there first if there is none; and whether it is new.
+
+    The file appears with its content or not at all. Raises InvalidRequest for an empty one: it would open every door.
+    """
+    is_new = False
+    if not path.exists():
+        draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        write_atomic(draft, f"{make}\n".encode(), mode=0o600)
+        try:
+            path.hardlink_to(draft)  # unlike a rename, this does not replace what another process wrote meanwhile
+            is_new = True
+        except FileExistsError:
+            is_new = False
+        finally:
+            draft.unlink()
+    secret = path.read_text(encoding="utf-8").strip()
+    if not secret:
+        raise InvalidRequest(f"{path} is empty; delete it to have a new key made")
+    return secret, is_new

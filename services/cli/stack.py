@@ -155,8 +155,8 @@ def _waiting_for(report: Any) -> str:
 
 
 def _base_url(settings: Settings) -> str:
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)  # noqa: S104 - compared, not bound
-    return f"http://{host}:{settings.port}"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 - compared, not bound
+    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
 
 
 def _stop_on_signals(kill_all: Callable[[], None]) -> asyncio.Event:
@@ -199,7 +199,8 @@ def _only_one(home: Path) -> Iterator[None]:
 
 def _check_port(host: str, port: int) -> None:
     try:
-        with socket.create_server((host, port)):
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.create_server((host, port), family=family):
             return
     except OSError as error:
         raise InvalidRequest(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error

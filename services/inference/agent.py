@@ -1,13 +1,15 @@
 """Keeps an engine in step with the registry, and hands out leases on its adapters.
 
 The registry says which adapters should exist. The agent loads what is published, drops what is retired, and looks up
-by itself what a request names before the news arrives. Adapters are immutable and each has a number of its own, so a
-number that failed once is refused until another is published under its name.
+by itself what a request names before the news arrives. An adapter that failed is refused with its reason, and tried
+again after a while at its next request.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
+from typing import NamedTuple
 
 import structlog
 
@@ -23,10 +25,19 @@ log = structlog.get_logger()
 
 QUEUE_S = 5.0
 """How long a request waits for other adapters' requests to end before it is sent away."""
+RETRY_FAILED_S = 30.0
+"""How long an adapter that failed is refused without another look at its files."""
 _BLOCK_MS = 1000
 _RETRY_S = 1.0
 _LOOK_UP_S = 5.0
 _PREWARM = 16
+
+
+class Failure(NamedTuple):
+    """Why an adapter cannot be served, and until when (monotonic seconds) that stands."""
+
+    reason: str
+    until: float
 
 
 class AdapterAgent:
@@ -47,7 +58,7 @@ class AdapterAgent:
         self._registry = registry
         self._reports = reports
         self._known: dict[str, AdapterRecord] = {}
-        self._failed: dict[int, str] = {}
+        self._failed: dict[int, Failure] = {}
         self._draining: set[asyncio.Task[None]] = set()
         self._cursor = "0-0"
 
@@ -121,11 +132,18 @@ class AdapterAgent:
 
     async def _load(self, record: AdapterRecord) -> None:
         """Load once for all who ask. Raises Busy, NotWanted, or AdapterRejected with a sentence for the client."""
-        if record.int_id not in self._failed:
+        if not self._has_failed(record):
             await self._loads.run(record.int_id, lambda: self._load_and_report(record))
-        if reason := self._failed.get(record.int_id):
-            sentence = f"The model '{record.name}' cannot be served: {reason}"
+        if failure := self._failed.get(record.int_id):
+            sentence = f"The model '{record.name}' cannot be served: {failure.reason}"
             raise AdapterRejected(sentence, code="adapter_unavailable", param="model")
+
+    def _has_failed(self, record: AdapterRecord) -> bool:
+        """Tell whether it failed lately; a failure may have been the disk's and is looked at again after a while."""
+        failure = self._failed.get(record.int_id)
+        if failure is not None and failure.until < time.monotonic():
+            del self._failed[record.int_id]
+        return record.int_id in self._failed
 
     async def _load_and_report(self, record: AdapterRecord) -> None:
         before = set(self._residents.ids())
@@ -133,7 +151,7 @@ class AdapterAgent:
             loaded = await self._loader.load(record, lambda: self._is_wanted(record))
         except AdapterRejected as refusal:
             log.warning("adapter.failed", adapter=record.name, reason=refusal.message)
-            self._failed[record.int_id] = refusal.message
+            self._failed[record.int_id] = Failure(refusal.message, time.monotonic() + RETRY_FAILED_S)
             self._reports.note(record.name, Residency(state="failed", reason=refusal.message))
             return
         log.info("adapter.warm", adapter=record.name, load_ms=round(loaded.load_ms, 1))
@@ -167,7 +185,7 @@ class AdapterAgent:
     async def _publish(self, record: AdapterRecord, *, warm: bool) -> None:
         previous = self._known.get(record.name)
         self._known[record.name] = record
-        if record.int_id not in self._residents and record.int_id not in self._failed:
+        if record.int_id not in self._residents and not self._has_failed(record):
             await self._warm(record) if warm else self._note_cold(record, "it loads at its first request")
         if previous is not None and previous.int_id != record.int_id:
             self._drain_later(previous, gone=False)

@@ -55,7 +55,7 @@ async def build(
 
 def bind(host: str, port: int) -> socket.socket:
     """Take the port before the engine starts, so that a clash is known at once; 0 takes a free one."""
-    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host, port))

@@ -13,7 +13,7 @@ import structlog
 from msgspec import Struct
 
 from services.trainer.protocol import ServedSample
-from services.trainer.stores import Stores
+from services.trainer.stores import Stores, persist
 from shared.errors import NoReplica
 from shared.records import AdapterRecord, ReplicaRecord
 
@@ -21,6 +21,8 @@ ANSWER_TOKENS = 8
 WARM_TIMEOUT_S = 30.0
 START_TIMEOUT_S = 180.0
 """How long a job waits for a replica that is still starting; a running one has WARM_TIMEOUT_S."""
+RESTART_S = 60.0
+"""How long after its last heartbeat a replica that did not say goodbye is still expected to come back."""
 ANSWER_TIMEOUT_S = 60.0
 _POLL_S = 0.03
 
@@ -55,6 +57,22 @@ class _Chunk(Struct):
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 
 
+class _Patience:
+    """How long one wait goes on: WARM_TIMEOUT_S while a replica is ready, START_TIMEOUT_S until one is."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._ready_since: float | None = None
+
+    def is_over(self, *, is_ready: bool) -> bool:
+        now = time.monotonic()
+        if not is_ready:
+            self._ready_since = None
+            return now - self._started > START_TIMEOUT_S
+        self._ready_since = self._ready_since or now
+        return now - self._ready_since > WARM_TIMEOUT_S
+
+
 class Serving:
     """Asks replicas directly, past the gateway: a model is not listed before it has answered."""
 
@@ -73,25 +91,32 @@ class Serving:
 
         Raises NoReplica when none is alive for the base or gets there in time, AdapterRefused when all say why not.
         """
-        started = time.monotonic()
+        patience = _Patience()
         while True:
-            replicas = [r for r in await self._stores.presence.replicas() if r.base in ("", adapter.base)]
-            standing = await self._stores.registry.residency(adapter.name)
+            replicas = await persist(lambda: self._replicas_of(adapter.base))
+            standing = await persist(lambda: self._stores.registry.residency(adapter.name))
             for replica in replicas:
                 residency = standing.get(replica.id)
                 if residency is not None and residency.state == "warm" and replica.state == "ready":
                     return replica
-            self._give_up_if(replicas, [standing[r.id].reason for r in replicas if _refused(standing, r)], started)
+            await self._give_up_if(
+                replicas, [standing[r.id].reason for r in replicas if _refused(standing, r)], patience
+            )
             await asyncio.sleep(_POLL_S)
 
-    def _give_up_if(self, replicas: list[ReplicaRecord], reasons: list[str], started: float) -> None:
+    async def _replicas_of(self, base: str) -> list[ReplicaRecord]:
+        """List the living replicas that serve a base, or do not know yet what they serve."""
+        return [replica for replica in await self._stores.presence.replicas() if replica.base in ("", base)]
+
+    async def _give_up_if(self, replicas: list[ReplicaRecord], reasons: list[str], patience: _Patience) -> None:
         alive = [replica for replica in replicas if replica.state != "draining"]
         if not alive:
-            raise NoReplica("no inference server is running for this base model")
-        if len(reasons) == len(alive):
+            silent_s = await persist(self._stores.presence.seconds_without_replica)
+            if silent_s > RESTART_S:
+                raise NoReplica("no inference server is running for this base model")
+        elif len(reasons) == len(alive):
             raise AdapterRefused(f"the inference server refuses it: {reasons[0]}")
-        is_ready = any(replica.state == "ready" for replica in alive)
-        if time.monotonic() - started > (WARM_TIMEOUT_S if is_ready else START_TIMEOUT_S):
+        if patience.is_over(is_ready=any(replica.state == "ready" for replica in alive)):
             raise NoReplica("no inference server has loaded it in time")
 
     async def answers(self, replica: ReplicaRecord, model: str, prompts: list[list[int]]) -> Answers:

@@ -118,7 +118,7 @@ class _Attempt:
     async def _train(self, record: JobRecord) -> None:
         if record.attempts > MAX_ATTEMPTS:
             raise TrainingFailed(f"The trainer died {record.attempts - 1} times while it worked on this job.")
-        folder, spec = await job_folder.prepare(self._stores, record)
+        folder, spec = await persist(lambda: job_folder.prepare(self._stores, record))
         publication = Publication(self._stores, self._serving, record, spec, self._token)
         child = await ChildProcess.start(folder, self._stores.settings)
         log.info("child.started", pid=child.pid)

@@ -22,6 +22,9 @@ _AWAY = (
     exceptions.OutOfMemoryError,
 )  # fmt: skip
 
+# A full disk under the append-only file, a primary that is away, a script that does not end.
+_REFUSALS = ("MISCONF", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN", "BUSY ")
+
 
 class Client:
     """A pool of connections; every call raises StoreUnavailable when Redis is away.
@@ -88,5 +91,9 @@ async def _bounded(deadline_s: float) -> AsyncIterator[None]:
         if task.cancelling() > cancellations:
             raise asyncio.CancelledError from error
         raise StoreUnavailable("The database does not answer at the moment; please try again.") from error
+    except exceptions.ResponseError as error:
+        if not str(error).startswith(_REFUSALS):
+            raise
+        raise StoreUnavailable("The database cannot take changes at the moment; please try again.") from error
     if task.cancelling() > cancellations:
         raise asyncio.CancelledError

@@ -149,8 +149,10 @@ class JobStore:
 
 
 def _stream_id(event_id: str) -> str:
+    """Read the place in the stream from an event's id: two numbers of 64 bits, not both 0."""
     entry = event_id.removeprefix("ftevent-")
-    if not all(part.isascii() and part.isdigit() for part in entry.split("-")) or entry.count("-") != 1:
+    numbers = [int(part) for part in entry.split("-") if part.isascii() and part.isdigit() and len(part) <= 20]
+    if entry.count("-") != 1 or len(numbers) != 2 or not 0 < max(numbers) < 2**64:
         raise NotFound(f"No such event to list after: {event_id}", param="after")
     return entry
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -39,6 +40,11 @@ class Presence:
     async def replicas(self) -> Sequence[ReplicaRecord]:
         """List the inference servers whose heartbeat is fresh, by id."""
         return [_decode_replica(raw) for raw in await self._alive(keys.REPLICAS, keys.replica)]
+
+    async def seconds_without_replica(self) -> float:
+        """Tell how long ago the last replica was heard that did not say goodbye; infinite if there is none."""
+        last = await self._client.call("ZREVRANGE", keys.REPLICAS, 0, 0, "WITHSCORES")
+        return time.time() - float(last[0][1]) if last else math.inf
 
     async def workers(self) -> Sequence[WorkerRecord]:
         """List the trainers whose heartbeat is fresh, by id."""

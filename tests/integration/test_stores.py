@@ -124,8 +124,12 @@ def test_lists_are_paged_newest_first_by_project(redis_url: str) -> None:
         assert ([item.message for item in events], more) == (["e2", "e1"], True)
         events, more = await jobs.events("ftjob-1", after=events[-1].id, limit=2)
         assert ([item.message for item in events], more) == (["e0"], False)
-        with pytest.raises(NotFound):
-            await jobs.events("ftjob-1", after="ftevent-nonsense")
+        for after in ("ftevent-nonsense", "ftevent-0-0", f"ftevent-{2**64}-0", "ftevent-1-2-3", "ftevent-1", ""):
+            with pytest.raises(NotFound):
+                await jobs.events("ftjob-1", after=after)
+        for suffix in ("events", "checkpoints", "lease"):
+            with pytest.raises(NotFound):
+                await jobs.get(f"ftjob-1:{suffix}")
 
     run(redis_url, story)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from shared.errors import InvalidRequest
 from shared.paths import Paths, publish_folder, read_or_create_secret, slug, write_atomic
 
 
@@ -47,3 +48,10 @@ def test_secret_is_made_once_and_for_its_owner_only(tmp_path: Path) -> None:
     assert read_or_create_secret(path, "first") == ("first", True)
     assert read_or_create_secret(path, "second") == ("first", False)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [entry.name for entry in tmp_path.iterdir()] == ["admin.key"]
+
+
+def test_empty_secret_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "internal.key").touch()
+    with pytest.raises(InvalidRequest, match="is empty"):
+        read_or_create_secret(tmp_path / "internal.key", "new")

@@ -11,13 +11,13 @@ help: ## Show this list
 setup: ## Make the environment, .venv in the checkout
 	@deploy/setup-venv.sh
 
-demo: setup      ## Fine-tune the embedded base model on a real data set and compare the two (8 minutes)
+demo: setup      ## Fine-tune the embedded base model on a real data set and compare the two (5 minutes)
 	$(PYTHON_BIN) examples/demo.py
 
 up: setup        ## Run the stack in the foreground until Ctrl-C
 	.venv/bin/selftune up
 
-test: setup      ## Run every test, the real ones included (15 minutes)
+test: setup      ## Run every test, the real ones included (13 minutes)
 	$(PYTHON_BIN) -m pytest
 
 check: setup     ## Format, lint, types, dependency rules

@@ -19,6 +19,7 @@ import secrets
 import shutil
 from pathlib import Path
 
+from shared import ids
 from shared.errors import InvalidRequest
 
 
@@ -138,3 +139,11 @@ def read_or_create_secret(path: Path, make: str) -> tuple[str, bool]:
     if not secret:
         raise InvalidRequest(f"{path} is empty; delete it to have a new key made")
     return secret, is_new
+
+
+def internal_key(configured: str, paths: Paths) -> str:
+    """Return the key between gateway, trainer and inference: the configured one, else the one kept in the data folder.
+
+    Whoever asks first makes it.
+    """
+    return configured or read_or_create_secret(paths.internal_key, ids.new_token())[0]

@@ -18,6 +18,8 @@ from msgspec import Meta
 from shared.errors import InvalidRequest
 
 ENV_PREFIX = "SELFTUNE_"
+EMBEDDED = "embedded"
+EMBEDDED_ID = "SmolLM2-135M-Instruct"
 
 
 def _setting(description: str, **constraints: Any) -> Meta:
@@ -73,6 +75,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def home(self) -> Path:
         """The data folder, absolute."""
         return Path(self.data_dir).expanduser().resolve()
+
+    @property
+    def public_base_id(self) -> str:
+        """The name that clients use for the base, under which the trainer registers and inference awaits it."""
+        if self.base_model_id:
+            return self.base_model_id
+        if self.base_model == EMBEDDED:
+            return EMBEDDED_ID
+        folder = Path(self.base_model).expanduser()
+        return folder.resolve().name if folder.is_dir() else self.base_model
 
     @classmethod
     def load(

@@ -15,8 +15,7 @@ from services.api.gateway import Gateway
 from services.api.readiness import Readiness
 from services.api.submission import Submission
 from services.api.uploads import Uploads
-from shared import ids
-from shared.paths import Paths, read_or_create_secret
+from shared.paths import Paths, internal_key
 from shared.queue import Queue
 from shared.records import KeyRecord
 from shared.settings import Settings
@@ -53,7 +52,6 @@ class Services:
         client = Client(settings.redis_url)
         files, jobs, registry, presence = FileStore(client), JobStore(client), Registry(client), Presence(client)
         queue = Queue(settings.redis_url)
-        internal_key = settings.internal_key or read_or_create_secret(paths.internal_key, ids.new_api_key())[0]
         return cls(
             settings=settings,
             paths=paths,
@@ -65,7 +63,7 @@ class Services:
             queue=queue,
             submission=Submission(settings, files, jobs, registry, queue),
             registry=registry,
-            gateway=Gateway(registry, presence, internal_key=internal_key),
+            gateway=Gateway(registry, presence, internal_key=internal_key(settings.internal_key, paths)),
             readiness=Readiness(client, paths, registry, presence, drain),
         )
 

@@ -21,7 +21,7 @@ from services.cli.console import Console
 from services.cli.service import Service
 from shared import ids
 from shared.errors import InvalidRequest, StoreUnavailable
-from shared.paths import Paths, read_or_create_secret
+from shared.paths import Paths, internal_key, read_or_create_secret
 from shared.settings import Settings
 from shared.store.client import Client
 
@@ -46,12 +46,11 @@ class Stack:
         self._paths = paths
         self._console = console
         self._embedded = not settings.redis_url
-        internal_key, _ = read_or_create_secret(paths.internal_key, ids.new_token())
         self._settings = replace(
             settings,
             data_dir=str(paths.home),
             redis_url=settings.redis_url or valkey.url(paths.valkey),
-            internal_key=settings.internal_key or internal_key,
+            internal_key=internal_key(settings.internal_key, paths),
         )
         self._started: list[Service] = []
 

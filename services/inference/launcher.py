@@ -28,7 +28,6 @@ from shared.store.registry import Registry
 
 log = structlog.get_logger()
 
-EMBEDDED_ID = "SmolLM2-135M-Instruct"
 _POLL_S = 0.5
 
 
@@ -86,16 +85,6 @@ def interrupt_on_signals() -> None:
         signal.signal(number, interrupt)
 
 
-def wanted_base(settings: Settings) -> str:
-    """Return the id under which the base of these settings is registered."""
-    if settings.base_model_id:
-        return settings.base_model_id
-    if settings.base_model == "embedded":
-        return EMBEDDED_ID
-    folder = Path(settings.base_model).expanduser()
-    return folder.resolve().name if folder.is_dir() else settings.base_model
-
-
 async def _prepare(settings: Settings, registry: Registry, replica: Replica) -> BaseRecord:
     vllm = _import_in_background("services.inference.serve")
     base = await _wait_for_base(settings, registry, replica)
@@ -105,7 +94,7 @@ async def _prepare(settings: Settings, registry: Registry, replica: Replica) -> 
 
 
 async def _wait_for_base(settings: Settings, registry: Registry, replica: Replica) -> BaseRecord:
-    wanted = wanted_base(settings)
+    wanted = settings.public_base_id
     while True:
         try:
             base = await registry.base(wanted)

@@ -23,10 +23,9 @@ from services.inference.launcher import interrupt_on_signals, stop_on_signals
 from services.inference.loader import AdapterLoader
 from services.inference.replica import STARTUP_TTL_S, Replica
 from services.inference.reports import Reports
-from shared import ids
 from shared.errors import SelftuneError
 from shared.logging import configure
-from shared.paths import Paths, read_or_create_secret
+from shared.paths import Paths, internal_key
 from shared.records import BaseRecord
 from shared.settings import Settings
 from shared.store.client import Client
@@ -72,7 +71,9 @@ async def _serve_engine(
     loader = make_loader(settings, base, link)
     agent = AdapterAgent(base_id=base.id, registry=Registry(client), reports=reports, loader=loader)
     traffic = Traffic()
-    app = await server.build(args, engine, agent, traffic, settings, internal_key(settings))
+    app = await server.build(
+        args, engine, agent, traffic, settings, internal_key(settings.internal_key, Paths(settings.home))
+    )
     configure("inference", level=settings.log_level)  # one of the libraries behind build() has taken the root logger
     await check_engine_ready(engine, link)
     replica.set("starting", "loading adapters", engine_pid=engine_pid(engine))
@@ -159,14 +160,6 @@ def engine_pid(engine: Any) -> int | None:
     """Return the process id of the (first) EngineCore."""
     manager = engine.engine_core.resources.engine_manager
     return manager.processes[0].pid if manager is not None and manager.processes else None
-
-
-def internal_key(settings: Settings) -> str:
-    """Return the key between gateway and inference: the setting, else the one kept in the data folder."""
-    if settings.internal_key:
-        return settings.internal_key
-    key, _ = read_or_create_secret(Paths(settings.home).internal_key, ids.new_token())
-    return key
 
 
 def _parse(settings: Settings, base: BaseRecord) -> Namespace:

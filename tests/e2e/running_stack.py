@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,8 @@ from typing import Any
 import httpx2
 import psutil
 from openai import OpenAI
+
+from tests.api_server import free_port
 
 ROOT = Path(__file__).parents[2]
 READY_DEADLINE_S = 400.0
@@ -73,11 +74,6 @@ def wait_for(condition: Callable[[], bool], timeout_s: float, explain: Callable[
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout_s} s: {explain()}"
         time.sleep(0.1)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 @contextmanager

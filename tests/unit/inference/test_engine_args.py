@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from services.inference.engine_args import arguments, cpu_has_bf16, prepare_environment, served_rank, thread_count
-from services.inference.launcher import wanted_base
 from shared.records import BaseRecord
 from shared.settings import Settings
 
@@ -68,7 +67,7 @@ def test_bf16_needs_amx(tmp_path: Path) -> None:
 def test_the_base_that_is_waited_for(tmp_path: Path) -> None:
     folder = tmp_path / "my-base"
     folder.mkdir()
-    assert wanted_base(Settings()) == "SmolLM2-135M-Instruct"
-    assert wanted_base(Settings(base_model="org/name")) == "org/name"
-    assert wanted_base(Settings(base_model=str(folder))) == "my-base"
-    assert wanted_base(Settings(base_model=str(folder), base_model_id="mine")) == "mine"
+    assert Settings().public_base_id == "SmolLM2-135M-Instruct"
+    assert Settings(base_model="org/name").public_base_id == "org/name"
+    assert Settings(base_model=str(folder)).public_base_id == "my-base"
+    assert Settings(base_model=str(folder), base_model_id="mine").public_base_id == "mine"

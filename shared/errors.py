@@ -4,9 +4,12 @@
     ├── InvalidRequest            the request itself is wrong
     │   └── UnsupportedMethod     a training method that this server does not have
     ├── NotAuthenticated          no key, or one that is not known
+    ├── PermissionDenied          a known key that may not do this
     ├── NotFound                  unknown, or belongs to another project: the two look the same
     ├── Conflict                  right request, wrong moment
+    ├── IdempotencyConflict       an Idempotency-Key that came with another request before
     ├── TooLarge                  over a configured limit
+    ├── RateLimited               more than the key or its project may have at a time
     ├── Unavailable               a part of the stack is away; trying again helps
     │   ├── StoreUnavailable      Redis does not answer
     │   └── NoReplica             no inference server answers for that base model
@@ -51,6 +54,12 @@ class NotAuthenticated(SelftuneError):
     default_code = "invalid_api_key"
 
 
+class PermissionDenied(SelftuneError):
+    """The key is known but lacks the scope that this needs."""
+
+    default_code = "insufficient_permissions"
+
+
 class NotFound(SelftuneError):
     """There is no such object in the caller's project."""
 
@@ -59,10 +68,28 @@ class Conflict(SelftuneError):
     """The object is not in a state that allows this."""
 
 
+class IdempotencyConflict(SelftuneError):
+    """The same Idempotency-Key was sent with another request; sending it again will not help."""
+
+    default_code = "idempotency_key_reused"
+
+
 class TooLarge(SelftuneError):
     """A body, a file or a count is over its limit."""
 
     default_code = "request_too_large"
+
+
+class RateLimited(SelftuneError):
+    """A limit of the key or its project is reached. `retry_after_s` tells when it frees itself; None if it does not."""
+
+    default_code = "rate_limit_exceeded"
+
+    def __init__(
+        self, message: str, *, code: str | None = None, param: str | None = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message, code=code, param=param)
+        self.retry_after_s = retry_after_s
 
 
 class Unavailable(SelftuneError):

@@ -8,6 +8,9 @@
 | selftune:job:{id}                | hash   | record: JobRecord, version: counter            | for ever       |
 | selftune:jobs:{project}          | zset   | job ids by order of creation                   | for ever       |
 | selftune:active_jobs             | set    | ids of jobs that are not at their end          | for ever       |
+| selftune:project_jobs:{project}  | set    | those of one project                           | for ever       |
+| selftune:outcomes                | zset   | "{job id} {status}" of ended jobs, 0           | until told     |
+| selftune:idempotency:{digest}    | string | IdempotencyRecord                              | one day        |
 | selftune:job_events:{id}         | stream | event: Event without its id                    | with the job   |
 | selftune:job_checkpoints:{id}    | list   | Checkpoint, oldest first                       | with the job   |
 | selftune:job_lease:{id}          | string | token of the worker that owns the job          | lease_ttl_s    |
@@ -33,6 +36,7 @@ from __future__ import annotations
 
 _ROOT = "selftune"
 
+OUTCOMES = f"{_ROOT}:outcomes"
 SEQUENCE = f"{_ROOT}:sequence"
 ACTIVE_JOBS = f"{_ROOT}:active_jobs"
 BASES = f"{_ROOT}:bases"
@@ -52,6 +56,14 @@ def file(file_id: str) -> str:
 
 def files(project: str) -> str:
     return f"{_ROOT}:files:{project}"
+
+
+def project_jobs(project: str) -> str:
+    return f"{_ROOT}:project_jobs:{project}"
+
+
+def idempotency(digest: str) -> str:
+    return f"{_ROOT}:idempotency:{digest}"
 
 
 def job(job_id: str) -> str:

@@ -8,9 +8,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from shared.schemas.files import File, FilePurpose
-from shared.schemas.jobs import Job, JobError
-from shared.schemas.methods import Method, SupervisedHyperparameters, SupervisedMethod
+from shared.schemas.integrations import JobIntegration
+from shared.schemas.jobs import Job, JobError, JobStatus
+from shared.schemas.methods import DpoHyperparameters, DpoMethod, Method, SupervisedHyperparameters, SupervisedMethod
 from shared.schemas.models import Model
+from shared.schemas.options import TrainingOptions
 from shared.states import JobState
 
 DEFAULT_PROJECT = "proj_default"
@@ -77,29 +79,56 @@ class JobRecord(Struct, frozen=True, kw_only=True):
     error: JobError | None = None
     attempts: int = 0
     """How often a training process was started for it."""
+    started: bool = False
+    """Whether a training process was ever started for it."""
+    method: Literal["supervised", "dpo"] = "supervised"
+    requested_beta: float | Literal["auto"] = "auto"
+    resolved_beta: float | None = None
+    """`beta` of DPO, as asked for and as used."""
+    parent: str | None = None
+    """The fine-tuned model that training goes on from; None starts at the base."""
+    options: TrainingOptions = TrainingOptions()
+    integrations: list[JobIntegration] = []
 
-    def public(self) -> Job:
+    def public(self, *, paused_as: Literal["paused", "queued"] = "paused") -> Job:
+        """Show the job to a client; `paused_as` is the status of a paused one, for clients with a closed list."""
         effective = self.resolved or self.requested
+        status: JobStatus = self.status.value
+        if status == "paused":
+            status = paused_as
         return Job(
             id=self.id,
             created_at=self.created_at,
             finished_at=self.finished_at,
             estimated_finish=self.estimated_finish,
-            model=self.model,
+            model=self.parent or self.model,
             fine_tuned_model=self.fine_tuned_model,
             organization_id=f"org-{self.organization}",
-            status=self.status.value,
+            status=status,
             training_file=self.training_file,
             validation_file=self.validation_file,
             result_files=self.result_files,
             trained_tokens=self.trained_tokens,
             hyperparameters=effective,
-            method=Method(type="supervised", supervised=SupervisedMethod(hyperparameters=effective)),
+            method=self._method(effective),
             seed=self.seed,
             error=self.error,
+            integrations=self.integrations,
             metadata=self.metadata,
             user_provided_suffix=self.suffix,
+            selftune=self.options,
         )
+
+    def _method(self, effective: SupervisedHyperparameters) -> Method:
+        if self.method == "supervised":
+            return Method(type="supervised", supervised=SupervisedMethod(hyperparameters=effective))
+        chosen = DpoHyperparameters(
+            n_epochs=effective.n_epochs,
+            batch_size=effective.batch_size,
+            learning_rate_multiplier=effective.learning_rate_multiplier,
+            beta=self.requested_beta if self.resolved_beta is None else self.resolved_beta,
+        )
+        return Method(type="dpo", dpo=DpoMethod(hyperparameters=chosen))
 
 
 class BaseRecord(Struct, frozen=True, kw_only=True):

@@ -67,6 +67,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     lease_ttl_s: Annotated[float, _setting("Seconds after which a silent worker's job is given to another.", ge=2)] = (
         15.0
     )
+    model_aliases: Annotated[
+        dict[str, str],
+        _setting("Names that clients may use for a model of this server, such as OpenAI's: JSON object."),
+    ] = {}
+    paused_as: Annotated[
+        str,
+        _setting(
+            "Status shown for a paused job: 'paused', or 'queued' for clients whose list of states is OpenAI's.",
+            pattern=r"\A(paused|queued)\Z",
+        ),
+    ] = "paused"
+    result_files_base64: Annotated[
+        bool, _setting("Give result files as base64 text, as OpenAI does; else as plain CSV.")
+    ] = True
     log_level: Annotated[str, _setting("Least level that is logged.", pattern=r"\A(DEBUG|INFO|WARNING|ERROR)\Z")] = (
         "INFO"
     )
@@ -105,7 +119,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def to_env(self) -> dict[str, str]:
         """Write every setting as a SELFTUNE_* variable, so that a child process reads exactly these."""
-        return {f"{ENV_PREFIX}{name.upper()}": str(getattr(self, name)) for name in self.__struct_fields__}
+        return {f"{ENV_PREFIX}{name.upper()}": _as_text(getattr(self, name)) for name in self.__struct_fields__}
+
+
+def _as_text(value: Any) -> str:
+    return msgspec.json.encode(value).decode() if isinstance(value, dict | list) else str(value)
 
 
 def _from_env(environ: Mapping[str, str]) -> dict[str, str]:
@@ -124,6 +142,7 @@ def _from_file(named: Path | None, fallback: Path) -> dict[str, Any]:
 
 
 def _validated(values: dict[str, Any]) -> Settings:
+    values = {name: _parsed(name, value) for name, value in values.items()}
     try:
         return msgspec.convert(values, Settings, strict=False)
     except msgspec.ValidationError as error:
@@ -131,8 +150,22 @@ def _validated(values: dict[str, Any]) -> Settings:
         raise InvalidRequest(f"setting {place.rstrip('`')}: {problem}" if place else f"settings: {problem}") from error
 
 
+def _parsed(name: str, value: Any) -> Any:
+    """Read a table that came as text, from the environment or the command line."""
+    if not isinstance(value, str) or not isinstance(getattr(_DEFAULTS, name, None), dict | list):
+        return value
+    try:
+        return msgspec.json.decode(value)
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(f"setting {name}: {error}; write it as JSON") from error
+
+
+_DEFAULTS = Settings()
+
+
 def describe() -> list[tuple[str, str, object]]:
     """List (name, description, default) of every setting, in order."""
     schema = msgspec.json.schema_components([Settings], ref_template="{name}")[1]["Settings"]["properties"]
-    defaults = Settings()
-    return [(name, schema[name].get("description", ""), getattr(defaults, name)) for name in Settings.__struct_fields__]
+    return [
+        (name, schema[name].get("description", ""), getattr(_DEFAULTS, name)) for name in Settings.__struct_fields__
+    ]

@@ -16,6 +16,8 @@ class JobState(StrEnum):
     """Files are good; waits for a trainer."""
     RUNNING = "running"
     """A training process works on it."""
+    PAUSED = "paused"
+    """Stopped by its owner for a while; goes on from where it was."""
     SUCCEEDED = "succeeded"
     """The model is published."""
     FAILED = "failed"
@@ -27,10 +29,14 @@ class JobState(StrEnum):
 TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
 
 ALLOWED: dict[JobState, frozenset[JobState]] = {
-    JobState.VALIDATING_FILES: frozenset({JobState.QUEUED, JobState.FAILED, JobState.CANCELLED}),
-    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.FAILED, JobState.CANCELLED}),
+    JobState.VALIDATING_FILES: frozenset({JobState.QUEUED, JobState.PAUSED, JobState.FAILED, JobState.CANCELLED}),
+    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.PAUSED, JobState.FAILED, JobState.CANCELLED}),
     # Back to the queue: the worker stops or died, and another goes on from the last checkpoint.
-    JobState.RUNNING: frozenset({JobState.QUEUED, JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}),
+    JobState.RUNNING: frozenset(
+        {JobState.QUEUED, JobState.PAUSED, JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}
+    ),
+    # Resumed: to where it was, except that a running job waits for a trainer again.
+    JobState.PAUSED: frozenset({JobState.VALIDATING_FILES, JobState.QUEUED, JobState.CANCELLED}),
     JobState.SUCCEEDED: frozenset(),
     JobState.FAILED: frozenset(),
     JobState.CANCELLED: frozenset(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,8 @@ class Rule:
     status: int
     type: str = INVALID_REQUEST
     retry_after_s: int | None = None
+    never_retry: bool = False
+    """Tell OpenAI's SDK, by `x-should-retry`, not to repeat a request whose status it would repeat."""
 
 
 TABLE: dict[type[errors.SelftuneError], Rule] = {
@@ -35,11 +38,14 @@ TABLE: dict[type[errors.SelftuneError], Rule] = {
     errors.UnsupportedMethod: Rule(400),
     UnsupportedMediaType: Rule(415),
     errors.NotAuthenticated: Rule(401),
+    errors.PermissionDenied: Rule(403),
     errors.NotFound: Rule(404),
     # Not 409: OpenAI's SDK takes that for a lock and sends the request twice more before it tells its caller.
     errors.Conflict: Rule(400),
     errors.TransitionRefused: Rule(400),
+    errors.IdempotencyConflict: Rule(409, never_retry=True),
     errors.TooLarge: Rule(413),
+    errors.RateLimited: Rule(429, "rate_limit_error"),
     errors.AdapterRejected: Rule(400),
     errors.InvalidTrainingData: Rule(400),
     errors.Unavailable: Rule(503, SERVER_ERROR, retry_after_s=1),
@@ -69,7 +75,12 @@ def on_our_error(_request: Request[Any, Any, Any], error: errors.SelftuneError) 
     if rule.status == 500:
         _log.error("request.failed", exc_info=error)
     headers = {"www-authenticate": "Bearer"} if rule.status == 401 else {}
-    return _envelope(rule.status, rule.type, error.message, error.code, error.param, rule.retry_after_s, headers)
+    retry_after_s = rule.retry_after_s
+    if isinstance(error, errors.RateLimited) and error.retry_after_s is not None:
+        retry_after_s = math.ceil(error.retry_after_s)
+    if rule.never_retry or (rule.status == 429 and retry_after_s is None):
+        headers["x-should-retry"] = "false"
+    return _envelope(rule.status, rule.type, error.message, error.code, error.param, retry_after_s, headers)
 
 
 def on_upstream_error(_request: Request[Any, Any, Any], error: UpstreamError) -> Response[ErrorResponse]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
+from shared.schemas.integrations import JobIntegration, WandbIntegration
 from shared.schemas.methods import Method, SupervisedHyperparameters
+from shared.schemas.options import TrainingOptions
 
 MetadataKey: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64)]
 MetadataValue: TypeAlias = Annotated[str, Meta(max_length=512)]
@@ -18,9 +20,19 @@ Metadata: TypeAlias = Annotated[
 class CreateJob(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Body of POST /v1/fine_tuning/jobs."""
 
-    model: Annotated[str, Meta(min_length=1, description="Id of a base model in /v1/models.")]
-    training_file: Annotated[str, Meta(min_length=1, description="Id of an uploaded file with purpose fine-tune.")]
-    validation_file: Annotated[str | None, Meta(description="Id of a file that is evaluated, not trained on.")] = None
+    model: Annotated[
+        str,
+        Meta(min_length=1, max_length=512, description="A base model, an alias of one, or an ft: model to go on from."),
+    ]
+    training_file: Annotated[
+        str, Meta(min_length=1, max_length=128, description="Id of an uploaded file with purpose fine-tune.")
+    ]
+    validation_file: (
+        Annotated[
+            str, Meta(min_length=1, max_length=128, description="Id of a file that is evaluated, not trained on.")
+        ]
+        | None
+    ) = None
     suffix: (
         Annotated[str, Meta(min_length=1, max_length=64, description="A name of yours in the model's name.")] | None
     ) = None
@@ -30,7 +42,11 @@ class CreateJob(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         SupervisedHyperparameters | None, Meta(description="Deprecated; use method.supervised.hyperparameters.")
     ] = None
     metadata: Metadata | None = None
-    integrations: list[dict[str, Any]] | None = None
+    integrations: Annotated[list[WandbIntegration], Meta(max_length=5)] | None = None
+    selftune: TrainingOptions | None = None
+
+
+JobStatus: TypeAlias = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
 
 
 class JobError(Struct, frozen=True, kw_only=True):
@@ -52,7 +68,10 @@ class Job(Struct, frozen=True, kw_only=True):
     model: str
     fine_tuned_model: str | None = None
     organization_id: str
-    status: Literal["validating_files", "queued", "running", "succeeded", "failed", "cancelled"]
+    status: Annotated[
+        JobStatus,
+        Meta(description="`paused` is not in OpenAI's list; a setting shows such jobs as `queued`."),
+    ]
     training_file: str
     validation_file: str | None = None
     result_files: list[str] = []
@@ -61,6 +80,7 @@ class Job(Struct, frozen=True, kw_only=True):
     method: Method
     seed: int
     error: JobError | None = None
-    integrations: list[dict[str, Any]] = []
+    integrations: list[JobIntegration] = []
     metadata: Metadata | None = None
     user_provided_suffix: str | None = None
+    selftune: Annotated[TrainingOptions, Meta(description="Options beyond OpenAI's, as far as they are known by now.")]

@@ -10,7 +10,7 @@ import msgspec
 from msgspec.structs import replace
 
 from shared import keys
-from shared.errors import LeaseLost, NotFound
+from shared.errors import LeaseLost, NotFound, RateLimited
 from shared.records import JobRecord
 from shared.schemas.checkpoints import Checkpoint
 from shared.schemas.events import Event
@@ -44,15 +44,29 @@ class JobStore:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    async def create(self, record: JobRecord, events: Iterable[Event]) -> None:
-        order = await index.next_sequence(self._client)
-        commands: list[tuple[str | bytes | int, ...]] = [
-            ("HSET", keys.job(record.id), "record", _encode(record), "version", 1),
-            ("ZADD", keys.jobs(record.project), order, record.id),
-            ("SADD", keys.ACTIVE_JOBS, record.id),
-        ]
-        commands += [("XADD", keys.job_events(record.id), "*", "event", _encode(item)) for item in events]
-        await self._client.together(commands)
+    async def create(self, record: JobRecord, events: Iterable[Event], *, limit: int | None = None) -> JobRecord:
+        """Store a new job, or return the one that has its id already, so that creating twice is the same as once.
+
+        Raises RateLimited when the project has `limit` unfinished jobs.
+        """
+        outcome = await self._client.script(
+            "create_job",
+            [
+                keys.job(record.id),
+                keys.job_events(record.id),
+                keys.jobs(record.project),
+                keys.ACTIVE_JOBS,
+                keys.project_jobs(record.project),
+                keys.SEQUENCE,
+            ],
+            [record.id, _encode(record), -1 if limit is None else limit, *map(_encode, events)],
+        )
+        if outcome < 0:
+            raise RateLimited(
+                f"The project has {limit} unfinished fine-tuning jobs, which is its limit; wait for one to end.",
+                code="concurrent_jobs_exceeded",
+            )
+        return record if outcome else await self.get(record.id)
 
     async def get(self, job_id: str, *, project: str | None = None) -> JobRecord:
         """Raises NotFound when it is unknown or belongs to another project than `project`."""
@@ -86,8 +100,23 @@ class JobStore:
             additions = events(changed) if callable(events) else events
             outcome = await self._client.script(
                 "commit_job",
-                [keys.job(job_id), keys.job_events(job_id), keys.job_lease(job_id), keys.ACTIVE_JOBS],
-                [version, _encode(changed), fence, job_id, int(changed.status in TERMINAL), *map(_encode, additions)],
+                [
+                    keys.job(job_id),
+                    keys.job_events(job_id),
+                    keys.job_lease(job_id),
+                    keys.ACTIVE_JOBS,
+                    keys.project_jobs(changed.project),
+                    keys.OUTCOMES,
+                ],
+                [
+                    version,
+                    _encode(changed),
+                    fence,
+                    job_id,
+                    changed.status.value,
+                    int(changed.status in TERMINAL),
+                    *map(_encode, additions),
+                ],
             )
             if outcome == 1:
                 return changed

@@ -11,7 +11,7 @@ from litestar.exceptions import HTTPException
 
 import services.api.bodies
 import shared.store.registry  # noqa: F401 - defines exceptions of its own
-from services.api.errors import TABLE, on_unexpected, rule_for
+from services.api.errors import TABLE, on_our_error, on_unexpected, rule_for
 from shared import errors
 
 
@@ -24,7 +24,10 @@ def tree(kind: type[errors.SelftuneError] = errors.SelftuneError) -> Iterator[ty
 @pytest.mark.parametrize("kind", sorted(set(tree()), key=lambda kind: kind.__name__))
 def test_every_error_has_its_rule(kind: type[errors.SelftuneError]) -> None:
     rule = rule_for(kind("message"))
-    assert rule.type == ("invalid_request_error" if rule.status < 500 else "server_error")
+    expected = {429: "rate_limit_error"}.get(
+        rule.status, "invalid_request_error" if rule.status < 500 else "server_error"
+    )
+    assert rule.type == expected
     assert (rule.retry_after_s is not None) == (rule.status == 503)
 
 
@@ -34,7 +37,16 @@ def test_every_class_of_the_tree_is_in_the_table() -> None:
 
 
 def test_no_refusal_is_retried_by_the_sdk() -> None:
-    assert {rule.status for rule in TABLE.values()}.isdisjoint({408, 409, 429})
+    """OpenAI's SDK repeats 408, 409 and 429 unless `x-should-retry` says otherwise; only a limit may free itself."""
+    repeated = {kind for kind, rule in TABLE.items() if rule.status in {408, 409, 429} and not rule.never_retry}
+    assert repeated == {errors.RateLimited}
+
+
+def test_limit_that_does_not_free_itself_is_not_retried() -> None:
+    request: Request[Any, Any, Any] = Request({"type": "http"})  # type: ignore[typeddict-item]
+    assert on_our_error(request, errors.RateLimited("full")).headers["x-should-retry"] == "false"
+    freed = on_our_error(request, errors.RateLimited("full", retry_after_s=1.2)).headers
+    assert freed["retry-after"] == "2" and "x-should-retry" not in freed
 
 
 def test_unexpected_errors_show_nothing_of_themselves() -> None:

@@ -22,6 +22,12 @@ EDGES = {
     ("running", "succeeded"),
     ("running", "failed"),
     ("running", "cancelled"),
+    ("validating_files", "paused"),
+    ("queued", "paused"),
+    ("running", "paused"),
+    ("paused", "validating_files"),
+    ("paused", "queued"),
+    ("paused", "cancelled"),
 }
 
 

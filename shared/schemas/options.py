@@ -1,0 +1,71 @@
+"""What a job may ask for beyond OpenAI's API, under one name: with the SDK, `extra_body={"selftune": {…}}`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from msgspec import Meta, Struct
+
+TargetModule: TypeAlias = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class EarlyStopping(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Stop when the validation file's loss no longer falls; needs a validation file. The best epoch is the model."""
+
+    patience: Annotated[int, Meta(ge=1, le=50, description="Epochs without improvement before training stops.")] = 1
+    min_delta: Annotated[float, Meta(ge=0, le=10, description="Least fall of the loss, in nats, that counts.")] = 0.0
+
+
+class TrainingOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Options of this server. Null, or left out, means the server's default; a job shows the values that it uses."""
+
+    rank: Annotated[int, Meta(ge=1, le=512, description="LoRA rank; at most what the server serves.")] | None = None
+    alpha: (
+        Annotated[
+            float, Meta(gt=0, le=4096, description="LoRA alpha: the adapter's product is scaled by alpha / rank.")
+        ]
+        | None
+    ) = None
+    dropout: Annotated[float, Meta(ge=0, lt=1, description="Dropout on the adapter's input.")] | None = None
+    target_modules: (
+        Annotated[
+            list[TargetModule], Meta(min_length=1, max_length=7, description="Linear layers that get an adapter.")
+        ]
+        | None
+    ) = None
+    use_rslora: (
+        Annotated[bool, Meta(description="Scale by alpha / sqrt(rank) (Kalajdzievski 2023, arXiv:2312.03732).")] | None
+    ) = None
+    quantization: (
+        Annotated[
+            Literal["none", "nf4"],
+            Meta(description="Frozen base in training: as it is, or in 4 bits (QLoRA, arXiv:2305.14314)."),
+        ]
+        | None
+    ) = None
+    packing: (
+        Annotated[bool, Meta(description="Lay rows end to end instead of padding them; no row sees another.")] | None
+    ) = None
+    max_length: (
+        Annotated[int, Meta(ge=16, le=1 << 20, description="Longest row in tokens; at most the server's limit.")] | None
+    ) = None
+    lr_schedule: (
+        Annotated[
+            Literal["linear", "cosine", "constant"], Meta(description="Course of the learning rate after warm-up.")
+        ]
+        | None
+    ) = None
+    warmup_ratio: (
+        Annotated[float, Meta(ge=0, le=1, description="Share of the steps over which the learning rate rises.")] | None
+    ) = None
+    weight_decay: Annotated[float, Meta(ge=0, le=1, description="AdamW's weight decay.")] | None = None
+    max_grad_norm: Annotated[float, Meta(gt=0, le=1000, description="Gradients are clipped to this norm.")] | None = (
+        None
+    )
+    early_stopping: EarlyStopping | None = None
+    priority: (
+        Annotated[
+            Literal["low", "normal", "high"], Meta(description="Place in the queue; order of submission within it.")
+        ]
+        | None
+    ) = None

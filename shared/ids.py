@@ -26,6 +26,10 @@ def new_checkpoint_id() -> str:
     return f"ftckpt_{_random(24)}"
 
 
+def new_permission_id() -> str:
+    return f"cp_{_random(24)}"
+
+
 def new_request_id() -> str:
     return f"req_{secrets.token_hex(16)}"
 

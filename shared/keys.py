@@ -19,6 +19,8 @@
 | selftune:adapter:{name}          | string | AdapterRecord                                  | until deleted  |
 | selftune:adapters:{base}         | set    | names of the adapters that should exist        | for ever       |
 | selftune:models:{project}        | set    | names of the adapters that clients see         | for ever       |
+| selftune:permissions:{model}     | hash   | project → PermissionRecord                     | with the model |
+| selftune:shared_models:{project} | set    | names of other projects' models it may use     | for ever       |
 | selftune:adapter_numbers         | string | counter of the engines' adapter numbers        | for ever       |
 | selftune:adapter_changes         | stream | change: AdapterChange, about 10,000 kept       | for ever       |
 | selftune:residency:{name}        | hash   | replica id → Residency                         | one day        |
@@ -96,6 +98,14 @@ def adapters(base: str) -> str:
 
 def models(project: str) -> str:
     return f"{_ROOT}:models:{project}"
+
+
+def permissions(model: str) -> str:
+    return f"{_ROOT}:permissions:{model}"
+
+
+def shared_models(project: str) -> str:
+    return f"{_ROOT}:shared_models:{project}"
 
 
 def residency(name: str) -> str:

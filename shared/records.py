@@ -7,6 +7,7 @@ from typing import Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
+from shared.schemas.checkpoints import CheckpointPermission
 from shared.schemas.files import File, FilePurpose
 from shared.schemas.integrations import JobIntegration
 from shared.schemas.jobs import Job, JobError, JobStatus
@@ -173,6 +174,18 @@ class AdapterRecord(Struct, frozen=True, kw_only=True):
 
     def as_listed(self) -> AdapterRecord:
         return replace(self, listed=True)
+
+
+class PermissionRecord(Struct, frozen=True, kw_only=True):
+    """A project's right to use a model of another project."""
+
+    id: str
+    project: str
+    created_at: int
+    order: int = 0
+
+    def public(self) -> CheckpointPermission:
+        return CheckpointPermission(id=self.id, created_at=self.created_at, project_id=self.project)
 
 
 class Residency(Struct, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -72,11 +72,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         _setting("Names that clients may use for a model of this server, such as OpenAI's: JSON object."),
     ] = {}
     paused_as: Annotated[
-        str,
-        _setting(
-            "Status shown for a paused job: 'paused', or 'queued' for clients whose list of states is OpenAI's.",
-            pattern=r"\A(paused|queued)\Z",
-        ),
+        Literal["paused", "queued"],
+        _setting("Status shown for a paused job: 'paused', or 'queued' for clients whose list of states is OpenAI's."),
     ] = "paused"
     result_files_base64: Annotated[
         bool, _setting("Give result files as base64 text, as OpenAI does; else as plain CSV.")

@@ -11,6 +11,7 @@ import structlog
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.api.model_paths import routable
 from shared import ids
 
 _log = structlog.get_logger()
@@ -32,6 +33,7 @@ class Access:
         answer = _Answer(ids.new_request_id(), send)
         scope.setdefault("state", {})["request_id"] = answer.request_id
         method, path = str(scope.get("method", "")), scope["path"]
+        scope["path"] = routable(path)
         with structlog.contextvars.bound_contextvars(request_id=answer.request_id):
             try:
                 await self._app(scope, receive, answer.send)

@@ -12,6 +12,7 @@ from litestar.di import Provide
 
 from services.api.auth import Authenticator
 from services.api.gateway import Gateway
+from services.api.job_control import JobControl
 from services.api.readiness import Readiness
 from services.api.submission import Submission
 from services.api.uploads import Uploads
@@ -22,7 +23,9 @@ from shared.settings import Settings
 from shared.store.api_keys import KeyStore
 from shared.store.client import Client
 from shared.store.files import FileStore
+from shared.store.idempotency import IdempotencyStore
 from shared.store.jobs import JobStore
+from shared.store.permissions import PermissionStore
 from shared.store.presence import Presence
 from shared.store.registry import Registry
 
@@ -40,6 +43,9 @@ class Services:
     jobs: JobStore
     queue: Queue
     submission: Submission
+    control: JobControl
+    idempotency: IdempotencyStore
+    permissions: PermissionStore
     registry: Registry
     gateway: Gateway
     readiness: Readiness
@@ -62,6 +68,9 @@ class Services:
             jobs=jobs,
             queue=queue,
             submission=Submission(settings, files, jobs, registry, queue),
+            control=JobControl(jobs, queue),
+            idempotency=IdempotencyStore(client),
+            permissions=PermissionStore(client),
             registry=registry,
             gateway=Gateway(registry, presence, internal_key=internal_key(settings.internal_key, paths)),
             readiness=Readiness(client, paths, registry, presence, drain),

@@ -71,8 +71,8 @@ class Gateway:
     async def _base_of(self, model: str, project: str) -> str:
         if await self._registry.base(model) is not None:
             return model
-        adapter = await self._registry.get(model)
-        if adapter is None or adapter.project != project or not adapter.listed:
+        adapter = await self._registry.usable(model, project)
+        if adapter is None:
             raise unknown_model(model)
         return adapter.base
 

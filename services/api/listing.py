@@ -9,14 +9,14 @@ from litestar.datastructures import MultiDict
 
 from shared.errors import NotFound
 from shared.records import JobRecord
-from shared.schemas.checkpoints import Checkpoint
+from shared.schemas.checkpoints import Checkpoint, CheckpointPermission
 from shared.schemas.events import Event
 from shared.schemas.files import File
 from shared.schemas.jobs import Job
 from shared.schemas.paging import Page
 from shared.store.jobs import JobStore
 
-T = TypeVar("T", File, Job, Event, Checkpoint)
+T = TypeVar("T", File, Job, Event, Checkpoint, CheckpointPermission)
 
 _SCAN = 100
 
@@ -55,8 +55,11 @@ def metadata_filter(query: MultiDict[Any]) -> dict[str, str] | None:
 
 async def matching_jobs(
     jobs: JobStore, project: str, wanted: dict[str, str] | None, *, after: str | None, limit: int
-) -> Page[Job]:
-    """List jobs, newest first, whose metadata hold every wanted pair; None wants jobs without metadata."""
+) -> tuple[list[JobRecord], bool]:
+    """List jobs, newest first, whose metadata hold every wanted pair, and tell whether there are more.
+
+    None wants jobs without metadata.
+    """
     found: list[JobRecord] = []
     more = True
     while more and len(found) <= limit:
@@ -65,7 +68,7 @@ async def matching_jobs(
         found += [record for record in records if _matches(record, wanted)]
         if wanted == {}:
             break
-    return page([record.public() for record in found[:limit]], has_more=more or len(found) > limit)
+    return found[:limit], more or len(found) > limit
 
 
 def _matches(record: JobRecord, wanted: dict[str, str] | None) -> bool:

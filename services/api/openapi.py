@@ -21,7 +21,7 @@ from services.api.deps import providers
 from services.api.documents import DOCUMENT
 from services.api.readiness import Health, Report
 from services.api.routes import ROUTES
-from shared.schemas.checkpoints import Checkpoint
+from shared.schemas.checkpoints import Checkpoint, CheckpointPermission, GrantPermissions
 from shared.schemas.errors import ErrorResponse
 from shared.schemas.events import Event
 from shared.schemas.files import File
@@ -33,7 +33,8 @@ VERSION = "0.1.0"
 
 _TYPES = [
     CreateJob, Job, Event, Checkpoint, File, Model, ModelList, Deleted, ErrorResponse, Health, Report,
-    Page[File], Page[Job], Page[Event], Page[Checkpoint],
+    Page[File], Page[Job], Page[Event], Page[Checkpoint], GrantPermissions, CheckpointPermission,
+    Page[CheckpointPermission],
 ]  # fmt: skip
 _REF = "#/components/schemas/{name}"
 _QUALIFIED = re.compile(r"(?<=#/components/schemas/)(\w+)_[\w.]+\.(\w+)_\Z")

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import secrets
 import time
+from dataclasses import dataclass
 
 import structlog
-from msgspec.structs import replace
 
+from services.api.job_requests import Asked, asked, check_options, shown_integrations
 from shared import ids
-from shared.errors import InvalidRequest, NotFound, StoreUnavailable, TransitionRefused, UnsupportedMethod
+from shared.errors import InvalidRequest, NotFound, StoreUnavailable
 from shared.queue import Queue
 from shared.records import FileRecord, JobRecord
 from shared.schemas.jobs import CreateJob
-from shared.schemas.methods import SupervisedHyperparameters
+from shared.schemas.options import TrainingOptions
 from shared.settings import Settings
-from shared.states import TERMINAL, JobState
 from shared.store.files import FileStore
 from shared.store.jobs import JobStore, event
 from shared.store.registry import Registry, unknown_model
@@ -23,8 +23,18 @@ from shared.store.registry import Registry, unknown_model
 _log = structlog.get_logger()
 
 
+@dataclass(frozen=True)
+class _Start:
+    """What training starts from: a base, or a fine-tuned model on it."""
+
+    base: str
+    context_length: int
+    parent: str | None = None
+    parent_rank: int | None = None
+
+
 class Submission:
-    """Creates and cancels jobs."""
+    """Creates jobs."""
 
     def __init__(self, settings: Settings, files: FileStore, jobs: JobStore, registry: Registry, queue: Queue) -> None:
         self._settings = settings
@@ -33,56 +43,38 @@ class Submission:
         self._registry = registry
         self._queue = queue
 
-    async def submit(self, request: CreateJob, *, project: str) -> JobRecord:
-        """Record a job and ask a worker to look at it. Raises InvalidRequest, NotFound, StoreUnavailable."""
-        hyperparameters = requested_hyperparameters(request)
-        self._check_options(request)
-        await self._check_model(request.model, project)
+    async def submit(self, request: CreateJob, *, project: str, job_id: str, limit: int | None = None) -> JobRecord:
+        """Record a job and ask a worker to look at it; a job that has this id already is returned as it is.
+
+        Raises InvalidRequest, NotFound, StoreUnavailable, and RateLimited at `limit` unfinished jobs of the project.
+        """
+        try:
+            return await self._jobs.get(job_id, project=project)
+        except NotFound:
+            pass
+        wanted = asked(request)
+        start = await self._start(request.model, project)
+        check_options(request, self._settings, context_length=start.context_length, parent_rank=start.parent_rank)
         await self._check_files(request, project)
-        record = self._record(request, hyperparameters, project)
-        await self._jobs.create(record, [event(f"Created fine-tuning job: {record.id}")])
+        record = self._record(request, wanted, start, project, job_id)
+        record = await self._jobs.create(record, [event(f"Created fine-tuning job: {record.id}")], limit=limit)
         await self._enqueue(record.id)
         _log.info("job.created", job_id=record.id, model=record.model, training_file=record.training_file)
         return record
 
-    async def cancel(self, job_id: str, *, project: str) -> JobRecord:
-        """Stop a job; twice is the same as once. Raises NotFound, and TransitionRefused for one that has ended."""
-
-        def end(current: JobRecord) -> JobRecord:
-            if current.status == JobState.CANCELLED:
-                return current
-            if current.status in TERMINAL:
-                raise TransitionRefused(f"Job {job_id} has already {current.status.value}; it cannot be cancelled.")
-            return replace(current, status=JobState.CANCELLED, finished_at=int(time.time()), estimated_finish=None)
-
-        record = await self._jobs.update(job_id, end, [event("The job was cancelled")], project=project)
-        _log.info("job.cancelled", job_id=job_id)
-        return record
-
-    def _check_options(self, request: CreateJob) -> None:
-        if request.integrations:
-            raise InvalidRequest(
-                "No integrations are configured on this server; leave 'integrations' out or empty.",
-                param="integrations",
-            )
-        rank, served = self._settings.lora_rank, self._settings.max_lora_rank
-        if rank > served:
-            raise InvalidRequest(
-                f"This server trains adapters of rank {rank} but serves at most {served}; "
-                "its operator must raise max_lora_rank or lower lora_rank.",
-                code="rank_not_servable",
-            )
-
-    async def _check_model(self, model: str, project: str) -> None:
-        if await self._registry.base(model) is not None:
-            return
-        adapter = await self._registry.get(model)
-        if adapter is None or adapter.project != project or not adapter.listed:
-            raise unknown_model(model)
-        raise InvalidRequest(
-            f"Training on top of a fine-tuned model is not offered; start from its base model, '{adapter.base}'.",
-            param="model",
-        )
+    async def _start(self, name: str, project: str) -> _Start:
+        """Find what `model` means: a base, an alias, or a fine-tuned model. Raises NotFound."""
+        target = self._settings.model_aliases.get(name, name)
+        adapter = None
+        base = await self._registry.base(target)
+        if base is None:
+            adapter = await self._registry.usable(target, project)
+            base = await self._registry.base(adapter.base) if adapter else None
+        if base is None:
+            raise unknown_model(name)
+        if adapter is None:
+            return _Start(base.id, base.context_length)
+        return _Start(base.id, base.context_length, parent=adapter.name, parent_rank=adapter.rank)
 
     async def _check_files(self, request: CreateJob, project: str) -> None:
         await self._training_input(request.training_file, "training_file", project)
@@ -108,21 +100,26 @@ class Submission:
             )
         return record
 
-    def _record(self, request: CreateJob, hyperparameters: SupervisedHyperparameters, project: str) -> JobRecord:
+    def _record(self, request: CreateJob, wanted: Asked, start: _Start, project: str, job_id: str) -> JobRecord:
         organization = self._settings.organization
         return JobRecord(
-            id=ids.new_job_id(),
+            id=job_id,
             project=project,
             organization=organization,
             created_at=int(time.time()),
-            model=request.model,
+            model=start.base,
+            parent=start.parent,
             training_file=request.training_file,
             validation_file=request.validation_file,
             suffix=request.suffix,
             seed=secrets.randbelow(2**31) if request.seed is None else request.seed,
-            requested=hyperparameters,
+            method=wanted.method,
+            requested=wanted.hyperparameters,
+            requested_beta=wanted.beta,
+            options=request.selftune or TrainingOptions(),
+            integrations=shown_integrations(request.integrations),
             metadata=request.metadata,
-            model_name=ids.model_name(request.model, organization, request.suffix),
+            model_name=ids.model_name(start.base, organization, request.suffix),
         )
 
     async def _enqueue(self, job_id: str) -> None:
@@ -131,14 +128,3 @@ class Submission:
             await self._queue.validate(job_id)
         except StoreUnavailable:
             _log.warning("job.not_enqueued", job_id=job_id)
-
-
-def requested_hyperparameters(request: CreateJob) -> SupervisedHyperparameters:
-    """Read `method`, or else the deprecated `hyperparameters`. Raises UnsupportedMethod."""
-    if request.method is not None and request.method.type != "supervised":
-        raise UnsupportedMethod(
-            f"The method '{request.method.type}' is not offered by this server; use 'supervised'.", param="method.type"
-        )
-    if request.method is not None and request.method.supervised is not None:
-        return request.method.supervised.hyperparameters
-    return request.hyperparameters or SupervisedHyperparameters()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 
 class CheckpointMetrics(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -29,3 +29,21 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
     fine_tuned_model_checkpoint: str
     step_number: int
     metrics: CheckpointMetrics
+
+
+class GrantPermissions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of POST /v1/fine_tuning/checkpoints/{model}/permissions."""
+
+    project_ids: Annotated[
+        list[Annotated[str, Meta(min_length=1, max_length=128)]],
+        Meta(min_length=1, max_length=100, description="Projects that may use the model from now on."),
+    ]
+
+
+class CheckpointPermission(Struct, frozen=True, kw_only=True):
+    """A project's right to use a model or checkpoint of another project."""
+
+    id: str
+    object: Literal["checkpoint.permission"] = "checkpoint.permission"
+    created_at: int
+    project_id: str

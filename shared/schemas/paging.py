@@ -23,5 +23,5 @@ class Deleted(Struct, frozen=True, kw_only=True):
     """Answer to a deletion."""
 
     id: str
-    object: Literal["file", "model"]
+    object: Literal["file", "model", "checkpoint.permission"]
     deleted: Literal[True] = True

@@ -98,11 +98,14 @@ class Registry:
         if adapter is None:
             return False
         change = _encode(AdapterChange(name=name, base=adapter.base, action="retired"))
+        sharers = [member.decode() for member in await self._client.call("HKEYS", keys.permissions(name))]
         removed, *_ = await self._client.together(
             [
                 ("DEL", keys.adapter(name)),
                 ("SREM", keys.adapters(adapter.base), name),
                 ("SREM", keys.models(adapter.project), name),
+                ("DEL", keys.permissions(name)),
+                *(("SREM", keys.shared_models(project), name) for project in sharers),
                 ("XADD", keys.ADAPTER_CHANGES, "MAXLEN", "~", 10000, "*", "change", change),
             ]
         )
@@ -112,9 +115,27 @@ class Registry:
         raw = await self._client.call("GET", keys.adapter(name))
         return None if raw is None else _decode_adapter(raw)
 
+    async def usable(self, name: str, project: str) -> AdapterRecord | None:
+        """Return a fine-tuned model that a project may use: a listed one, its own or shared with it."""
+        raw, shared = await self._client.together(
+            [("GET", keys.adapter(name)), ("SISMEMBER", keys.shared_models(project), name)]
+        )
+        adapter = None if raw is None else _decode_adapter(raw)
+        if adapter is None or not adapter.listed or not (shared or adapter.project == project):
+            return None
+        return adapter
+
+    async def owned(self, name: str, project: str) -> AdapterRecord:
+        """Return a listed fine-tuned model of a project. Raises NotFound for any other, shared ones too."""
+        adapter = await self.get(name)
+        if adapter is None or adapter.project != project or not adapter.listed:
+            raise unknown_model(name)
+        return adapter
+
     async def listed(self, project: str) -> Sequence[AdapterRecord]:
-        """List the fine-tuned models that a project sees, newest first."""
-        names = [member.decode() for member in await self._client.call("SMEMBERS", keys.models(project))]
+        """List the fine-tuned models that a project may use, its own and those shared with it, newest first."""
+        found = await self._client.call("SUNION", keys.models(project), keys.shared_models(project))
+        names = [member.decode() for member in found]
         return sorted(await self._many(names), key=lambda adapter: (-adapter.created_at, adapter.name))
 
     async def snapshot(self, base: str) -> tuple[str, Sequence[AdapterRecord]]:

@@ -14,11 +14,18 @@ from msgspec.structs import replace
 from shared import ids
 from shared.queue import VALIDATE_QUEUE
 from shared.schemas.checkpoints import Checkpoint, CheckpointMetrics
+from shared.schemas.options import TrainingOptions
 from shared.states import JobState
 from shared.store.client import Client
 from shared.store.jobs import JobStore, event
 from shared.store.registry import Registry
-from tests.api_server import BASE, ApiServer, know_key, make_adapter, make_base, with_store
+from tests.api_server import BASE, ApiServer, know_key, make_base, with_store
+
+NO_OPTIONS = dict.fromkeys(TrainingOptions.__struct_fields__)
+
+
+def dpo(**hyperparameters: Any) -> dict[str, Any]:
+    return {"type": "dpo", "dpo": {"hyperparameters": hyperparameters}}
 
 
 @pytest.fixture
@@ -78,6 +85,7 @@ def test_created_job_shows_what_was_asked_for(
         "user_provided_suffix": "my model",
         "result_files": [],
         "integrations": [],
+        "selftune": NO_OPTIONS,
         "fine_tuned_model": None,
         "finished_at": None,
         "estimated_finish": None,
@@ -132,15 +140,36 @@ def test_old_hyperparameters_count_unless_method_says_otherwise(sdk: openai.Open
         ({"hyperparameters": {"colour": 1}}, "hyperparameters.colour", "unknown_parameter"),
         ({"method": {}}, "method.type", "missing_required_parameter"),
         ({"method": {"type": "magic"}}, "method.type", "invalid_value"),
-        ({"method": {"type": "dpo"}}, "method.type", "unsupported_method"),
+        ({"method": {"type": "supervised", "magic": {}}}, "method.magic", "unknown_parameter"),
+        ({"method": None, "hyperparameters": 5}, "hyperparameters", "invalid_value"),
+        ({"method": dpo(beta=0)}, "method.dpo.hyperparameters.beta", "invalid_value"),
+        ({"method": dpo(beta=2.5)}, "method.dpo.hyperparameters.beta", "invalid_value"),
+        ({"method": dpo(gamma=1)}, "method.dpo.hyperparameters.gamma", "unknown_parameter"),
         ({"method": {"type": "reinforcement"}}, "method.type", "unsupported_method"),
         (
             {"method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 99}}}},
             "method.supervised.hyperparameters.n_epochs",
             "invalid_value",
         ),
-        ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, "integrations", None),
+        (
+            {"integrations": [{"type": "wandb", "wandb": {}}]},
+            "integrations[0].wandb.project",
+            "missing_required_parameter",
+        ),
+        ({"integrations": [{"type": "mlflow"}]}, "integrations[0].type", "invalid_value"),
         ({"integrations": [5]}, "integrations[0]", "invalid_value"),
+        ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}] * 6}, "integrations", "invalid_value"),
+        ({"selftune": {"rank": 0}}, "selftune.rank", "invalid_value"),
+        ({"selftune": {"rank": 17}}, "selftune.rank", "rank_not_servable"),
+        ({"selftune": {"colour": 1}}, "selftune.colour", "unknown_parameter"),
+        ({"selftune": {"target_modules": []}}, "selftune.target_modules", "invalid_value"),
+        ({"selftune": {"target_modules": ["lm_head"]}}, "selftune.target_modules[0]", "invalid_value"),
+        ({"selftune": {"dropout": 1}}, "selftune.dropout", "invalid_value"),
+        ({"selftune": {"max_length": 4096}}, "selftune.max_length", "invalid_value"),
+        ({"selftune": {"early_stopping": {}}}, "selftune.early_stopping", "invalid_value"),
+        ({"selftune": {"quantization": "int3"}}, "selftune.quantization", "invalid_value"),
+        ({"selftune": {"priority": 5}}, "selftune.priority", "invalid_value"),
+        ({"selftune": []}, "selftune", "invalid_value"),
         ({"colour": "red"}, "colour", "unknown_parameter"),
     ],
 )
@@ -176,15 +205,12 @@ def test_unknown_model_and_files_are_404(
     assert stranger[2] == f"No such File object: {training_file}"
 
 
-def test_unsuitable_files_and_models_are_refused(sdk: openai.OpenAI, training_file: str, redis_url: str) -> None:
+def test_unsuitable_files_are_refused(sdk: openai.OpenAI, training_file: str) -> None:
     create = sdk.fine_tuning.jobs.create
     other = sdk.files.create(file=("a.txt", b"x"), purpose="assistants").id
     assert refused(lambda: create(model=BASE, training_file=other))[:2] == ("training_file", "invalid_file_purpose")
     same = refused(lambda: create(model=BASE, training_file=training_file, validation_file=training_file))
     assert same[0] == "validation_file"
-    with_store(redis_url, lambda client: Registry(client).publish(make_adapter("ft:mine")))
-    param, _, message = refused(lambda: create(model="ft:mine", training_file=training_file))
-    assert param == "model" and BASE in message
 
 
 def test_rank_that_cannot_be_served_is_refused(api: ApiServer, redis_url: str, tmp_path: Any) -> None:

@@ -1,5 +1,8 @@
 """Every route, in the order of the documentation."""
 
-from services.api.routes import files, health, inference, jobs, models
+from services.api.routes import files, graders, health, inference, jobs, models, permissions
 
-ROUTES = [*files.ROUTES, *jobs.ROUTES, *models.ROUTES, *inference.ROUTES, *health.ROUTES]
+ROUTES = [
+    *files.ROUTES, *jobs.ROUTES, *permissions.ROUTES, *graders.ROUTES, *models.ROUTES, *inference.ROUTES,
+    *health.ROUTES,
+]  # fmt: skip

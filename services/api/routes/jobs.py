@@ -9,14 +9,18 @@ from litestar.params import FromPath, FromQuery, QueryParameter
 
 from services.api.bodies import decode, read_json
 from services.api.documents import json_body
+from services.api.idempotency import object_id_for
+from services.api.job_control import JobControl
 from services.api.listing import cut, matching_jobs, metadata_filter, page
 from services.api.submission import Submission
+from shared import ids
 from shared.records import KeyRecord
 from shared.schemas.checkpoints import Checkpoint
 from shared.schemas.events import Event
 from shared.schemas.jobs import CreateJob, Job
 from shared.schemas.paging import Page
 from shared.settings import Settings
+from shared.store.idempotency import IdempotencyStore
 from shared.store.jobs import JobStore
 
 _CREATE = msgspec.json.Decoder(CreateJob)
@@ -34,40 +38,76 @@ async def create_job(
     request: Request[Any, Any, Any],
     caller: NamedDependency[KeyRecord],
     settings: NamedDependency[Settings],
+    idempotency: NamedDependency[IdempotencyStore],
     submission: NamedDependency[Submission],
 ) -> Job:
-    """Fine-tune a base model on an uploaded file."""
-    wanted = decode(await read_json(request, limit=settings.max_body_bytes), _CREATE)
-    return (await submission.submit(wanted, project=caller.project)).public()
+    """Fine-tune a model on an uploaded file; with an `Idempotency-Key` header, asking twice gives the same job."""
+    body = await read_json(request, limit=settings.max_body_bytes)
+    wanted = decode(body, _CREATE)
+    job_id = await object_id_for(
+        request, idempotency, project=caller.project, kind="job", body=body, new_id=ids.new_job_id()
+    )
+    record = await submission.submit(wanted, project=caller.project, job_id=job_id)
+    return record.public(paused_as=settings.paused_as)
 
 
 @get("/v1/fine_tuning/jobs", operation_id="listFineTuningJobs")
 async def list_jobs(
     request: Request[Any, Any, Any],
     caller: NamedDependency[KeyRecord],
+    settings: NamedDependency[Settings],
     jobs: NamedDependency[JobStore],
     limit: Limit = 20,
     after: FromQuery[str | None] = None,
 ) -> Page[Job]:
     """List jobs, newest first; `metadata[key]=value` keeps those that carry it, `metadata=null` those without any."""
     wanted = metadata_filter(request.query_params)
-    return await matching_jobs(jobs, caller.project, wanted, after=after or None, limit=limit)
+    records, more = await matching_jobs(jobs, caller.project, wanted, after=after or None, limit=limit)
+    return page([record.public(paused_as=settings.paused_as) for record in records], has_more=more)
 
 
 @get("/v1/fine_tuning/jobs/{job_id:str}", operation_id="retrieveFineTuningJob")
 async def retrieve_job(
-    job_id: FromPath[str], caller: NamedDependency[KeyRecord], jobs: NamedDependency[JobStore]
+    job_id: FromPath[str],
+    caller: NamedDependency[KeyRecord],
+    settings: NamedDependency[Settings],
+    jobs: NamedDependency[JobStore],
 ) -> Job:
     """Look a job up."""
-    return (await jobs.get(job_id, project=caller.project)).public()
+    return (await jobs.get(job_id, project=caller.project)).public(paused_as=settings.paused_as)
 
 
 @post("/v1/fine_tuning/jobs/{job_id:str}/cancel", status_code=200, operation_id="cancelFineTuningJob")
 async def cancel_job(
-    job_id: FromPath[str], caller: NamedDependency[KeyRecord], submission: NamedDependency[Submission]
+    job_id: FromPath[str],
+    caller: NamedDependency[KeyRecord],
+    settings: NamedDependency[Settings],
+    control: NamedDependency[JobControl],
 ) -> Job:
     """Stop a job; cancelling a finished one is refused, cancelling twice is the same as once."""
-    return (await submission.cancel(job_id, project=caller.project)).public()
+    return (await control.cancel(job_id, project=caller.project)).public(paused_as=settings.paused_as)
+
+
+@post("/v1/fine_tuning/jobs/{job_id:str}/pause", status_code=200, operation_id="pauseFineTuningJob")
+async def pause_job(
+    job_id: FromPath[str],
+    caller: NamedDependency[KeyRecord],
+    settings: NamedDependency[Settings],
+    control: NamedDependency[JobControl],
+) -> Job:
+    """Stop a job until it is resumed; what it has learnt is saved, and its trainer is free for others."""
+    return (await control.pause(job_id, project=caller.project)).public(paused_as=settings.paused_as)
+
+
+@post("/v1/fine_tuning/jobs/{job_id:str}/resume", status_code=200, operation_id="resumeFineTuningJob")
+async def resume_job(
+    job_id: FromPath[str],
+    caller: NamedDependency[KeyRecord],
+    settings: NamedDependency[Settings],
+    control: NamedDependency[JobControl],
+) -> Job:
+    """Let a paused job go on from where it was, with the same result as without the pause."""
+    return (await control.resume(job_id, project=caller.project)).public(paused_as=settings.paused_as)
 
 
 @get("/v1/fine_tuning/jobs/{job_id:str}/events", operation_id="listFineTuningEvents")
@@ -97,4 +137,4 @@ async def list_checkpoints(
     return cut(await jobs.checkpoints(job_id), after=after or None, limit=limit)
 
 
-ROUTES = [create_job, list_jobs, retrieve_job, cancel_job, list_events, list_checkpoints]
+ROUTES = [create_job, list_jobs, retrieve_job, cancel_job, pause_job, resume_job, list_events, list_checkpoints]

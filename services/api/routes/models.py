@@ -6,7 +6,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath
 
 from shared.errors import InvalidRequest
-from shared.records import AdapterRecord, KeyRecord
+from shared.records import KeyRecord
 from shared.schemas.models import Model, ModelList
 from shared.schemas.paging import Deleted
 from shared.settings import Settings
@@ -37,7 +37,10 @@ async def retrieve_model(
     base = await registry.base(name)
     if base is not None:
         return base.public()
-    return (await _tuned(registry, name, caller.project)).public(settings.organization)
+    adapter = await registry.usable(name, caller.project)
+    if adapter is None:
+        raise unknown_model(name)
+    return adapter.public(settings.organization)
 
 
 @delete("/v1/models/{model:path}", status_code=200, operation_id="deleteModel")
@@ -50,17 +53,10 @@ async def delete_model(
         raise InvalidRequest(
             f"'{name}' is a base model; only fine-tuned models can be deleted.", code="base_model", param="model"
         )
-    await _tuned(registry, name, caller.project)
+    await registry.owned(name, caller.project)
     await registry.retire(name)
     _log.info("model.deleted", model=name)
     return Deleted(id=name, object="model")
-
-
-async def _tuned(registry: Registry, name: str, project: str) -> AdapterRecord:
-    adapter = await registry.get(name)
-    if adapter is None or adapter.project != project or not adapter.listed:
-        raise unknown_model(name)
-    return adapter
 
 
 ROUTES = [list_models, retrieve_model, delete_model]

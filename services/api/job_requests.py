@@ -1,0 +1,89 @@
+"""What a job's request asks for, read and checked as far as it says so itself: method, hyperparameters, options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from shared.errors import InvalidRequest, UnsupportedMethod
+from shared.schemas.integrations import JobIntegration, WandbIntegration, WandbRun
+from shared.schemas.jobs import CreateJob
+from shared.schemas.methods import DpoHyperparameters, SupervisedHyperparameters
+from shared.schemas.options import TrainingOptions
+from shared.settings import Settings
+
+_ADAPTER_SHAPE = ("alpha", "target_modules", "use_rslora")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Method and hyperparameters of a request, wherever in it they stood."""
+
+    method: Literal["supervised", "dpo"]
+    hyperparameters: SupervisedHyperparameters
+    beta: float | Literal["auto"] = "auto"
+
+
+def asked(request: CreateJob) -> Asked:
+    """Read `method`; where it has no hyperparameters, the deprecated ones count. Raises UnsupportedMethod."""
+    old = request.hyperparameters or SupervisedHyperparameters()
+    if request.method is None:
+        return Asked("supervised", old)
+    if request.method.type == "reinforcement":
+        raise UnsupportedMethod(
+            "The method 'reinforcement' is not offered by this server; use 'supervised' or 'dpo'.", param="method.type"
+        )
+    if request.method.type == "dpo":
+        if request.method.dpo is None:
+            return Asked("dpo", old)
+        return Asked("dpo", _common(request.method.dpo.hyperparameters), request.method.dpo.hyperparameters.beta)
+    return Asked("supervised", old if request.method.supervised is None else request.method.supervised.hyperparameters)
+
+
+def _common(dpo: DpoHyperparameters) -> SupervisedHyperparameters:
+    """Pick the hyperparameters that every method has."""
+    return SupervisedHyperparameters(
+        n_epochs=dpo.n_epochs, batch_size=dpo.batch_size, learning_rate_multiplier=dpo.learning_rate_multiplier
+    )
+
+
+def check_options(request: CreateJob, settings: Settings, *, context_length: int, parent_rank: int | None) -> None:
+    """Refuse options that could not be trained with or served. Raises InvalidRequest that names the option.
+
+    `context_length` is the base's in tokens; `parent_rank` the rank of the model that training goes on from, if any.
+    """
+    options = request.selftune or TrainingOptions()
+    _check_rank(options, settings, parent_rank)
+    longest = min(settings.max_model_len, context_length)
+    if options.max_length is not None and options.max_length > longest:
+        _refuse("max_length", f"this server trains and serves at most {longest} tokens")
+    if options.early_stopping is not None and request.validation_file is None:
+        _refuse("early_stopping", "it watches the loss of a validation file; give the job a 'validation_file'")
+    for name in _ADAPTER_SHAPE:
+        if parent_rank is not None and getattr(options, name) is not None:
+            _refuse(name, "a job that goes on from a fine-tuned model has that model's adapter shape; leave it out")
+
+
+def _check_rank(options: TrainingOptions, settings: Settings, parent_rank: int | None) -> None:
+    if parent_rank is not None and options.rank not in (None, parent_rank):
+        _refuse("rank", f"the fine-tuned model that training goes on from has rank {parent_rank}")
+    rank, served = parent_rank or options.rank or settings.lora_rank, settings.max_lora_rank
+    if rank > served:
+        _refuse(
+            "rank",
+            f"adapters of rank {rank} cannot be served here, at most {served}; lower it, or have the operator raise "
+            "max_lora_rank",
+            code="rank_not_servable",
+        )
+
+
+def _refuse(option: str, reason: str, *, code: str = "invalid_value") -> None:
+    raise InvalidRequest(f"Invalid value for 'selftune.{option}': {reason}.", code=code, param=f"selftune.{option}")
+
+
+def shown_integrations(asked_for: list[WandbIntegration] | None) -> list[JobIntegration]:
+    """Form what a job shows of the integrations it was asked for, before any run exists."""
+    return [
+        JobIntegration(wandb=WandbRun(project=w.project, name=w.name, entity=w.entity, tags=w.tags))
+        for w in (integration.wandb for integration in asked_for or [])
+    ]

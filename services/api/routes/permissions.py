@@ -1,0 +1,85 @@
+"""/v1/fine_tuning/checkpoints/{model}/permissions: sharing a fine-tuned model with other projects."""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from litestar import Request, delete, get, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery, QueryParameter
+
+from services.api.bodies import decode, read_json
+from services.api.documents import json_body
+from services.api.listing import cut, page
+from services.api.model_paths import model_id
+from shared.records import AdapterRecord, KeyRecord
+from shared.schemas.checkpoints import CheckpointPermission, GrantPermissions
+from shared.schemas.paging import Deleted, Page
+from shared.settings import Settings
+from shared.store.permissions import PermissionStore
+from shared.store.registry import Registry
+
+_GRANT = msgspec.json.Decoder(GrantPermissions)
+
+
+@post(
+    "/v1/fine_tuning/checkpoints/{model:str}/permissions",
+    status_code=200,
+    operation_id="createFineTuningCheckpointPermission",
+    opt={"request_body": json_body("GrantPermissions")},
+)
+async def create_permissions(
+    request: Request[Any, Any, Any],
+    model: FromPath[str],
+    caller: NamedDependency[KeyRecord],
+    settings: NamedDependency[Settings],
+    registry: NamedDependency[Registry],
+    permissions: NamedDependency[PermissionStore],
+) -> Page[CheckpointPermission]:
+    """Let other projects list, use and go on training a model of this project."""
+    wanted = decode(await read_json(request, limit=settings.max_body_bytes), _GRANT)
+    adapter = await _own(registry, model, caller.project)
+    granted = await permissions.grant(adapter.name, wanted.project_ids)
+    return page([record.public() for record in granted], has_more=False)
+
+
+@get("/v1/fine_tuning/checkpoints/{model:str}/permissions", operation_id="listFineTuningCheckpointPermissions")
+async def list_permissions(
+    model: FromPath[str],
+    caller: NamedDependency[KeyRecord],
+    registry: NamedDependency[Registry],
+    permissions: NamedDependency[PermissionStore],
+    project_id: FromQuery[str | None] = None,
+    after: FromQuery[str | None] = None,
+    limit: Annotated[int, QueryParameter(ge=1, le=100)] = 10,
+    order: FromQuery[Literal["ascending", "descending"]] = "descending",
+) -> Page[CheckpointPermission]:
+    """List which projects may use a model, newest first unless `order` is `ascending`."""
+    adapter = await _own(registry, model, caller.project)
+    oldest_first = [record.public() for record in await permissions.list(adapter.name)]
+    found = [shown for shown in oldest_first if project_id in (None, "", shown.project_id)]
+    return cut(found if order == "ascending" else found[::-1], after=after or None, limit=limit)
+
+
+@delete(
+    "/v1/fine_tuning/checkpoints/{model:str}/permissions/{permission_id:str}",
+    status_code=200,
+    operation_id="deleteFineTuningCheckpointPermission",
+)
+async def delete_permission(
+    model: FromPath[str],
+    permission_id: FromPath[str],
+    caller: NamedDependency[KeyRecord],
+    registry: NamedDependency[Registry],
+    permissions: NamedDependency[PermissionStore],
+) -> Deleted:
+    """Take a permission back; the project's next request with the model is refused."""
+    adapter = await _own(registry, model, caller.project)
+    await permissions.revoke(adapter.name, permission_id)
+    return Deleted(id=permission_id, object="checkpoint.permission")
+
+
+async def _own(registry: Registry, segment: str, project: str) -> AdapterRecord:
+    return await registry.owned(model_id(segment), project)
+
+
+ROUTES = [create_permissions, list_permissions, delete_permission]

@@ -1,0 +1,207 @@
+"""Fine-tuning jobs beyond the plain ones: DPO, our options, models to go on from, idempotency keys, pausing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import openai
+import pytest
+from msgspec.structs import replace
+
+from shared.schemas.methods import SupervisedHyperparameters
+from shared.states import JobState
+from shared.store.client import Client
+from shared.store.jobs import JobStore
+from shared.store.registry import Registry
+from tests.api_server import BASE, ApiServer, know_key, make_adapter, make_base, with_store
+
+PARENT = f"ft:{BASE}:acme::parent00"
+
+
+@pytest.fixture
+def sdk(api: ApiServer, redis_url: str) -> openai.OpenAI:
+    with_store(redis_url, lambda client: Registry(client).put_base(make_base()))
+    with_store(redis_url, lambda client: Registry(client).publish(make_adapter(PARENT, rank=8)))
+    return openai.OpenAI(base_url=f"{api.url}/v1", api_key=api.key, max_retries=0)
+
+
+@pytest.fixture
+def create(sdk: openai.OpenAI) -> Callable[..., Any]:
+    training_file = sdk.files.create(file=("train.jsonl", b"{}\n"), purpose="fine-tune").id
+
+    def make(**fields: Any) -> Any:
+        return sdk.fine_tuning.jobs.create(**{"model": BASE, "training_file": training_file, **fields})
+
+    return make
+
+
+def move(redis_url: str, job_id: str, *states: JobState) -> None:
+    """Take a job through `states` as its workers would."""
+
+    async def go(client: Client) -> None:
+        for state in states:
+            await JobStore(client).update(
+                job_id,
+                lambda record, state=state: replace(record, status=state, resolved=SupervisedHyperparameters()),  # type: ignore[misc]
+            )
+
+    with_store(redis_url, go)
+
+
+def test_dpo_job_shows_its_method(create: Callable[..., Any]) -> None:
+    job = create(method={"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2, "n_epochs": 2}}})
+    shared = {"n_epochs": 2, "batch_size": "auto", "learning_rate_multiplier": "auto"}
+    assert job.method.to_dict() == {"type": "dpo", "dpo": {"hyperparameters": {**shared, "beta": 0.2}}}
+    assert job.hyperparameters.to_dict() == shared
+    plain = create(method={"type": "dpo"}, hyperparameters={"n_epochs": 4})
+    assert (plain.method.dpo.hyperparameters.beta, plain.method.dpo.hyperparameters.n_epochs) == ("auto", 4)
+
+
+def test_every_method_of_the_sdks_own_example_may_stand_beside(create: Callable[..., Any]) -> None:
+    grader = {"type": "string_check", "name": "n", "input": "i", "operation": "eq", "reference": "r"}
+    job = create(
+        method={"type": "supervised", "supervised": {}, "dpo": {}, "reinforcement": {"grader": grader}},
+        hyperparameters={"n_epochs": "auto", "batch_size": "auto", "learning_rate_multiplier": "auto"},
+    )
+    assert job.method.to_dict().keys() == {"type", "supervised"}
+
+
+def test_options_are_echoed(create: Callable[..., Any]) -> None:
+    job = create(extra_body={"selftune": {"rank": 4, "target_modules": ["q_proj"], "priority": "high"}})
+    shown = {name: value for name, value in job.to_dict()["selftune"].items() if value is not None}
+    assert shown == {"rank": 4, "target_modules": ["q_proj"], "priority": "high"}
+
+
+def test_wandb_integration_is_shown(create: Callable[..., Any]) -> None:
+    job = create(integrations=[{"type": "wandb", "wandb": {"project": "mine", "tags": ["a"]}}])
+    assert [item.to_dict() for item in job.integrations] == [
+        {"type": "wandb", "wandb": {"project": "mine", "tags": ["a"]}}
+    ]
+
+
+def test_job_goes_on_from_a_fine_tuned_model(create: Callable[..., Any], redis_url: str) -> None:
+    job = create(model=PARENT)
+    assert job.model == PARENT
+    record = with_store(redis_url, lambda client: JobStore(client).get(job.id))
+    assert (record.model, record.parent) == (BASE, PARENT)
+    assert record.model_name.startswith(f"ft:{BASE}:acme::")
+
+
+@pytest.mark.parametrize("options", [{"rank": 4}, {"alpha": 4}, {"target_modules": ["q_proj"]}, {"use_rslora": True}])
+def test_adapter_shape_comes_from_the_model_it_goes_on_from(
+    create: Callable[..., Any], options: dict[str, Any]
+) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        create(model=PARENT, extra_body={"selftune": options})
+    assert caught.value.param == f"selftune.{next(iter(options))}"
+    assert create(model=PARENT, extra_body={"selftune": {"rank": 8}}).id
+
+
+@pytest.fixture(scope="module")
+def aliased(api_process: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    """A second API on the same database, with aliases and the other way to show paused jobs."""
+    server = ApiServer(
+        tmp_path_factory.mktemp("aliased"),
+        api_process.settings.redis_url,
+        model_aliases={"gpt-4o-mini-2024-07-18": BASE, "ft:gpt-4o:old::1": PARENT, "nowhere": "missing"},
+        paused_as="queued",
+    )
+    yield server
+    server.stop()
+
+
+def test_alias_stands_for_a_model(aliased: ApiServer, sdk: openai.OpenAI, redis_url: str) -> None:
+    know_key(redis_url, aliased.key)
+    client = openai.OpenAI(base_url=f"{aliased.url}/v1", api_key=aliased.key, max_retries=0)
+    training_file = client.files.create(file=("train.jsonl", b"{}\n"), purpose="fine-tune").id
+    jobs = client.fine_tuning.jobs
+    assert jobs.create(model="gpt-4o-mini-2024-07-18", training_file=training_file).model == BASE
+    assert jobs.create(model="ft:gpt-4o:old::1", training_file=training_file).model == PARENT
+    with pytest.raises(openai.NotFoundError) as caught:
+        jobs.create(model="nowhere", training_file=training_file)
+    assert "'nowhere'" in caught.value.message
+    paused = jobs.pause(jobs.list().data[0].id)
+    assert paused.status == "queued" and jobs.retrieve(paused.id).status == "queued"
+    assert jobs.resume(paused.id).status == "validating_files"
+
+
+def test_idempotency_key_gives_the_same_job(create: Callable[..., Any], sdk: openai.OpenAI) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: create(suffix="a", extra_headers={"Idempotency-Key": "k1"}).id, range(8)))
+    assert len(set(made)) == 1
+    assert [job.id for job in sdk.fine_tuning.jobs.list()] == [made[0]]
+    assert [item.message for item in sdk.fine_tuning.jobs.list_events(made[0])] == [
+        f"Created fine-tuning job: {made[0]}"
+    ]
+    assert create(suffix="a", extra_headers={"Idempotency-Key": "k2"}).id != made[0]
+
+
+def test_idempotency_key_with_another_body_is_409_and_not_retried(create: Callable[..., Any], api: ApiServer) -> None:
+    headers = {"Idempotency-Key": "k"}
+    create(suffix="a", extra_headers=headers)
+    with pytest.raises(openai.ConflictError) as caught:
+        create(suffix="b", extra_headers=headers)
+    assert (caught.value.code, caught.value.param) == ("idempotency_key_reused", "Idempotency-Key")
+    assert caught.value.response.headers["x-should-retry"] == "false"
+    with pytest.raises(openai.BadRequestError):
+        create(extra_headers={"Idempotency-Key": "k" * 256})
+
+
+def test_refused_request_may_be_repeated_with_its_key(create: Callable[..., Any], redis_url: str) -> None:
+    """A refusal creates nothing, so the key still stands for a job to come."""
+    late = f"ft:{BASE}:acme::late0000"
+    with pytest.raises(openai.NotFoundError):
+        create(model=late, extra_headers={"Idempotency-Key": "k"})
+    with_store(redis_url, lambda client: Registry(client).publish(make_adapter(late)))
+    assert create(model=late, extra_headers={"Idempotency-Key": "k"}).model == late
+
+
+def test_pause_and_resume(create: Callable[..., Any], sdk: openai.OpenAI, redis_url: str) -> None:
+    jobs, job = sdk.fine_tuning.jobs, create()
+    assert jobs.pause(job.id).status == "paused" and jobs.pause(job.id).status == "paused"
+    assert jobs.resume(job.id).status == "validating_files"
+    move(redis_url, job.id, JobState.QUEUED, JobState.RUNNING)
+    assert jobs.pause(job.id).status == "paused"
+    assert jobs.resume(job.id).status == "queued"
+    assert [item.message for item in jobs.list_events(job.id)][:4] == [
+        "The job was resumed", "The job was paused", "The job was resumed", "The job was paused",
+    ]  # fmt: skip
+    jobs.pause(job.id)
+    assert jobs.cancel(job.id).status == "cancelled"
+
+
+@pytest.mark.parametrize("ended", [JobState.SUCCEEDED, JobState.FAILED])
+def test_ended_job_is_neither_paused_nor_resumed(
+    create: Callable[..., Any], sdk: openai.OpenAI, redis_url: str, ended: JobState
+) -> None:
+    job = create()
+    move(redis_url, job.id, JobState.QUEUED, JobState.RUNNING, ended)
+    for call in (sdk.fine_tuning.jobs.pause, sdk.fine_tuning.jobs.resume):
+        with pytest.raises(openai.BadRequestError) as caught:
+            call(job.id)
+        assert caught.value.code == "invalid_job_state" and ended.value in caught.value.message
+
+
+def test_only_a_paused_job_is_resumed(create: Callable[..., Any], sdk: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        sdk.fine_tuning.jobs.resume(create().id)
+    assert "only a paused job" in caught.value.message
+
+
+@pytest.mark.parametrize("action", ["run", "validate"])
+def test_graders_say_that_they_are_not_offered(sdk: openai.OpenAI, action: str) -> None:
+    grader: Any = {"type": "string_check", "name": "n", "input": "i", "operation": "eq", "reference": "r"}
+    calls = sdk.fine_tuning.alpha.graders
+    with pytest.raises(openai.BadRequestError) as caught:
+        calls.run(grader=grader, model_sample="x") if action == "run" else calls.validate(grader=grader)
+    assert caught.value.code == "unsupported_method"
+
+
+def test_ended_jobs_are_noted_once(create: Callable[..., Any], sdk: openai.OpenAI, redis_url: str) -> None:
+    job = create()
+    for _ in range(2):
+        sdk.fine_tuning.jobs.cancel(job.id)
+    noted = with_store(redis_url, lambda client: client.call("ZRANGE", "selftune:outcomes", 0, -1))
+    assert noted == [f"{job.id} cancelled".encode()]

@@ -1,0 +1,92 @@
+"""Sharing a fine-tuned model with another project, through the SDK."""
+
+from __future__ import annotations
+
+import openai
+import pytest
+
+from shared.store.registry import Registry
+from tests.api_server import BASE, ApiServer, know_key, make_adapter, make_base, with_store
+
+MODEL = f"ft:{BASE}:acme:mine:shared00:ckpt-step-4"
+OTHER = "proj_other"
+
+
+@pytest.fixture
+def owner(api: ApiServer, redis_url: str) -> openai.OpenAI:
+    with_store(redis_url, lambda client: Registry(client).put_base(make_base()))
+    with_store(redis_url, lambda client: Registry(client).publish(make_adapter(MODEL)))
+    return openai.OpenAI(base_url=f"{api.url}/v1", api_key=api.key, max_retries=0)
+
+
+@pytest.fixture
+def guest(api: ApiServer, redis_url: str) -> openai.OpenAI:
+    key = know_key(redis_url, "sk-of-another-project", project=OTHER)
+    return openai.OpenAI(base_url=f"{api.url}/v1", api_key=key, max_retries=0)
+
+
+def test_shared_model_is_the_guests_to_use_until_it_is_not(owner: openai.OpenAI, guest: openai.OpenAI) -> None:
+    permissions = owner.fine_tuning.checkpoints.permissions
+    with pytest.raises(openai.NotFoundError):
+        guest.models.retrieve(MODEL)
+    (granted,) = permissions.create(MODEL, project_ids=[OTHER]).data
+    assert (granted.object, granted.project_id) == ("checkpoint.permission", OTHER)
+    assert guest.models.retrieve(MODEL).id == MODEL
+    assert MODEL in [model.id for model in guest.models.list()]
+    training_file = guest.files.create(file=("train.jsonl", b"{}\n"), purpose="fine-tune").id
+    assert guest.fine_tuning.jobs.create(model=MODEL, training_file=training_file).model == MODEL
+    with pytest.raises(openai.NotFoundError):
+        guest.models.delete(MODEL)
+    deleted = permissions.delete(granted.id, fine_tuned_model_checkpoint=MODEL)
+    assert deleted.to_dict() == {"id": granted.id, "object": "checkpoint.permission", "deleted": True}
+    with pytest.raises(openai.NotFoundError):
+        guest.models.retrieve(MODEL)
+
+
+def test_permissions_are_listed_in_both_orders_and_pages(owner: openai.OpenAI) -> None:
+    permissions = owner.fine_tuning.checkpoints.permissions
+    projects = [f"proj_{n}" for n in range(5)]
+    made = [item.id for item in permissions.create(MODEL, project_ids=projects).data]
+    assert [item.id for item in permissions.create(MODEL, project_ids=projects[::-1]).data] == made[::-1]
+    assert [item.id for item in permissions.list(MODEL, limit=2)] == made[::-1]
+    assert [item.id for item in permissions.list(MODEL, limit=2, order="ascending")] == made
+    (found,) = permissions.list(MODEL, project_id="proj_3").data
+    assert found.project_id == "proj_3"
+
+
+def test_deleted_model_takes_its_permissions_along(owner: openai.OpenAI, guest: openai.OpenAI, redis_url: str) -> None:
+    owner.fine_tuning.checkpoints.permissions.create(MODEL, project_ids=[OTHER])
+    owner.models.delete(MODEL)
+    assert MODEL not in [model.id for model in guest.models.list()]
+    with_store(redis_url, lambda client: Registry(client).publish(make_adapter(MODEL)))
+    with pytest.raises(openai.NotFoundError):
+        guest.models.retrieve(MODEL)
+
+
+def test_foreign_and_unknown_models_cannot_be_shared(owner: openai.OpenAI, guest: openai.OpenAI) -> None:
+    for client, model in ((guest, MODEL), (owner, "ft:nothing:here::x"), (owner, BASE)):
+        permissions = client.fine_tuning.checkpoints.permissions
+        for call in (
+            lambda p=permissions, m=model: p.create(m, project_ids=[OTHER]),
+            lambda p=permissions, m=model: p.list(m),
+            lambda p=permissions, m=model: p.delete("cp_x", fine_tuned_model_checkpoint=m),
+        ):
+            with pytest.raises(openai.NotFoundError) as caught:
+                call()
+            assert caught.value.code == "model_not_found"
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, "project_ids"), ({"project_ids": []}, "project_ids"), ({"project_ids": [1]}, "project_ids[0]"),
+        ({"project_ids": ["a"], "x": 1}, "x"), ({"project_ids": None}, "project_ids"),
+        ({"project_ids": ["p"] * 101}, "project_ids"),
+    ],
+)  # fmt: skip
+def test_wrong_field_is_named(owner: openai.OpenAI, body: dict[str, object], param: str) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        owner.post(f"/fine_tuning/checkpoints/{MODEL}/permissions", body=body, cast_to=object)
+    assert caught.value.param == param
+    with pytest.raises(openai.NotFoundError):
+        owner.fine_tuning.checkpoints.permissions.delete("cp_unknown", fine_tuned_model_checkpoint=MODEL)

@@ -25,6 +25,7 @@ class FileStore:
 
     async def add(self, record: FileRecord) -> None:
         """Make a file visible; its bytes must be in place. Calling it twice is the same as once."""
+        await self._note_expiry(record)
         order = await index.next_sequence(self._client)
         await self._client.together(
             [
@@ -58,9 +59,28 @@ class FileStore:
             found += [record for record in records if purpose in (None, record.purpose) and not record.expired(now)]
         return found[:limit], len(found) > limit
 
+    async def expired(self, now: float, *, limit: int) -> Sequence[FileRecord]:
+        """List files that are past their time at `now` and have not been removed yet."""
+        found = await self._client.call("ZRANGE", keys.EXPIRING_FILES, "-inf", now, "BYSCORE", "LIMIT", 0, limit)
+        ids = [member.decode() for member in found]
+        raws = await self._client.call("MGET", *map(keys.file, ids)) if ids else []
+        gone = [file_id for file_id, raw in zip(ids, raws, strict=True) if raw is None]
+        if gone:
+            await self._client.call("ZREM", keys.EXPIRING_FILES, *gone)
+        return [_decode(raw) for raw in raws if raw is not None]
+
+    async def _note_expiry(self, record: FileRecord) -> None:
+        """Remember when a file expires; before the file exists, so that none is forgotten."""
+        if record.expires_at is not None:
+            await self._client.call("ZADD", keys.EXPIRING_FILES, record.expires_at, record.id)
+
     async def remove(self, record: FileRecord) -> bool:
         """Forget a file; False if somebody was faster. The caller removes the bytes afterwards."""
-        removed, _ = await self._client.together(
-            [("DEL", keys.file(record.id)), ("ZREM", keys.files(record.project), record.id)]
+        removed, *_ = await self._client.together(
+            [
+                ("DEL", keys.file(record.id)),
+                ("ZREM", keys.files(record.project), record.id),
+                ("ZREM", keys.EXPIRING_FILES, record.id),
+            ]
         )
         return bool(removed)

@@ -49,6 +49,7 @@ class Services:
     registry: Registry
     gateway: Gateway
     readiness: Readiness
+    drain: asyncio.Event
 
     @classmethod
     def open(cls, settings: Settings, drain: asyncio.Event) -> "Services":
@@ -74,6 +75,7 @@ class Services:
             registry=registry,
             gateway=Gateway(registry, presence, internal_key=internal_key(settings.internal_key, paths)),
             readiness=Readiness(client, paths, registry, presence, drain),
+            drain=drain,
         )
 
     async def start(self) -> None:

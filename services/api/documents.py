@@ -75,3 +75,12 @@ GENERATED: Described = {
         "text/event-stream": {"schema": {"type": "string", "description": "Chunks, then `data: [DONE]`."}},
     }
 }
+
+EVENTS: Described = {
+    "content": {
+        "application/json": {"schema": {"$ref": "#/components/schemas/Page_Event_"}},
+        "text/event-stream": {
+            "schema": {"type": "string", "description": "`id` and `data`: an Event; `data: [DONE]` once the job ended."}
+        },
+    }
+}

@@ -28,6 +28,17 @@ from shared.schemas.files import File
 from shared.schemas.jobs import CreateJob, Job
 from shared.schemas.models import Model, ModelList
 from shared.schemas.paging import Deleted, Page
+from shared.schemas.webhooks import (
+    CreateWebhookEndpoint,
+    DeletedWebhookEndpoint,
+    RotateWebhookSecret,
+    TestWebhookEndpoint,
+    UpdateWebhookEndpoint,
+    WebhookEndpoint,
+    WebhookEndpointWithSecret,
+    WebhookEventTypeList,
+    WebhookTestResult,
+)
 
 VERSION = "0.1.0"
 
@@ -35,6 +46,8 @@ _TYPES = [
     CreateJob, Job, Event, Checkpoint, File, Model, ModelList, Deleted, ErrorResponse, Health, Report,
     Page[File], Page[Job], Page[Event], Page[Checkpoint], GrantPermissions, CheckpointPermission,
     Page[CheckpointPermission],
+    CreateWebhookEndpoint, UpdateWebhookEndpoint, RotateWebhookSecret, TestWebhookEndpoint, WebhookEndpoint,
+    WebhookEndpointWithSecret, DeletedWebhookEndpoint, WebhookTestResult, WebhookEventTypeList, Page[WebhookEndpoint],
 ]  # fmt: skip
 _REF = "#/components/schemas/{name}"
 _QUALIFIED = re.compile(r"(?<=#/components/schemas/)(\w+)_[\w.]+\.(\w+)_\Z")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
 
 import msgspec
 import structlog
 
+from services.api.draining import pause
 from shared.errors import StoreUnavailable
 from shared.schemas.events import Event
 from shared.store.jobs import JobStore, News
@@ -58,7 +58,7 @@ async def follow(
             yield DONE
             return
         if len(news.events) < _BATCH:
-            await _pause(drain, poll_s)
+            await pause(drain, poll_s)
 
 
 def _frames(events: Sequence[Event]) -> bytes:
@@ -71,8 +71,3 @@ async def _look(jobs: JobStore, job_id: str, after: str | None) -> News:
     except StoreUnavailable:
         _log.warning("events.store_away", job_id=job_id)
         return News(events=[], ended=False)
-
-
-async def _pause(drain: asyncio.Event, seconds: float) -> None:
-    with suppress(TimeoutError):
-        await asyncio.wait_for(drain.wait(), seconds)

@@ -1,8 +1,8 @@
 """Every route, in the order of the documentation."""
 
-from services.api.routes import files, graders, health, inference, jobs, models, permissions
+from services.api.routes import files, graders, health, inference, jobs, models, permissions, webhooks
 
 ROUTES = [
     *files.ROUTES, *jobs.ROUTES, *permissions.ROUTES, *graders.ROUTES, *models.ROUTES, *inference.ROUTES,
-    *health.ROUTES,
+    *webhooks.ROUTES, *health.ROUTES,
 ]  # fmt: skip

@@ -84,3 +84,6 @@ EVENTS: Described = {
         },
     }
 }
+
+PAGE = {"content": {"text/html": {"schema": {"type": "string"}}}}
+PART_OF_PAGE = {"content": {kind: {"schema": {"type": "string"}} for kind in ("text/javascript", "text/css")}}

@@ -13,6 +13,8 @@ from shared.errors import InvalidRequest
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
+_NAT64_LOCAL = ipaddress.IPv6Network("64:ff9b:1::/48")
+"""Translated inside a network, to whatever that network likes (RFC 8215)."""
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _SCHEMES = ("https",)
 _SCHEMES_ANYWHERE = ("https", "http")
@@ -29,6 +31,10 @@ def parse(text: str, *, allow_private: bool) -> httpx2.URL:
         raise _refusal(f"it must begin with {' or '.join(f'{scheme}://' for scheme in schemes)}")
     if not url.host:
         raise _refusal("it names no host")
+    if b"%" in url.raw_host:
+        raise _refusal("its host holds characters that no host has")
+    if url.port is not None and not 0 < url.port < 65536:
+        raise _refusal("its port is not between 1 and 65535")
     if url.userinfo:
         raise _refusal("it holds a user name or password; put secrets into its path or query")
     if url.fragment:
@@ -56,7 +62,7 @@ async def resolve(url: httpx2.URL, *, allow_private: bool) -> list[str]:
 def is_public(address: Address) -> bool:
     """Tell whether an address, and the IPv4 address that an IPv6 one may carry, can be reached by anybody."""
     if isinstance(address, ipaddress.IPv6Address):
-        if address.is_site_local or not address.is_global or address.is_multicast:
+        if address in _NAT64_LOCAL or address.is_site_local or not address.is_global or address.is_multicast:
             # A mapped address counts for what it maps, and no more.
             return False if address.ipv4_mapped is None else is_public(address.ipv4_mapped)
         carried = _carried(address)

@@ -219,5 +219,9 @@ def _delivery(event: WebhookEvent, endpoint: WebhookRecord) -> DeliveryRecord:
 
 def _report(task: asyncio.Task[None]) -> None:
     """Log why a task failed; what it worked on is due again when its lease is over."""
-    if not task.cancelled() and (error := task.exception()) is not None:
+    if task.cancelled() or (error := task.exception()) is None:
+        return
+    if isinstance(error, StoreUnavailable):
+        _log.warning("webhooks.store_away")
+    else:
         _log.error("webhooks.failed", exc_info=error)

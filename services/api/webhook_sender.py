@@ -62,7 +62,7 @@ class WebhookSender:
             raise Undeliverable(f"no answer within {TIMEOUT_S:.0f} s") from error
         except InvalidRequest as error:
             raise Undeliverable(error.message) from error
-        except httpx2.TransportError as error:
+        except (httpx2.TransportError, httpx2.InvalidURL) as error:
             raise Undeliverable(f"the connection failed ({type(error).__name__})") from error
 
     async def close(self) -> None:

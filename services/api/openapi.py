@@ -96,7 +96,10 @@ def _complete(operation: dict[str, Any], handler: HTTPRouteHandler) -> None:
     if "request_body" in opt:
         operation["requestBody"] = opt["request_body"]
     operation["responses"] = {
-        status: response for status, response in operation["responses"].items() if status.startswith("2")
+        # without headers: Litestar gives a file's last-modified the format of a JSON date
+        status: {name: part for name, part in response.items() if name != "headers"}
+        for status, response in operation["responses"].items()
+        if status.startswith("2")
     }
     if "response_body" in opt:
         operation["responses"]["200"].update(opt["response_body"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Generic, Literal, TypeVar
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 T = TypeVar("T")
 
@@ -14,8 +14,9 @@ class Page(Struct, Generic[T], frozen=True, kw_only=True):
 
     object: Literal["list"] = "list"
     data: list[T]
-    first_id: str | None = None
-    last_id: str | None = None
+    first_id: str | UnsetType = UNSET
+    last_id: str | UnsetType = UNSET
+    """Absent on an empty page: in OpenAI's specification they are strings, never null."""
     has_more: bool = False
 
 

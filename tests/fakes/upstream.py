@@ -39,6 +39,8 @@ class Upstream:
     error: bytes = b""
     error_type: str = "application/json"
     headers: dict[str, str] = field(default_factory=dict)
+    pause_s: float = 0.2
+    """Between two pieces of a stream."""
     received: list[Received] = field(default_factory=list)
     left: threading.Event = field(default_factory=threading.Event)
     """Set when a client went away before its answer was whole."""
@@ -96,7 +98,7 @@ class Upstream:
                 await asyncio.sleep(3600)
             if self.behaviour.startswith("cut"):
                 return  # uvicorn closes the connection, since the body is not at its end
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(self.pause_s)
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
     async def _start(self, send: Send, status: int, kind: str) -> None:

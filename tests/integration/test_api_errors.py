@@ -54,7 +54,7 @@ def test_sdk_raises_authentication_error(api: ApiServer) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/v1", "/v1/nothing", "/v1/files/a/b", "/v1/fine_tuning/jobs/a/pause", "/schema"]
+    "path", ["/", "/v1", "/v1/nothing", "/v1/files/a/b", "/v1/fine_tuning/jobs/a/rewind", "/schema"]
 )
 def test_unknown_route_is_404(api: ApiServer, path: str) -> None:
     with api.client() as http:

@@ -38,6 +38,14 @@ def new_permission_id() -> str:
     return f"cp_{_random(24)}"
 
 
+def new_webhook_id() -> str:
+    return f"we_{_random(24)}"
+
+
+def new_event_id() -> str:
+    return f"evt_{_random(24)}"
+
+
 def new_request_id() -> str:
     return f"req_{secrets.token_hex(16)}"
 

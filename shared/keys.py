@@ -32,6 +32,10 @@
 | selftune:replica:{id}            | string | ReplicaRecord                                  | a few seconds  |
 | selftune:workers                 | zset   | worker ids by time of their last heartbeat     | for ever       |
 | selftune:worker:{id}             | string | WorkerRecord                                   | a few seconds  |
+| selftune:webhook:{id}            | string | WebhookRecord                                  | until deleted  |
+| selftune:webhooks:{project}      | zset   | webhook endpoints by order of creation         | for ever       |
+| selftune:webhook_delivery:{id}   | string | DeliveryRecord                                 | until arrived  |
+| selftune:webhook_queue           | zset   | delivery ids by time of their next try         | for ever       |
 | arq:*                            | -      | the queues, written by arq                     | arq's          |
 
 No key is another one's prefix plus a colon: ids come from clients, and must not reach a key of another type.
@@ -52,6 +56,7 @@ REPLICAS = f"{_ROOT}:replicas"
 EXPIRING_FILES = f"{_ROOT}:expiring_files"
 UPLOADS = f"{_ROOT}:uploads"
 WORKERS = f"{_ROOT}:workers"
+WEBHOOK_QUEUE = f"{_ROOT}:webhook_queue"
 
 
 def api_key(digest: str) -> str:
@@ -132,3 +137,15 @@ def replica(replica_id: str) -> str:
 
 def worker(worker_id: str) -> str:
     return f"{_ROOT}:worker:{worker_id}"
+
+
+def webhook(endpoint_id: str) -> str:
+    return f"{_ROOT}:webhook:{endpoint_id}"
+
+
+def webhooks(project: str) -> str:
+    return f"{_ROOT}:webhooks:{project}"
+
+
+def webhook_delivery(delivery_id: str) -> str:
+    return f"{_ROOT}:webhook_delivery:{delivery_id}"

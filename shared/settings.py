@@ -79,6 +79,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     result_files_base64: Annotated[
         bool, _setting("Give result files as base64 text, as OpenAI does; else as plain CSV.")
     ] = True
+    webhook_allow_private: Annotated[
+        bool, _setting("Let webhooks go to http:// and to addresses of this machine and of private networks.")
+    ] = False
+    webhook_retry_base_s: Annotated[
+        float, _setting("Seconds until a webhook's second try; the later ones and the end are multiples of it.", gt=0)
+    ] = 5.0
     log_level: Annotated[str, _setting("Least level that is logged.", pattern=r"\A(DEBUG|INFO|WARNING|ERROR)\Z")] = (
         "INFO"
     )

@@ -17,6 +17,9 @@ from services.api.readiness import Readiness
 from services.api.submission import Submission
 from services.api.sweeper import Sweeper
 from services.api.uploads import Uploads
+from services.api.webhook_dispatch import Dispatcher, Family, jobs_ending
+from services.api.webhook_sender import WebhookSender
+from services.api.webhooks import Webhooks
 from shared.paths import Paths, internal_key
 from shared.queue import Queue
 from shared.records import KeyRecord
@@ -30,6 +33,7 @@ from shared.store.permissions import PermissionStore
 from shared.store.presence import Presence
 from shared.store.registry import Registry
 from shared.store.uploads import UploadStore
+from shared.store.webhooks import DeliveryStore, WebhookStore
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,10 @@ class Services:
     registry: Registry
     gateway: Gateway
     readiness: Readiness
+    drain: asyncio.Event
+    webhook_store: WebhookStore
+    webhooks: Webhooks
+    dispatcher: Dispatcher
 
     @classmethod
     def open(cls, settings: Settings, drain: asyncio.Event) -> "Services":
@@ -63,6 +71,7 @@ class Services:
         files, jobs, registry, presence = FileStore(client), JobStore(client), Registry(client), Presence(client)
         uploads, upload_store = Uploads(files, paths, max_file_bytes=settings.max_file_bytes), UploadStore(client)
         queue = Queue(settings.redis_url)
+        webhook_store, sender = WebhookStore(client), WebhookSender(allow_private=settings.webhook_allow_private)
         return cls(
             settings=settings,
             paths=paths,
@@ -81,14 +90,27 @@ class Services:
             registry=registry,
             gateway=Gateway(registry, presence, internal_key=internal_key(settings.internal_key, paths)),
             readiness=Readiness(client, paths, registry, presence, drain),
+            drain=drain,
+            webhook_store=webhook_store,
+            webhooks=Webhooks(webhook_store, sender),
+            dispatcher=Dispatcher(
+                webhook_store,
+                DeliveryStore(client),
+                sender,
+                {"ftjob-": Family("fine_tuning.job", jobs_ending(jobs))},
+                retry_base_s=settings.webhook_retry_base_s,
+                drain=drain,
+            ),
         )
 
     async def start(self) -> None:
         self.sweeper.start()
         await self.authenticator.start()
+        self.dispatcher.start()
 
     async def close(self) -> None:
         await self.sweeper.stop()
+        await self.dispatcher.close()
         await self.gateway.close()
         await self.queue.close()
         await self.client.close()

@@ -87,3 +87,15 @@ GENERATED: Described = {
         "text/event-stream": {"schema": {"type": "string", "description": "Chunks, then `data: [DONE]`."}},
     }
 }
+
+EVENTS: Described = {
+    "content": {
+        "application/json": {"schema": {"$ref": "#/components/schemas/Page_Event_"}},
+        "text/event-stream": {
+            "schema": {"type": "string", "description": "`id` and `data`: an Event; `data: [DONE]` once the job ended."}
+        },
+    }
+}
+
+PAGE = {"content": {"text/html": {"schema": {"type": "string"}}}}
+PART_OF_PAGE = {"content": {kind: {"schema": {"type": "string"}} for kind in ("text/javascript", "text/css")}}

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from litestar.datastructures import MultiDict
 
 from shared.errors import NotFound
 from shared.records import JobRecord
-from shared.schemas.checkpoints import Checkpoint, CheckpointPermission
-from shared.schemas.events import Event
-from shared.schemas.files import File
-from shared.schemas.jobs import Job
 from shared.schemas.paging import Page
 from shared.store.jobs import JobStore
 
-T = TypeVar("T", File, Job, Event, Checkpoint, CheckpointPermission)
+
+class Identified(Protocol):
+    """Anything that has an id."""
+
+    @property
+    def id(self) -> str: ...
+
+
+T = TypeVar("T", bound=Identified)
 
 _SCAN = 100
 

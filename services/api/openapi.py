@@ -29,6 +29,17 @@ from shared.schemas.jobs import CreateJob, Job
 from shared.schemas.models import Model, ModelList
 from shared.schemas.paging import Deleted, Page
 from shared.schemas.uploads import CompleteUpload, CreateUpload, Upload, UploadPart
+from shared.schemas.webhooks import (
+    CreateWebhookEndpoint,
+    DeletedWebhookEndpoint,
+    RotateWebhookSecret,
+    TestWebhookEndpoint,
+    UpdateWebhookEndpoint,
+    WebhookEndpoint,
+    WebhookEndpointWithSecret,
+    WebhookEventTypeList,
+    WebhookTestResult,
+)
 
 VERSION = "0.1.0"
 
@@ -36,6 +47,9 @@ _TYPES = [
     CreateJob, Job, Event, Checkpoint, File, Model, ModelList, Deleted, ErrorResponse, Health, Report,
     Page[File], Page[Job], Page[Event], Page[Checkpoint], GrantPermissions, CheckpointPermission,
     Page[CheckpointPermission], CreateUpload, CompleteUpload, Upload, UploadPart,
+    Page[CheckpointPermission],
+    CreateWebhookEndpoint, UpdateWebhookEndpoint, RotateWebhookSecret, TestWebhookEndpoint, WebhookEndpoint,
+    WebhookEndpointWithSecret, DeletedWebhookEndpoint, WebhookTestResult, WebhookEventTypeList, Page[WebhookEndpoint],
 ]  # fmt: skip
 _REF = "#/components/schemas/{name}"
 _QUALIFIED = re.compile(r"(?<=#/components/schemas/)(\w+)_[\w.]+\.(\w+)_\Z")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,11 +17,6 @@ app = typer.Typer(
     name="selftune", no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False,
     help="The OpenAI fine-tuning platform on your own hardware.",
 )  # fmt: skip
-
-
-@app.callback()
-def selftune() -> None:
-    """Keep `up` a command of its own while it is the only one."""
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
@@ -77,6 +73,58 @@ def up(config: Path | None = None, **given: str | None) -> None:
         typer.echo(f"selftune: {error}", err=True)
         code = 2
     raise typer.Exit(code)
+
+
+_BASE_URL = typer.Option(envvar="OPENAI_BASE_URL", help="Base URL, with its /v1.")
+_API_KEY = typer.Option(envvar="OPENAI_API_KEY", help="Key; rather in the environment, where other users see less.")
+
+
+@app.command("export-openai")
+def export_openai(
+    folder: Annotated[Path, typer.Argument(help="Folder to write to; made if it is not there.")],
+    base_url: Annotated[str, _BASE_URL] = "https://api.openai.com/v1",
+    api_key: Annotated[str, _API_KEY] = "",
+) -> None:
+    """Fetch fine-tuning files and jobs from OpenAI, or a server like it, into a folder that import-openai reads."""
+    from services.cli.export_openai import export
+    from services.cli.openai_api import OpenAIApi
+
+    with _told_errors(), OpenAIApi(base_url, api_key) as api:
+        export(folder, api, typer.echo)
+
+
+@app.command("import-openai")
+def import_openai(
+    export: Annotated[Path, typer.Argument(help="Folder with files.json, files/ and jobs.json.")],
+    base_url: Annotated[str, _BASE_URL] = "http://127.0.0.1:8000/v1",
+    api_key: Annotated[str, _API_KEY] = "",
+    model: Annotated[str | None, typer.Option(help="Train on this model instead of those that the jobs name.")] = None,
+    train: Annotated[bool, typer.Option("--train", help="Start the jobs, too.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")] = False,
+) -> None:
+    """Bring files and jobs from OpenAI to this server, and print what they are called here.
+
+    Running it again goes on where it was, and shows the new models' names once they are trained.
+    """
+    from services.cli.import_openai import Importer, show
+    from services.cli.openai_api import OpenAIApi
+
+    with _told_errors(), OpenAIApi(base_url, api_key) as api:
+        importer = Importer(export, api, train=train, dry_run=dry_run, model=model)
+        try:
+            importer.run()
+        finally:
+            show(importer, typer.echo)
+
+
+@contextmanager
+def _told_errors() -> Iterator[None]:
+    """End with status 2 and a sentence for everything that this project raises on purpose."""
+    try:
+        yield
+    except SelftuneError as error:
+        typer.echo(f"selftune: {error}", err=True)
+        raise typer.Exit(2) from error
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
@@ -24,6 +25,15 @@ _decode_checkpoint = msgspec.json.Decoder(Checkpoint).decode
 _encode = msgspec.json.Encoder().encode
 
 Change = Callable[[JobRecord], JobRecord]
+
+
+@dataclass(frozen=True)
+class News:
+    """Events behind a place in a job's story, oldest first."""
+
+    events: Sequence[Event]
+    ended: bool
+    """The job has ended, and these are the last of its events."""
 
 
 def event(
@@ -151,8 +161,28 @@ class JobStore:
         """Return a page of events, newest first; `after` is the id of the last one on the page before."""
         end = "+" if after is None else f"({_stream_id(after)}"
         found = await self._client.call("XREVRANGE", keys.job_events(job_id), end, "-", "COUNT", limit + 1)
-        events = [replace(_decode_event(fields[b"event"]), id=f"ftevent-{entry.decode()}") for entry, fields in found]
+        events = [_stored_event(entry, fields) for entry, fields in found]
         return events[:limit], len(events) > limit
+
+    async def news(self, job_id: str, *, after: str | None, limit: int) -> News:
+        """Return up to `limit` events behind `after`, oldest first. Raises NotFound, also for a malformed `after`."""
+        start = "-" if after is None else f"({_stream_id(after)}"
+        raw, found = await self._client.together(
+            [
+                ("HGET", keys.job(job_id), "record"),
+                ("XRANGE", keys.job_events(job_id), start, "+", "COUNT", limit + 1),
+            ]
+        )
+        if raw is None:
+            _raise_for(-1, job_id)
+        ended = _decode(raw).status in TERMINAL and len(found) <= limit
+        return News(events=[_stored_event(entry, fields) for entry, fields in found[:limit]], ended=ended)
+
+    async def check_event(self, job_id: str, event_id: str) -> None:
+        """Raise NotFound unless the job has this event."""
+        entry = _stream_id(event_id)
+        if not await self._client.call("XRANGE", keys.job_events(job_id), entry, entry, "COUNT", 1):
+            raise _no_event(event_id)
 
     async def append_checkpoint(self, checkpoint: Checkpoint, *, fence: str = "") -> None:
         """Record a checkpoint; one per step, a second call for the same step changes nothing."""
@@ -182,8 +212,16 @@ def _stream_id(event_id: str) -> str:
     entry = event_id.removeprefix("ftevent-")
     numbers = [int(part) for part in entry.split("-") if part.isascii() and part.isdigit() and len(part) <= 20]
     if entry.count("-") != 1 or len(numbers) != 2 or not 0 < max(numbers) < 2**64:
-        raise NotFound(f"No such event to list after: {event_id}", param="after")
+        raise _no_event(event_id)
     return entry
+
+
+def _no_event(event_id: str) -> NotFound:
+    return NotFound(f"No such event to list after: {event_id[:100]}", param="after")
+
+
+def _stored_event(entry: bytes, fields: dict[bytes, bytes]) -> Event:
+    return replace(_decode_event(fields[b"event"]), id=f"ftevent-{entry.decode()}")
 
 
 def _raise_for(outcome: int, job_id: str) -> None:

@@ -16,7 +16,7 @@ from services.api.openapi import document, serve_document
 from services.api.routes import ROUTES
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-OPEN = {"health", "readiness", "openapi"}
+OPEN = {"health", "readiness", "openapi", "readingPage", "partOfReadingPage"}
 
 
 @pytest.fixture(scope="module")
@@ -64,5 +64,9 @@ def test_openais_paths_are_all_there(spec: dict[str, Any]) -> None:
         ("post", jobs), ("get", jobs), ("get", jobs + "/{job_id}"), ("post", jobs + "/{job_id}/cancel"),
         ("get", jobs + "/{job_id}/events"), ("get", jobs + "/{job_id}/checkpoints"),
         ("get", "/v1/models"), ("get", "/v1/models/{model}"), ("delete", "/v1/models/{model}"),
+        ("get", "/v1/webhook_endpoints"), ("post", "/v1/webhook_endpoints"), ("get", "/v1/webhook_event_types"),
+        *((method, "/v1/webhook_endpoints/{webhook_endpoint_id}") for method in ("get", "post", "delete")),
+        ("post", "/v1/webhook_endpoints/{webhook_endpoint_id}/rotate_secret"),
+        ("post", "/v1/webhook_endpoints/{webhook_endpoint_id}/test"), ("get", "/docs"),
         ("post", "/v1/chat/completions"), ("post", "/v1/completions"),
     }  # fmt: skip

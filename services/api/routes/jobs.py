@@ -1,22 +1,24 @@
 """/v1/fine_tuning/jobs"""
 
+import asyncio
 from typing import Annotated, Any, TypeAlias
 
 import msgspec
-from litestar import Request, get, post
+from litestar import Request, Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, QueryParameter
+from litestar.response import Stream
 
 from services.api.bodies import decode, read_json
-from services.api.documents import json_body
+from services.api.documents import EVENTS, json_body
 from services.api.idempotency import object_id_for
 from services.api.job_control import JobControl
 from services.api.listing import cut, matching_jobs, metadata_filter, page
+from services.api.sse import follow
 from services.api.submission import Submission
 from shared import ids
 from shared.records import KeyRecord
 from shared.schemas.checkpoints import Checkpoint
-from shared.schemas.events import Event
 from shared.schemas.jobs import CreateJob, Job
 from shared.schemas.paging import Page
 from shared.settings import Settings
@@ -110,18 +112,37 @@ async def resume_job(
     return (await control.resume(job_id, project=caller.project)).public(paused_as=settings.paused_as)
 
 
-@get("/v1/fine_tuning/jobs/{job_id:str}/events", operation_id="listFineTuningEvents")
+@get("/v1/fine_tuning/jobs/{job_id:str}/events", operation_id="listFineTuningEvents", opt={"response_body": EVENTS})
 async def list_events(
+    request: Request[Any, Any, Any],
     job_id: FromPath[str],
     caller: NamedDependency[KeyRecord],
     jobs: NamedDependency[JobStore],
+    drain: NamedDependency[asyncio.Event],
     limit: Limit = 20,
     after: FromQuery[str | None] = None,
-) -> Page[Event]:
-    """List what happened in a job, newest first."""
+    stream: FromQuery[bool] = False,
+) -> Response[Any]:
+    """List what happened in a job, newest first.
+
+    With `stream=true` they are server-sent events instead: oldest first, from the beginning or behind `Last-Event-ID`
+    or `after`, until the job has ended.
+    """
     await jobs.get(job_id, project=caller.project)
+    if stream:
+        return await _stream_events(jobs, job_id, request.headers.get("last-event-id") or after or None, drain)
     events, more = await jobs.events(job_id, after=after or None, limit=limit)
-    return page(events, has_more=more)
+    return Response(page(events, has_more=more))
+
+
+async def _stream_events(jobs: JobStore, job_id: str, after: str | None, drain: asyncio.Event) -> Response[Any]:
+    if after is not None:
+        await jobs.check_event(job_id, after)
+    return Stream(
+        follow(jobs, job_id, after=after, drain=drain),
+        media_type="text/event-stream",
+        headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
+    )
 
 
 @get("/v1/fine_tuning/jobs/{job_id:str}/checkpoints", operation_id="listFineTuningJobCheckpoints")

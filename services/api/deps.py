@@ -13,6 +13,7 @@ from litestar.di import Provide
 from services.api.auth import Authenticator
 from services.api.gateway import Gateway
 from services.api.job_control import JobControl
+from services.api.organization import Organization
 from services.api.readiness import Readiness
 from services.api.submission import Submission
 from services.api.uploads import Uploads
@@ -20,13 +21,15 @@ from shared.paths import Paths, internal_key
 from shared.queue import Queue
 from shared.records import KeyRecord
 from shared.settings import Settings
-from shared.store.api_keys import KeyStore
+from shared.store.api_keys import Identity, KeyStore
 from shared.store.client import Client
 from shared.store.files import FileStore
 from shared.store.idempotency import IdempotencyStore
 from shared.store.jobs import JobStore
+from shared.store.limits import LimitStore
 from shared.store.permissions import PermissionStore
 from shared.store.presence import Presence
+from shared.store.projects import ProjectStore, ServiceAccountStore
 from shared.store.registry import Registry
 
 
@@ -49,6 +52,8 @@ class Services:
     registry: Registry
     gateway: Gateway
     readiness: Readiness
+    limits: LimitStore
+    organization: Organization
 
     @classmethod
     def open(cls, settings: Settings, drain: asyncio.Event) -> "Services":
@@ -56,13 +61,15 @@ class Services:
         paths = Paths(settings.home)
         paths.prepare()
         client = Client(settings.redis_url)
-        files, jobs, registry, presence = FileStore(client), JobStore(client), Registry(client), Presence(client)
+        files = FileStore(client, project_bytes=settings.project_storage_bytes)
+        jobs, registry, presence = JobStore(client), Registry(client), Presence(client)
+        key_store, projects = KeyStore(client), ProjectStore(client)
         queue = Queue(settings.redis_url)
         return cls(
             settings=settings,
             paths=paths,
             client=client,
-            authenticator=Authenticator(KeyStore(client), paths),
+            authenticator=Authenticator(key_store, projects, paths, settings),
             files=files,
             uploads=Uploads(files, paths, max_file_bytes=settings.max_file_bytes),
             jobs=jobs,
@@ -74,6 +81,8 @@ class Services:
             registry=registry,
             gateway=Gateway(registry, presence, internal_key=internal_key(settings.internal_key, paths)),
             readiness=Readiness(client, paths, registry, presence, drain),
+            limits=LimitStore(client),
+            organization=Organization(settings, projects, ServiceAccountStore(client), key_store),
         )
 
     async def start(self) -> None:
@@ -89,11 +98,20 @@ class Services:
 def providers() -> dict[str, Provide]:
     """Providers by parameter name: each part of Services, and the `caller`."""
     named = {name: Provide(_part(name), sync_to_thread=False) for name in Services.__dataclass_fields__}
-    return {**named, "caller": Provide(provide_caller, sync_to_thread=False)}
+    return {
+        **named,
+        "caller": Provide(provide_caller, sync_to_thread=False),
+        "identity": Provide(provide_identity, sync_to_thread=False),
+    }
 
 
-def provide_caller(request: Request[Any, KeyRecord, State]) -> KeyRecord:
+def provide_caller(request: Request[Any, Identity, State]) -> KeyRecord:
     """The key that the guard has let in."""
+    return request.auth.key
+
+
+def provide_identity(request: Request[Any, Identity, State]) -> Identity:
+    """The key that the guard has let in, and its project with the limits that hold."""
     return request.auth
 
 

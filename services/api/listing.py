@@ -14,10 +14,13 @@ from shared.schemas.checkpoints import Checkpoint, CheckpointPermission
 from shared.schemas.events import Event
 from shared.schemas.files import File
 from shared.schemas.jobs import Job
+from shared.schemas.organization import AdminKey, Project, ProjectKey, RateLimit, ServiceAccount
 from shared.schemas.paging import Page
 from shared.store.jobs import JobStore
 
-T = TypeVar("T", File, Job, Event, Checkpoint, CheckpointPermission)
+T = TypeVar(
+    "T", File, Job, Event, Checkpoint, CheckpointPermission, Project, RateLimit, ServiceAccount, ProjectKey, AdminKey
+)
 
 _SCAN = 100
 

@@ -21,6 +21,7 @@ from services.api.bodies import UnsupportedMediaType, chunks
 from services.api.forms import Form, FormReader
 from services.api.partial import PartialFile
 from shared import ids
+from shared.errors import RateLimited
 from shared.paths import Paths
 from shared.records import FileRecord
 from shared.store.files import FileStore
@@ -42,8 +43,12 @@ class Uploads:
         self._max_file_bytes = max_file_bytes
 
     async def receive(self, request: Request[Any, Any, Any], *, project: str) -> FileRecord:
-        """Store the file of a multipart form. Raises InvalidRequest, TooLarge, ClientGone, StoreUnavailable."""
+        """Store the file of a multipart form.
+
+        Raises InvalidRequest, TooLarge, ClientGone, StoreUnavailable, RateLimited when the project has no room.
+        """
         boundary = _boundary(request)
+        await self._files.check_room(project, _least_size(request))
         file_id = ids.new_file_id()
         partial = PartialFile(self._paths.partial / file_id, limit=self._max_file_bytes)
         try:
@@ -55,8 +60,13 @@ class Uploads:
         except BaseException:
             await asyncio.to_thread(partial.discard)
             raise
-        # If this fails the bytes stay: the record may have been written although its answer was lost.
-        await self._files.add(record)
+        # If this fails the bytes stay, since the record may have been written although its answer was lost; unless the
+        # project has no room, for then it was not.
+        try:
+            await self._files.add(record)
+        except RateLimited:
+            await asyncio.to_thread(shutil.rmtree, self._paths.file_folder(file_id), ignore_errors=True)
+            raise
         _log.info("file.stored", file_id=file_id, size_bytes=record.size_bytes, purpose=record.purpose)
         return record
 
@@ -77,6 +87,13 @@ class Uploads:
 
 def _last_write(folder: Path) -> float:
     return max((path.stat().st_mtime for path in (folder, *folder.glob("*"))), default=0.0)
+
+
+def _least_size(request: Request[Any, Any, Any]) -> int:
+    """Return how many bytes the file must have at least, going by the announced size of the body."""
+    announced = request.headers.get("content-length", "")
+    known = announced.isascii() and announced.isdigit() and len(announced) < 20
+    return max(1, int(announced) - _FRAMING_BYTES) if known else 1
 
 
 def _boundary(request: Request[Any, Any, Any]) -> str:

@@ -1,8 +1,21 @@
 """Every route, in the order of the documentation."""
 
-from services.api.routes import files, graders, health, inference, jobs, models, permissions
+from services.api.routes import (
+    api_keys,
+    files,
+    graders,
+    health,
+    inference,
+    jobs,
+    models,
+    permissions,
+    projects,
+    service_accounts,
+)
 
 ROUTES = [
     *files.ROUTES, *jobs.ROUTES, *permissions.ROUTES, *graders.ROUTES, *models.ROUTES, *inference.ROUTES,
     *health.ROUTES,
 ]  # fmt: skip
+
+ROUTES += [*projects.ROUTES, *service_accounts.ROUTES, *api_keys.ROUTES]

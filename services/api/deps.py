@@ -10,10 +10,12 @@ from litestar.connection import Request
 from litestar.datastructures import State
 from litestar.di import Provide
 
+from services.api.admin_keys import AdminKeys
 from services.api.auth import Authenticator
 from services.api.gateway import Gateway
 from services.api.job_control import JobControl
-from services.api.organization import Organization
+from services.api.key_admin import KeyAdmin
+from services.api.project_admin import ProjectAdmin
 from services.api.readiness import Readiness
 from services.api.submission import Submission
 from services.api.uploads import Uploads
@@ -53,7 +55,9 @@ class Services:
     gateway: Gateway
     readiness: Readiness
     limits: LimitStore
-    organization: Organization
+    project_admin: ProjectAdmin
+    key_admin: KeyAdmin
+    admin_keys: AdminKeys
 
     @classmethod
     def open(cls, settings: Settings, drain: asyncio.Event) -> "Services":
@@ -82,7 +86,9 @@ class Services:
             gateway=Gateway(registry, presence, internal_key=internal_key(settings.internal_key, paths)),
             readiness=Readiness(client, paths, registry, presence, drain),
             limits=LimitStore(client),
-            organization=Organization(settings, projects, ServiceAccountStore(client), key_store),
+            project_admin=ProjectAdmin(settings, projects),
+            key_admin=KeyAdmin(projects, ServiceAccountStore(client), key_store),
+            admin_keys=AdminKeys(settings.organization, key_store),
         )
 
     async def start(self) -> None:

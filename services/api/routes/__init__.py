@@ -1,6 +1,7 @@
 """Every route, in the order of the documentation."""
 
 from services.api.routes import (
+    admin_keys,
     api_keys,
     files,
     graders,
@@ -17,5 +18,4 @@ ROUTES = [
     *files.ROUTES, *jobs.ROUTES, *permissions.ROUTES, *graders.ROUTES, *models.ROUTES, *inference.ROUTES,
     *health.ROUTES,
 ]  # fmt: skip
-
-ROUTES += [*projects.ROUTES, *service_accounts.ROUTES, *api_keys.ROUTES]
+ROUTES += [*projects.ROUTES, *service_accounts.ROUTES, *api_keys.ROUTES, *admin_keys.ROUTES]

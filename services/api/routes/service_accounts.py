@@ -9,8 +9,8 @@ from litestar.params import FromPath, FromQuery, QueryParameter
 
 from services.api.bodies import decode, read_json
 from services.api.documents import json_body
+from services.api.key_admin import KeyAdmin
 from services.api.listing import page
-from services.api.organization import Organization
 from shared.schemas.organization import (
     CreateServiceAccount,
     CreateServiceAccountKey,
@@ -43,32 +43,31 @@ async def create_service_account(
     project_id: FromPath[str],
     request: Request[Any, Any, Any],
     settings: NamedDependency[Settings],
-    organization: NamedDependency[Organization],
+    key_admin: NamedDependency[KeyAdmin],
 ) -> NewServiceAccount:
     """Create a service account with a key, whose value is shown this once."""
     wanted = decode(await read_json(request, limit=settings.max_body_bytes), _CREATE)
-    return await organization.create_account(project_id, wanted)
+    return await key_admin.create_account(project_id, wanted)
 
 
 @get(_ALL, operation_id="listProjectServiceAccounts")
 async def list_service_accounts(
     project_id: FromPath[str],
-    organization: NamedDependency[Organization],
+    key_admin: NamedDependency[KeyAdmin],
     limit: Limit = 20,
     after: FromQuery[str | None] = None,
 ) -> Page[ServiceAccount]:
     """List a project's service accounts, newest first."""
-    await organization.projects.get(project_id)
-    records, more = await organization.accounts.list(project_id, after=after or None, limit=limit)
+    records, more = await key_admin.accounts(project_id, after=after or None, limit=limit)
     return page([record.public() for record in records], has_more=more)
 
 
 @get(_ONE, operation_id="retrieveProjectServiceAccount")
 async def retrieve_service_account(
-    project_id: FromPath[str], service_account_id: FromPath[str], organization: NamedDependency[Organization]
+    project_id: FromPath[str], service_account_id: FromPath[str], key_admin: NamedDependency[KeyAdmin]
 ) -> ServiceAccount:
     """Look a service account up."""
-    return (await organization.accounts.get(service_account_id, project=project_id)).public()
+    return (await key_admin.account(project_id, service_account_id)).public()
 
 
 @post(
@@ -82,19 +81,19 @@ async def update_service_account(
     service_account_id: FromPath[str],
     request: Request[Any, Any, Any],
     settings: NamedDependency[Settings],
-    organization: NamedDependency[Organization],
+    key_admin: NamedDependency[KeyAdmin],
 ) -> ServiceAccount:
     """Change a service account's name or role."""
     wanted = decode(await read_json(request, limit=settings.max_body_bytes), _UPDATE)
-    return (await organization.update_account(project_id, service_account_id, wanted)).public()
+    return (await key_admin.update_account(project_id, service_account_id, wanted)).public()
 
 
 @delete(_ONE, status_code=200, operation_id="deleteProjectServiceAccount")
 async def delete_service_account(
-    project_id: FromPath[str], service_account_id: FromPath[str], organization: NamedDependency[Organization]
+    project_id: FromPath[str], service_account_id: FromPath[str], key_admin: NamedDependency[KeyAdmin]
 ) -> Removed:
     """Delete a service account and all its keys, which stop working at once."""
-    await organization.delete_account(project_id, service_account_id)
+    await key_admin.delete_account(project_id, service_account_id)
     return Removed(id=service_account_id, object="organization.project.service_account.deleted")
 
 
@@ -109,11 +108,11 @@ async def create_service_account_key(
     service_account_id: FromPath[str],
     request: Request[Any, Any, Any],
     settings: NamedDependency[Settings],
-    organization: NamedDependency[Organization],
+    key_admin: NamedDependency[KeyAdmin],
 ) -> NewKey:
     """Create another key of a service account; its value is shown this once."""
     wanted = decode(await read_json(request, limit=settings.max_body_bytes), _CREATE_KEY)
-    return await organization.create_account_key(project_id, service_account_id, wanted)
+    return await key_admin.create_account_key(project_id, service_account_id, wanted)
 
 
 ROUTES = [

@@ -24,7 +24,11 @@ LINES = b'{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant",
 
 @pytest.fixture
 def admin(api: ApiServer) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{api.url}/v1", api_key="none", admin_api_key=api.key, max_retries=0)
+    """The SDK with the admin key, refusing answers that are not of its types."""
+    return openai.OpenAI(
+        base_url=f"{api.url}/v1", api_key="none", admin_api_key=api.key, max_retries=0,
+        _strict_response_validation=True,
+    )  # fmt: skip
 
 
 def sdk(api: ApiServer, key: str, **options: Any) -> openai.OpenAI:
@@ -376,6 +380,18 @@ def test_another_project_of_this_server_is_refused(api: ApiServer, admin: openai
         sdk(api, api.key, project=other).models.list()
     assert caught.value.code == "mismatched_project"
     sdk(api, api.key, project="proj_default", organization="acme").models.list()
+
+
+def test_keys_are_known_while_the_database_takes_no_changes(api: ApiServer, redis_url: str) -> None:
+    key = new_key(api)["value"]
+    with_store(redis_url, lambda client: client.call("CONFIG", "SET", "maxmemory", 1))
+    try:
+        with api.client(key) as http:
+            assert http.get("/v1/models").status_code == 200
+            refused = http.post("/v1/files", files={"file": ("a", b"x"), "purpose": (None, "batch")})
+        assert error_of(refused) == (503, "store_unavailable", None)
+    finally:
+        with_store(redis_url, lambda client: client.call("CONFIG", "SET", "maxmemory", 0))
 
 
 def test_no_key_is_in_the_database_or_the_log(api: ApiServer, admin: openai.OpenAI, redis_url: str) -> None:

@@ -17,6 +17,10 @@
 | selftune:token_bucket:{id}       | hash   | level, at: tokens left to a key or project     | until full     |
 | selftune:file:{id}               | string | FileRecord                                     | until deleted  |
 | selftune:files:{project}         | zset   | file ids by order of creation                  | for ever       |
+| selftune:expiring_files          | zset   | file ids by the time they expire               | until swept    |
+| selftune:upload:{id}             | hash   | record: UploadRecord, received: bytes of parts | a day past it  |
+| selftune:upload_parts:{id}       | hash   | part id → PartRecord                           | until swept    |
+| selftune:uploads                 | zset   | upload ids by the time they expire             | until swept    |
 | selftune:job:{id}                | hash   | record: JobRecord, version: counter            | for ever       |
 | selftune:jobs:{project}          | zset   | job ids by order of creation                   | for ever       |
 | selftune:active_jobs             | set    | ids of jobs that are not at their end          | for ever       |
@@ -57,6 +61,8 @@ BASES = f"{_ROOT}:bases"
 ADAPTER_NEXT_ID = f"{_ROOT}:adapter_numbers"
 ADAPTER_CHANGES = f"{_ROOT}:adapter_changes"
 REPLICAS = f"{_ROOT}:replicas"
+EXPIRING_FILES = f"{_ROOT}:expiring_files"
+UPLOADS = f"{_ROOT}:uploads"
 WORKERS = f"{_ROOT}:workers"
 PROJECTS = f"{_ROOT}:projects"
 ADMIN_KEYS = f"{_ROOT}:admin_keys"
@@ -72,6 +78,14 @@ def file(file_id: str) -> str:
 
 def files(project: str) -> str:
     return f"{_ROOT}:files:{project}"
+
+
+def upload(upload_id: str) -> str:
+    return f"{_ROOT}:upload:{upload_id}"
+
+
+def upload_parts(upload_id: str) -> str:
+    return f"{_ROOT}:upload_parts:{upload_id}"
 
 
 def project_jobs(project: str) -> str:

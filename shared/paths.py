@@ -7,6 +7,7 @@ DATA_DIR/
   bases/<sha256>/                  base models converted here
   files/<file id>/content          uploaded bytes, beside manifest.json
   files/.partial/                  uploads on their way; safe to delete when nothing runs
+  uploads/<upload id>/<part id>/   parts of uploads under way, each with content and manifest.json
   jobs/<job id>/                   spec.json, checkpoints/, train.log
   adapters/<base>/<sha256>/        published adapters, immutable
   logs/                            one file a service
@@ -34,6 +35,7 @@ class Paths:
         self.bases = home / "bases"
         self.files = home / "files"
         self.partial = home / "files" / ".partial"
+        self.uploads = home / "uploads"
         self.jobs = home / "jobs"
         self.adapters = home / "adapters"
         self.logs = home / "logs"
@@ -41,7 +43,7 @@ class Paths:
     def prepare(self) -> None:
         """Create the folders; the root is readable by its owner alone, since it holds keys and data."""
         self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for folder in (self.valkey, self.bases, self.partial, self.jobs, self.adapters, self.logs):
+        for folder in (self.valkey, self.bases, self.partial, self.uploads, self.jobs, self.adapters, self.logs):
             folder.mkdir(parents=True, exist_ok=True)
 
     def file_folder(self, file_id: str) -> Path:
@@ -49,6 +51,12 @@ class Paths:
 
     def file_content(self, file_id: str) -> Path:
         return self.file_folder(file_id) / "content"
+
+    def upload_folder(self, upload_id: str) -> Path:
+        return self.uploads / _name(upload_id)
+
+    def upload_part(self, upload_id: str, part_id: str) -> Path:
+        return self.upload_folder(upload_id) / _name(part_id)
 
     def job_folder(self, job_id: str) -> Path:
         return self.jobs / _name(job_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from msgspec import Struct
+from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
 from shared.projects import ALL_SCOPES, Limits
@@ -61,7 +61,7 @@ class FileRecord(Struct, frozen=True, kw_only=True):
             id=self.id,
             bytes=self.size_bytes,
             created_at=self.created_at,
-            expires_at=self.expires_at,
+            expires_at=UNSET if self.expires_at is None else self.expires_at,
             filename=self.filename,
             purpose=self.purpose,
         )

@@ -47,6 +47,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         str, _setting("The third part of ft:… model names.", pattern=r"\A[A-Za-z0-9._-]{1,64}\Z")
     ] = "selftune"
     max_file_bytes: Annotated[int, _setting("Largest file that may be uploaded, in bytes.", ge=1)] = 8 << 30
+    upload_ttl_s: Annotated[int, _setting("Seconds in which an upload in parts has to be completed.", ge=1)] = 3600
     max_body_bytes: Annotated[int, _setting("Largest JSON request body, in bytes.", ge=1024)] = 32 << 20
     lora_rank: Annotated[int, _setting("Rank of the adapters that are trained.", ge=1, le=512)] = 16
     max_lora_rank: Annotated[int, _setting("Largest rank that is served; every slot costs this much.", ge=1)] = 16

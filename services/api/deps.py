@@ -1,7 +1,6 @@
 """What handlers are given: stores, the gateway and the rest, opened once for the app."""
 
 import asyncio
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +11,14 @@ from litestar.di import Provide
 
 from services.api.admin_keys import AdminKeys
 from services.api.auth import Authenticator
+from services.api.chunked_uploads import ChunkedUploads
 from services.api.gateway import Gateway
 from services.api.job_control import JobControl
 from services.api.key_admin import KeyAdmin
 from services.api.project_admin import ProjectAdmin
 from services.api.readiness import Readiness
 from services.api.submission import Submission
+from services.api.sweeper import Sweeper
 from services.api.uploads import Uploads
 from shared.paths import Paths, internal_key
 from shared.queue import Queue
@@ -33,6 +34,7 @@ from shared.store.permissions import PermissionStore
 from shared.store.presence import Presence
 from shared.store.projects import ProjectStore, ServiceAccountStore
 from shared.store.registry import Registry
+from shared.store.uploads import UploadStore
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Services:
     authenticator: Authenticator
     files: FileStore
     uploads: Uploads
+    chunked: ChunkedUploads
+    sweeper: Sweeper
     jobs: JobStore
     queue: Queue
     submission: Submission
@@ -68,6 +72,7 @@ class Services:
         files = FileStore(client, project_bytes=settings.project_storage_bytes)
         jobs, registry, presence = JobStore(client), Registry(client), Presence(client)
         key_store, projects = KeyStore(client), ProjectStore(client)
+        uploads, upload_store = Uploads(files, paths, max_file_bytes=settings.max_file_bytes), UploadStore(client)
         queue = Queue(settings.redis_url)
         return cls(
             settings=settings,
@@ -75,7 +80,9 @@ class Services:
             client=client,
             authenticator=Authenticator(key_store, projects, paths, settings),
             files=files,
-            uploads=Uploads(files, paths, max_file_bytes=settings.max_file_bytes),
+            uploads=uploads,
+            chunked=ChunkedUploads(upload_store, files, paths, settings),
+            sweeper=Sweeper(files, upload_store, uploads, paths),
             jobs=jobs,
             queue=queue,
             submission=Submission(settings, files, jobs, registry, queue),
@@ -92,10 +99,11 @@ class Services:
         )
 
     async def start(self) -> None:
-        await asyncio.to_thread(self.uploads.discard_abandoned, before=time.time() - 3600)
+        self.sweeper.start()
         await self.authenticator.start()
 
     async def close(self) -> None:
+        await self.sweeper.stop()
         await self.gateway.close()
         await self.queue.close()
         await self.client.close()

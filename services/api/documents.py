@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from services.api.forms import EXPIRY_RANGE_S, PURPOSES
+from services.api.forms import PURPOSES
+from shared.schemas.files import EXPIRY_RANGE_S
 
 Described = dict[str, Any]
 """A part of the document, as it is written out."""
@@ -26,6 +27,17 @@ NOT_READY = _content(
 )
 
 BINARY = _content("application/octet-stream", {"type": "string", "format": "binary"})
+
+PART = _content(
+    "multipart/form-data",
+    {
+        "type": "object",
+        "required": ["data"],
+        "additionalProperties": False,
+        "properties": {"data": {"type": "string", "format": "binary"}},
+    },
+    required=True,
+)
 
 UPLOAD = _content(
     "multipart/form-data",

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from litestar.datastructures import MultiDict
-from msgspec import UNSET
 
 from shared.errors import NotFound
 from shared.records import JobRecord
@@ -29,8 +28,8 @@ def page(items: Sequence[T], *, has_more: bool) -> Page[T]:
     """Form a page; `after` of the next one is its `last_id`."""
     return Page(
         data=list(items),
-        first_id=items[0].id if items else UNSET,
-        last_id=items[-1].id if items else UNSET,
+        first_id=items[0].id if items else "",
+        last_id=items[-1].id if items else "",
         has_more=has_more,
     )
 

@@ -29,13 +29,14 @@ from shared.schemas.files import File
 from shared.schemas.jobs import CreateJob, Job
 from shared.schemas.models import Model, ModelList
 from shared.schemas.paging import Deleted, Page
+from shared.schemas.uploads import CompleteUpload, CreateUpload, Upload, UploadPart
 
 VERSION = "0.1.0"
 
 _TYPES = [
     CreateJob, Job, Event, Checkpoint, File, Model, ModelList, Deleted, ErrorResponse, Health, Report,
     Page[File], Page[Job], Page[Event], Page[Checkpoint], GrantPermissions, CheckpointPermission,
-    Page[CheckpointPermission],
+    Page[CheckpointPermission], CreateUpload, CompleteUpload, Upload, UploadPart,
     *organization.TYPES,
 ]  # fmt: skip
 _REF = "#/components/schemas/{name}"

@@ -15,11 +15,15 @@ _BATCH_BYTES = 1 << 20
 
 
 class PartialFile:
-    """A folder with `content` in it, that becomes another folder by one rename."""
+    """A folder with `content` in it, that becomes another folder by one rename.
 
-    def __init__(self, folder: Path, *, limit: int) -> None:
+    `limit` is in bytes; `param` is the field that brings the content, for the error when it is too much.
+    """
+
+    def __init__(self, folder: Path, *, limit: int, param: str = "file") -> None:
         self._folder = folder
         self._limit = limit
+        self._param = param
         self._buffer = bytearray()
         self._hash = hashlib.sha256()
         self._handle: BinaryIO | None = None
@@ -33,7 +37,9 @@ class PartialFile:
         """Append. Raises TooLarge beyond the limit, Unavailable when the disk does not take it."""
         self.size_bytes += len(data)
         if self.size_bytes > self._limit:
-            raise TooLarge(f"The file is larger than the {self._limit:,} bytes that this server accepts.", param="file")
+            raise TooLarge(
+                f"The file is larger than the {self._limit:,} bytes that this server accepts.", param=self._param
+            )
         self._buffer += data
         if len(self._buffer) >= _BATCH_BYTES:
             await self._flush()

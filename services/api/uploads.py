@@ -17,13 +17,14 @@ import msgspec
 import structlog
 from litestar.connection import Request
 
-from services.api.bodies import UnsupportedMediaType, chunks
-from services.api.forms import Form, FormReader
+from services.api.forms import FILE_FORM, lifetime_of, purpose_of
+from services.api.multipart_form import Received, receive_form
 from services.api.partial import PartialFile
 from shared import ids
 from shared.errors import RateLimited
 from shared.paths import Paths
 from shared.records import FileRecord
+from shared.schemas.files import FilePurpose
 from shared.store.files import FileStore
 
 _log = structlog.get_logger()
@@ -47,15 +48,12 @@ class Uploads:
 
         Raises InvalidRequest, TooLarge, ClientGone, StoreUnavailable, RateLimited when the project has no room.
         """
-        boundary = _boundary(request)
         await self._files.check_room(project, _least_size(request))
         file_id = ids.new_file_id()
         partial = PartialFile(self._paths.partial / file_id, limit=self._max_file_bytes)
         try:
-            reader = FormReader(boundary, partial)
-            async for piece in chunks(request, limit=self._max_file_bytes + _FRAMING_BYTES):
-                await reader.feed(piece)
-            record = _record(file_id, project, reader.finish(), partial)
+            form = await receive_form(request, FILE_FORM, partial, limit=self._max_file_bytes)
+            record = _record(file_id, project, form, partial)
             await partial.publish(self._paths.file_folder(file_id), msgspec.json.format(msgspec.json.encode(record)))
         except BaseException:
             await asyncio.to_thread(partial.discard)
@@ -72,7 +70,10 @@ class Uploads:
 
     async def remove(self, file_id: str, *, project: str) -> None:
         """Forget a file, then delete its bytes. Raises NotFound."""
-        record = await self._files.get(file_id, project=project)
+        await self.delete(await self._files.get(file_id, project=project))
+
+    async def delete(self, record: FileRecord) -> None:
+        """Delete a file whose record is known; twice is the same as once."""
         await self._files.remove(record)
         await asyncio.to_thread(shutil.rmtree, self._paths.file_folder(record.id), ignore_errors=True)
         _log.info("file.deleted", file_id=record.id)
@@ -96,27 +97,25 @@ def _least_size(request: Request[Any, Any, Any]) -> int:
     return max(1, int(announced) - _FRAMING_BYTES) if known else 1
 
 
-def _boundary(request: Request[Any, Any, Any]) -> str:
-    kind, options = request.content_type
-    boundary = options.get("boundary")
-    if kind != "multipart/form-data" or not boundary:
-        raise UnsupportedMediaType("Send the file as a form: 'Content-Type: multipart/form-data' with a boundary.")
-    return boundary
-
-
-def _record(file_id: str, project: str, form: Form, partial: PartialFile) -> FileRecord:
+def _record(file_id: str, project: str, form: Received, partial: PartialFile) -> FileRecord:
     now = int(time.time())
-    lifetime = form.expires_after_s or (_BATCH_LIFETIME_S if form.purpose == "batch" else None)
+    purpose = purpose_of(form.fields["purpose"])
+    lifetime = kept_for(purpose, lifetime_of(form))
     return FileRecord(
         id=file_id,
         project=project,
         filename=safe_name(form.filename),
-        purpose=form.purpose,
+        purpose=purpose,
         size_bytes=partial.size_bytes,
         sha256=partial.sha256,
         created_at=now,
         expires_at=None if lifetime is None else now + lifetime,
     )
+
+
+def kept_for(purpose: FilePurpose, asked_s: int | None) -> int | None:
+    """Return how long a new file is kept, in seconds; None is for ever. Batches go after thirty days, as at OpenAI."""
+    return asked_s or (_BATCH_LIFETIME_S if purpose == "batch" else None)
 
 
 def safe_name(filename: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Generic, Literal, TypeVar
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import Struct
 
 T = TypeVar("T")
 
@@ -14,9 +14,9 @@ class Page(Struct, Generic[T], frozen=True, kw_only=True):
 
     object: Literal["list"] = "list"
     data: list[T]
-    first_id: str | UnsetType = UNSET
-    last_id: str | UnsetType = UNSET
-    """Absent on an empty page: in OpenAI's specification they are strings, never null."""
+    first_id: str = ""
+    last_id: str = ""
+    """Empty on an empty page: where OpenAI's specification has them, they are required strings."""
     has_more: bool = False
 
 

@@ -38,6 +38,7 @@ class FileStore:
 
         Raises RateLimited when the project has no room for it.
         """
+        await self._note_expiry(record)
         outcome = await self._add(record)
         if outcome == _NEVER_COUNTED:
             await self.used_bytes(record.project)
@@ -104,9 +105,29 @@ class FileStore:
             found += [record for record in records if purpose in (None, record.purpose) and not record.expired(now)]
         return found[:limit], len(found) > limit
 
+    async def expired(self, now: float, *, limit: int) -> Sequence[FileRecord]:
+        """List files that are past their time at `now` and have not been removed yet."""
+        found = await self._client.call("ZRANGE", keys.EXPIRING_FILES, "-inf", now, "BYSCORE", "LIMIT", 0, limit)
+        ids = [member.decode() for member in found]
+        raws = await self._client.call("MGET", *map(keys.file, ids)) if ids else []
+        gone = [file_id for file_id, raw in zip(ids, raws, strict=True) if raw is None]
+        if gone:
+            await self._client.call("ZREM", keys.EXPIRING_FILES, *gone)
+        return [_decode(raw) for raw in raws if raw is not None]
+
+    async def _note_expiry(self, record: FileRecord) -> None:
+        """Remember when a file expires; before the file exists, so that none is forgotten."""
+        if record.expires_at is not None:
+            await self._client.call("ZADD", keys.EXPIRING_FILES, record.expires_at, record.id)
+
     async def remove(self, record: FileRecord) -> bool:
         """Forget a file; False if somebody was faster. The caller removes the bytes afterwards."""
-        found = [keys.file(record.id), keys.files(record.project), keys.project_bytes(record.project)]
+        found = [
+            keys.file(record.id),
+            keys.files(record.project),
+            keys.project_bytes(record.project),
+            keys.EXPIRING_FILES,
+        ]
         return bool(await self._client.script("remove_file", found, [record.id, record.size_bytes]))
 
 

@@ -226,6 +226,26 @@ def test_upload_that_cannot_fit_is_refused_before_it_is_read(api: ApiServer) -> 
     assert answer.startswith("HTTP/1.1 429 ") and "x-should-retry: false" in answer
 
 
+def test_uploads_in_parts_count_as_storage(api: ApiServer) -> None:
+    client = openai.OpenAI(
+        base_url=f"{api.url}/v1", api_key=new_key(api, new_project(api, storage_bytes=1000)), max_retries=0
+    )
+    announced: Any = {"filename": "a.jsonl", "purpose": "fine-tune", "mime_type": "text/jsonl"}
+    with pytest.raises(openai.RateLimitError):
+        client.uploads.create(**announced, bytes=1001)
+    first, second = (client.uploads.create(**announced, bytes=600).id for _ in range(2))
+    parts = {upload: client.uploads.parts.create(upload, data=b"x" * 600).id for upload in (first, second)}
+    made = client.uploads.complete(first, part_ids=[parts[first]]).file
+    before = {path.name for path in api.paths.files.iterdir()}
+    with pytest.raises(openai.RateLimitError) as caught:
+        client.uploads.complete(second, part_ids=[parts[second]])
+    assert caught.value.code == "storage_limit_exceeded"
+    assert {path.name for path in api.paths.files.iterdir()} == before
+    assert made is not None
+    client.files.delete(made.id)
+    assert client.uploads.complete(second, part_ids=[parts[second]]).status == "completed"
+
+
 def a_file(number: int, size_bytes: int) -> FileRecord:
     return FileRecord(
         id=f"file-{number}", project="p", filename="a", purpose="batch", size_bytes=size_bytes, sha256="0", created_at=1

@@ -12,10 +12,11 @@ from services.api.routes import (
     permissions,
     projects,
     service_accounts,
+    uploads,
 )
 
 ROUTES = [
-    *files.ROUTES, *jobs.ROUTES, *permissions.ROUTES, *graders.ROUTES, *models.ROUTES, *inference.ROUTES,
-    *health.ROUTES,
+    *files.ROUTES, *uploads.ROUTES, *jobs.ROUTES, *permissions.ROUTES, *graders.ROUTES, *models.ROUTES,
+    *inference.ROUTES, *health.ROUTES,
 ]  # fmt: skip
 ROUTES += [*projects.ROUTES, *service_accounts.ROUTES, *api_keys.ROUTES, *admin_keys.ROUTES]

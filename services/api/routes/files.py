@@ -1,9 +1,11 @@
 """/v1/files"""
 
 import asyncio
+import base64
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from litestar import Request, delete, get, post
+from litestar import Request, Response, delete, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, QueryParameter
 from litestar.response import File as FileResponse
@@ -16,6 +18,7 @@ from shared.paths import Paths
 from shared.records import KeyRecord
 from shared.schemas.files import File
 from shared.schemas.paging import Deleted, Page
+from shared.settings import Settings
 from shared.store.files import FileStore
 
 
@@ -57,13 +60,23 @@ async def download_file(
     caller: NamedDependency[KeyRecord],
     files: NamedDependency[FileStore],
     paths: NamedDependency[Paths],
-) -> FileResponse:
-    """Download a file's bytes as they came in."""
+    settings: NamedDependency[Settings],
+) -> FileResponse | Response[bytes]:
+    """Download a file's bytes as they came in; a job's result file as base64 text, unless that is switched off."""
     record = await files.get(file_id, project=caller.project)
     content = paths.file_content(record.id)
     if not await asyncio.to_thread(content.is_file):
         raise NotFound(f"The content of {file_id} is gone from this server's storage.", param="id")
+    if record.purpose == "fine-tune-results" and settings.result_files_base64:
+        return await asyncio.to_thread(_in_base64, content, record.filename)
     return FileResponse(content, filename=record.filename, media_type="application/octet-stream")
+
+
+def _in_base64(content: Path, filename: str) -> Response[bytes]:
+    """Answer with a small text file in base64, which OpenAI's own result files come in."""
+    headers = {"content-disposition": f'attachment; filename="{filename}"'}
+    text = base64.b64encode(content.read_bytes())
+    return Response(text, media_type="application/octet-stream", headers=headers)
 
 
 @delete("/v1/files/{file_id:str}", status_code=200, operation_id="deleteFile")

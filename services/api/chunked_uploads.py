@@ -1,0 +1,214 @@
+"""Files that come in parts: parts on disk, in any order and at once, put together by one pass at the end.
+
+Completing is the same once and twice: the file's id is chosen at the start, its folder appears by one rename, and of
+completing and cancelling at the same time one wins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+from litestar.connection import Request
+
+from services.api.forms import PART_FORM
+from services.api.multipart_form import receive_form
+from services.api.partial import PartialFile
+from services.api.uploads import kept_for, safe_name
+from shared import ids
+from shared.errors import Conflict, InvalidRequest, NotFound, RateLimited, TooLarge, Unavailable
+from shared.paths import Paths
+from shared.records import FileRecord
+from shared.schemas.uploads import MAX_PART_BYTES, CompleteUpload, CreateUpload, Upload
+from shared.settings import Settings
+from shared.store.files import FileStore
+from shared.store.uploads import PartRecord, UploadRecord, UploadStore
+
+_log = structlog.get_logger()
+
+_BLOCK_BYTES = 1 << 20
+
+
+class ChunkedUploads:
+    """Takes parts and makes files of them."""
+
+    def __init__(self, uploads: UploadStore, files: FileStore, paths: Paths, settings: Settings) -> None:
+        self._uploads = uploads
+        self._files = files
+        self._paths = paths
+        self._settings = settings
+
+    async def begin(self, wanted: CreateUpload, *, project: str) -> Upload:
+        """Announce a file. Raises TooLarge."""
+        if wanted.bytes > self._settings.max_file_bytes:
+            raise TooLarge(
+                f"The file is larger than the {self._settings.max_file_bytes:,} bytes that this server accepts.",
+                param="bytes",
+            )
+        now = int(time.time())
+        record = UploadRecord(
+            id=ids.new_upload_id(),
+            project=project,
+            filename=safe_name(wanted.filename),
+            purpose=wanted.purpose,
+            size_bytes=wanted.bytes,
+            created_at=now,
+            expires_at=now + self._settings.upload_ttl_s,
+            file_id=ids.new_file_id(),
+            file_lifetime_s=wanted.expires_after.seconds if wanted.expires_after else None,
+        )
+        await self._files.check_room(project, record.size_bytes)
+        await self._uploads.add(record)
+        return record.public()
+
+    async def add_part(self, request: Request[Any, Any, Any], upload_id: str, *, project: str) -> PartRecord:
+        """Store a part. Raises NotFound, InvalidRequest for an upload that has ended, TooLarge, ClientGone."""
+        record = await self._pending(upload_id, project)
+        part_id = ids.new_part_id()
+        partial = PartialFile(self._paths.partial / part_id, limit=MAX_PART_BYTES, param="data")
+        try:
+            await receive_form(request, PART_FORM, partial, limit=MAX_PART_BYTES)
+            part = PartRecord(
+                id=part_id, upload_id=upload_id, size_bytes=partial.size_bytes, created_at=int(time.time())
+            )
+            await partial.publish(self._paths.upload_part(upload_id, part_id), msgspec.json.encode(part))
+            await self._uploads.add_part(record, part)
+        except BaseException:
+            await asyncio.to_thread(partial.discard)
+            await asyncio.to_thread(_remove, self._paths.upload_part(upload_id, part_id))
+            raise
+        return part
+
+    async def complete(self, upload_id: str, wanted: CompleteUpload, *, project: str) -> Upload:
+        """Put the parts together in the given order; a completed upload comes back as it is.
+
+        Raises NotFound, InvalidRequest for parts that do not make the file, Conflict when it was cancelled meanwhile,
+        RateLimited when the project has no room.
+        """
+        record = await self._uploads.get(upload_id, project=project)
+        if record.status != "completed":
+            _check_pending(record)
+            sources = await self._ordered(record, wanted.part_ids)
+            await self._assemble(record, sources, wanted.md5)
+            record = await self._uploads.end(record, "completed")
+            if record.status != "completed":
+                await self._take_back(record)
+                raise Conflict(f"Upload {upload_id} was cancelled while it was being completed.")
+            _log.info("upload.completed", upload_id=upload_id, file_id=record.file_id)
+        await asyncio.to_thread(_remove, self._paths.upload_folder(upload_id))
+        return record.public(await self._file(record))
+
+    async def cancel(self, upload_id: str, *, project: str) -> Upload:
+        """Give an upload up; twice is the same as once. Raises NotFound, InvalidRequest for one that was completed."""
+        record = await self._uploads.get(upload_id, project=project)
+        if record.status == "pending":
+            _check_pending(record)
+            record = await self._uploads.end(record, "cancelled")
+        if record.status == "completed":
+            raise InvalidRequest(
+                f"Upload {upload_id} is completed; delete its file instead.", code="upload_not_pending"
+            )
+        await asyncio.to_thread(_remove, self._paths.upload_folder(upload_id))
+        return record.public()
+
+    async def _pending(self, upload_id: str, project: str) -> UploadRecord:
+        record = await self._uploads.get(upload_id, project=project)
+        _check_pending(record)
+        return record
+
+    async def _ordered(self, record: UploadRecord, part_ids: Sequence[str]) -> list[Path]:
+        """Return the parts' files in order. Raises InvalidRequest when they do not make what was announced."""
+        known = await self._uploads.parts(record.id)
+        for place, part_id in enumerate(part_ids):
+            if part_id not in known:
+                _refuse(f"part_ids[{place}]", f"upload {record.id} has no part '{part_id[:128]}'")
+        if len(set(part_ids)) != len(part_ids):
+            _refuse("part_ids", "a part is named twice")
+        total = sum(known[part_id].size_bytes for part_id in part_ids)
+        if total != record.size_bytes:
+            _refuse("part_ids", f"the parts have {total:,} bytes together, {record.size_bytes:,} were announced")
+        return [self._paths.upload_part(record.id, part_id) / "content" for part_id in part_ids]
+
+    async def _assemble(self, record: UploadRecord, sources: Sequence[Path], md5: str | None) -> None:
+        """Make the file: bytes first, then its record. Raises InvalidRequest for a wrong MD5, Unavailable, NotFound."""
+        partial = PartialFile(
+            self._paths.partial / f"{record.file_id}.{secrets.token_hex(4)}", limit=self._settings.max_file_bytes
+        )
+        try:
+            await _copy(sources, partial, md5)
+            now = int(time.time())
+            lifetime = kept_for(record.purpose, record.file_lifetime_s)
+            file = FileRecord(
+                id=record.file_id,
+                project=record.project,
+                filename=record.filename,
+                purpose=record.purpose,
+                size_bytes=partial.size_bytes,
+                sha256=partial.sha256,
+                created_at=now,
+                expires_at=None if lifetime is None else now + lifetime,
+            )
+            await partial.publish(self._paths.file_folder(file.id), msgspec.json.encode(file))
+        except FileNotFoundError as error:  # completed or cancelled by somebody else meanwhile
+            raise Conflict(f"Upload {record.id} has ended meanwhile.") from error
+        finally:
+            await asyncio.to_thread(partial.discard)
+        try:
+            await self._files.add(file)
+        except RateLimited:
+            if await self._file(record) is None:
+                await asyncio.to_thread(_remove, self._paths.file_folder(file.id))
+            raise
+
+    async def _take_back(self, record: UploadRecord) -> None:
+        file = await self._file(record)
+        if file is not None:
+            await self._files.remove(file)
+        await asyncio.to_thread(_remove, self._paths.file_folder(record.file_id))
+
+    async def _file(self, record: UploadRecord) -> FileRecord | None:
+        """Return the upload's file, or None once it has been deleted."""
+        try:
+            return await self._files.get(record.file_id, project=record.project)
+        except NotFound:
+            return None
+
+
+async def _copy(sources: Sequence[Path], target: PartialFile, md5: str | None) -> None:
+    digest = hashlib.md5(usedforsecurity=False)
+    for source in sources:
+        with await asyncio.to_thread(source.open, "rb") as handle:
+            while block := await asyncio.to_thread(handle.read, _BLOCK_BYTES):
+                await target.write(block)
+                if md5 is not None:
+                    await asyncio.to_thread(digest.update, block)
+    await target.finish()
+    if md5 is not None and digest.hexdigest() != md5.lower():
+        _refuse("md5", f"the parts have {digest.hexdigest()}", code="checksum_mismatch")
+
+
+def _check_pending(record: UploadRecord) -> None:
+    status = record.public().status
+    if status != "pending":
+        raise InvalidRequest(f"Upload {record.id} is {status}; start a new one.", code="upload_not_pending")
+
+
+def _refuse(param: str, reason: str, *, code: str = "invalid_value") -> None:
+    raise InvalidRequest(f"Invalid value for '{param}': {reason}.", code=code, param=param)
+
+
+def _remove(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise Unavailable("The server's storage does not answer.", code="storage_unavailable") from error

@@ -1,0 +1,60 @@
+"""Housekeeping on disk: what has expired, was given up, or was left behind by a process that died."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+
+import structlog
+
+from services.api.uploads import Uploads
+from shared.errors import StoreUnavailable
+from shared.paths import Paths
+from shared.store.files import FileStore
+from shared.store.uploads import UploadStore
+
+_log = structlog.get_logger()
+
+_PERIOD_S = 60.0
+_AT_ONCE = 100
+_ABANDONED_S = 3600
+"""A partial file that nobody has written to for so long belongs to a process that is gone."""
+
+
+class Sweeper:
+    """Sweeps at start and every minute. Safe with several processes: each step may be done twice."""
+
+    def __init__(self, files: FileStore, uploads: UploadStore, storage: Uploads, paths: Paths) -> None:
+        self._files = files
+        self._uploads = uploads
+        self._storage = storage
+        self._paths = paths
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._sweep_forever())
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def sweep(self, now: float) -> None:
+        """Delete what is over at `now` (Unix time). Raises StoreUnavailable."""
+        await asyncio.to_thread(self._storage.discard_abandoned, before=now - _ABANDONED_S)
+        while expired := await self._files.expired(now, limit=_AT_ONCE):
+            for record in expired:
+                await self._storage.delete(record)
+        while overdue := await self._uploads.overdue(now, limit=_AT_ONCE):
+            for upload_id in overdue:
+                await asyncio.to_thread(shutil.rmtree, self._paths.upload_folder(upload_id), ignore_errors=True)
+                await self._uploads.forget_parts(upload_id)
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            try:
+                await self.sweep(time.time())
+            except StoreUnavailable:
+                _log.warning("sweeper.store_unavailable")
+            await asyncio.sleep(_PERIOD_S)

@@ -55,6 +55,18 @@ def new_token() -> str:
     return secrets.token_hex(16)
 
 
+def new_project_id() -> str:
+    return f"proj_{_random(24)}"
+
+
+def new_service_account_id() -> str:
+    return f"svc_acct_{_random(24)}"
+
+
+def new_key_id() -> str:
+    return f"key_{_random(24)}"
+
+
 def new_api_key() -> str:
     """Return a bearer key with 256 random bits."""
     return f"sk-selftune-{secrets.token_urlsafe(32)}"

@@ -3,6 +3,18 @@
 | key                              | type   | content                                        | lifetime       |
 | -------------------------------- | ------ | ---------------------------------------------- | -------------- |
 | selftune:key:{sha256}            | string | KeyRecord                                      | until revoked  |
+| selftune:key_used:{sha256}       | string | Unix time of its last use, to the minute       | until revoked  |
+| selftune:key_digest:{id}         | string | its SHA-256                                    | until revoked  |
+| selftune:admin_keys              | zset   | ids of admin keys by order of creation         | for ever       |
+| selftune:project:{id}            | string | ProjectRecord                                  | for ever       |
+| selftune:projects                | zset   | project ids by order of creation               | for ever       |
+| selftune:project_keys:{project}  | zset   | ids of its keys by order of creation           | for ever       |
+| selftune:project_bytes:{project} | string | sum of the sizes of its files                  | for ever       |
+| selftune:account:{id}            | string | ServiceAccountRecord                           | until deleted  |
+| selftune:accounts:{project}      | zset   | service account ids by order of creation       | for ever       |
+| selftune:account_keys:{id}       | set    | ids of a service account's keys                | until deleted  |
+| selftune:request_bucket:{id}     | hash   | level, at: requests left to a key or project   | until full     |
+| selftune:token_bucket:{id}       | hash   | level, at: tokens left to a key or project     | until full     |
 | selftune:file:{id}               | string | FileRecord                                     | until deleted  |
 | selftune:files:{project}         | zset   | file ids by order of creation                  | for ever       |
 | selftune:expiring_files          | zset   | file ids by the time they expire               | until swept    |
@@ -57,6 +69,8 @@ EXPIRING_FILES = f"{_ROOT}:expiring_files"
 UPLOADS = f"{_ROOT}:uploads"
 WORKERS = f"{_ROOT}:workers"
 WEBHOOK_QUEUE = f"{_ROOT}:webhook_queue"
+PROJECTS = f"{_ROOT}:projects"
+ADMIN_KEYS = f"{_ROOT}:admin_keys"
 
 
 def api_key(digest: str) -> str:
@@ -149,3 +163,43 @@ def webhooks(project: str) -> str:
 
 def webhook_delivery(delivery_id: str) -> str:
     return f"{_ROOT}:webhook_delivery:{delivery_id}"
+
+
+def key_used(digest: str) -> str:
+    return f"{_ROOT}:key_used:{digest}"
+
+
+def key_digest(key_id: str) -> str:
+    return f"{_ROOT}:key_digest:{key_id}"
+
+
+def project(project_id: str) -> str:
+    return f"{_ROOT}:project:{project_id}"
+
+
+def project_keys(project: str) -> str:
+    return f"{_ROOT}:project_keys:{project}"
+
+
+def project_bytes(project: str) -> str:
+    return f"{_ROOT}:project_bytes:{project}"
+
+
+def account(account_id: str) -> str:
+    return f"{_ROOT}:account:{account_id}"
+
+
+def accounts(project: str) -> str:
+    return f"{_ROOT}:accounts:{project}"
+
+
+def account_keys(account_id: str) -> str:
+    return f"{_ROOT}:account_keys:{account_id}"
+
+
+def request_bucket(owner_id: str) -> str:
+    return f"{_ROOT}:request_bucket:{owner_id}"
+
+
+def token_bucket(owner_id: str) -> str:
+    return f"{_ROOT}:token_bucket:{owner_id}"

@@ -7,6 +7,7 @@ from typing import Literal
 from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
+from shared.projects import ALL_SCOPES, Limits
 from shared.schemas.checkpoints import CheckpointPermission
 from shared.schemas.files import File, FilePurpose
 from shared.schemas.integrations import JobIntegration
@@ -14,6 +15,7 @@ from shared.schemas.jobs import Job, JobError, JobStatus
 from shared.schemas.methods import DpoHyperparameters, DpoMethod, Method, SupervisedHyperparameters, SupervisedMethod
 from shared.schemas.models import Model
 from shared.schemas.options import TrainingOptions
+from shared.schemas.organization import Scope
 from shared.states import JobState
 
 DEFAULT_PROJECT = "proj_default"
@@ -25,6 +27,17 @@ class KeyRecord(Struct, frozen=True, kw_only=True):
     project: str
     name: str
     created_at: int
+    id: str = ""
+    kind: Literal["built_in", "admin", "project"] = "project"
+    """`built_in` is the data folder's admin key."""
+    scopes: tuple[Scope, ...] = ALL_SCOPES
+    service_account: str | None = None
+    redacted: str = "***"
+    expires_at: int | None = None
+    limits: Limits = Limits()
+
+    def expired(self, now: float) -> bool:
+        return self.expires_at is not None and self.expires_at <= now
 
 
 class FileRecord(Struct, frozen=True, kw_only=True):

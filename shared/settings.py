@@ -85,6 +85,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     webhook_retry_base_s: Annotated[
         float, _setting("Seconds until a webhook's second try; the later ones and the end are multiples of it.", gt=0)
     ] = 5.0
+    project_requests_per_minute: Annotated[int, _setting("Requests a minute of a project; 0 is no limit.", ge=0)] = 0
+    project_tokens_per_minute: Annotated[
+        int, _setting("Tokens a minute, asked for and answered, of a project; 0 is no limit.", ge=0)
+    ] = 0
+    project_concurrent_jobs: Annotated[
+        int, _setting("Unfinished fine-tuning jobs of a project; 0 is no limit.", ge=0)
+    ] = 0
+    project_storage_bytes: Annotated[int, _setting("Bytes of files of a project; 0 is no limit.", ge=0)] = 0
+    refuse_foreign_ids: Annotated[
+        bool,
+        _setting(
+            "Refuse OpenAI-Organization and OpenAI-Project headers with ids that are not this server's; "
+            "else they are ignored."
+        ),
+    ] = False
     log_level: Annotated[str, _setting("Least level that is logged.", pattern=r"\A(DEBUG|INFO|WARNING|ERROR)\Z")] = (
         "INFO"
     )

@@ -19,6 +19,7 @@ from shared.records import AdapterRecord, BaseRecord, ReplicaRecord
 from shared.settings import Settings
 from shared.store.api_keys import KeyStore
 from shared.store.client import Client
+from shared.store.projects import ProjectStore
 
 T = TypeVar("T")
 
@@ -96,7 +97,13 @@ def with_store(redis_url: str, work: Callable[[Client], Awaitable[T]]) -> T:
 
 
 def know_key(redis_url: str, key: str, *, project: str = "proj_default") -> str:
-    with_store(redis_url, lambda client: KeyStore(client).ensure(key, name="test", project=project))
+    """Let the API know a key with every scope; the default project is there afterwards."""
+
+    async def fill(client: Client) -> None:
+        await ProjectStore(client).ensure_default()
+        await KeyStore(client).ensure(key, name="test", project=project)
+
+    with_store(redis_url, fill)
     return key
 
 

@@ -6,11 +6,13 @@ This is plain ASGI because Litestar's own middleware does not run for unknown ro
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import structlog
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.api.limits import remaining_headers
 from services.api.model_paths import routable
 from shared import ids
 
@@ -30,8 +32,9 @@ class Access:
         if scope["type"] != ScopeType.HTTP:
             await self._app(scope, receive, send)
             return
-        answer = _Answer(ids.new_request_id(), send)
-        scope.setdefault("state", {})["request_id"] = answer.request_id
+        state = scope.setdefault("state", {})
+        answer = _Answer(ids.new_request_id(), state, send)
+        state["request_id"] = answer.request_id
         method, path = str(scope.get("method", "")), scope["path"]
         scope["path"] = routable(path)
         with structlog.contextvars.bound_contextvars(request_id=answer.request_id):
@@ -53,8 +56,9 @@ def request_id_of(scope: Scope) -> str:
 class _Answer:
     """One response on its way out."""
 
-    def __init__(self, request_id: str, send: Send) -> None:
+    def __init__(self, request_id: str, state: dict[str, Any], send: Send) -> None:
         self.request_id = request_id
+        self._state = state
         self._send = send
         self._started = time.perf_counter()
         self._status: int | None = None
@@ -68,6 +72,7 @@ class _Answer:
                 (b"x-request-id", self.request_id.encode()),
                 (b"openai-version", b"2020-10-01"),
                 (b"openai-processing-ms", str(self._elapsed_ms()).encode()),
+                *remaining_headers(self._state),
             ]
         elif message["type"] == "http.response.body":
             self._bytes += len(message["body"])

@@ -24,7 +24,7 @@ from services.api.multipart_form import receive_form
 from services.api.partial import PartialFile
 from services.api.uploads import kept_for, safe_name
 from shared import ids
-from shared.errors import Conflict, InvalidRequest, NotFound, TooLarge, Unavailable
+from shared.errors import Conflict, InvalidRequest, NotFound, RateLimited, TooLarge, Unavailable
 from shared.paths import Paths
 from shared.records import FileRecord
 from shared.schemas.uploads import MAX_PART_BYTES, CompleteUpload, CreateUpload, Upload
@@ -65,6 +65,7 @@ class ChunkedUploads:
             file_id=ids.new_file_id(),
             file_lifetime_s=wanted.expires_after.seconds if wanted.expires_after else None,
         )
+        await self._files.check_room(project, record.size_bytes)
         await self._uploads.add(record)
         return record.public()
 
@@ -89,7 +90,8 @@ class ChunkedUploads:
     async def complete(self, upload_id: str, wanted: CompleteUpload, *, project: str) -> Upload:
         """Put the parts together in the given order; a completed upload comes back as it is.
 
-        Raises NotFound, InvalidRequest for parts that do not make the file, Conflict when it was cancelled meanwhile.
+        Raises NotFound, InvalidRequest for parts that do not make the file, Conflict when it was cancelled meanwhile,
+        RateLimited when the project has no room.
         """
         record = await self._uploads.get(upload_id, project=project)
         if record.status != "completed":
@@ -159,7 +161,12 @@ class ChunkedUploads:
             raise Conflict(f"Upload {record.id} has ended meanwhile.") from error
         finally:
             await asyncio.to_thread(partial.discard)
-        await self._files.add(file)
+        try:
+            await self._files.add(file)
+        except RateLimited:
+            if await self._file(record) is None:
+                await asyncio.to_thread(_remove, self._paths.file_folder(file.id))
+            raise
 
     async def _take_back(self, record: UploadRecord) -> None:
         file = await self._file(record)

@@ -9,10 +9,13 @@ from litestar.connection import Request
 from litestar.datastructures import State
 from litestar.di import Provide
 
+from services.api.admin_keys import AdminKeys
 from services.api.auth import Authenticator
 from services.api.chunked_uploads import ChunkedUploads
 from services.api.gateway import Gateway
 from services.api.job_control import JobControl
+from services.api.key_admin import KeyAdmin
+from services.api.project_admin import ProjectAdmin
 from services.api.readiness import Readiness
 from services.api.submission import Submission
 from services.api.sweeper import Sweeper
@@ -24,13 +27,15 @@ from shared.paths import Paths, internal_key
 from shared.queue import Queue
 from shared.records import KeyRecord
 from shared.settings import Settings
-from shared.store.api_keys import KeyStore
+from shared.store.api_keys import Identity, KeyStore
 from shared.store.client import Client
 from shared.store.files import FileStore
 from shared.store.idempotency import IdempotencyStore
 from shared.store.jobs import JobStore
+from shared.store.limits import LimitStore
 from shared.store.permissions import PermissionStore
 from shared.store.presence import Presence
+from shared.store.projects import ProjectStore, ServiceAccountStore
 from shared.store.registry import Registry
 from shared.store.uploads import UploadStore
 from shared.store.webhooks import DeliveryStore, WebhookStore
@@ -61,6 +66,10 @@ class Services:
     webhook_store: WebhookStore
     webhooks: Webhooks
     dispatcher: Dispatcher
+    limits: LimitStore
+    project_admin: ProjectAdmin
+    key_admin: KeyAdmin
+    admin_keys: AdminKeys
 
     @classmethod
     def open(cls, settings: Settings, drain: asyncio.Event) -> "Services":
@@ -68,7 +77,9 @@ class Services:
         paths = Paths(settings.home)
         paths.prepare()
         client = Client(settings.redis_url)
-        files, jobs, registry, presence = FileStore(client), JobStore(client), Registry(client), Presence(client)
+        files = FileStore(client, project_bytes=settings.project_storage_bytes)
+        jobs, registry, presence = JobStore(client), Registry(client), Presence(client)
+        key_store, projects = KeyStore(client), ProjectStore(client)
         uploads, upload_store = Uploads(files, paths, max_file_bytes=settings.max_file_bytes), UploadStore(client)
         queue = Queue(settings.redis_url)
         webhook_store, sender = WebhookStore(client), WebhookSender(allow_private=settings.webhook_allow_private)
@@ -76,7 +87,7 @@ class Services:
             settings=settings,
             paths=paths,
             client=client,
-            authenticator=Authenticator(KeyStore(client), paths),
+            authenticator=Authenticator(key_store, projects, paths, settings),
             files=files,
             uploads=uploads,
             chunked=ChunkedUploads(upload_store, files, paths, settings),
@@ -101,6 +112,10 @@ class Services:
                 retry_base_s=settings.webhook_retry_base_s,
                 drain=drain,
             ),
+            limits=LimitStore(client),
+            project_admin=ProjectAdmin(settings, projects),
+            key_admin=KeyAdmin(projects, ServiceAccountStore(client), key_store),
+            admin_keys=AdminKeys(settings.organization, key_store),
         )
 
     async def start(self) -> None:
@@ -119,11 +134,20 @@ class Services:
 def providers() -> dict[str, Provide]:
     """Providers by parameter name: each part of Services, and the `caller`."""
     named = {name: Provide(_part(name), sync_to_thread=False) for name in Services.__dataclass_fields__}
-    return {**named, "caller": Provide(provide_caller, sync_to_thread=False)}
+    return {
+        **named,
+        "caller": Provide(provide_caller, sync_to_thread=False),
+        "identity": Provide(provide_identity, sync_to_thread=False),
+    }
 
 
-def provide_caller(request: Request[Any, KeyRecord, State]) -> KeyRecord:
+def provide_caller(request: Request[Any, Identity, State]) -> KeyRecord:
     """The key that the guard has let in."""
+    return request.auth.key
+
+
+def provide_identity(request: Request[Any, Identity, State]) -> Identity:
+    """The key that the guard has let in, and its project with the limits that hold."""
     return request.auth
 
 

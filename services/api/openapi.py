@@ -21,6 +21,7 @@ from services.api.deps import providers
 from services.api.documents import DOCUMENT
 from services.api.readiness import Health, Report
 from services.api.routes import ROUTES
+from shared.schemas import organization
 from shared.schemas.checkpoints import Checkpoint, CheckpointPermission, GrantPermissions
 from shared.schemas.errors import ErrorResponse
 from shared.schemas.events import Event
@@ -50,6 +51,7 @@ _TYPES = [
     Page[CheckpointPermission],
     CreateWebhookEndpoint, UpdateWebhookEndpoint, RotateWebhookSecret, TestWebhookEndpoint, WebhookEndpoint,
     WebhookEndpointWithSecret, DeletedWebhookEndpoint, WebhookTestResult, WebhookEventTypeList, Page[WebhookEndpoint],
+    *organization.TYPES,
 ]  # fmt: skip
 _REF = "#/components/schemas/{name}"
 _QUALIFIED = re.compile(r"(?<=#/components/schemas/)(\w+)_[\w.]+\.(\w+)_\Z")

@@ -21,6 +21,7 @@ from services.api.forms import FILE_FORM, lifetime_of, purpose_of
 from services.api.multipart_form import Received, receive_form
 from services.api.partial import PartialFile
 from shared import ids
+from shared.errors import RateLimited
 from shared.paths import Paths
 from shared.records import FileRecord
 from shared.schemas.files import FilePurpose
@@ -28,6 +29,8 @@ from shared.store.files import FileStore
 
 _log = structlog.get_logger()
 
+_FRAMING_BYTES = 1 << 20
+"""Room for boundaries, headers and the small fields beside the file."""
 _BATCH_LIFETIME_S = 30 * 86_400
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -41,7 +44,11 @@ class Uploads:
         self._max_file_bytes = max_file_bytes
 
     async def receive(self, request: Request[Any, Any, Any], *, project: str) -> FileRecord:
-        """Store the file of a multipart form. Raises InvalidRequest, TooLarge, ClientGone, StoreUnavailable."""
+        """Store the file of a multipart form.
+
+        Raises InvalidRequest, TooLarge, ClientGone, StoreUnavailable, RateLimited when the project has no room.
+        """
+        await self._files.check_room(project, _least_size(request))
         file_id = ids.new_file_id()
         partial = PartialFile(self._paths.partial / file_id, limit=self._max_file_bytes)
         try:
@@ -51,8 +58,13 @@ class Uploads:
         except BaseException:
             await asyncio.to_thread(partial.discard)
             raise
-        # If this fails the bytes stay: the record may have been written although its answer was lost.
-        await self._files.add(record)
+        # If this fails the bytes stay, since the record may have been written although its answer was lost; unless the
+        # project has no room, for then it was not.
+        try:
+            await self._files.add(record)
+        except RateLimited:
+            await asyncio.to_thread(shutil.rmtree, self._paths.file_folder(file_id), ignore_errors=True)
+            raise
         _log.info("file.stored", file_id=file_id, size_bytes=record.size_bytes, purpose=record.purpose)
         return record
 
@@ -76,6 +88,13 @@ class Uploads:
 
 def _last_write(folder: Path) -> float:
     return max((path.stat().st_mtime for path in (folder, *folder.glob("*"))), default=0.0)
+
+
+def _least_size(request: Request[Any, Any, Any]) -> int:
+    """Return how many bytes the file must have at least, going by the announced size of the body."""
+    announced = request.headers.get("content-length", "")
+    known = announced.isascii() and announced.isdigit() and len(announced) < 20
+    return max(1, int(announced) - _FRAMING_BYTES) if known else 1
 
 
 def _record(file_id: str, project: str, form: Received, partial: PartialFile) -> FileRecord:

@@ -8,31 +8,77 @@ from collections.abc import Sequence
 import msgspec
 
 from shared import keys
-from shared.errors import NotFound
+from shared.errors import NotFound, RateLimited
+from shared.projects import ProjectRecord
 from shared.records import FileRecord
 from shared.store import index
 from shared.store.client import Client
 
 _decode = msgspec.json.Decoder(FileRecord).decode
+_decode_project = msgspec.json.Decoder(ProjectRecord).decode
 _encode = msgspec.json.Encoder().encode
+
+_NO_ROOM = -1
+_NEVER_COUNTED = -2
 
 
 class FileStore:
-    """Files by id and by project, newest first."""
+    """Files by id and by project, newest first.
 
-    def __init__(self, client: Client) -> None:
+    `project_bytes` is the storage limit of projects that have none of their own, 0 for no limit; without it, files are
+    counted but never refused, as those are that a job makes.
+    """
+
+    def __init__(self, client: Client, *, project_bytes: int | None = None) -> None:
         self._client = client
+        self._project_bytes = project_bytes
 
     async def add(self, record: FileRecord) -> None:
-        """Make a file visible; its bytes must be in place. Calling it twice is the same as once."""
+        """Make a file visible; its bytes must be in place. Calling it twice is the same as once.
+
+        Raises RateLimited when the project has no room for it.
+        """
         await self._note_expiry(record)
-        order = await index.next_sequence(self._client)
-        await self._client.together(
+        outcome = await self._add(record)
+        if outcome == _NEVER_COUNTED:
+            await self.used_bytes(record.project)
+            outcome = await self._add(record)
+        if outcome == _NO_ROOM:
+            raise _no_room(record.size_bytes)
+
+    async def check_room(self, project: str, size_bytes: int) -> None:
+        """Raises RateLimited when `size_bytes` more would not fit now; `add` decides."""
+        if self._project_bytes is None:
+            return
+        raw = await self._client.call("GET", keys.project(project))
+        own = _decode_project(raw).limits.storage_bytes if raw is not None else None
+        limit = self._project_bytes if own is None else own
+        if limit and await self.used_bytes(project) + size_bytes > limit:
+            raise _no_room(size_bytes)
+
+    async def used_bytes(self, project: str) -> int:
+        """Return the sum of the sizes of a project's files."""
+        found = [keys.files(project), keys.project_bytes(project)]
+        return int(await self._client.script("count_files", found, [keys.file("")]))
+
+    async def _add(self, record: FileRecord) -> int:
+        outcome = await self._client.script(
+            "add_file",
             [
-                ("SET", keys.file(record.id), _encode(record)),
-                ("ZADD", keys.files(record.project), "NX", order, record.id),
-            ]
+                keys.file(record.id),
+                keys.files(record.project),
+                keys.project_bytes(record.project),
+                keys.SEQUENCE,
+                keys.project(record.project),
+            ],
+            [
+                record.id,
+                _encode(record),
+                record.size_bytes,
+                -1 if self._project_bytes is None else self._project_bytes,
+            ],
         )
+        return int(outcome)
 
     async def get(self, file_id: str, *, project: str | None = None) -> FileRecord:
         """Raises NotFound when it is unknown, has expired, or belongs to another project than `project`."""
@@ -76,11 +122,17 @@ class FileStore:
 
     async def remove(self, record: FileRecord) -> bool:
         """Forget a file; False if somebody was faster. The caller removes the bytes afterwards."""
-        removed, *_ = await self._client.together(
-            [
-                ("DEL", keys.file(record.id)),
-                ("ZREM", keys.files(record.project), record.id),
-                ("ZREM", keys.EXPIRING_FILES, record.id),
-            ]
-        )
-        return bool(removed)
+        found = [
+            keys.file(record.id),
+            keys.files(record.project),
+            keys.project_bytes(record.project),
+            keys.EXPIRING_FILES,
+        ]
+        return bool(await self._client.script("remove_file", found, [record.id, record.size_bytes]))
+
+
+def _no_room(size_bytes: int) -> RateLimited:
+    return RateLimited(
+        f"The project's storage has no room for {size_bytes:,} bytes more; delete files, or have its limit raised.",
+        code="storage_limit_exceeded",
+    )

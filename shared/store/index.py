@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 from shared import keys
 from shared.errors import NotFound
 from shared.store.client import Client
+
+T = TypeVar("T")
 
 
 async def next_sequence(client: Client) -> int:
@@ -28,3 +33,39 @@ async def page(
     found = await client.call("ZREVRANGE" if newest_first else "ZRANGE", key, start, start + limit)
     ids = [member.decode() for member in found]
     return ids[:limit], len(ids) > limit
+
+
+async def records(
+    client: Client,
+    key: str,
+    record_key: Callable[[str], str],
+    decode: Callable[[bytes], T],
+    *,
+    after: str | None,
+    limit: int,
+    keep: Callable[[T], bool] = lambda _: True,
+    newest_first: bool = True,
+) -> tuple[list[T], bool]:
+    """Return up to `limit` records that `keep` accepts, behind the id `after`, and whether there are more.
+
+    Raises NotFound when `after` is not in the set.
+    """
+    found: list[T] = []
+    more = True
+    while more and len(found) <= limit:
+        ids, more = await page(client, key, after=after, limit=max(limit, 100), newest_first=newest_first)
+        after = ids[-1] if ids else after
+        raws = await client.call("MGET", *map(record_key, ids)) if ids else []
+        found += filter(keep, (decode(raw) for raw in raws if raw is not None))
+    return found[:limit], len(found) > limit
+
+
+async def replace(client: Client, key: str, change: Callable[[bytes], bytes]) -> bool:
+    """Apply `change` to the record in `key`, again whenever somebody else wrote meanwhile; False if there is none."""
+    while True:
+        current = await client.call("GET", key)
+        if current is None:
+            return False
+        outcome = await client.script("replace_record", [key], [current, change(current)])
+        if outcome != 0:
+            return bool(outcome == 1)

@@ -70,3 +70,20 @@ def test_openais_paths_are_all_there(spec: dict[str, Any]) -> None:
         ("post", "/v1/webhook_endpoints/{webhook_endpoint_id}/test"), ("get", "/docs"),
         ("post", "/v1/chat/completions"), ("post", "/v1/completions"),
     }  # fmt: skip
+
+
+def test_paths_of_the_organization_are_all_there(spec: dict[str, Any]) -> None:
+    methods = {(method, path) for path, operations in spec["paths"].items() for method in operations}
+    projects, admin_keys = "/v1/organization/projects", "/v1/organization/admin_api_keys"
+    one = projects + "/{project_id}"
+    keys, accounts = one + "/api_keys", one + "/service_accounts"
+    assert methods >= {
+        ("post", projects), ("get", projects), ("get", one), ("post", one), ("post", one + "/archive"),
+        ("get", one + "/rate_limits"), ("post", one + "/rate_limits/{rate_limit_id}"),
+        ("post", keys), ("get", keys), ("get", keys + "/{key_id}"), ("post", keys + "/{key_id}"),
+        ("delete", keys + "/{key_id}"), ("post", accounts), ("get", accounts),
+        ("get", accounts + "/{service_account_id}"), ("post", accounts + "/{service_account_id}"),
+        ("delete", accounts + "/{service_account_id}"), ("post", accounts + "/{service_account_id}/api_keys"),
+        ("post", admin_keys), ("get", admin_keys), ("get", admin_keys + "/{key_id}"),
+        ("delete", admin_keys + "/{key_id}"),
+    }  # fmt: skip

@@ -9,7 +9,6 @@ from shared.store.registry import Registry
 from tests.api_server import BASE, ApiServer, know_key, make_adapter, make_base, with_store
 
 MODEL = f"ft:{BASE}:acme:mine:shared00:ckpt-step-4"
-OTHER = "proj_other"
 
 
 @pytest.fixture
@@ -20,17 +19,26 @@ def owner(api: ApiServer, redis_url: str) -> openai.OpenAI:
 
 
 @pytest.fixture
-def guest(api: ApiServer, redis_url: str) -> openai.OpenAI:
-    key = know_key(redis_url, "sk-of-another-project", project=OTHER)
+def other(owner: openai.OpenAI, api: ApiServer) -> str:
+    """Id of another project."""
+    admin = openai.OpenAI(base_url=f"{api.url}/v1", api_key=api.key, admin_api_key=api.key)
+    return admin.admin.organization.projects.create(name="other").id
+
+
+@pytest.fixture
+def guest(api: ApiServer, redis_url: str, other: str) -> openai.OpenAI:
+    key = know_key(redis_url, "sk-of-another-project", project=other)
     return openai.OpenAI(base_url=f"{api.url}/v1", api_key=key, max_retries=0)
 
 
-def test_shared_model_is_the_guests_to_use_until_it_is_not(owner: openai.OpenAI, guest: openai.OpenAI) -> None:
+def test_shared_model_is_the_guests_to_use_until_it_is_not(
+    owner: openai.OpenAI, guest: openai.OpenAI, other: str
+) -> None:
     permissions = owner.fine_tuning.checkpoints.permissions
     with pytest.raises(openai.NotFoundError):
         guest.models.retrieve(MODEL)
-    (granted,) = permissions.create(MODEL, project_ids=[OTHER]).data
-    assert (granted.object, granted.project_id) == ("checkpoint.permission", OTHER)
+    (granted,) = permissions.create(MODEL, project_ids=[other]).data
+    assert (granted.object, granted.project_id) == ("checkpoint.permission", other)
     assert guest.models.retrieve(MODEL).id == MODEL
     assert MODEL in [model.id for model in guest.models.list()]
     training_file = guest.files.create(file=("train.jsonl", b"{}\n"), purpose="fine-tune").id
@@ -43,19 +51,22 @@ def test_shared_model_is_the_guests_to_use_until_it_is_not(owner: openai.OpenAI,
         guest.models.retrieve(MODEL)
 
 
-def test_permissions_are_listed_in_both_orders_and_pages(owner: openai.OpenAI) -> None:
+def test_permissions_are_listed_in_both_orders_and_pages(owner: openai.OpenAI, api: ApiServer) -> None:
     permissions = owner.fine_tuning.checkpoints.permissions
-    projects = [f"proj_{n}" for n in range(5)]
+    admin = openai.OpenAI(base_url=f"{api.url}/v1", api_key=api.key, admin_api_key=api.key).admin.organization
+    projects = [admin.projects.create(name=str(n)).id for n in range(5)]
     made = [item.id for item in permissions.create(MODEL, project_ids=projects).data]
     assert [item.id for item in permissions.create(MODEL, project_ids=projects[::-1]).data] == made[::-1]
     assert [item.id for item in permissions.list(MODEL, limit=2)] == made[::-1]
     assert [item.id for item in permissions.list(MODEL, limit=2, order="ascending")] == made
-    (found,) = permissions.list(MODEL, project_id="proj_3").data
-    assert found.project_id == "proj_3"
+    (found,) = permissions.list(MODEL, project_id=projects[3]).data
+    assert found.project_id == projects[3]
 
 
-def test_deleted_model_takes_its_permissions_along(owner: openai.OpenAI, guest: openai.OpenAI, redis_url: str) -> None:
-    owner.fine_tuning.checkpoints.permissions.create(MODEL, project_ids=[OTHER])
+def test_deleted_model_takes_its_permissions_along(
+    owner: openai.OpenAI, guest: openai.OpenAI, other: str, redis_url: str
+) -> None:
+    owner.fine_tuning.checkpoints.permissions.create(MODEL, project_ids=[other])
     owner.models.delete(MODEL)
     assert MODEL not in [model.id for model in guest.models.list()]
     with_store(redis_url, lambda client: Registry(client).publish(make_adapter(MODEL)))
@@ -63,17 +74,24 @@ def test_deleted_model_takes_its_permissions_along(owner: openai.OpenAI, guest: 
         guest.models.retrieve(MODEL)
 
 
-def test_foreign_and_unknown_models_cannot_be_shared(owner: openai.OpenAI, guest: openai.OpenAI) -> None:
+def test_foreign_and_unknown_models_cannot_be_shared(owner: openai.OpenAI, guest: openai.OpenAI, other: str) -> None:
     for client, model in ((guest, MODEL), (owner, "ft:nothing:here::x"), (owner, BASE)):
         permissions = client.fine_tuning.checkpoints.permissions
         for call in (
-            lambda p=permissions, m=model: p.create(m, project_ids=[OTHER]),
+            lambda p=permissions, m=model: p.create(m, project_ids=[other]),
             lambda p=permissions, m=model: p.list(m),
             lambda p=permissions, m=model: p.delete("cp_x", fine_tuned_model_checkpoint=m),
         ):
             with pytest.raises(openai.NotFoundError) as caught:
                 call()
             assert caught.value.code == "model_not_found"
+
+
+def test_unknown_project_is_named_and_nothing_is_shared(owner: openai.OpenAI, other: str) -> None:
+    permissions = owner.fine_tuning.checkpoints.permissions
+    with pytest.raises(openai.NotFoundError, match="proj_nowhere"):
+        permissions.create(MODEL, project_ids=[other, "proj_nowhere"])
+    assert permissions.list(MODEL).data == []
 
 
 @pytest.mark.parametrize(

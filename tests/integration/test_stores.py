@@ -232,7 +232,7 @@ def test_keys_are_stored_as_hashes_only(redis_url: str) -> None:
     async def story(client: Client) -> None:
         store = KeyStore(client)
         await store.ensure("sk-selftune-secret", name="admin")
-        assert (await store.authenticate("sk-selftune-secret")).name == "admin"
+        assert (await store.authenticate("sk-selftune-secret")).key.name == "admin"
         with pytest.raises(NotAuthenticated) as caught:
             await store.authenticate("sk-selftune-guess")
         assert "guess" not in caught.value.message

@@ -7,9 +7,10 @@ from litestar.di import NamedDependency
 from litestar.types import ASGIApp
 
 from services.api.access import request_id_of
-from services.api.bodies import decode, read_json
+from services.api.bodies import decode
 from services.api.documents import CHAT, COMPLETION, GENERATED
 from services.api.gateway import VIEW_DECODER, Endpoint, Gateway
+from services.api.limits import read_prompt
 from services.api.relay import Relay, unless_gone
 from shared.records import KeyRecord
 from shared.settings import Settings
@@ -50,7 +51,7 @@ async def create_completion(
 async def _forward(
     endpoint: Endpoint, request: Request[Any, Any, Any], caller: KeyRecord, settings: Settings, gateway: Gateway
 ) -> ASGIApp:
-    body = await read_json(request, limit=settings.max_body_bytes)
+    body = await read_prompt(request, limit=settings.max_body_bytes)
     view = decode(body, VIEW_DECODER)
     opening = gateway.open(
         endpoint, body, model=view.model, project=caller.project, request_id=request_id_of(request.scope)

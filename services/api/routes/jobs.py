@@ -22,6 +22,7 @@ from shared.schemas.checkpoints import Checkpoint
 from shared.schemas.jobs import CreateJob, Job
 from shared.schemas.paging import Page
 from shared.settings import Settings
+from shared.store.api_keys import Identity
 from shared.store.idempotency import IdempotencyStore
 from shared.store.jobs import JobStore
 
@@ -38,18 +39,19 @@ Limit: TypeAlias = Annotated[int, QueryParameter(ge=1, le=1000)]
 )
 async def create_job(
     request: Request[Any, Any, Any],
-    caller: NamedDependency[KeyRecord],
+    identity: NamedDependency[Identity],
     settings: NamedDependency[Settings],
     idempotency: NamedDependency[IdempotencyStore],
     submission: NamedDependency[Submission],
 ) -> Job:
     """Fine-tune a model on an uploaded file; with an `Idempotency-Key` header, asking twice gives the same job."""
+    project = identity.project.id
     body = await read_json(request, limit=settings.max_body_bytes)
     wanted = decode(body, _CREATE)
-    job_id = await object_id_for(
-        request, idempotency, project=caller.project, kind="job", body=body, new_id=ids.new_job_id()
+    job_id = await object_id_for(request, idempotency, project=project, kind="job", body=body, new_id=ids.new_job_id())
+    record = await submission.submit(
+        wanted, project=project, job_id=job_id, limit=identity.project.limits.concurrent_jobs or None
     )
-    record = await submission.submit(wanted, project=caller.project, job_id=job_id)
     return record.public(paused_as=settings.paused_as)
 
 

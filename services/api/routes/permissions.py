@@ -11,6 +11,7 @@ from services.api.bodies import decode, read_json
 from services.api.documents import json_body
 from services.api.listing import cut, page
 from services.api.model_paths import model_id
+from services.api.project_admin import ProjectAdmin
 from shared.records import AdapterRecord, KeyRecord
 from shared.schemas.checkpoints import CheckpointPermission, GrantPermissions
 from shared.schemas.paging import Deleted, Page
@@ -34,10 +35,13 @@ async def create_permissions(
     settings: NamedDependency[Settings],
     registry: NamedDependency[Registry],
     permissions: NamedDependency[PermissionStore],
+    project_admin: NamedDependency[ProjectAdmin],
 ) -> Page[CheckpointPermission]:
     """Let other projects list, use and go on training a model of this project."""
     wanted = decode(await read_json(request, limit=settings.max_body_bytes), _GRANT)
     adapter = await _own(registry, model, caller.project)
+    for project_id in wanted.project_ids:
+        await project_admin.get(project_id)
     granted = await permissions.grant(adapter.name, wanted.project_ids)
     return page([record.public() for record in granted], has_more=False)
 

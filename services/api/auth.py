@@ -53,12 +53,12 @@ class Authenticator:
         except StoreUnavailable:
             _log.warning("admin_key.pending", reason="the database does not answer")
 
-    async def authenticate(self, headers: Mapping[str, str]) -> Identity:
-        """Return who sends these headers; its project's limits are those that hold, 0 or None for no limit.
+    async def authenticate(self, authorization: str | None, headers: Mapping[str, str]) -> Identity:
+        """Return who sends this Authorization header and, among `headers`, the names of an organization and a project.
 
-        Raises NotAuthenticated, StoreUnavailable.
+        The project's limits are those that hold, 0 or None for no limit. Raises NotAuthenticated, StoreUnavailable.
         """
-        key = _bearer(headers.get("authorization"))
+        key = _bearer(authorization)
         await self._store_admin_key()
         named_project = headers.get("openai-project", "").strip()
         identity = await self._keys.authenticate(key, named_project=named_project)
@@ -114,7 +114,7 @@ async def require_key(connection: ASGIConnection[Any, Any, Identity, State], han
         return
     services = connection.app.state.services
     authenticator: Authenticator = services.authenticator
-    caller = await authenticator.authenticate(connection.headers)
+    caller = await authenticator.authenticate(connection.headers.get("authorization"), connection.headers)
     connection.scope["auth"] = caller
     # Before the scopes, so that guessing at them is bounded, too.
     await take_request(connection, services.limits, caller)

@@ -40,7 +40,7 @@ RULES: tuple[Rule, ...] = (
     _rule("/v1/organization", ["admin"], ["admin"]),
     _rule("/v1/fine_tuning/checkpoints", ["admin"], ["admin"]),
     _rule("/v1/webhook_endpoints", ["admin"], ["admin"]),
-    _rule("/v1/webhook_event_types", ["admin"], ["admin"]),
+    _rule("/v1/webhook_event_types", ["read"], ["admin"]),
     _rule("/v1/files", ["read"], ["train"]),
     _rule("/v1/uploads", ["read"], ["train"]),
     _rule("/v1/fine_tuning", ["read"], ["train"]),

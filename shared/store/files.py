@@ -26,23 +26,25 @@ class FileStore:
     """Files by id and by project, newest first.
 
     `project_bytes` is the storage limit of projects that have none of their own, 0 for no limit; without it, files are
-    counted but never refused, as those are that a job makes.
+    counted but never refused.
     """
 
     def __init__(self, client: Client, *, project_bytes: int | None = None) -> None:
         self._client = client
         self._project_bytes = project_bytes
 
-    async def add(self, record: FileRecord) -> None:
+    async def add(self, record: FileRecord, *, produced: bool = False) -> None:
         """Make a file visible; its bytes must be in place. Calling it twice is the same as once.
 
-        Raises RateLimited when the project has no room for it.
+        Raises RateLimited when the project has no room for it, unless the server itself `produced` it: what a job or a
+        batch has worked for is not lost.
         """
         await self._note_expiry(record)
-        outcome = await self._add(record)
+        limit = -1 if produced or self._project_bytes is None else self._project_bytes
+        outcome = await self._add(record, limit)
         if outcome == _NEVER_COUNTED:
             await self.used_bytes(record.project)
-            outcome = await self._add(record)
+            outcome = await self._add(record, limit)
         if outcome == _NO_ROOM:
             raise _no_room(record.size_bytes)
 
@@ -61,7 +63,7 @@ class FileStore:
         found = [keys.files(project), keys.project_bytes(project)]
         return int(await self._client.script("count_files", found, [keys.file("")]))
 
-    async def _add(self, record: FileRecord) -> int:
+    async def _add(self, record: FileRecord, limit: int) -> int:
         outcome = await self._client.script(
             "add_file",
             [
@@ -71,12 +73,7 @@ class FileStore:
                 keys.SEQUENCE,
                 keys.project(record.project),
             ],
-            [
-                record.id,
-                _encode(record),
-                record.size_bytes,
-                -1 if self._project_bytes is None else self._project_bytes,
-            ],
+            [record.id, _encode(record), record.size_bytes, limit],
         )
         return int(outcome)
 

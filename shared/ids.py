@@ -84,3 +84,12 @@ def checkpoint_name(model: str, step: int) -> str:
     """Form the name under which an intermediate checkpoint of `model` answers: its own id, then `:ckpt-step-{step}`."""
     stem, _, _ = model.rpartition(":")
     return f"{stem}:{_random(8)}:ckpt-step-{step}"
+
+
+def new_response_id() -> str:
+    return f"resp_{secrets.token_hex(24)}"
+
+
+def new_item_id(prefix: str) -> str:
+    """Return an id for an item of a response's input, such as `msg_…`."""
+    return f"{prefix}_{secrets.token_hex(24)}"

@@ -48,6 +48,9 @@
 | selftune:webhooks:{project}      | zset   | webhook endpoints by order of creation         | for ever       |
 | selftune:webhook_delivery:{id}   | string | DeliveryRecord                                 | until arrived  |
 | selftune:webhook_queue           | zset   | delivery ids by time of their next try         | for ever       |
+| selftune:completion:{id}         | hash   | project, model, metadata, body, messages       | stored_completion_days |
+| selftune:completions:{project}   | zset   | ids of stored completions by order of creation | for ever       |
+| selftune:response:{id}           | hash   | project, previous, body, items                 | stored_completion_days |
 | arq:*                            | -      | the queues, written by arq                     | arq's          |
 
 No key is another one's prefix plus a colon: ids come from clients, and must not reach a key of another type.
@@ -203,3 +206,15 @@ def request_bucket(owner_id: str) -> str:
 
 def token_bucket(owner_id: str) -> str:
     return f"{_ROOT}:token_bucket:{owner_id}"
+
+
+def completion(completion_id: str) -> str:
+    return f"{_ROOT}:completion:{completion_id}"
+
+
+def completions(project: str) -> str:
+    return f"{_ROOT}:completions:{project}"
+
+
+def response(response_id: str) -> str:
+    return f"{_ROOT}:response:{response_id}"

@@ -225,6 +225,8 @@ class ReplicaRecord(Struct, frozen=True, kw_only=True):
     resident: list[str] = []
     running: int = 0
     started_at: float = 0.0
+    tasks: tuple[str, ...] = ("generate",)
+    """What its engine can do, in vLLM's words: `generate`, `embed`."""
 
 
 class WorkerRecord(Struct, frozen=True, kw_only=True):

@@ -19,6 +19,8 @@ from shared.errors import InvalidRequest
 
 ENV_PREFIX = "SELFTUNE_"
 EMBEDDED = "embedded"
+TOOLS_AUTO = "auto"
+TOOLS_OFF = "off"
 EMBEDDED_ID = "SmolLM2-135M-Instruct"
 
 
@@ -100,6 +102,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "else they are ignored."
         ),
     ] = False
+    tool_call_parser: Annotated[
+        str,
+        _setting(
+            "How the base writes tool calls: a parser of vLLM such as 'hermes'; 'auto' looks at its chat template, "
+            "'off' refuses `tools` unless a call is forced.",
+            min_length=1,
+        ),
+    ] = TOOLS_AUTO
+    stored_completion_days: Annotated[
+        int, _setting("Days that stored chat completions and responses are kept; 0 keeps them for ever.", ge=0)
+    ] = 30
     log_level: Annotated[str, _setting("Least level that is logged.", pattern=r"\A(DEBUG|INFO|WARNING|ERROR)\Z")] = (
         "INFO"
     )

@@ -26,6 +26,9 @@ _log = structlog.get_logger()
 PUBLIC = "public"
 """Handler option: no key is needed."""
 
+KEY_HEADER = "key_header"
+"""Handler option: a header that may hold the key alone, instead of `Authorization: Bearer`."""
+
 
 class Authenticator:
     """Knows keys, and sees to it that the first of them, the admin key, and its project are in the database."""
@@ -114,8 +117,15 @@ async def require_key(connection: ASGIConnection[Any, Any, Identity, State], han
         return
     services = connection.app.state.services
     authenticator: Authenticator = services.authenticator
-    caller = await authenticator.authenticate(connection.headers.get("authorization"), connection.headers)
+    caller = await authenticator.authenticate(credentials(connection, handler), connection.headers)
     connection.scope["auth"] = caller
     # Before the scopes, so that guessing at them is bounded, too.
     await take_request(connection, services.limits, caller)
     scopes.check(caller.key.scopes, str(connection.scope.get("method", "")), connection.scope["path_template"])
+
+
+def credentials(connection: ASGIConnection[Any, Any, Identity, State], handler: BaseRouteHandler) -> str | None:
+    """Return the Authorization header, or what stands for it in the header that the route names."""
+    other = handler.opt.get(KEY_HEADER)
+    key = connection.headers.get(other) if other else None
+    return connection.headers.get("authorization") or (f"Bearer {key}" if key else None)

@@ -15,6 +15,7 @@ from services.api.chunked_uploads import ChunkedUploads
 from services.api.gateway import Gateway
 from services.api.job_control import JobControl
 from services.api.key_admin import KeyAdmin
+from services.api.model_names import ModelNames
 from services.api.project_admin import ProjectAdmin
 from services.api.readiness import Readiness
 from services.api.submission import Submission
@@ -29,6 +30,7 @@ from shared.records import KeyRecord
 from shared.settings import Settings
 from shared.store.api_keys import Identity, KeyStore
 from shared.store.client import Client
+from shared.store.completions import CompletionStore
 from shared.store.files import FileStore
 from shared.store.idempotency import IdempotencyStore
 from shared.store.jobs import JobStore
@@ -37,6 +39,7 @@ from shared.store.permissions import PermissionStore
 from shared.store.presence import Presence
 from shared.store.projects import ProjectStore, ServiceAccountStore
 from shared.store.registry import Registry
+from shared.store.responses import ResponseStore
 from shared.store.uploads import UploadStore
 from shared.store.webhooks import DeliveryStore, WebhookStore
 
@@ -60,6 +63,9 @@ class Services:
     idempotency: IdempotencyStore
     permissions: PermissionStore
     registry: Registry
+    names: ModelNames
+    completions: CompletionStore
+    responses: ResponseStore
     gateway: Gateway
     readiness: Readiness
     drain: asyncio.Event
@@ -83,6 +89,7 @@ class Services:
         uploads, upload_store = Uploads(files, paths, max_file_bytes=settings.max_file_bytes), UploadStore(client)
         queue = Queue(settings.redis_url)
         webhook_store, sender = WebhookStore(client), WebhookSender(allow_private=settings.webhook_allow_private)
+        names = ModelNames(registry, settings.model_aliases, organization=settings.organization)
         return cls(
             settings=settings,
             paths=paths,
@@ -94,12 +101,15 @@ class Services:
             sweeper=Sweeper(files, upload_store, uploads, paths),
             jobs=jobs,
             queue=queue,
-            submission=Submission(settings, files, jobs, registry, queue),
+            submission=Submission(settings, files, jobs, registry, names, queue),
             control=JobControl(jobs, queue),
             idempotency=IdempotencyStore(client),
             permissions=PermissionStore(client),
             registry=registry,
-            gateway=Gateway(registry, presence, internal_key=internal_key(settings.internal_key, paths)),
+            names=names,
+            completions=CompletionStore(client, keep_days=settings.stored_completion_days),
+            responses=ResponseStore(client, keep_days=settings.stored_completion_days),
+            gateway=Gateway(names, presence, internal_key=internal_key(settings.internal_key, paths)),
             readiness=Readiness(client, paths, registry, presence, drain),
             drain=drain,
             webhook_store=webhook_store,

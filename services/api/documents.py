@@ -99,3 +99,34 @@ EVENTS: Described = {
 
 PAGE = {"content": {"text/html": {"schema": {"type": "string"}}}}
 PART_OF_PAGE = {"content": {kind: {"schema": {"type": "string"}} for kind in ("text/javascript", "text/css")}}
+
+RESPONSE = _generation("input", {"description": "A text, or a list of items."})
+EMBEDDING = _generation("input", {"description": "A text, a list of texts, token ids, or a list of these."})
+MESSAGE = _generation("messages", {"type": "array", "minItems": 1, "items": {"type": "object"}})
+
+OBJECT = _content("application/json", {"type": "object", "additionalProperties": True})
+GENERATED_RESPONSE: Described = {
+    "content": {
+        **OBJECT["content"],
+        "text/event-stream": {"schema": {"type": "string", "description": "Named events, up to response.completed."}},
+    }
+}
+OBJECT_PAGE = _content(
+    "application/json",
+    {
+        "type": "object",
+        "required": ["object", "data", "has_more"],
+        "properties": {
+            "object": {"type": "string", "enum": ["list"]},
+            "data": {"type": "array", "items": {"type": "object", "additionalProperties": True}},
+            "first_id": {"type": ["string", "null"]},
+            "last_id": {"type": ["string", "null"]},
+            "has_more": {"type": "boolean"},
+        },
+    },
+)
+
+ANTHROPIC_ERROR: Described = {
+    "description": "Any error",
+    **_content("application/json", {"$ref": "#/components/schemas/AnthropicErrorResponse"}),
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import httpx2
@@ -9,17 +10,24 @@ import msgspec
 import structlog
 
 from services.api import routing
+from services.api.model_names import ModelNames
+from services.api.rewriting import with_fields
 from services.api.upstream_errors import shape
-from shared.errors import NoReplica
+from shared.errors import InvalidRequest, NoReplica
 from shared.records import ReplicaRecord
 from shared.store.presence import Presence
-from shared.store.registry import Registry, unknown_model
 
 _log = structlog.get_logger()
 
-Endpoint = Literal["/v1/chat/completions", "/v1/completions"]
+Endpoint = Literal[
+    "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/responses/render", "/v1/embeddings",
+    "/v1/messages", "/v1/messages/count_tokens",
+]  # fmt: skip
 
 _ATTEMPTS = 2
+_PRIORITY_HEADER = "x-vllm-priority"
+"""Wins over the body's `priority` in vLLM; smaller numbers are answered earlier."""
+_PRODUCT = {"generate": "generate text", "embed": "make embeddings"}
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,6 +35,8 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str
     stream: bool | None = None
+    priority: int | None = None
+    """Not OpenAI's. A client may ask to be answered later than others, not earlier."""
 
 
 VIEW_DECODER = msgspec.json.Decoder(View)
@@ -35,8 +45,8 @@ VIEW_DECODER = msgspec.json.Decoder(View)
 class Gateway:
     """Sends requests to the replicas of a base model."""
 
-    def __init__(self, registry: Registry, presence: Presence, *, internal_key: str) -> None:
-        self._registry = registry
+    def __init__(self, names: ModelNames, presence: Presence, *, internal_key: str) -> None:
+        self._names = names
         self._presence = presence
         self._http = httpx2.AsyncClient(
             headers={"authorization": f"Bearer {internal_key}", "user-agent": "selftune-gateway"},
@@ -47,18 +57,25 @@ class Gateway:
         )
 
     async def open(
-        self, endpoint: Endpoint, body: bytes, *, model: str, project: str, request_id: str
+        self, endpoint: Endpoint, body: bytes, *, model: str, project: str, request_id: str, priority: int = 0
     ) -> httpx2.Response:
         """Return a replica's successful answer, its body not read yet; the caller closes it.
 
-        Raises NotFound for a model that the project does not see, NoReplica, and UpstreamError for the replica's own.
+        The body goes out as it is; only an alias is replaced by the model it stands for. Of the requests that wait for
+        an engine those with the smallest `priority` come first; a negative one counts as 0.
+
+        Raises NotFound for a model that the project does not see, InvalidRequest for one that cannot answer at this
+        endpoint, NoReplica, and UpstreamError for the replica's own.
         """
-        base = await self._base_of(model, project)
-        choices = routing.candidates(await self._presence.replicas(), base=base, model=model)
+        meaning = await self._names.look_up(model, project)
+        if meaning.target != model:
+            body = with_fields(body, model=meaning.target)
+        alive = await self._presence.replicas()
+        choices = _able(routing.candidates(alive, base=meaning.base, model=meaning.target), endpoint, model)
         # With one replica the second attempt goes there too: its first may have met a connection closed long ago.
         for replica in (choices * _ATTEMPTS)[:_ATTEMPTS]:
             try:
-                response = await self._send(replica, endpoint, body, request_id)
+                response = await self._send(replica, endpoint, body, request_id, max(priority, 0))
             except httpx2.TransportError as error:
                 _log.warning("gateway.unreachable", replica=replica.id, reason=type(error).__name__)
                 continue
@@ -68,18 +85,30 @@ class Gateway:
     async def close(self) -> None:
         await self._http.aclose()
 
-    async def _base_of(self, model: str, project: str) -> str:
-        if await self._registry.base(model) is not None:
-            return model
-        adapter = await self._registry.usable(model, project)
-        if adapter is None:
-            raise unknown_model(model)
-        return adapter.base
-
-    async def _send(self, replica: ReplicaRecord, endpoint: Endpoint, body: bytes, request_id: str) -> httpx2.Response:
-        headers = {"content-type": "application/json", "accept-encoding": "identity", "x-request-id": request_id}
+    async def _send(
+        self, replica: ReplicaRecord, endpoint: Endpoint, body: bytes, request_id: str, priority: int
+    ) -> httpx2.Response:
+        headers = {
+            "content-type": "application/json",
+            "accept-encoding": "identity",
+            "x-request-id": request_id,
+            _PRIORITY_HEADER: str(priority),
+        }
         request = self._http.build_request("POST", replica.url.rstrip("/") + endpoint, content=body, headers=headers)
         return await self._http.send(request, stream=True)
+
+
+def _able(replicas: Sequence[ReplicaRecord], endpoint: Endpoint, model: str) -> list[ReplicaRecord]:
+    """Keep the replicas whose engine can do what the endpoint is for. Raises InvalidRequest when none can."""
+    task = "embed" if endpoint == "/v1/embeddings" else "generate"
+    able = [replica for replica in replicas if task in replica.tasks]
+    if not able:
+        raise InvalidRequest(
+            f"The model '{model}' cannot {_PRODUCT[task]}, so it does not answer at {endpoint}.",
+            code="unsupported_endpoint",
+            param="model",
+        )
+    return able
 
 
 async def _refuse(response: httpx2.Response) -> httpx2.Response:

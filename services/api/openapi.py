@@ -16,11 +16,13 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 
+from services.api.anthropic_errors import AnthropicErrorResponse
 from services.api.auth import PUBLIC
 from services.api.deps import providers
 from services.api.documents import DOCUMENT
 from services.api.readiness import Health, Report
 from services.api.routes import ROUTES
+from services.api.stored_chat import UpdateCompletion
 from shared.schemas import organization
 from shared.schemas.checkpoints import Checkpoint, CheckpointPermission, GrantPermissions
 from shared.schemas.errors import ErrorResponse
@@ -28,7 +30,8 @@ from shared.schemas.events import Event
 from shared.schemas.files import File
 from shared.schemas.jobs import CreateJob, Job
 from shared.schemas.models import Model, ModelList
-from shared.schemas.paging import Deleted, Page
+from shared.schemas.paging import CompletionDeleted, Deleted, Page, ResponseDeleted
+from shared.schemas.responses import TokenCount
 from shared.schemas.uploads import CompleteUpload, CreateUpload, Upload, UploadPart
 from shared.schemas.webhooks import (
     CreateWebhookEndpoint,
@@ -52,6 +55,7 @@ _TYPES = [
     CreateWebhookEndpoint, UpdateWebhookEndpoint, RotateWebhookSecret, TestWebhookEndpoint, WebhookEndpoint,
     WebhookEndpointWithSecret, DeletedWebhookEndpoint, WebhookTestResult, WebhookEventTypeList, Page[WebhookEndpoint],
     *organization.TYPES,
+    UpdateCompletion, CompletionDeleted, ResponseDeleted, TokenCount, AnthropicErrorResponse,
 ]  # fmt: skip
 _REF = "#/components/schemas/{name}"
 _QUALIFIED = re.compile(r"(?<=#/components/schemas/)(\w+)_[\w.]+\.(\w+)_\Z")
@@ -108,7 +112,7 @@ def _complete(operation: dict[str, Any], handler: HTTPRouteHandler) -> None:
     if "response_body" in opt:
         operation["responses"]["200"].update(opt["response_body"])
     operation["responses"].update(opt.get("more_responses", {}))
-    operation["responses"]["default"] = _ERROR
+    operation["responses"]["default"] = opt.get("error_body", _ERROR)
     if opt.get(PUBLIC):
         operation["security"] = []
 

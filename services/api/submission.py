@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import structlog
 
 from services.api.job_requests import Asked, asked, check_options, shown_integrations
+from services.api.model_names import ModelNames
 from shared import ids
 from shared.errors import InvalidRequest, NotFound, StoreUnavailable
 from shared.queue import Queue
-from shared.records import FileRecord, JobRecord
+from shared.records import BaseRecord, FileRecord, JobRecord
 from shared.schemas.jobs import CreateJob
 from shared.schemas.options import TrainingOptions
 from shared.settings import Settings
@@ -36,11 +37,20 @@ class _Start:
 class Submission:
     """Creates jobs."""
 
-    def __init__(self, settings: Settings, files: FileStore, jobs: JobStore, registry: Registry, queue: Queue) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        files: FileStore,
+        jobs: JobStore,
+        registry: Registry,
+        names: ModelNames,
+        queue: Queue,
+    ) -> None:
         self._settings = settings
         self._files = files
         self._jobs = jobs
         self._registry = registry
+        self._names = names
         self._queue = queue
 
     async def submit(self, request: CreateJob, *, project: str, job_id: str, limit: int | None = None) -> JobRecord:
@@ -64,17 +74,13 @@ class Submission:
 
     async def _start(self, name: str, project: str) -> _Start:
         """Find what `model` means: a base, an alias, or a fine-tuned model. Raises NotFound."""
-        target = self._settings.model_aliases.get(name, name)
-        adapter = None
-        base = await self._registry.base(target)
-        if base is None:
-            adapter = await self._registry.usable(target, project)
-            base = await self._registry.base(adapter.base) if adapter else None
+        model = (await self._names.look_up(name, project)).model
+        if isinstance(model, BaseRecord):
+            return _Start(model.id, model.context_length)
+        base = await self._registry.base(model.base)
         if base is None:
             raise unknown_model(name)
-        if adapter is None:
-            return _Start(base.id, base.context_length)
-        return _Start(base.id, base.context_length, parent=adapter.name, parent_rank=adapter.rank)
+        return _Start(base.id, base.context_length, parent=model.name, parent_rank=model.rank)
 
     async def _check_files(self, request: CreateJob, project: str) -> None:
         await self._training_input(request.training_file, "training_file", project)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import httpx2
 import msgspec
 import structlog
+from msgspec.structs import replace
 
 from services.api.errors import INVALID_REQUEST, SERVER_ERROR, UpstreamError
 from shared.schemas.errors import ErrorBody
@@ -17,6 +19,11 @@ _READ_BYTES = 64 << 10
 _MESSAGE_CHARS = 2000
 _NOT_OURS = frozenset({401, 403, 405})
 """Statuses that speak of gateway and replica, not of the client's request."""
+
+
+_VALIDATION = re.compile(r"'loc': '(?P<place>[^']+)', 'msg': (?P<quote>['\"])(?P<fault>.*?)(?P=quote)(?:, '|\})")
+"""How vLLM writes the first fault that its request types have found."""
+_OPTION = re.compile(r" \(parameter=[^()]*\)\Z")
 
 
 class _Loose(msgspec.Struct):
@@ -57,13 +64,33 @@ def _body(raw: bytes, type: str) -> ErrorBody:
     message = fields.get("message")
     code = fields.get("code")
     param = fields.get("param")
-    return ErrorBody(
-        message=message[:_MESSAGE_CHARS] if isinstance(message, str) and message else "The request was refused.",
-        type=type,
-        # vLLM repeats the HTTP status as code; OpenAI's codes are names
-        code=code if isinstance(code, str) and not code.isdigit() else None,
-        param=param if isinstance(param, str) else None,
+    return _reworded(
+        ErrorBody(
+            message=message if isinstance(message, str) and message else "The request was refused.",
+            type=type,
+            # vLLM repeats the HTTP status as code; OpenAI's codes are names
+            code=code if isinstance(code, str) and not code.isdigit() else None,
+            param=param.removeprefix("body.") if isinstance(param, str) else None,
+        )
     )
+
+
+def _reworded(error: ErrorBody) -> ErrorBody:
+    """Say in terms of OpenAI's API what vLLM says in terms of its own classes and options."""
+    message = error.message
+    if found := _VALIDATION.search(message):
+        param = found["place"].removeprefix("body.")
+        return replace(error, message=f"Invalid value for '{param}': {found['fault']}.", param=param)
+    if "--enable-auto-tool-choice" in message:
+        message = (
+            "This server does not know how this model writes tool calls; name a tool or 'required' in 'tool_choice', "
+            "or have the operator set tool_call_parser."
+        )
+        return replace(error, message=message, param="tool_choice", code="unsupported_parameter")
+    message = _OPTION.sub("", message)[:_MESSAGE_CHARS]
+    if error.param == "input_tokens":
+        return replace(error, message=message, param=None, code="context_length_exceeded")
+    return replace(error, message=message)
 
 
 def _fields(raw: bytes) -> dict[str, Any]:

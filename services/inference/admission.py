@@ -25,7 +25,12 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN_PATHS = frozenset({"/health", "/metrics", "/metrics/"})
-GENERATING_PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
+GENERATING_PATHS = frozenset(
+    {
+        *("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"),
+        *("/v1/messages", "/v1/messages/count_tokens", "/v1/responses/render"),
+    }
+)
 RETRY_AFTER_S = 2
 
 _encode = msgspec.json.Encoder().encode

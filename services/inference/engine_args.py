@@ -9,13 +9,17 @@ from pathlib import Path
 
 from shared.adapters import SERVED_MODULES
 from shared.records import BaseRecord
-from shared.settings import Settings
+from shared.settings import TOOLS_AUTO, TOOLS_OFF, Settings
 
 SUPPORTED_VLLM = "0.32.0"
 """The launcher, the worker and the LoRA wrapper use parts of vLLM that change between versions."""
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The only values that vLLM takes for --max-lora-rank."""
+
+_PARSER_OF_MARK = (("[TOOL_CALLS]", "mistral"), ("<|python_tag|>", "llama3_json"), ("<function=", "qwen3_coder"))
+_COMMON_PARSER = "hermes"
+"""Reads <tool_call>{…}</tool_call>, which most open models write; other text goes through it as it is."""
 
 _MAX_BATCHED_TOKENS_CPU = 512  # one step of a long prompt delays every answer and every new adapter by its duration
 
@@ -73,9 +77,29 @@ def arguments(settings: Settings, base: BaseRecord, *, on_cpu: bool) -> list[str
         *("--enable-lora", "--max-loras", str(settings.max_loras)),
         *("--max-cpu-loras", str(cached_adapters(settings)), "--max-lora-rank", str(served_rank(settings))),
         *("--lora-target-modules", *sorted(SERVED_MODULES)),
+        # Requests of the same priority are still served in the order of their arrival.
+        *("--scheduling-policy", "priority"),
+        *_tool_arguments(settings, base),
+        "--enable-scale-out",  # has /v1/responses/render, which counts a request's tokens
         *("--disable-uvicorn-access-log", "--disable-fastapi-docs", "--allowed-origins", "[]"),
         *(_cpu_arguments(settings) if on_cpu else ["--worker-cls", "services.inference.worker.ManagedGPUWorker"]),
     ]
+
+
+def _tool_arguments(settings: Settings, base: BaseRecord) -> list[str]:
+    parser = settings.tool_call_parser
+    if parser == TOOLS_OFF:
+        return []
+    parser = tool_parser_for(Path(base.path)) if parser == TOOLS_AUTO else parser
+    # `parameter`: a call that the client forces (`required`, or a named tool) obeys the tool's schema.
+    return ["--enable-auto-tool-choice", "--tool-call-parser", parser, "--tool-strict-level", "parameter"]
+
+
+def tool_parser_for(folder: Path) -> str:
+    """Choose by the marks in a base's chat template which of vLLM's parsers reads its tool calls."""
+    files = (folder / name for name in ("chat_template.jinja", "tokenizer_config.json"))
+    text = "".join(file.read_text(encoding="utf-8") for file in files if file.is_file())
+    return next((parser for mark, parser in _PARSER_OF_MARK if mark in text), _COMMON_PARSER)
 
 
 def _cpu_arguments(settings: Settings) -> list[str]:

@@ -76,7 +76,8 @@ async def _serve_engine(
     )
     configure("inference", level=settings.log_level)  # one of the libraries behind build() has taken the root logger
     await check_engine_ready(engine, link)
-    replica.set("starting", "loading adapters", engine_pid=engine_pid(engine))
+    able = tuple(await engine.get_supported_tasks())
+    replica.set("starting", "loading adapters", engine_pid=engine_pid(engine), tasks=able)
     replica.describe_with(lambda: {"resident": agent.names(), "running": traffic.running})
     await agent.start()
     http = server.make_server(app)

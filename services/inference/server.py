@@ -29,7 +29,8 @@ log = structlog.get_logger()
 PUBLIC_PATHS = frozenset(
     {
         *("/health", "/metrics", "/version", "/v1/models"),
-        *("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"),
+        *("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"),
+        *("/v1/messages", "/v1/messages/count_tokens", "/v1/responses/render", "/tokenize", "/detokenize"),
     }
 )
 DRAIN_S = 20.0

@@ -26,3 +26,19 @@ class Deleted(Struct, frozen=True, kw_only=True):
     id: str
     object: Literal["file", "model", "checkpoint.permission"]
     deleted: Literal[True] = True
+
+
+class CompletionDeleted(Struct, frozen=True, kw_only=True):
+    """Answer to the deletion of a stored chat completion."""
+
+    id: str
+    object: Literal["chat.completion.deleted"] = "chat.completion.deleted"
+    deleted: Literal[True] = True
+
+
+class ResponseDeleted(Struct, frozen=True, kw_only=True):
+    """Answer to the deletion of a stored response."""
+
+    id: str
+    object: Literal["response"] = "response"
+    deleted: Literal[True] = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
@@ -39,7 +39,8 @@ class Presence:
 
     async def replicas(self) -> Sequence[ReplicaRecord]:
         """List the inference servers whose heartbeat is fresh, by id."""
-        return [_decode_replica(raw) for raw in await self._alive(keys.REPLICAS, keys.replica)]
+        alive = [_decode_replica(raw) for raw in await self._alive(keys.REPLICAS, keys.replica(""))]
+        return sorted(alive, key=lambda replica: replica.id)
 
     async def seconds_without_replica(self) -> float:
         """Tell how long ago the last replica was heard that did not say goodbye; infinite if there is none."""
@@ -48,7 +49,8 @@ class Presence:
 
     async def workers(self) -> Sequence[WorkerRecord]:
         """List the trainers whose heartbeat is fresh, by id."""
-        return [_decode_worker(raw) for raw in await self._alive(keys.WORKERS, keys.worker)]
+        alive = [_decode_worker(raw) for raw in await self._alive(keys.WORKERS, keys.worker(""))]
+        return sorted(alive, key=lambda worker: worker.id)
 
     async def _beat(self, index: str, member: str, key: str, record: bytes, ttl_s: float) -> None:
         now = time.time()
@@ -60,9 +62,6 @@ class Presence:
             ]
         )
 
-    async def _alive(self, index: str, key_of: Callable[[str], str]) -> list[bytes]:
-        members = sorted(member.decode() for member in await self._client.call("ZRANGE", index, 0, -1))
-        if not members:
-            return []
-        raws = await self._client.call("MGET", *map(key_of, members))
-        return [raw for raw in raws if raw is not None]
+    async def _alive(self, index: str, record_keys: str) -> list[bytes]:
+        found: list[bytes] = await self._client.script("list_alive", [index], [record_keys])
+        return found

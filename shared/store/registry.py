@@ -120,10 +120,18 @@ class Registry:
         raw, shared = await self._client.together(
             [("GET", keys.adapter(name)), ("SISMEMBER", keys.shared_models(project), name)]
         )
-        adapter = None if raw is None else _decode_adapter(raw)
-        if adapter is None or not adapter.listed or not (shared or adapter.project == project):
-            return None
-        return adapter
+        return _if_usable(raw, project, shared=bool(shared))
+
+    async def find(self, name: str, project: str) -> BaseRecord | AdapterRecord | None:
+        """Return the base of that name, else the fine-tuned model if `usable`; one round trip."""
+        base, raw, shared = await self._client.together(
+            [
+                ("HGET", keys.BASES, name),
+                ("GET", keys.adapter(name)),
+                ("SISMEMBER", keys.shared_models(project), name),
+            ]
+        )
+        return _decode_base(base) if base is not None else _if_usable(raw, project, shared=bool(shared))
 
     async def owned(self, name: str, project: str) -> AdapterRecord:
         """Return a listed fine-tuned model of a project. Raises NotFound for any other, shared ones too."""
@@ -180,3 +188,10 @@ class Registry:
             return []
         raws = await self._client.call("MGET", *map(keys.adapter, names))
         return [_decode_adapter(raw) for raw in raws if raw is not None]
+
+
+def _if_usable(raw: bytes | None, project: str, *, shared: bool) -> AdapterRecord | None:
+    adapter = None if raw is None else _decode_adapter(raw)
+    if adapter is None or not adapter.listed or not (shared or adapter.project == project):
+        return None
+    return adapter

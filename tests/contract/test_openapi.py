@@ -58,6 +58,7 @@ def test_constraints_of_a_job_are_in_the_document(spec: dict[str, Any]) -> None:
 def test_openais_paths_are_all_there(spec: dict[str, Any]) -> None:
     methods = {(method, path) for path, operations in spec["paths"].items() for method in operations}
     jobs = "/v1/fine_tuning/jobs"
+    completion, response = "/v1/chat/completions/{completion_id}", "/v1/responses/{response_id}"
     assert methods >= {
         ("post", "/v1/files"), ("get", "/v1/files"), ("get", "/v1/files/{file_id}"),
         ("delete", "/v1/files/{file_id}"), ("get", "/v1/files/{file_id}/content"),
@@ -68,7 +69,12 @@ def test_openais_paths_are_all_there(spec: dict[str, Any]) -> None:
         *((method, "/v1/webhook_endpoints/{webhook_endpoint_id}") for method in ("get", "post", "delete")),
         ("post", "/v1/webhook_endpoints/{webhook_endpoint_id}/rotate_secret"),
         ("post", "/v1/webhook_endpoints/{webhook_endpoint_id}/test"), ("get", "/docs"),
-        ("post", "/v1/chat/completions"), ("post", "/v1/completions"),
+        ("post", "/v1/chat/completions"), ("post", "/v1/completions"), ("post", "/v1/embeddings"),
+        ("get", "/v1/chat/completions"), ("get", completion), ("post", completion), ("delete", completion),
+        ("get", completion + "/messages"),
+        ("post", "/v1/responses"), ("get", response), ("delete", response), ("post", response + "/cancel"),
+        ("get", response + "/input_items"), ("post", "/v1/responses/input_tokens"), ("post", "/v1/responses/compact"),
+        ("post", "/v1/messages"), ("post", "/v1/messages/count_tokens"),
     }  # fmt: skip
 
 

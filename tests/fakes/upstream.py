@@ -39,6 +39,10 @@ class Upstream:
     error: bytes = b""
     error_type: str = "application/json"
     headers: dict[str, str] = field(default_factory=dict)
+    answer: bytes = b""
+    """Body of whole answers, instead of a chat completion."""
+    events: list[bytes] = field(default_factory=list)
+    """Pieces of streams, instead of a chat completion's."""
     pause_s: float = 0.2
     """Between two pieces of a stream."""
     received: list[Received] = field(default_factory=list)
@@ -81,14 +85,23 @@ class Upstream:
         elif self.behaviour == "silent":
             await asyncio.sleep(3600)
         elif request.get("stream"):
+            self.events = [_echoed(event, request) for event in self.events]
             await self._stream(request["model"], send)
         else:
             await self._start(send, self.status, "application/json")
-            whole = json.dumps(_completion(request["model"])).encode()
+            whole = _echoed(self.answer, request) or json.dumps(_completion(request["model"])).encode()
+            if self.behaviour == "cut":
+                await send({"type": "http.response.body", "body": whole[:20], "more_body": True})
+                return
             await send({"type": "http.response.body", "body": whole})
 
     async def _stream(self, model: str, send: Send) -> None:
         await self._start(send, 200, "text/event-stream; charset=utf-8")
+        for event in self.events:
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+        if self.events:
+            await send({"type": "http.response.body", "body": b""})
+            return
         for piece in ("Hel", "lo", "!"):
             event = b"data: " + json.dumps(_chunk(model, piece)).encode() + b"\n\n"
             if self.behaviour == "cut inside an event":
@@ -105,6 +118,11 @@ class Upstream:
         headers = [(b"content-type", kind.encode())]
         headers += [(name.encode(), value.encode()) for name, value in self.headers.items()]
         await send({"type": "http.response.start", "status": status, "headers": headers})
+
+
+def _echoed(answer: bytes, request: dict[str, Any]) -> bytes:
+    """Put the id in that the request asks for, as vLLM does with responses."""
+    return answer.replace(b"resp_upstream", str(request.get("request_id")).encode())
 
 
 async def _body(receive: Callable[[], Awaitable[Any]]) -> bytes:

@@ -69,7 +69,7 @@ def test_unknown_route_is_404(api: ApiServer, path: str) -> None:
         ("PUT", "/v1/models"),
         ("DELETE", "/v1/files"),
         ("PATCH", "/v1/fine_tuning/jobs"),
-        ("GET", "/v1/chat/completions"),
+        ("GET", "/v1/completions"),
     ],
 )
 def test_wrong_method_is_405(api: ApiServer, method: str, path: str) -> None:

@@ -33,6 +33,7 @@ class Deviation:
 
 DEVIATIONS = (
     Deviation("paused", r"(GET|POST) /fine_tuning/jobs", r"(data/\d+/)?status"),
+    Deviation("stored messages", r"GET /chat/completions/\{completion_id\}/messages", r"data/\d+/role"),
     Deviation("purpose evals", r"(GET|POST) /(files|uploads)", r"((data/\d+/)|file/)?purpose"),
 )
 

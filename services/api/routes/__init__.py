@@ -9,16 +9,19 @@ from services.api.routes import (
     health,
     inference,
     jobs,
+    messages,
     models,
     permissions,
     projects,
+    responses,
     service_accounts,
+    stored_completions,
     uploads,
     webhooks,
 )
 
 ROUTES = [
     *files.ROUTES, *uploads.ROUTES, *jobs.ROUTES, *permissions.ROUTES, *graders.ROUTES, *models.ROUTES,
-    *inference.ROUTES, *webhooks.ROUTES, *projects.ROUTES, *service_accounts.ROUTES, *api_keys.ROUTES,
-    *admin_keys.ROUTES, *health.ROUTES, *docs.ROUTES,
+    *inference.ROUTES, *stored_completions.ROUTES, *responses.ROUTES, *messages.ROUTES, *webhooks.ROUTES,
+    *projects.ROUTES, *service_accounts.ROUTES, *api_keys.ROUTES, *admin_keys.ROUTES, *health.ROUTES, *docs.ROUTES,
 ]  # fmt: skip

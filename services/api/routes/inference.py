@@ -1,19 +1,25 @@
-"""/v1/chat/completions and /v1/completions: the gateway."""
+"""Chat completions, completions and embeddings; /v1/responses and /v1/messages have modules of their own."""
 
 from typing import Any
 
+import msgspec
 from litestar import Request, post
 from litestar.di import NamedDependency
 from litestar.types import ASGIApp
 
 from services.api.access import request_id_of
 from services.api.bodies import decode
-from services.api.documents import CHAT, COMPLETION, GENERATED
-from services.api.gateway import VIEW_DECODER, Endpoint, Gateway
+from services.api.documents import CHAT, COMPLETION, EMBEDDING, GENERATED, OBJECT
+from services.api.gateway import VIEW_DECODER, Endpoint, Gateway, View
 from services.api.limits import read_prompt
-from services.api.relay import Relay, unless_gone
+from services.api.mending import mended
+from services.api.relay import Relay, Whole, read_unless_stream, unless_gone
+from services.api.stored_chat import ChatView, StoredChat
 from shared.records import KeyRecord
 from shared.settings import Settings
+from shared.store.completions import CompletionStore
+
+_CHAT = msgspec.json.Decoder(ChatView)
 
 
 @post(
@@ -27,9 +33,16 @@ async def create_chat_completion(
     caller: NamedDependency[KeyRecord],
     settings: NamedDependency[Settings],
     gateway: NamedDependency[Gateway],
+    completions: NamedDependency[CompletionStore],
 ) -> ASGIApp:
-    """Let a base or fine-tuned model continue a conversation; `stream` sends it as server-sent events."""
-    return await _forward("/v1/chat/completions", request, caller, settings, gateway)
+    """Let a model continue a conversation; `stream` sends it as server-sent events, `store` keeps it."""
+    body = await read_prompt(request, limit=settings.max_body_bytes)
+    view = decode(body, _CHAT)
+    stored = None
+    if view.store:
+        request_id = request_id_of(request.scope)
+        stored = StoredChat(completions, body, view, project=caller.project, request_id=request_id)
+    return await _forward("/v1/chat/completions", request, caller, gateway, body, view, stored)
 
 
 @post(
@@ -45,18 +58,50 @@ async def create_completion(
     gateway: NamedDependency[Gateway],
 ) -> ASGIApp:
     """Let a base or fine-tuned model continue a text; `stream` sends it as server-sent events."""
-    return await _forward("/v1/completions", request, caller, settings, gateway)
+    body = await read_prompt(request, limit=settings.max_body_bytes)
+    return await _forward("/v1/completions", request, caller, gateway, body, decode(body, VIEW_DECODER))
+
+
+@post(
+    "/v1/embeddings",
+    status_code=200,
+    operation_id="createEmbedding",
+    opt={"request_body": EMBEDDING, "response_body": OBJECT},
+)
+async def create_embedding(
+    request: Request[Any, Any, Any],
+    caller: NamedDependency[KeyRecord],
+    settings: NamedDependency[Settings],
+    gateway: NamedDependency[Gateway],
+) -> ASGIApp:
+    """Turn texts into vectors, on a base that was made for it; others refuse with `unsupported_endpoint`."""
+    body = await read_prompt(request, limit=settings.max_body_bytes)
+    return await _forward("/v1/embeddings", request, caller, gateway, body, decode(body, VIEW_DECODER))
 
 
 async def _forward(
-    endpoint: Endpoint, request: Request[Any, Any, Any], caller: KeyRecord, settings: Settings, gateway: Gateway
+    endpoint: Endpoint,
+    request: Request[Any, Any, Any],
+    caller: KeyRecord,
+    gateway: Gateway,
+    body: bytes,
+    view: View,
+    stored: StoredChat | None = None,
 ) -> ASGIApp:
-    body = await read_prompt(request, limit=settings.max_body_bytes)
-    view = decode(body, VIEW_DECODER)
     opening = gateway.open(
-        endpoint, body, model=view.model, project=caller.project, request_id=request_id_of(request.scope)
+        endpoint,
+        body,
+        model=view.model,
+        project=caller.project,
+        request_id=request_id_of(request.scope),
+        priority=view.priority or 0,
     )
-    return Relay(await unless_gone(opening, request.receive))
+    answer = await unless_gone(read_unless_stream(opening), request.receive)
+    if not isinstance(answer, bytes):
+        return Relay(answer, stored)
+    if stored is not None:
+        await stored.keep(answer)
+    return Whole(mended(answer))
 
 
-ROUTES = [create_chat_completion, create_completion]
+ROUTES = [create_chat_completion, create_completion, create_embedding]

@@ -5,50 +5,45 @@ from litestar import delete, get
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 
+from services.api.model_names import ModelNames
 from shared.errors import InvalidRequest
 from shared.records import KeyRecord
 from shared.schemas.models import Model, ModelList
 from shared.schemas.paging import Deleted
-from shared.settings import Settings
-from shared.store.registry import Registry, unknown_model
+from shared.store.registry import Registry
 
 _log = structlog.get_logger()
 
 
 @get("/v1/models", operation_id="listModels")
-async def list_models(
-    caller: NamedDependency[KeyRecord], registry: NamedDependency[Registry], settings: NamedDependency[Settings]
-) -> ModelList:
-    """List base models and the project's fine-tuned ones."""
-    bases = [base.public() for base in await registry.bases()]
-    tuned = [adapter.public(settings.organization) for adapter in await registry.listed(caller.project)]
-    return ModelList(data=[*bases, *tuned])
+async def list_models(caller: NamedDependency[KeyRecord], names: NamedDependency[ModelNames]) -> ModelList:
+    """List base models, the project's fine-tuned ones, those shared with it, and their aliases."""
+    return ModelList(data=await names.listed(caller.project))
 
 
 @get("/v1/models/{model:path}", operation_id="retrieveModel")
 async def retrieve_model(
-    model: FromPath[str],
-    caller: NamedDependency[KeyRecord],
-    registry: NamedDependency[Registry],
-    settings: NamedDependency[Settings],
+    model: FromPath[str], caller: NamedDependency[KeyRecord], names: NamedDependency[ModelNames]
 ) -> Model:
     """Look a model up."""
-    name = model.removeprefix("/")
-    base = await registry.base(name)
-    if base is not None:
-        return base.public()
-    adapter = await registry.usable(name, caller.project)
-    if adapter is None:
-        raise unknown_model(name)
-    return adapter.public(settings.organization)
+    return await names.shown(model.removeprefix("/"), caller.project)
 
 
 @delete("/v1/models/{model:path}", status_code=200, operation_id="deleteModel")
 async def delete_model(
-    model: FromPath[str], caller: NamedDependency[KeyRecord], registry: NamedDependency[Registry]
+    model: FromPath[str],
+    caller: NamedDependency[KeyRecord],
+    registry: NamedDependency[Registry],
+    names: NamedDependency[ModelNames],
 ) -> Deleted:
     """Delete a fine-tuned model; it stops answering at once."""
     name = model.removeprefix("/")
+    if names.is_alias(name):
+        raise InvalidRequest(
+            f"'{name}' is an alias of '{names.target(name)}'; aliases are the operator's setting and are not deleted.",
+            code="model_alias",
+            param="model",
+        )
     if await registry.base(name) is not None:
         raise InvalidRequest(
             f"'{name}' is a base model; only fine-tuned models can be deleted.", code="base_model", param="model"

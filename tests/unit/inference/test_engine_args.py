@@ -71,3 +71,21 @@ def test_the_base_that_is_waited_for(tmp_path: Path) -> None:
     assert Settings(base_model="org/name").public_base_id == "org/name"
     assert Settings(base_model=str(folder)).public_base_id == "my-base"
     assert Settings(base_model=str(folder), base_model_id="mine").public_base_id == "mine"
+
+
+@pytest.mark.parametrize(
+    ("template", "parser"),
+    [
+        ("{{ '<|im_start|>' + message.role }}", "hermes"),
+        ("<tool_call>{{ call | tojson }}</tool_call>", "hermes"),
+        ("{{ '<|python_tag|>' }}", "llama3_json"),
+        ("[TOOL_CALLS]", "mistral"),
+        ("<tool_call><function=name>", "qwen3_coder"),
+    ],
+)
+def test_tool_parser_follows_the_chat_template(tmp_path: Path, template: str, parser: str) -> None:
+    (tmp_path / "chat_template.jinja").write_text(template)
+    base = BaseRecord(id="b", path=str(tmp_path), fingerprint="f", context_length=1024, created_at=0)
+    assert value_of("--tool-call-parser", arguments(Settings(), base, on_cpu=True)) == parser
+    assert value_of("--tool-call-parser", arguments(Settings(tool_call_parser="xlam"), base, on_cpu=True)) == "xlam"
+    assert "--enable-auto-tool-choice" not in arguments(Settings(tool_call_parser="off"), base, on_cpu=True)

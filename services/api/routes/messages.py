@@ -1,0 +1,75 @@
+"""/v1/messages: Anthropic's form of the same generation, with its errors, for clients that speak it."""
+
+from typing import Any
+
+from litestar import Request, post
+from litestar.di import NamedDependency
+from litestar.types import ASGIApp
+
+from services.api.access import request_id_of
+from services.api.anthropic_errors import HANDLERS
+from services.api.auth import KEY_HEADER
+from services.api.bodies import decode, read_json
+from services.api.documents import ANTHROPIC_ERROR, GENERATED, MESSAGE, OBJECT
+from services.api.gateway import VIEW_DECODER, Endpoint, Gateway
+from services.api.limits import read_prompt
+from services.api.relay import Relay, Whole, read_unless_stream, unless_gone
+from shared.records import KeyRecord
+from shared.settings import Settings
+
+_OPTIONS: dict[str, Any] = {KEY_HEADER: "x-api-key", "request_body": MESSAGE, "error_body": ANTHROPIC_ERROR}
+
+
+@post(
+    "/v1/messages",
+    status_code=200,
+    operation_id="createMessage",
+    opt={**_OPTIONS, "response_body": GENERATED},
+    exception_handlers=HANDLERS,
+)
+async def create_message(
+    request: Request[Any, Any, Any],
+    caller: NamedDependency[KeyRecord],
+    settings: NamedDependency[Settings],
+    gateway: NamedDependency[Gateway],
+) -> ASGIApp:
+    """Let a model continue a conversation in Anthropic's format."""
+    body = await read_prompt(request, limit=settings.max_body_bytes)
+    return await _forward("/v1/messages", request, caller, gateway, body)
+
+
+@post(
+    "/v1/messages/count_tokens",
+    status_code=200,
+    operation_id="countMessageTokens",
+    opt={**_OPTIONS, "response_body": OBJECT},
+    exception_handlers=HANDLERS,
+)
+async def count_message_tokens(
+    request: Request[Any, Any, Any],
+    caller: NamedDependency[KeyRecord],
+    settings: NamedDependency[Settings],
+    gateway: NamedDependency[Gateway],
+) -> ASGIApp:
+    """Count the tokens that such a conversation would put before the model."""
+    body = await read_json(request, limit=settings.max_body_bytes)
+    return await _forward("/v1/messages/count_tokens", request, caller, gateway, body)
+
+
+async def _forward(
+    endpoint: Endpoint, request: Request[Any, Any, Any], caller: KeyRecord, gateway: Gateway, body: bytes
+) -> ASGIApp:
+    view = decode(body, VIEW_DECODER)
+    opening = gateway.open(
+        endpoint,
+        body,
+        model=view.model,
+        project=caller.project,
+        request_id=request_id_of(request.scope),
+        priority=view.priority or 0,
+    )
+    answer = await unless_gone(read_unless_stream(opening), request.receive)
+    return Whole(answer) if isinstance(answer, bytes) else Relay(answer)
+
+
+ROUTES = [create_message, count_message_tokens]

@@ -1,0 +1,128 @@
+"""Stored chat completions: what was asked, what was answered, and the client's metadata. Redis is the record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+from msgspec import Struct
+
+from shared import keys
+from shared.errors import NotFound
+from shared.store import index
+from shared.store.client import Argument, Client
+
+_decode_metadata = msgspec.json.Decoder(dict[str, str]).decode
+_encode = msgspec.json.encode
+
+_SCAN = 50
+_FIELDS = ("project", "model", "metadata", "body")
+
+
+class StoredCompletion(Struct, frozen=True, kw_only=True):
+    """A completion as it is listed."""
+
+    id: str
+    project: str
+    model: str
+    metadata: dict[str, str]
+    body: bytes
+    """The completion as JSON, without its metadata."""
+
+
+class CompletionStore:
+    """Completions by id and by project."""
+
+    def __init__(self, client: Client, *, keep_days: int) -> None:
+        self._client = client
+        self._keep_s = keep_days * 86_400
+
+    async def keep(self, completion: StoredCompletion, *, messages: bytes) -> None:
+        """Store a completion with the messages that it answers, a JSON list. Raises StoreUnavailable."""
+        fields: list[Argument] = [
+            *("project", completion.project, "model", completion.model),
+            *("metadata", _encode(completion.metadata), "body", completion.body, "messages", messages),
+        ]
+        await self._client.script(
+            "keep_completion",
+            [keys.completion(completion.id), keys.completions(completion.project), keys.SEQUENCE],
+            [completion.id, self._keep_s, keys.completion(""), *fields],
+        )
+
+    async def get(self, completion_id: str, *, project: str) -> StoredCompletion:
+        """Raises NotFound when it is unknown, has expired, or belongs to another project."""
+        found = await self._client.call("HMGET", keys.completion(completion_id), *_FIELDS)
+        completion = _completion(completion_id, found)
+        if completion is None or completion.project != project:
+            raise _unknown(completion_id)
+        return completion
+
+    async def messages(self, completion_id: str, *, project: str) -> bytes:
+        """Return the request's messages, a JSON list. Raises NotFound."""
+        owner, messages = await self._client.call("HMGET", keys.completion(completion_id), "project", "messages")
+        if owner is None or owner.decode() != project:
+            raise _unknown(completion_id)
+        return bytes(messages)
+
+    async def describe(self, completion_id: str, metadata: Mapping[str, str], *, project: str) -> None:
+        """Replace its metadata. Raises NotFound."""
+        arguments: list[Argument] = [project, _encode(metadata)]
+        if not await self._client.script("describe_completion", [keys.completion(completion_id)], arguments):
+            raise _unknown(completion_id)
+
+    async def remove(self, completion_id: str, *, project: str) -> None:
+        """Raises NotFound, also when it was removed before."""
+        places = [keys.completion(completion_id), keys.completions(project)]
+        if not await self._client.script("forget_owned", places, [project, completion_id]):
+            raise _unknown(completion_id)
+
+    async def list(
+        self,
+        project: str,
+        *,
+        model: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        after: str | None = None,
+        limit: int,
+        newest_first: bool = False,
+    ) -> tuple[Sequence[StoredCompletion], bool]:
+        """Return a page of those of a model that carry every pair of `metadata`, and whether there are more.
+
+        Entries whose completions have expired are dropped from the list on the way. Raises NotFound for an unknown
+        `after`.
+        """
+        wanted = (metadata or {}).items()
+        found: list[StoredCompletion] = []
+        more = True
+        while more and len(found) <= limit:
+            ids, more = await index.page(
+                self._client, keys.completions(project), after=after, limit=_SCAN, newest_first=newest_first
+            )
+            after = ids[-1] if ids else after
+            records = await self._records(ids, project)
+            found += [one for one in records if model in (None, one.model) and wanted <= one.metadata.items()]
+        return found[:limit], len(found) > limit
+
+    async def _records(self, ids: Sequence[str], project: str) -> Sequence[StoredCompletion]:
+        if not ids:
+            return []
+        raws = await self._client.together([("HMGET", keys.completion(one), *_FIELDS) for one in ids])
+        records = [_completion(one, raw) for one, raw in zip(ids, raws, strict=True)]
+        # The last one stays: the next page is looked up behind it.
+        gone = [one for one, record in zip(ids[:-1], records, strict=False) if record is None]
+        if gone:
+            await self._client.call("ZREM", keys.completions(project), *gone)
+        return [record for record in records if record is not None]
+
+
+def _completion(completion_id: str, found: Sequence[bytes | None]) -> StoredCompletion | None:
+    project, model, metadata, body = found
+    if project is None or model is None or metadata is None or body is None:
+        return None
+    return StoredCompletion(
+        id=completion_id, project=project.decode(), model=model.decode(), metadata=_decode_metadata(metadata), body=body
+    )
+
+
+def _unknown(completion_id: str) -> NotFound:
+    return NotFound(f"Chat completion with id '{completion_id}' not found.", param="completion_id")

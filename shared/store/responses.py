@@ -1,0 +1,76 @@
+"""Stored responses and the items they answer. A response knows the one it goes on from. Redis is the record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from shared import keys
+from shared.errors import InvalidRequest, NotFound
+from shared.store.client import Argument, Client
+
+_MAX_CHAIN = 1000
+_FIELDS = ("project", "previous", "body", "items")
+
+
+class StoredResponse(Struct, frozen=True, kw_only=True):
+    """A response and what was new in its request."""
+
+    id: str
+    project: str
+    previous: str = ""
+    """The response that this one goes on from; empty at the beginning."""
+    body: bytes
+    """The response as JSON."""
+    items: bytes
+    """The input items of this turn as a JSON list, each with an id."""
+
+
+class ResponseStore:
+    """Responses by id."""
+
+    def __init__(self, client: Client, *, keep_days: int) -> None:
+        self._client = client
+        self._keep_s = keep_days * 86_400
+
+    async def keep(self, response: StoredResponse) -> None:
+        """Raises StoreUnavailable."""
+        key = keys.response(response.id)
+        fields: list[Argument] = [
+            *("project", response.project, "previous", response.previous),
+            *("body", response.body, "items", response.items),
+        ]
+        expiry: list[tuple[Argument, ...]] = [("EXPIRE", key, self._keep_s)] if self._keep_s else []
+        await self._client.together([("DEL", key), ("HSET", key, *fields), *expiry])
+
+    async def get(self, response_id: str, *, project: str) -> StoredResponse:
+        """Raises NotFound when it is unknown, has expired, or belongs to another project."""
+        owner, previous, body, items = await self._client.call("HMGET", keys.response(response_id), *_FIELDS)
+        if owner is None or owner.decode() != project:
+            raise NotFound(f"Response with id '{response_id}' not found.", param="response_id")
+        return StoredResponse(id=response_id, project=project, previous=previous.decode(), body=body, items=items)
+
+    async def chain(self, response_id: str, *, project: str) -> Sequence[StoredResponse]:
+        """Return a response and those that it goes on from, oldest first.
+
+        Raises InvalidRequest when one of them is not there any more.
+        """
+        found: list[StoredResponse] = []
+        wanted = response_id
+        while wanted and len(found) < _MAX_CHAIN:
+            try:
+                found.append(await self.get(wanted, project=project))
+            except NotFound as error:
+                raise InvalidRequest(
+                    f"Previous response with id '{wanted}' not found.",
+                    code="previous_response_not_found",
+                    param="previous_response_id",
+                ) from error
+            wanted = found[-1].previous
+        return found[::-1]
+
+    async def remove(self, response_id: str, *, project: str) -> None:
+        """Raises NotFound, also when it was removed before."""
+        if not await self._client.script("forget_owned", [keys.response(response_id)], [project, response_id]):
+            raise NotFound(f"Response with id '{response_id}' not found.", param="response_id")

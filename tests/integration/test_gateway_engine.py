@@ -1,0 +1,286 @@
+"""Every inference endpoint with the real engine behind the real API, by OpenAI's SDK in its strict mode.
+
+A tiny random Llama answers, so the tests are about shapes, constraints and what is kept, not about wit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import anthropic
+import httpx2
+import openai
+import pytest
+
+from tests.api_server import ApiServer
+from tests.integration.inference_stack import BASE_ID, KEY, InferenceStack, inference_stack, make_adapter, make_base
+from tests.openai_spec import violations
+
+TUNED = f"ft:{BASE_ID}:acme:style:AbCdEfGh"
+ALIAS = "gpt-4o-mini"
+MESSAGES: list[Any] = [{"role": "user", "content": "what is the capital of france?"}]
+CITY = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "enum": ["Paris", "Rome"]}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+TOOL: Any = {"type": "function", "function": {"name": "get_weather", "description": "Weather", "parameters": CITY}}
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InferenceStack]:
+    base = make_base(tmp_path_factory.mktemp("base"))
+    adapter = make_adapter(tmp_path_factory.mktemp("adapter"), base, seed=1)
+    with inference_stack(base, max_loras=2, max_cpu_loras=3) as stack:
+        stack.register_base()
+        stack.publish(TUNED, adapter, listed=True)
+        stack.start()
+        stack.wait_ready()
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def engine_api(stack: InferenceStack) -> Iterator[ApiServer]:
+    server = ApiServer(stack.home, stack.settings.redis_url, internal_key=KEY, model_aliases={ALIAS: TUNED})
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def checked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Compare every JSON answer, generated ones too, with OpenAI's specification."""
+    found: list[str] = []
+    send = httpx2.Client.send
+
+    def checked_send(client: httpx2.Client, *args: Any, **options: Any) -> httpx2.Response:
+        response = send(client, *args, **options)
+        path = response.request.url.path
+        if response.headers.get("content-type", "").startswith("application/json") and "messages" not in path:
+            response.read()
+            found.extend(violations(response.request.method, path, response.status_code, response.json()))
+        return response
+
+    monkeypatch.setattr(httpx2.Client, "send", checked_send)
+    yield
+    assert not found, "\n".join(found)
+
+
+@pytest.fixture
+def sdk(engine_api: ApiServer, checked: None) -> openai.OpenAI:
+    return openai.OpenAI(
+        base_url=f"{engine_api.url}/v1", api_key=engine_api.key, max_retries=0, _strict_response_validation=True
+    )
+
+
+@pytest.fixture
+def http(engine_api: ApiServer) -> Iterator[httpx2.Client]:
+    with engine_api.client() as client:
+        yield client
+
+
+@pytest.mark.parametrize("model", [BASE_ID, TUNED, ALIAS])
+def test_chat_answers_under_every_kind_of_name(sdk: openai.OpenAI, model: str) -> None:
+    answer = sdk.chat.completions.create(model=model, messages=MESSAGES, max_tokens=4, temperature=0)
+    assert answer.model == (TUNED if model == ALIAS else model)
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage is not None and answer.usage.completion_tokens == 4
+    with pytest.raises(openai.NotFoundError):
+        sdk.chat.completions.retrieve(answer.id)
+
+
+def test_an_adapter_answers_for_its_alias_and_not_for_the_base(sdk: openai.OpenAI) -> None:
+    texts = [
+        sdk.completions.create(model=model, prompt=[20, 30, 40, 50], max_tokens=12, temperature=0).choices[0].text
+        for model in (BASE_ID, TUNED, ALIAS)
+    ]
+    assert texts[0] != texts[1] == texts[2]
+
+
+def test_chat_with_choices_and_log_probabilities(sdk: openai.OpenAI) -> None:
+    answer = sdk.chat.completions.create(
+        model=TUNED, messages=MESSAGES, max_tokens=3, n=2, logprobs=True, top_logprobs=2, seed=7, stop=["§"]
+    )
+    assert [choice.index for choice in answer.choices] == [0, 1]
+    for choice in answer.choices:
+        assert choice.logprobs is not None and choice.logprobs.content is not None
+        assert all(len(token.top_logprobs) == 2 for token in choice.logprobs.content)
+
+
+def test_json_schema_is_obeyed(sdk: openai.OpenAI) -> None:
+    form: Any = {"type": "json_schema", "json_schema": {"name": "city", "strict": True, "schema": CITY}}
+    answer = sdk.chat.completions.create(model=BASE_ID, messages=MESSAGES, max_tokens=120, response_format=form)
+    assert json.loads(answer.choices[0].message.content or "")["city"] in ("Paris", "Rome")
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}])
+def test_a_forced_tool_call_obeys_the_tools_schema(sdk: openai.OpenAI, choice: Any) -> None:
+    answer = sdk.chat.completions.create(
+        model=BASE_ID, messages=MESSAGES, tools=[TOOL], tool_choice=choice, max_tokens=200, temperature=0
+    )
+    (call,) = answer.choices[0].message.tool_calls or []
+    assert call.type == "function" and call.function.name == "get_weather"
+    assert json.loads(call.function.arguments)["city"] in ("Paris", "Rome")
+
+
+def test_tools_that_are_not_called_leave_the_text(sdk: openai.OpenAI) -> None:
+    answer = sdk.chat.completions.create(model=BASE_ID, messages=MESSAGES, tools=[TOOL], max_tokens=4)
+    assert not answer.choices[0].message.tool_calls
+    assert answer.choices[0].message.content
+
+
+@pytest.mark.parametrize("usage", [True, False])
+def test_a_stored_stream_is_the_completion_that_was_streamed(sdk: openai.OpenAI, usage: bool) -> None:
+    chunks = list(
+        sdk.chat.completions.create(
+            model=ALIAS,
+            messages=MESSAGES,
+            max_tokens=5,
+            logprobs=True,
+            stream=True,
+            store=True,
+            stream_options={"include_usage": usage},
+            metadata={"kind": "stream"},
+        )
+    )
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    kept = sdk.chat.completions.retrieve(chunks[0].id)
+    assert kept.choices[0].message.content == text
+    assert kept.choices[0].finish_reason == "length"
+    assert kept.choices[0].logprobs is not None and len(kept.choices[0].logprobs.content or []) == 5
+    assert (kept.usage is not None) is usage
+    assert kept.to_dict()["metadata"] == {"kind": "stream"}
+
+
+def test_a_stored_tool_call_is_kept_whole(sdk: openai.OpenAI) -> None:
+    options: Any = {"model": BASE_ID, "messages": MESSAGES, "tools": [TOOL], "tool_choice": "required", "store": True}
+    chunks = list(sdk.chat.completions.create(**options, max_tokens=200, temperature=0, stream=True))
+    whole = sdk.chat.completions.create(**options, max_tokens=200, temperature=0)
+    streamed, at_once = (sdk.chat.completions.retrieve(one) for one in (chunks[0].id, whole.id))
+    arguments = [
+        call.function.arguments
+        for kept in (streamed, at_once)
+        for call in kept.choices[0].message.tool_calls or []
+        if call.type == "function"
+    ]
+    assert len(arguments) == 2
+    assert {json.loads(text)["city"] for text in arguments} <= {"Paris", "Rome"}
+
+
+def test_responses_answer_and_go_on_from_each_other(sdk: openai.OpenAI) -> None:
+    first = sdk.responses.create(model=TUNED, input="hello", max_output_tokens=16, metadata={"a": "b"}, temperature=0)
+    assert first.metadata == {"a": "b"}
+    assert sdk.responses.retrieve(first.id) == first
+    second = sdk.responses.create(
+        model=TUNED, input="and then?", previous_response_id=first.id, max_output_tokens=16, temperature=0
+    )
+    assert second.previous_response_id == first.id
+    assert first.usage is not None and second.usage is not None
+    assert second.usage.input_tokens > first.usage.input_tokens
+    counted = sdk.responses.input_tokens.count(model=TUNED, input="and then?", previous_response_id=first.id)
+    assert counted.input_tokens == second.usage.input_tokens
+    explicit: Any = [
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": first.output_text},
+        {"role": "user", "content": "and then?"},
+    ]
+    again = sdk.responses.create(model=TUNED, input=explicit, max_output_tokens=16, temperature=0, store=False)
+    assert again.output_text == second.output_text
+    with pytest.raises(openai.NotFoundError):
+        sdk.responses.retrieve(again.id)
+
+
+def test_a_streamed_response_is_kept_as_its_last_event_has_it(sdk: openai.OpenAI, engine_api: ApiServer) -> None:
+    lax = openai.OpenAI(base_url=f"{engine_api.url}/v1", api_key=engine_api.key, max_retries=0)
+    events = list(lax.responses.create(model=BASE_ID, input="hello", max_output_tokens=16, stream=True))
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    last = events[-1]
+    assert last.type == "response.completed"
+    kept = sdk.responses.retrieve(last.response.id)
+    assert kept.output_text == last.response.output_text
+    assert sdk.responses.input_items.list(kept.id).data[0].type == "message"
+
+
+def test_a_response_with_a_schema_and_a_tool(sdk: openai.OpenAI) -> None:
+    form: Any = {"format": {"type": "json_schema", "name": "city", "schema": CITY, "strict": True}}
+    answer = sdk.responses.create(model=BASE_ID, input="where?", text=form, max_output_tokens=120)
+    assert json.loads(answer.output_text)["city"] in ("Paris", "Rome")
+    tool: Any = {"type": "function", "name": "get_weather", "parameters": CITY, "strict": True}
+    called = sdk.responses.create(
+        model=BASE_ID, input="where?", tools=[tool], tool_choice="required", max_output_tokens=200
+    )
+    (call,) = called.output
+    assert call.type == "function_call" and json.loads(call.arguments)["city"] in ("Paris", "Rome")
+    result: Any = [{"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}]
+    after = sdk.responses.create(
+        model=BASE_ID, input=result, previous_response_id=called.id, tools=[tool], tool_choice="none",
+        max_output_tokens=16,
+    )  # fmt: skip
+    assert after.output_text
+    assert sdk.responses.input_items.list(after.id).data[0].type == "function_call_output"
+
+
+def test_messages_in_anthropics_format(engine_api: ApiServer) -> None:
+    client = anthropic.Anthropic(base_url=engine_api.url, api_key=engine_api.key, max_retries=0)
+    answer = client.messages.create(model=ALIAS, messages=MESSAGES, max_tokens=4, system="Be brief.")
+    assert (answer.type, answer.stop_reason, answer.usage.output_tokens) == ("message", "max_tokens", 4)
+    count = client.messages.count_tokens(model=ALIAS, messages=MESSAGES, system="Be brief.")
+    assert count.input_tokens == answer.usage.input_tokens
+    with client.messages.stream(model=TUNED, messages=MESSAGES, max_tokens=4) as stream:
+        assert stream.get_final_message().usage.output_tokens == 4
+    with pytest.raises(anthropic.BadRequestError, match="max_tokens") as caught:
+        client.messages.create(model=BASE_ID, messages=MESSAGES, max_tokens=-1)
+    assert isinstance(caught.value.body, dict) and caught.value.body["type"] == "error"
+
+
+def test_a_base_that_generates_text_refuses_embeddings(sdk: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="cannot make embeddings") as caught:
+        sdk.embeddings.create(model=TUNED, input="hello")
+    assert (caught.value.code, caught.value.param) == ("unsupported_endpoint", "model")
+
+
+LONG = [{"role": "user", "content": "the quick brown fox " * 300}]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param", "code", "words"),
+    [
+        ("/v1/chat/completions", {"messages": "hello"}, "messages", None, "list"),
+        ("/v1/chat/completions", {"messages": MESSAGES, "temperature": 9}, "temperature", None, "[0, 2]"),
+        ("/v1/chat/completions", {"messages": LONG}, None, "context_length_exceeded", "context length"),
+        ("/v1/chat/completions", {"messages": MESSAGES, "max_tokens": -4}, "max_tokens", None, "at least 1"),
+        ("/v1/completions", {}, "prompt", None, "prompt"),
+        ("/v1/responses", {"input": []}, None, None, "empty conversation"),
+        ("/v1/responses", {"input": "x", "service_tier": "gold"}, "service_tier", None, "flex"),
+    ],
+)
+def test_the_engines_refusals_name_the_field(
+    http: httpx2.Client, path: str, body: dict[str, Any], param: str | None, code: str | None, words: str
+) -> None:
+    answer = http.post(path, json={"model": BASE_ID, **body})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param)
+    assert error["code"] == code
+    assert words in error["message"] and "parameter=" not in error["message"]
+
+
+@pytest.mark.parametrize("call", ["chat", "responses", "messages"])
+def test_a_deleted_model_stops_at_once(
+    stack: InferenceStack, sdk: openai.OpenAI, http: httpx2.Client, call: str
+) -> None:
+    name = f"ft:{BASE_ID}:acme:short-lived:{call}"
+    (known,) = (model for model in sdk.models.list() if model.id == TUNED)
+    assert known.owned_by
+    record = stack.with_registry(lambda registry: registry.get(TUNED))
+    assert record is not None
+    stack.publish(name, stack.home / record.folder, listed=True)
+    asks: dict[str, Callable[[], httpx2.Response]] = {
+        "chat": lambda: http.post("/v1/chat/completions", json={"model": name, "messages": MESSAGES, "max_tokens": 1}),
+        "responses": lambda: http.post("/v1/responses", json={"model": name, "input": "x", "max_output_tokens": 16}),
+        "messages": lambda: http.post("/v1/messages", json={"model": name, "messages": MESSAGES, "max_tokens": 1}),
+    }
+    assert asks[call]().status_code == 200
+    assert sdk.models.delete(name).deleted
+    assert asks[call]().status_code == 404

@@ -54,8 +54,11 @@ async def _disconnected(receive: Receive) -> None:
 class Keeper(Protocol):
     """Looks at a stream's bytes on their way out."""
 
-    async def feed(self, piece: bytes) -> None:
-        """Take note of a piece that goes out next. Raises StoreUnavailable when the answer could not be kept."""
+    async def feed(self, piece: bytes) -> bytes:
+        """Take note of a piece and return what goes out in its place, which may be nothing yet.
+
+        Raises StoreUnavailable when the answer could not be kept.
+        """
 
 
 def is_stream(upstream: httpx2.Response) -> bool:
@@ -119,10 +122,10 @@ class Relay:
         tail = b"\n\n"
         try:
             async for piece in self._upstream.aiter_raw():
-                if self._keeper is not None:
-                    await self._keeper.feed(piece)
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-                tail = (tail + piece)[-2:]
+                passed = piece if self._keeper is None else await self._keeper.feed(piece)
+                if passed:
+                    await send({"type": "http.response.body", "body": passed, "more_body": True})
+                    tail = (tail + passed)[-2:]
         except httpx2.TransportError as error:
             _log.warning("gateway.upstream_cut", reason=type(error).__name__)
             if tail != b"\n\n":

@@ -4,6 +4,7 @@ request, and the response is kept here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from services.api.gateway import View
 from services.api.response_items import Item, conversation, input_items
 from services.api.response_mending import mended_response
 from services.api.rewriting import with_fields
-from services.api.sse_pieces import EventSplitter
+from services.api.sse_pieces import EventSplitter, data_of
 from shared import ids
 from shared.errors import InvalidRequest
 from shared.schemas.jobs import Metadata
@@ -26,6 +27,8 @@ _log = structlog.get_logger()
 _OURS = frozenset({"store", "previous_response_id", "background", "conversation", "prompt"})
 """Fields that the inference server does not get."""
 _LAST_EVENTS = frozenset({"response.completed", "response.incomplete", "response.failed"})
+_HAS_RESPONSE = re.compile(rb'"response":\s*\{')
+"""Spares decoding most events; inside a text the quotes would be escaped."""
 
 
 class _Tool(Struct):
@@ -64,10 +67,9 @@ def _unsupported(param: str, message: str) -> InvalidRequest:
 
 class _Event(Struct):
     type: str = ""
-    response: Raw = Raw(b"null")
 
 
-_decode_event = msgspec.json.Decoder(_Event).decode
+_decode_type = msgspec.json.Decoder(_Event).decode
 _decode_raw = msgspec.json.Decoder(dict[str, Raw]).decode
 
 
@@ -103,23 +105,23 @@ class Turn:
     def mended(self, response: bytes) -> bytes:
         return mended_response(response, previous=self._view.previous_response_id, store=self.kept)
 
-    async def feed(self, piece: bytes) -> None:
-        """Look for the event that has the whole response, and keep it when it is about to go out."""
-        for data in self._events.feed(piece):
-            # Spares decoding most events; inside a text the quotes would be escaped.
-            if any(b'"%s"' % name.encode() in data for name in _LAST_EVENTS):
-                await self._keep_last(data)
+    async def feed(self, piece: bytes) -> bytes:
+        """Return the events that are whole by now, those with a response object mended; the last one is kept first."""
+        return b"".join([await self._passed(event) for event in self._events.feed(piece)])
 
-    async def _keep_last(self, data: bytes) -> None:
+    async def _passed(self, event: bytes) -> bytes:
+        data = data_of(event)
+        if data is None or not _HAS_RESPONSE.search(data):
+            return event
         try:
-            event = _decode_event(data)
-            if event.type not in _LAST_EVENTS or bytes(event.response) == b"null":
-                return
-            response = self.mended(bytes(event.response))
-        except msgspec.MsgspecError as error:  # the client gets it all the same
+            fields = _decode_raw(data)
+            kind, response = _decode_type(data).type, self.mended(bytes(fields["response"]))
+        except (msgspec.MsgspecError, KeyError) as error:  # the client gets it as it is
             _log.warning("gateway.odd_event", reason=str(error))
-        else:
+            return event
+        if self.kept and kind in _LAST_EVENTS:
             await self.keep(response)
+        return event.replace(data, msgspec.json.encode(fields | {"response": Raw(response)}))
 
     async def keep(self, response: bytes) -> None:
         """Store the mended response. Raises StoreUnavailable."""

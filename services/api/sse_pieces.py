@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+_END = b"\n\n"
+_DATA = b"data: "
 
 
 class EventSplitter:
-    """Collects pieces and gives the data of each event once it is whole."""
+    """Collects pieces and gives each event once it is whole."""
 
     def __init__(self) -> None:
         self._rest = b""
 
-    def feed(self, piece: bytes) -> Iterator[bytes]:
-        """Yield the `data` of the events that this piece completes; the inference server's have one line of it."""
-        *events, self._rest = (self._rest + piece).split(b"\n\n")
-        for event in events:
-            for line in event.split(b"\n"):
-                if line.startswith(b"data: "):
-                    yield line[6:]
+    def feed(self, piece: bytes) -> list[bytes]:
+        """Return the events that this piece completes, with the blank line that ends each."""
+        *events, self._rest = (self._rest + piece).split(_END)
+        return [event + _END for event in events]
+
+
+def data_of(event: bytes) -> bytes | None:
+    """Return an event's data, of which the inference server's have one line; None for a comment."""
+    return next((line[len(_DATA) :] for line in event.split(b"\n") if line.startswith(_DATA)), None)

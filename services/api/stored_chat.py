@@ -13,7 +13,7 @@ from services.api.chat_pieces import ChatPieces
 from services.api.gateway import View
 from services.api.mending import mended
 from services.api.rewriting import with_fields
-from services.api.sse_pieces import EventSplitter
+from services.api.sse_pieces import EventSplitter, data_of
 from shared.schemas.jobs import Metadata
 from shared.store.completions import CompletionStore, StoredCompletion
 
@@ -60,13 +60,15 @@ class StoredChat:
         self._events = EventSplitter()
         self._pieces = ChatPieces()
 
-    async def feed(self, piece: bytes) -> None:
-        """Gather a stream's chunks, and keep the completion when its end is about to go out."""
-        for data in self._events.feed(piece):
+    async def feed(self, piece: bytes) -> bytes:
+        """Gather a stream's chunks; keep the completion when its end is about to go out. The bytes stay as they are."""
+        for event in self._events.feed(piece):
+            data = data_of(event)
             if data == _DONE and self._pieces.complete:
                 await self.keep(self._pieces.completion())
-            elif data != _DONE:
+            elif data is not None and data != _DONE:
                 self._add(data)
+        return piece
 
     def _add(self, data: bytes) -> None:
         try:

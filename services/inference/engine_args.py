@@ -21,6 +21,11 @@ _PARSER_OF_MARK = (("[TOOL_CALLS]", "mistral"), ("<|python_tag|>", "llama3_json"
 _COMMON_PARSER = "hermes"
 """Reads <tool_call>{…}</tool_call>, which most open models write; other text goes through it as it is."""
 
+_STRUCTURED_OUTPUTS = '{"backend": "xgrammar", "disable_any_whitespace": true}'
+"""JSON that a schema forces comes without white space, as OpenAI's does: a small model that may choose it writes line
+breaks until its tokens are used up. vLLM's `auto` does not offer that; of the two backends that do, this one can also
+force tool calls."""
+
 _MAX_BATCHED_TOKENS_CPU = 512  # one step of a long prompt delays every answer and every new adapter by its duration
 
 
@@ -79,6 +84,7 @@ def arguments(settings: Settings, base: BaseRecord, *, on_cpu: bool) -> list[str
         *("--lora-target-modules", *sorted(SERVED_MODULES)),
         # Requests of the same priority are still served in the order of their arrival.
         *("--scheduling-policy", "priority"),
+        *("--structured-outputs-config", _STRUCTURED_OUTPUTS),
         *_tool_arguments(settings, base),
         "--enable-scale-out",  # has /v1/responses/render, which counts a request's tokens
         *("--disable-uvicorn-access-log", "--disable-fastapi-docs", "--allowed-origins", "[]"),

@@ -20,7 +20,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    with running_stack(tmp_path_factory.mktemp("stack") / "data") as running:
+    # The webhooks of these tests arrive on this machine, which a server refuses to send to unless it is told to.
+    environment = {"SELFTUNE_WEBHOOK_ALLOW_PRIVATE": "true"}
+    with running_stack(tmp_path_factory.mktemp("stack") / "data", environment) as running:
         running.wait_until_ready()
         yield running
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import re
 import subprocess
@@ -65,7 +66,7 @@ def test_checkpoints_and_result_file_hold_the_metrics(client: OpenAI, tuned_job:
     assert first is not None
     assert last is not None
     assert last < first, "the second epoch still learns"
-    lines = client.files.content(tuned_job.result_files[0]).read().decode().splitlines()
+    lines = base64.b64decode(client.files.content(tuned_job.result_files[0]).read()).decode().splitlines()
     assert lines[0] == "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy"
     assert len(lines) == 13
 

@@ -109,16 +109,23 @@ def _text(item: dict[str, Any]) -> str:
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
-def test_a_stream_goes_through_untouched_and_is_kept(sdk: openai.OpenAI, api: ApiServer, upstream: Upstream) -> None:
-    tricky = json.dumps({"type": "response.output_text.delta", "delta": '"response.completed"', "sequence_number": 1})
+def test_a_stream_goes_through_with_its_responses_mended_and_is_kept(
+    sdk: openai.OpenAI, api: ApiServer, upstream: Upstream
+) -> None:
+    first = answer_as(upstream, sdk, input="one")
+    tricky = json.dumps({"type": "response.output_text.delta", "delta": '"response":{"a"', "sequence_number": 1})
     last = json.dumps({"type": "response.completed", "response": response("Streamed"), "sequence_number": 2})
     events = [f"event: x\ndata: {data}\n\n".encode() for data in (tricky, last)]
     upstream.events = [events[0], events[1][:50], events[1][50:]]
     with api.client() as http:
-        body = {"model": BASE, "input": "hi", "stream": True}
-        assert http.post("/v1/responses", json=body).content == b"".join(upstream.events)
+        body = {"model": BASE, "input": "hi", "stream": True, "previous_response_id": first}
+        passed = http.post("/v1/responses", json=body).content
+    assert passed.startswith(events[0] + b"event: x\ndata: {"), "what holds no response does not change"
+    told = json.loads(passed.removeprefix(events[0]).partition(b"data: ")[2])
+    assert (told["type"], told["sequence_number"]) == ("response.completed", 2)
+    assert (told["response"]["previous_response_id"], told["response"]["error"]) == (first, None)
     kept = sdk.responses.retrieve(sent(upstream)["request_id"])
-    assert kept.output_text == "Streamed" and kept.error is None
+    assert kept.to_dict() == told["response"], "what is kept is what was sent"
 
 
 UNSUPPORTED = [

@@ -165,7 +165,7 @@ def models(client: Any) -> None:
 def chat(client: Any) -> None:
     create = client.chat.completions.create
     answer = create(
-        model=TUNED, messages=CHAT[:1], max_completion_tokens=8, temperature=0, seed=1, stop=["\n"], n=2,
+        model=TUNED, messages=CHAT[:1], max_completion_tokens=8, temperature=0.5, seed=1, stop=["\n"], n=2,
         logprobs=True, top_logprobs=2, user="somebody", presence_penalty=0.1, parallel_tool_calls=True,
     )  # fmt: skip
     assert len(answer.choices) == 2 and answer.model == TUNED and answer.usage.completion_tokens > 0

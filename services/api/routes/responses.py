@@ -56,7 +56,7 @@ async def create_response(
     )
     answer = await unless_gone(read_unless_stream(opening), request.receive)
     if not isinstance(answer, bytes):
-        return Relay(answer, turn if turn.kept else None)
+        return Relay(answer, turn)
     response = turn.mended(answer)
     if turn.kept:
         await turn.keep(response)

@@ -9,21 +9,21 @@ from litestar.connection import Request
 from litestar.datastructures import State
 from litestar.di import Provide
 
-from services.api.admin_keys import AdminKeys
 from services.api.auth import Authenticator
-from services.api.chunked_uploads import ChunkedUploads
-from services.api.gateway import Gateway
-from services.api.job_control import JobControl
-from services.api.key_admin import KeyAdmin
-from services.api.model_names import ModelNames
-from services.api.project_admin import ProjectAdmin
+from services.api.files.chunked_uploads import ChunkedUploads
+from services.api.files.sweeper import Sweeper
+from services.api.files.uploads import Uploads
+from services.api.gateway.forwarding import Gateway
+from services.api.gateway.model_names import ModelNames
+from services.api.jobs.control import JobControl
+from services.api.jobs.submission import Submission
+from services.api.organization.admin_keys import AdminKeys
+from services.api.organization.keys import KeyAdmin
+from services.api.organization.projects import ProjectAdmin
 from services.api.readiness import Readiness
-from services.api.submission import Submission
-from services.api.sweeper import Sweeper
-from services.api.uploads import Uploads
-from services.api.webhook_dispatch import Dispatcher, Family, jobs_ending
-from services.api.webhook_sender import WebhookSender
-from services.api.webhooks import Webhooks
+from services.api.webhooks.dispatch import Dispatcher, Family, jobs_ending
+from services.api.webhooks.endpoints import Webhooks
+from services.api.webhooks.sender import WebhookSender
 from shared.paths import Paths, internal_key
 from shared.queue import Queue
 from shared.records import KeyRecord

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from services.api.forms import PURPOSES
+from services.api.files.forms import PURPOSES
 from shared.schemas.files import EXPIRY_RANGE_S
 
 Described = dict[str, Any]

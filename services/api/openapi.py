@@ -16,13 +16,13 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 
-from services.api.anthropic_errors import AnthropicErrorResponse
 from services.api.auth import PUBLIC
 from services.api.deps import providers
 from services.api.documents import DOCUMENT
+from services.api.gateway.anthropic_errors import AnthropicErrorResponse
+from services.api.gateway.stored_chat import UpdateCompletion
 from services.api.readiness import Health, Report
 from services.api.routes import ROUTES
-from services.api.stored_chat import UpdateCompletion
 from shared.schemas import organization
 from shared.schemas.checkpoints import Checkpoint, CheckpointPermission, GrantPermissions
 from shared.schemas.errors import ErrorResponse

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from services.api.sse import PING, follow
+from services.api.jobs.sse import PING, follow
 from shared.records import JobRecord
 from shared.schemas.methods import SupervisedHyperparameters
 from shared.states import JobState

@@ -16,8 +16,8 @@ import openai
 import psutil
 import pytest
 
-from services.api.sweeper import Sweeper
-from services.api.uploads import Uploads
+from services.api.files.sweeper import Sweeper
+from services.api.files.uploads import Uploads
 from shared.schemas.uploads import MAX_PART_BYTES
 from shared.store.client import Client
 from shared.store.files import FileStore

@@ -7,10 +7,10 @@ from litestar import Request, delete, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, QueryParameter
 
-from services.api.admin_keys import AdminKeys
 from services.api.bodies import decode, read_json
 from services.api.documents import json_body
 from services.api.listing import page
+from services.api.organization.admin_keys import AdminKeys
 from shared.schemas.organization import AdminKey, CreateAdminKey, NewAdminKey, Removed
 from shared.schemas.paging import Page
 from shared.settings import Settings

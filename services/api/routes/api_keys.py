@@ -9,8 +9,8 @@ from litestar.params import FromPath, FromQuery, QueryParameter
 
 from services.api.bodies import decode, read_json
 from services.api.documents import json_body
-from services.api.key_admin import KeyAdmin
 from services.api.listing import page
+from services.api.organization.keys import KeyAdmin
 from shared.schemas.organization import (
     CreateProjectKey,
     NewProjectKey,

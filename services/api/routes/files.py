@@ -11,8 +11,8 @@ from litestar.params import FromPath, FromQuery, QueryParameter
 from litestar.response import File as FileResponse
 
 from services.api.documents import BINARY, UPLOAD
+from services.api.files.uploads import Uploads
 from services.api.listing import page
-from services.api.uploads import Uploads
 from shared.errors import NotFound
 from shared.paths import Paths
 from shared.records import KeyRecord

@@ -10,11 +10,11 @@ from litestar.types import ASGIApp
 from services.api.access import request_id_of
 from services.api.bodies import decode
 from services.api.documents import CHAT, COMPLETION, EMBEDDING, GENERATED, OBJECT
-from services.api.gateway import VIEW_DECODER, Endpoint, Gateway, View
+from services.api.gateway.forwarding import VIEW_DECODER, Endpoint, Gateway, View
+from services.api.gateway.mending import mended
+from services.api.gateway.relay import Relay, Whole, read_unless_stream, unless_gone
+from services.api.gateway.stored_chat import ChatView, StoredChat
 from services.api.limits import read_prompt
-from services.api.mending import mended
-from services.api.relay import Relay, Whole, read_unless_stream, unless_gone
-from services.api.stored_chat import ChatView, StoredChat
 from shared.records import KeyRecord
 from shared.settings import Settings
 from shared.store.completions import CompletionStore

@@ -12,10 +12,10 @@ from litestar.response import Stream
 from services.api.bodies import decode, read_json
 from services.api.documents import EVENTS, json_body
 from services.api.idempotency import object_id_for
-from services.api.job_control import JobControl
+from services.api.jobs.control import JobControl
+from services.api.jobs.sse import follow
+from services.api.jobs.submission import Submission
 from services.api.listing import cut, matching_jobs, metadata_filter, page
-from services.api.sse import follow
-from services.api.submission import Submission
 from shared import ids
 from shared.records import KeyRecord
 from shared.schemas.checkpoints import Checkpoint

@@ -7,13 +7,13 @@ from litestar.di import NamedDependency
 from litestar.types import ASGIApp
 
 from services.api.access import request_id_of
-from services.api.anthropic_errors import HANDLERS
 from services.api.auth import KEY_HEADER
 from services.api.bodies import decode, read_json
 from services.api.documents import ANTHROPIC_ERROR, GENERATED, MESSAGE, OBJECT
-from services.api.gateway import VIEW_DECODER, Endpoint, Gateway
+from services.api.gateway.anthropic_errors import HANDLERS
+from services.api.gateway.forwarding import VIEW_DECODER, Endpoint, Gateway
+from services.api.gateway.relay import Relay, Whole, read_unless_stream, unless_gone
 from services.api.limits import read_prompt
-from services.api.relay import Relay, Whole, read_unless_stream, unless_gone
 from shared.records import KeyRecord
 from shared.settings import Settings
 

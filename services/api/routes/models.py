@@ -5,7 +5,7 @@ from litestar import delete, get
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 
-from services.api.model_names import ModelNames
+from services.api.gateway.model_names import ModelNames
 from shared.errors import InvalidRequest
 from shared.records import KeyRecord
 from shared.schemas.models import Model, ModelList

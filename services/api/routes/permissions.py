@@ -11,7 +11,7 @@ from services.api.bodies import decode, read_json
 from services.api.documents import json_body
 from services.api.listing import cut, page
 from services.api.model_paths import model_id
-from services.api.project_admin import ProjectAdmin
+from services.api.organization.projects import ProjectAdmin
 from shared.records import AdapterRecord, KeyRecord
 from shared.schemas.checkpoints import CheckpointPermission, GrantPermissions
 from shared.schemas.paging import Deleted, Page

@@ -10,7 +10,7 @@ from litestar.params import FromPath, FromQuery, QueryParameter
 from services.api.bodies import decode, read_json
 from services.api.documents import json_body
 from services.api.listing import page
-from services.api.project_admin import ProjectAdmin
+from services.api.organization.projects import ProjectAdmin
 from shared.schemas.organization import CreateProject, Project, RateLimit, UpdateProject, UpdateRateLimit
 from shared.schemas.paging import Page
 from shared.settings import Settings

@@ -11,11 +11,11 @@ from litestar.types import ASGIApp
 from services.api.access import request_id_of
 from services.api.bodies import decode, read_json
 from services.api.documents import GENERATED_RESPONSE, OBJECT, OBJECT_PAGE, RESPONSE
-from services.api.gateway import Gateway
+from services.api.gateway.forwarding import Gateway
+from services.api.gateway.raw_pages import cut_items, json_response
+from services.api.gateway.relay import Relay, Whole, read_unless_stream, unless_gone
+from services.api.gateway.responses import ResponseView, Turn
 from services.api.limits import read_prompt
-from services.api.raw_pages import cut_items, json_response
-from services.api.relay import Relay, Whole, read_unless_stream, unless_gone
-from services.api.responses import ResponseView, Turn
 from shared.errors import InvalidRequest
 from shared.records import KeyRecord
 from shared.schemas.paging import ResponseDeleted

@@ -9,9 +9,9 @@ from litestar.params import FromPath, FromQuery, QueryParameter
 
 from services.api.bodies import decode, read_json
 from services.api.documents import OBJECT, OBJECT_PAGE, json_body
+from services.api.gateway.raw_pages import cut_items, json_response, page_of
+from services.api.gateway.stored_chat import UpdateCompletion, message_items, public
 from services.api.listing import metadata_filter
-from services.api.raw_pages import cut_items, json_response, page_of
-from services.api.stored_chat import UpdateCompletion, message_items, public
 from shared.records import KeyRecord
 from shared.schemas.paging import CompletionDeleted
 from shared.settings import Settings

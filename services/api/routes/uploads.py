@@ -8,8 +8,8 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath
 
 from services.api.bodies import decode, read_json
-from services.api.chunked_uploads import ChunkedUploads
 from services.api.documents import PART, json_body
+from services.api.files.chunked_uploads import ChunkedUploads
 from shared.records import KeyRecord
 from shared.schemas.uploads import CompleteUpload, CreateUpload, Upload, UploadPart
 from shared.settings import Settings

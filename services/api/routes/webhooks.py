@@ -10,7 +10,7 @@ from litestar.params import FromPath, FromQuery, QueryParameter
 from services.api.bodies import decode, read_json
 from services.api.documents import json_body
 from services.api.listing import page
-from services.api.webhooks import Webhooks
+from services.api.webhooks.endpoints import Webhooks
 from shared.records import KeyRecord
 from shared.schemas.paging import Page
 from shared.schemas.webhooks import (

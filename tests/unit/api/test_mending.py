@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from services.api.mending import mended
-from services.api.rewriting import with_fields
+from services.api.gateway.mending import mended
+from services.api.gateway.rewriting import with_fields
 
 
 @pytest.mark.parametrize(

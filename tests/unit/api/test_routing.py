@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.api.routing import candidates
+from services.api.gateway.routing import candidates
 from shared.errors import NoReplica
 from shared.records import ReplicaRecord
 from tests.api_server import BASE, make_replica

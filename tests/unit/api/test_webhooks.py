@@ -6,9 +6,9 @@ import ipaddress
 
 import pytest
 
-from services.api import webhook_addresses
-from services.api.webhook_dispatch import event_id_of, retry_delay_s
-from services.api.webhook_sender import new_secret, sign
+from services.api.webhooks import addresses
+from services.api.webhooks.dispatch import event_id_of, retry_delay_s
+from services.api.webhooks.sender import new_secret, sign
 from shared.errors import InvalidRequest
 
 
@@ -23,7 +23,7 @@ from shared.errors import InvalidRequest
     ],
 )  # fmt: skip
 def test_addresses_that_are_not_for_everybody(address: str) -> None:
-    assert not webhook_addresses.is_public(ipaddress.ip_address(address))
+    assert not addresses.is_public(ipaddress.ip_address(address))
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_addresses_that_are_not_for_everybody(address: str) -> None:
     ["8.8.8.8", "93.184.216.34", "2606:2800:220:1::1", "::ffff:8.8.8.8", "64:ff9b::8.8.8.8", "2002:808:808::"],
 )
 def test_public_addresses(address: str) -> None:
-    assert webhook_addresses.is_public(ipaddress.ip_address(address))
+    assert addresses.is_public(ipaddress.ip_address(address))
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_public_addresses(address: str) -> None:
 )
 def test_bad_urls_are_named(url: str, reason: str) -> None:
     with pytest.raises(InvalidRequest, match=reason) as caught:
-        webhook_addresses.parse(url, allow_private=False)
+        addresses.parse(url, allow_private=False)
     assert caught.value.param == "url"
 
 

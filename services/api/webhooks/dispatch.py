@@ -19,7 +19,7 @@ import structlog
 from msgspec.structs import replace
 
 from services.api.draining import pause
-from services.api.webhook_sender import TIMEOUT_S, Undeliverable, WebhookSender
+from services.api.webhooks.sender import TIMEOUT_S, Undeliverable, WebhookSender
 from shared.errors import StoreUnavailable
 from shared.schemas.webhooks import WebhookEvent, WebhookSubject
 from shared.store.jobs import JobStore

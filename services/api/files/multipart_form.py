@@ -10,7 +10,7 @@ import multipart  # type: ignore[import-untyped]
 from litestar.connection import Request
 
 from services.api.bodies import UnsupportedMediaType, chunks
-from services.api.partial import PartialFile
+from services.api.files.partial import PartialFile
 from shared.errors import InvalidRequest
 
 FRAMING_BYTES = 1 << 20

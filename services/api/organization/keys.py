@@ -9,8 +9,8 @@ import structlog
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from services.api import key_views as views
-from services.api.project_admin import check_active
+from services.api.organization import key_views as views
+from services.api.organization.projects import check_active
 from shared.errors import InvalidRequest
 from shared.projects import ALL_SCOPES, USUAL_SCOPES, Limits, ProjectRecord, ServiceAccountRecord
 from shared.records import KeyRecord

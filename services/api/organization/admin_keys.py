@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import structlog
 
-from services.api import key_views as views
-from services.api.key_admin import from_now
+from services.api.organization import key_views as views
+from services.api.organization.keys import from_now
 from shared.errors import InvalidRequest
 from shared.records import DEFAULT_PROJECT, KeyRecord
 from shared.schemas import organization as wire

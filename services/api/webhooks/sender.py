@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import httpx2
 
-from services.api import webhook_addresses
+from services.api.webhooks import addresses
 from shared.errors import InvalidRequest
 from shared.webhook_records import WebhookRecord
 
@@ -69,8 +69,8 @@ class WebhookSender:
         await self._transport.aclose()
 
     async def _post(self, text: str, headers: dict[str, str], body: bytes) -> int:
-        url = webhook_addresses.parse(text, allow_private=self.allow_private)
-        *others, last = await webhook_addresses.resolve(url, allow_private=self.allow_private)
+        url = addresses.parse(text, allow_private=self.allow_private)
+        *others, last = await addresses.resolve(url, allow_private=self.allow_private)
         for address in others:
             try:
                 return await self._post_to(address, url, headers, body)

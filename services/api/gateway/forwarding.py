@@ -9,10 +9,10 @@ import httpx2
 import msgspec
 import structlog
 
-from services.api import routing
-from services.api.model_names import ModelNames
-from services.api.rewriting import with_fields
-from services.api.upstream_errors import shape
+from services.api.gateway import routing
+from services.api.gateway.model_names import ModelNames
+from services.api.gateway.rewriting import with_fields
+from services.api.gateway.upstream_errors import shape
 from shared.errors import InvalidRequest, NoReplica
 from shared.records import ReplicaRecord
 from shared.store.presence import Presence

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import structlog
 
-from services.api.job_requests import Asked, asked, check_options, shown_integrations
-from services.api.model_names import ModelNames
+from services.api.gateway.model_names import ModelNames
+from services.api.jobs.requests import Asked, asked, check_options, shown_integrations
 from shared import ids
 from shared.errors import InvalidRequest, NotFound, StoreUnavailable
 from shared.queue import Queue

@@ -8,7 +8,7 @@ import time
 
 import structlog
 
-from services.api.uploads import Uploads
+from services.api.files.uploads import Uploads
 from shared.errors import StoreUnavailable
 from shared.paths import Paths
 from shared.store.files import FileStore

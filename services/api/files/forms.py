@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import get_args
 
-from services.api.multipart_form import Received, Shape
+from services.api.files.multipart_form import Received, Shape
 from shared.errors import InvalidRequest
 from shared.schemas.files import EXPIRY_RANGE_S, UploadPurpose
 

@@ -17,9 +17,9 @@ import msgspec
 import structlog
 from litestar.connection import Request
 
-from services.api.forms import FILE_FORM, lifetime_of, purpose_of
-from services.api.multipart_form import Received, receive_form
-from services.api.partial import PartialFile
+from services.api.files.forms import FILE_FORM, lifetime_of, purpose_of
+from services.api.files.multipart_form import Received, receive_form
+from services.api.files.partial import PartialFile
 from shared import ids
 from shared.errors import RateLimited
 from shared.paths import Paths

@@ -10,8 +10,8 @@ import structlog
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from services.api import webhook_addresses
-from services.api.webhook_sender import Undeliverable, WebhookSender, new_secret
+from services.api.webhooks import addresses
+from services.api.webhooks.sender import Undeliverable, WebhookSender, new_secret
 from shared import ids
 from shared.errors import InvalidRequest
 from shared.schemas.webhooks import (
@@ -103,9 +103,9 @@ class Webhooks:
         return WebhookTestResult(webhook_endpoint_id=endpoint.id, event_type=event_type, status_code=status)
 
     async def _checked_url(self, text: str) -> str:
-        url = webhook_addresses.parse(text, allow_private=self._sender.allow_private)
+        url = addresses.parse(text, allow_private=self._sender.allow_private)
         if not self._sender.allow_private:
-            await webhook_addresses.resolve(url, allow_private=False)
+            await addresses.resolve(url, allow_private=False)
         return text
 
 

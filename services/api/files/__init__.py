@@ -1,0 +1,1 @@
+"""Files: uploads whole and in parts, and what becomes of the bytes."""

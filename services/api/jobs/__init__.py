@@ -1,0 +1,1 @@
+"""Fine-tuning jobs: taking them in, steering them, telling their story."""

@@ -22,7 +22,7 @@ from services.api.documents import DOCUMENT
 from services.api.gateway.anthropic_errors import AnthropicErrorResponse
 from services.api.gateway.stored_chat import UpdateCompletion
 from services.api.readiness import Health, Report
-from services.api.routes import ROUTES
+from services.api.routes import GROUPS
 from shared.schemas import organization
 from shared.schemas.checkpoints import Checkpoint, CheckpointPermission, GrantPermissions
 from shared.schemas.errors import ErrorResponse
@@ -60,6 +60,8 @@ _TYPES = [
 _REF = "#/components/schemas/{name}"
 _QUALIFIED = re.compile(r"(?<=#/components/schemas/)(\w+)_[\w.]+\.(\w+)_\Z")
 """Litestar's name for Page[File] is Page_shared.schemas.files.File_."""
+_OURS = "This server"
+_SENTENCE_END = re.compile(r"[.;:](?:\s|\Z)")
 _NOISE = [("headers", {}), ("allowEmptyValue", False), ("allowReserved", False), ("deprecated", False)]
 _ERROR = {
     "description": "Any error",
@@ -75,7 +77,8 @@ def serve_document() -> Response[bytes]:
 
 def document() -> dict[str, Any]:
     """Build the document; the same code gives the same one."""
-    handlers: list[HTTPRouteHandler] = [*ROUTES, serve_document]
+    groups: dict[str, list[HTTPRouteHandler]] = {**GROUPS, _OURS: [*GROUPS[_OURS], serve_document]}
+    handlers = [handler for group in groups.values() for handler in group]
     config = OpenAPIConfig(
         title="selftune",
         version=VERSION,
@@ -85,10 +88,13 @@ def document() -> dict[str, Any]:
     )
     app = Litestar(handlers, dependencies=providers(), openapi_config=config, logging_config=None)
     schema: dict[str, Any] = app.openapi_schema.to_schema()
-    by_id = {str(handler.operation_id): handler for handler in handlers}
+    by_id = {str(handler.operation_id): (tag, handler) for tag, group in groups.items() for handler in group}
     for operations in schema["paths"].values():
         for operation in operations.values():
-            _complete(operation, by_id[operation["operationId"]])
+            tag, handler = by_id[operation["operationId"]]
+            operation |= {"tags": [tag], "summary": _SENTENCE_END.split(operation["description"])[0]}
+            _complete(operation, handler)
+    schema["tags"] = [{"name": tag} for tag in groups]
     schema["components"] = {
         "schemas": msgspec.json.schema_components(_TYPES, ref_template=_REF)[1],
         "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},

@@ -20,8 +20,16 @@ from services.api.routes import (
     webhooks,
 )
 
-ROUTES = [
-    *files.ROUTES, *uploads.ROUTES, *jobs.ROUTES, *permissions.ROUTES, *graders.ROUTES, *models.ROUTES,
-    *inference.ROUTES, *stored_completions.ROUTES, *responses.ROUTES, *messages.ROUTES, *webhooks.ROUTES,
-    *projects.ROUTES, *service_accounts.ROUTES, *api_keys.ROUTES, *admin_keys.ROUTES, *health.ROUTES, *docs.ROUTES,
-]  # fmt: skip
+GROUPS = {
+    "Files": [*files.ROUTES, *uploads.ROUTES],
+    "Fine-tuning": [*jobs.ROUTES, *permissions.ROUTES, *graders.ROUTES],
+    "Models": models.ROUTES,
+    "Generation": [*inference.ROUTES, *responses.ROUTES, *messages.ROUTES],
+    "Stored completions": stored_completions.ROUTES,
+    "Webhooks": webhooks.ROUTES,
+    "Organization": [*projects.ROUTES, *service_accounts.ROUTES, *api_keys.ROUTES, *admin_keys.ROUTES],
+    "This server": [*health.ROUTES, *docs.ROUTES],
+}
+"""Routes by the headings under which the documentation has them."""
+
+ROUTES = [route for routes in GROUPS.values() for route in routes]

@@ -3,6 +3,7 @@
 from services.api.routes import (
     admin_keys,
     api_keys,
+    batches,
     docs,
     files,
     graders,
@@ -22,6 +23,7 @@ from services.api.routes import (
 
 ROUTES = [
     *files.ROUTES, *uploads.ROUTES, *jobs.ROUTES, *permissions.ROUTES, *graders.ROUTES, *models.ROUTES,
-    *inference.ROUTES, *stored_completions.ROUTES, *responses.ROUTES, *messages.ROUTES, *webhooks.ROUTES,
-    *projects.ROUTES, *service_accounts.ROUTES, *api_keys.ROUTES, *admin_keys.ROUTES, *health.ROUTES, *docs.ROUTES,
+    *inference.ROUTES, *stored_completions.ROUTES, *responses.ROUTES, *messages.ROUTES, *batches.ROUTES,
+    *webhooks.ROUTES, *projects.ROUTES, *service_accounts.ROUTES, *api_keys.ROUTES, *admin_keys.ROUTES,
+    *health.ROUTES, *docs.ROUTES,
 ]  # fmt: skip

@@ -1,0 +1,189 @@
+"""One request of a batch: asked as the live endpoint asks, later than live requests, and again when that can help."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import AbstractAsyncContextManager
+
+import httpx2
+import msgspec
+import structlog
+from msgspec import Raw, Struct
+
+from services.api.batches.input_file import Request
+from services.api.batches.results import Result
+from services.api.bodies import decode
+from services.api.errors import SERVER_ERROR, UpstreamError, rule_for
+from services.api.gateway import VIEW_DECODER, Gateway, View
+from services.api.mending import mended
+from services.api.relay import read_whole
+from services.api.responses import ResponseView, Turn
+from services.api.stored_chat import ChatView, StoredChat
+from shared import ids
+from shared.errors import InvalidRequest, ReplicaLost, SelftuneError
+from shared.schemas.batches import BatchEndpoint, BatchUsage, InputTokensDetails, OutputTokensDetails
+from shared.schemas.errors import ErrorBody, ErrorResponse
+from shared.store.completions import CompletionStore
+from shared.store.responses import ResponseStore
+
+_log = structlog.get_logger()
+
+PRIORITY = 1000
+"""Live requests have 0 unless they ask to be later."""
+_AGAIN = frozenset({429, 502, 503})
+_MAX_LOSSES = 8
+"""So often may the server break down on a request, before the request is taken for the reason."""
+_FIRST_WAIT_S = 0.5
+_LONGEST_WAIT_S = 60.0
+
+_CHAT = msgspec.json.Decoder(ChatView)
+_RESPONSE = msgspec.json.Decoder(ResponseView)
+
+
+class _Details(Struct):
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+
+
+class _Usage(Struct):
+    """What the endpoints count, under the names that they have for it."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    total_tokens: int = 0
+    prompt_tokens_details: _Details | None = None
+    completion_tokens_details: _Details | None = None
+    input_tokens_details: _Details | None = None
+    output_tokens_details: _Details | None = None
+
+
+class _Answer(Struct):
+    usage: _Usage | None = None
+
+
+_decode_answer = msgspec.json.Decoder(_Answer).decode
+
+
+class Answering:
+    """Asks the models. `slots` bounds how many requests are under way."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        completions: CompletionStore,
+        responses: ResponseStore,
+        slots: AbstractAsyncContextManager[None],
+    ) -> None:
+        self._gateway = gateway
+        self._completions = completions
+        self._responses = responses
+        self._slots = slots
+
+    async def result(self, number: int, request: Request, endpoint: BatchEndpoint, *, project: str) -> Result:
+        """Return the answer, or the refusal when asking again does not help.
+
+        As long as no server is there for the model, or it is too busy, this goes on asking.
+        """
+        request_id, tries, losses = ids.new_request_id(), 0, 0
+        while True:
+            try:
+                async with self._slots:
+                    body = await self._ask(endpoint, bytes(request.body), project, request_id)
+                return _result(number, request.custom_id, request_id, 200, body)
+            except (SelftuneError, UpstreamError) as error:
+                status, refusal = _shown(error)
+                tries += 1
+                losses += isinstance(error, ReplicaLost) or status == 502
+                if status not in _AGAIN or losses >= _MAX_LOSSES:
+                    refused = msgspec.json.encode(ErrorResponse(error=refusal))
+                    return _result(number, request.custom_id, request_id, status, refused)
+                _log.info("batch.request_again", request_id=request_id, status=status, tries=tries)
+            await asyncio.sleep(_wait_s(tries))
+
+    async def _ask(self, endpoint: BatchEndpoint, body: bytes, project: str, request_id: str) -> bytes:
+        """Return the whole answer as the live endpoint gives it. Raises what that raises, UpstreamError for no JSON."""
+        try:
+            answer = await self._answer(endpoint, body, project, request_id)
+            _decode_answer(answer)
+        except msgspec.MsgspecError as error:
+            message = "The inference server's answer could not be read."
+            raise UpstreamError(502, ErrorBody(message=message, type=SERVER_ERROR, code="upstream_error")) from error
+        return msgspec.json.format(answer, indent=-1) if b"\n" in answer else answer
+
+    async def _answer(self, endpoint: BatchEndpoint, body: bytes, project: str, request_id: str) -> bytes:
+        if endpoint == "/v1/responses":
+            return await self._respond(body, project, request_id)
+        view: View = decode(body, _CHAT) if endpoint == "/v1/chat/completions" else decode(body, VIEW_DECODER)
+        answer = await read_whole(await self._open(endpoint, body, view, project, request_id))
+        if isinstance(view, ChatView) and view.store:
+            stored = StoredChat(self._completions, body, view, project=project, request_id=request_id)
+            await stored.keep(answer)
+        return mended(answer)
+
+    async def _respond(self, body: bytes, project: str, request_id: str) -> bytes:
+        view = decode(body, _RESPONSE)
+        turn = Turn(self._responses, body, view, project=project)
+        upstream = await self._open("/v1/responses", await turn.upstream_body(), view, project, request_id)
+        response = turn.mended(await read_whole(upstream))
+        if turn.kept:
+            await turn.keep(response)
+        return response
+
+    async def _open(
+        self, endpoint: BatchEndpoint, body: bytes, view: View, project: str, request_id: str
+    ) -> httpx2.Response:
+        if view.stream:
+            raise InvalidRequest(
+                "Requests of a batch cannot be streamed; leave 'stream' out.",
+                code="unsupported_parameter",
+                param="stream",
+            )
+        return await self._gateway.open(
+            endpoint,
+            body,
+            model=view.model,
+            project=project,
+            request_id=request_id,
+            priority=max(view.priority or 0, PRIORITY),
+        )
+
+
+def _shown(error: SelftuneError | UpstreamError) -> tuple[int, ErrorBody]:
+    """Return status and body as the live endpoint answers them."""
+    if isinstance(error, UpstreamError):
+        return error.status, error.body
+    rule = rule_for(error)
+    return rule.status, ErrorBody(message=error.message, type=rule.type, param=error.param, code=error.code)
+
+
+def _wait_s(tries: int) -> float:
+    return min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2.0 ** min(tries - 1, 10)) * random.uniform(0.75, 1.0)
+
+
+def _result(number: int, custom_id: str, request_id: str, status: int, body: bytes) -> Result:
+    line = {
+        "id": ids.new_batch_request_id(),
+        "custom_id": custom_id,
+        "response": {"status_code": status, "request_id": request_id, "body": Raw(body)},
+        "error": None,
+    }
+    failed = status != 200
+    usage = BatchUsage() if failed else _usage(_decode_answer(body).usage or _Usage())
+    return Result(number=number, failed=failed, usage=usage, line=Raw(msgspec.json.encode(line)))
+
+
+def _usage(counted: _Usage) -> BatchUsage:
+    given = counted.prompt_tokens_details or counted.input_tokens_details or _Details()
+    made = counted.completion_tokens_details or counted.output_tokens_details or _Details()
+    tokens_in = counted.prompt_tokens or counted.input_tokens
+    tokens_out = counted.completion_tokens or counted.output_tokens
+    return BatchUsage(
+        input_tokens=tokens_in,
+        input_tokens_details=InputTokensDetails(cached_tokens=given.cached_tokens or 0),
+        output_tokens=tokens_out,
+        output_tokens_details=OutputTokensDetails(reasoning_tokens=made.reasoning_tokens or 0),
+        total_tokens=counted.total_tokens or tokens_in + tokens_out,
+    )

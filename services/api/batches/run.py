@@ -1,0 +1,236 @@
+"""One batch from where it is to its end, by the process that holds its lease. It may die between any two lines."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import structlog
+from msgspec import Raw
+from msgspec.structs import replace
+
+from services.api.batches.answering import Answering
+from services.api.batches.input_file import InputFile, read_input
+from services.api.batches.output_files import OutputFiles
+from services.api.batches.results import Result, Results
+from shared import ids
+from shared.batch_records import BatchRecord
+from shared.batch_states import ENDED, BatchState
+from shared.errors import StoreUnavailable
+from shared.paths import Paths
+from shared.schemas.batches import BatchError, BatchRequestCounts
+from shared.store.batches import BatchStore, Change
+from shared.store.leases import LeaseStore
+
+_log = structlog.get_logger()
+
+_BEAT_S = 1.0
+"""How often progress is recorded and the record looked at: a cancellation is seen so soon."""
+_FILL_AT_ONCE = 1000
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What every run needs. `concurrency` is the number of requests under way, `max_line_bytes` the largest one."""
+
+    batches: BatchStore
+    leases: LeaseStore
+    answering: Answering
+    files: OutputFiles
+    paths: Paths
+    concurrency: int
+    max_line_bytes: int
+
+
+class Run:
+    """Works on the batch while its lease, known by `token`, is held."""
+
+    def __init__(self, tools: Tools, batch_id: str, token: str) -> None:
+        self._tools = tools
+        self._id = batch_id
+        self._token = token
+        self._stop = asyncio.Event()
+        """Set when the batch was cancelled, or its time is over."""
+        self._results: Results | None = None
+        self._waiting: list[Result] = []
+        self._writing = asyncio.Lock()
+
+    async def go(self) -> None:
+        """Bring the batch to its end. Raises LeaseLost, Unavailable, OSError; then it is taken up again."""
+        work, beat = asyncio.create_task(self._work()), asyncio.create_task(self._beat())
+        try:
+            done, _ = await asyncio.wait({work, beat}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            work.cancel()
+            beat.cancel()
+            await asyncio.gather(work, beat, return_exceptions=True)
+
+    async def _beat(self) -> None:
+        """Keep the lease, tell how far the batch is, and see what its owner wants. Raises LeaseLost."""
+        while True:
+            try:
+                await self._tools.leases.renew(self._id, self._token)
+                record = await self._update(self._with_progress)
+            except StoreUnavailable:
+                _log.warning("batch.store_away", batch_id=self._id)
+            else:
+                if record.status is BatchState.CANCELLING or record.expires_at <= time.time():
+                    self._stop.set()
+            await asyncio.sleep(_BEAT_S)
+
+    async def _work(self) -> None:
+        record = await self._tools.batches.get(self._id)
+        found = await self._read_input(record)
+        if record.status in (BatchState.VALIDATING, BatchState.IN_PROGRESS):
+            record = await self._begin(found)
+        if record.status not in ENDED:
+            folder = self._tools.paths.batch_results(self._id)
+            self._results = await asyncio.to_thread(Results.load, folder, self._token)
+            try:
+                if record.status is BatchState.IN_PROGRESS:
+                    await self._answer_all(record, found, self._results)
+                await self._end(found, self._results)
+            finally:
+                await asyncio.to_thread(self._results.close)
+        await asyncio.to_thread(shutil.rmtree, self._tools.paths.batch_folder(self._id), ignore_errors=True)
+
+    async def _read_input(self, record: BatchRecord) -> InputFile:
+        path = self._tools.paths.batch_input(record.id)
+        # What was good at the start stays good, whatever the limit is today.
+        limit = self._tools.max_line_bytes if record.status is BatchState.VALIDATING else sys.maxsize
+        try:
+            return await asyncio.to_thread(read_input, path, record.endpoint, max_line_bytes=limit)
+        except FileNotFoundError:
+            message = "The input is gone from this server's storage."
+            return InputFile(path, errors=[BatchError(code="input_file_missing", message=message)])
+
+    async def _begin(self, found: InputFile) -> BatchRecord:
+        """Let a batch with good input begin, and one with wrong input fail."""
+
+        def begin(current: BatchRecord) -> BatchRecord:
+            if current.status not in (BatchState.VALIDATING, BatchState.IN_PROGRESS):
+                return current
+            now = int(time.time())
+            if found.errors:
+                return replace(current, status=BatchState.FAILED, errors=found.errors, failed_at=now)
+            if current.status is BatchState.IN_PROGRESS:
+                return current
+            return replace(
+                current,
+                status=BatchState.IN_PROGRESS,
+                in_progress_at=now,
+                model=next(iter(found.models)) if len(found.models) == 1 else None,
+                counts=BatchRequestCounts(total=len(found.places)),
+            )
+
+        record = await self._update(begin)
+        _log.info("batch.begun", batch_id=self._id, status=record.status.value, requests=record.counts.total)
+        return record
+
+    async def _answer_all(self, record: BatchRecord, found: InputFile, results: Results) -> None:
+        """Have requests answered until all have their results, or the batch is to stop."""
+        todo = iter([number for number in range(len(found.places)) if number not in results])
+        workers = {
+            asyncio.create_task(self._answer(todo, record, found, results)) for _ in range(self._tools.concurrency)
+        }
+        stopping, waiting = asyncio.create_task(self._stop.wait()), set[asyncio.Task[Any]](workers)
+        try:
+            while waiting and not stopping.done():
+                done, waiting = await asyncio.wait({*waiting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                waiting.discard(stopping)
+                for task in done:
+                    task.result()
+        finally:
+            for task in (*workers, stopping):
+                task.cancel()
+            await asyncio.gather(*workers, stopping, return_exceptions=True)
+        await self._write(results)
+
+    async def _answer(self, todo: Iterator[int], record: BatchRecord, found: InputFile, results: Results) -> None:
+        for number in todo:
+            request = await asyncio.to_thread(found.request, number)
+            result = await self._tools.answering.result(number, request, record.endpoint, project=record.project)
+            self._waiting.append(result)
+            await self._write(results)
+
+    async def _write(self, results: Results) -> None:
+        """Put on disk what waits for it: what came while others were written goes together, with one fsync."""
+        async with self._writing:
+            if self._waiting:
+                group, self._waiting = self._waiting, []
+                await asyncio.to_thread(results.append, group)
+
+    async def _end(self, found: InputFile, results: Results) -> None:
+        """Give the requests that are left their error, publish the files, then record the end."""
+        record = await self._update(self._finalizing)
+        assert record.status is not BatchState.IN_PROGRESS or self._stop.is_set(), "requests have no result"
+        end, reason = _ENDS[record.status]
+        if reason is not None and record.in_progress_at is not None and not found.errors:
+            await self._fill(found, results, reason)
+        output, error = await self._tools.files.publish(record, results)
+
+        def finish(current: BatchRecord) -> BatchRecord:
+            # Cancelled after its time was over: that is how it ends, with the same files.
+            status = BatchState.CANCELLED if current.status is BatchState.CANCELLING else end
+            times: dict[str, Any] = {f"{status.value}_at": int(time.time())}
+            current = replace(current, status=status, output_file_id=output, error_file_id=error, **times)
+            return _counted(current, results)
+
+        record = await self._update(finish)
+        _log.info("batch.ended", batch_id=self._id, status=record.status.value, **msgspec.structs.asdict(record.counts))
+
+    def _finalizing(self, current: BatchRecord) -> BatchRecord:
+        if current.status is BatchState.IN_PROGRESS and len(self._results or ()) >= current.counts.total:
+            current = replace(current, status=BatchState.FINALIZING, finalizing_at=int(time.time()))
+        return self._with_progress(current)
+
+    def _with_progress(self, current: BatchRecord) -> BatchRecord:
+        if self._results is None or current.status in ENDED:
+            return current
+        return _counted(current, self._results)
+
+    async def _fill(self, found: InputFile, results: Results, reason: tuple[str, str]) -> None:
+        left = [number for number in range(len(found.places)) if number not in results]
+        for start in range(0, len(left), _FILL_AT_ONCE):
+            await asyncio.to_thread(_fill, found, results, left[start : start + _FILL_AT_ONCE], reason)
+
+    async def _update(self, change: Change) -> BatchRecord:
+        return await self._tools.batches.update(self._id, change, fence=self._token)
+
+
+_EXPIRED = ("batch_expired", "This request could not be executed before the completion window expired.")
+_CANCELLED = ("batch_cancelled", "The batch was cancelled before this request was executed.")
+_ENDS: dict[BatchState, tuple[BatchState, tuple[str, str] | None]] = {
+    BatchState.FINALIZING: (BatchState.COMPLETED, None),
+    BatchState.IN_PROGRESS: (BatchState.EXPIRED, _EXPIRED),
+    BatchState.CANCELLING: (BatchState.CANCELLED, _CANCELLED),
+}
+"""How a batch ends that has come to its last step, and what its unanswered requests get."""
+
+
+def _counted(record: BatchRecord, results: Results) -> BatchRecord:
+    counts = replace(record.counts, completed=results.completed, failed=results.failed)
+    return replace(record, counts=counts, usage=results.usage)
+
+
+def _fill(found: InputFile, results: Results, numbers: list[int], reason: tuple[str, str]) -> None:
+    code, message = reason
+    results.append([_unanswered(number, found.request(number).custom_id, code, message) for number in numbers])
+
+
+def _unanswered(number: int, custom_id: str, code: str, message: str) -> Result:
+    line = {
+        "id": ids.new_batch_request_id(),
+        "custom_id": custom_id,
+        "response": None,
+        "error": {"code": code, "message": message},
+    }
+    return Result(number=number, failed=True, line=Raw(msgspec.json.encode(line)))

@@ -74,7 +74,10 @@ class Results:
     def append(self, results: Sequence[Result]) -> None:
         """Write results to disk, then count them; those of requests that have one are left out. Raises OSError."""
         with self._lock:
-            fresh = {result.number: result for result in reversed(results) if result.number not in self._places}
+            fresh: dict[int, Result] = {}
+            for result in results:
+                if result.number not in self._places:
+                    fresh.setdefault(result.number, result)
             if not fresh:
                 return
             lines = [_encode(result) + b"\n" for result in fresh.values()]

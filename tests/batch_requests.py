@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import openai
 from openai.types import Batch
@@ -82,7 +82,12 @@ def start(sdk: openai.OpenAI, lines: list[Any], *, endpoint: Any = CHAT, **optio
     return sdk.batches.create(input_file_id=upload(sdk, lines), endpoint=endpoint, completion_window="24h", **options)
 
 
-def until(sdk: openai.OpenAI, batch: Batch, condition: Callable[[Batch], bool], *, timeout_s: float = 20) -> Batch:
+class Named(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+def until(sdk: openai.OpenAI, batch: Named, condition: Callable[[Batch], bool], *, timeout_s: float = 20) -> Batch:
     """Look the batch up until `condition` holds."""
 
     def look() -> Batch | None:
@@ -94,7 +99,7 @@ def until(sdk: openai.OpenAI, batch: Batch, condition: Callable[[Batch], bool], 
     return found
 
 
-def ended(sdk: openai.OpenAI, batch: Batch, *, timeout_s: float = 20) -> Batch:
+def ended(sdk: openai.OpenAI, batch: Named, *, timeout_s: float = 20) -> Batch:
     return until(sdk, batch, lambda found: found.status in ENDED, timeout_s=timeout_s)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -18,7 +21,9 @@ from services.api.batches.output_files import OutputFiles
 from services.api.batches.results import Result, Results
 from shared import keys
 from shared.batch_records import BatchRecord
+from shared.batch_states import BatchState
 from shared.paths import Paths
+from shared.store.batches import BatchStore
 from shared.store.client import Client
 from shared.store.files import FileStore
 from tests.api_server import ApiServer, know_key, wait_until, with_store
@@ -117,13 +122,42 @@ def test_silent_process_is_replaced_and_spoils_nothing_when_it_wakes(launch: Lau
     assert [one["custom_id"] for one in content(sdk_of(first), done.output_file_id)] == [f"r{n}" for n in range(MANY)]
 
 
+def stored(url: str, **changes: Any) -> BatchRecord:
+    """Store a batch that no process has looked at, without its input."""
+    fields: dict[str, Any] = {
+        "id": "batch_x", "project": "proj_default", "endpoint": CHAT, "input_file_id": "file-x", "created_at": 1,
+        "expires_at": 2**31, "planned_output": "file-output", "planned_error": "file-error",
+    }  # fmt: skip
+    record = BatchRecord(**{**fields, **changes})
+    return with_store(url, lambda client: BatchStore(client).create(record))
+
+
+def test_batch_that_was_cancelled_before_it_was_read_has_no_files(launch: Launch, url: str) -> None:
+    made = stored(url, status=BatchState.CANCELLING, cancelling_at=1)
+    done = ended(sdk_of(launch()), made)
+    assert (done.status, done.output_file_id, done.error_file_id) == ("cancelled", None, None)
+
+
+def test_batch_whose_input_is_gone_fails(launch: Launch, url: str) -> None:
+    done = ended(sdk_of(launch()), stored(url))
+    assert done.status == "failed" and done.errors is not None and done.errors.data is not None
+    assert [one.code for one in done.errors.data] == ["input_file_missing"]
+
+
+def test_folders_that_no_batch_needs_are_deleted(launch: Launch, url: str, tmp_path: Path) -> None:
+    paths = Paths(tmp_path / "home")
+    for name, age_s in (("batch_abandoned", 7200), ("batch_new", 10)):
+        paths.batch_folder(name).mkdir(parents=True)
+        os.utime(paths.batch_folder(name), (time.time() - age_s,) * 2)
+    launch()
+    wait_until(lambda: not paths.batch_folder("batch_abandoned").exists())
+    assert paths.batch_folder("batch_new").exists()
+
+
 def test_files_are_published_once_however_often_it_is_tried(url: str, tmp_path: Path) -> None:
     paths = Paths(tmp_path)
     paths.prepare()
-    record = BatchRecord(
-        id="batch_x", project="proj_x", endpoint=CHAT, input_file_id="file-x", created_at=1, expires_at=2,
-        planned_output="file-output", planned_error="file-error", output_lifetime_s=3600,
-    )  # fmt: skip
+    record = stored(url, output_lifetime_s=3600)
     results = Results.load(paths.batch_results(record.id), "token")
     results.append([Result(number=n, failed=n == 1, line=Raw(b'{"custom_id":"%d"}' % n)) for n in (2, 1, 0)])
 
@@ -133,7 +167,7 @@ def test_files_are_published_once_however_often_it_is_tried(url: str, tmp_path: 
         first = await output.publish(record, results)
         await client.call("DEL", keys.file("file-error"))  # as if the process had died before it recorded this one
         second = await OutputFiles(files, paths).publish(record, results)
-        return first, second, len((await files.list("proj_x", after=None, limit=10))[0])
+        return first, second, len((await files.list("proj_default", after=None, limit=10))[0])
 
     published = ("file-output", "file-error")
     assert with_store(url, publish_twice) == (published, published, 2)

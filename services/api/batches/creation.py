@@ -93,8 +93,7 @@ class Batches:
         """Give the batch a name of its own for the file's bytes, or a copy where the file system has no links."""
         target = self._paths.batch_input(batch_id)
         target.parent.mkdir(parents=True, exist_ok=True)
-        if target.exists():
-            return
+        target.parent.touch()  # so that it does not look abandoned, however long ago the first attempt was
         try:
             _link(self._paths.file_content(file_id), target)
         except FileNotFoundError as error:

@@ -6,20 +6,19 @@ import asyncio
 import shutil
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 import structlog
-from msgspec import Raw
 from msgspec.structs import replace
 
 from services.api.batches.answering import Answering
+from services.api.batches.ending import ENDS, counted, fill
 from services.api.batches.input_file import InputFile, read_input
 from services.api.batches.output_files import OutputFiles
-from services.api.batches.results import Result, Results
-from shared import ids
+from services.api.batches.results import Results
+from services.api.batches.working import Working
 from shared.batch_records import BatchRecord
 from shared.batch_states import ENDED, BatchState
 from shared.errors import StoreUnavailable
@@ -32,7 +31,6 @@ _log = structlog.get_logger()
 
 _BEAT_S = 1.0
 """How often progress is recorded and the record looked at: a cancellation is seen so soon."""
-_FILL_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
@@ -58,8 +56,6 @@ class Run:
         self._stop = asyncio.Event()
         """Set when the batch was cancelled, or its time is over."""
         self._results: Results | None = None
-        self._waiting: list[Result] = []
-        self._writing = asyncio.Lock()
 
     async def go(self) -> None:
         """Bring the batch to its end. Raises LeaseLost, Unavailable, OSError; then it is taken up again."""
@@ -92,14 +88,7 @@ class Run:
         if record.status in (BatchState.VALIDATING, BatchState.IN_PROGRESS):
             record = await self._begin(found)
         if record.status not in ENDED:
-            folder = self._tools.paths.batch_results(self._id)
-            self._results = await asyncio.to_thread(Results.load, folder, self._token)
-            try:
-                if record.status is BatchState.IN_PROGRESS:
-                    await self._answer_all(record, found, self._results)
-                await self._end(found, self._results)
-            finally:
-                await asyncio.to_thread(self._results.close)
+            await self._bring_to_end(record, found)
         await asyncio.to_thread(shutil.rmtree, self._tools.paths.batch_folder(self._id), ignore_errors=True)
 
     async def _read_input(self, record: BatchRecord) -> InputFile:
@@ -116,9 +105,9 @@ class Run:
         """Let a batch with good input begin, and one with wrong input fail."""
 
         def begin(current: BatchRecord) -> BatchRecord:
+            now = int(time.time())
             if current.status not in (BatchState.VALIDATING, BatchState.IN_PROGRESS):
                 return current
-            now = int(time.time())
             if found.errors:
                 return replace(current, status=BatchState.FAILED, errors=found.errors, failed_at=now)
             if current.status is BatchState.IN_PROGRESS:
@@ -135,46 +124,24 @@ class Run:
         _log.info("batch.begun", batch_id=self._id, status=record.status.value, requests=record.counts.total)
         return record
 
-    async def _answer_all(self, record: BatchRecord, found: InputFile, results: Results) -> None:
-        """Have requests answered until all have their results, or the batch is to stop."""
-        todo = iter([number for number in range(len(found.places)) if number not in results])
-        workers = {
-            asyncio.create_task(self._answer(todo, record, found, results)) for _ in range(self._tools.concurrency)
-        }
-        stopping, waiting = asyncio.create_task(self._stop.wait()), set[asyncio.Task[Any]](workers)
+    async def _bring_to_end(self, record: BatchRecord, found: InputFile) -> None:
+        folder = self._tools.paths.batch_results(self._id)
+        results = self._results = await asyncio.to_thread(Results.load, folder, self._token)
         try:
-            while waiting and not stopping.done():
-                done, waiting = await asyncio.wait({*waiting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-                waiting.discard(stopping)
-                for task in done:
-                    task.result()
+            if record.status is BatchState.IN_PROGRESS:
+                work = Working(self._tools.answering, record, found, results)
+                await work.answer_all(concurrency=self._tools.concurrency, stop=self._stop)
+            await self._end(found, results)
         finally:
-            for task in (*workers, stopping):
-                task.cancel()
-            await asyncio.gather(*workers, stopping, return_exceptions=True)
-        await self._write(results)
-
-    async def _answer(self, todo: Iterator[int], record: BatchRecord, found: InputFile, results: Results) -> None:
-        for number in todo:
-            request = await asyncio.to_thread(found.request, number)
-            result = await self._tools.answering.result(number, request, record.endpoint, project=record.project)
-            self._waiting.append(result)
-            await self._write(results)
-
-    async def _write(self, results: Results) -> None:
-        """Put on disk what waits for it: what came while others were written goes together, with one fsync."""
-        async with self._writing:
-            if self._waiting:
-                group, self._waiting = self._waiting, []
-                await asyncio.to_thread(results.append, group)
+            await asyncio.to_thread(results.close)
 
     async def _end(self, found: InputFile, results: Results) -> None:
         """Give the requests that are left their error, publish the files, then record the end."""
         record = await self._update(self._finalizing)
         assert record.status is not BatchState.IN_PROGRESS or self._stop.is_set(), "requests have no result"
-        end, reason = _ENDS[record.status]
+        end, reason = ENDS[record.status]
         if reason is not None and record.in_progress_at is not None and not found.errors:
-            await self._fill(found, results, reason)
+            await asyncio.to_thread(fill, found, results, reason)
         output, error = await self._tools.files.publish(record, results)
 
         def finish(current: BatchRecord) -> BatchRecord:
@@ -182,10 +149,11 @@ class Run:
             status = BatchState.CANCELLED if current.status is BatchState.CANCELLING else end
             times: dict[str, Any] = {f"{status.value}_at": int(time.time())}
             current = replace(current, status=status, output_file_id=output, error_file_id=error, **times)
-            return _counted(current, results)
+            return counted(current, results)
 
         record = await self._update(finish)
-        _log.info("batch.ended", batch_id=self._id, status=record.status.value, **msgspec.structs.asdict(record.counts))
+        counts = msgspec.structs.asdict(record.counts)
+        _log.info("batch.ended", batch_id=self._id, status=record.status.value, **counts)
 
     def _finalizing(self, current: BatchRecord) -> BatchRecord:
         if current.status is BatchState.IN_PROGRESS and len(self._results or ()) >= current.counts.total:
@@ -195,42 +163,7 @@ class Run:
     def _with_progress(self, current: BatchRecord) -> BatchRecord:
         if self._results is None or current.status in ENDED:
             return current
-        return _counted(current, self._results)
-
-    async def _fill(self, found: InputFile, results: Results, reason: tuple[str, str]) -> None:
-        left = [number for number in range(len(found.places)) if number not in results]
-        for start in range(0, len(left), _FILL_AT_ONCE):
-            await asyncio.to_thread(_fill, found, results, left[start : start + _FILL_AT_ONCE], reason)
+        return counted(current, self._results)
 
     async def _update(self, change: Change) -> BatchRecord:
         return await self._tools.batches.update(self._id, change, fence=self._token)
-
-
-_EXPIRED = ("batch_expired", "This request could not be executed before the completion window expired.")
-_CANCELLED = ("batch_cancelled", "The batch was cancelled before this request was executed.")
-_ENDS: dict[BatchState, tuple[BatchState, tuple[str, str] | None]] = {
-    BatchState.FINALIZING: (BatchState.COMPLETED, None),
-    BatchState.IN_PROGRESS: (BatchState.EXPIRED, _EXPIRED),
-    BatchState.CANCELLING: (BatchState.CANCELLED, _CANCELLED),
-}
-"""How a batch ends that has come to its last step, and what its unanswered requests get."""
-
-
-def _counted(record: BatchRecord, results: Results) -> BatchRecord:
-    counts = replace(record.counts, completed=results.completed, failed=results.failed)
-    return replace(record, counts=counts, usage=results.usage)
-
-
-def _fill(found: InputFile, results: Results, numbers: list[int], reason: tuple[str, str]) -> None:
-    code, message = reason
-    results.append([_unanswered(number, found.request(number).custom_id, code, message) for number in numbers])
-
-
-def _unanswered(number: int, custom_id: str, code: str, message: str) -> Result:
-    line = {
-        "id": ids.new_batch_request_id(),
-        "custom_id": custom_id,
-        "response": None,
-        "error": {"code": code, "message": message},
-    }
-    return Result(number=number, failed=True, line=Raw(msgspec.json.encode(line)))

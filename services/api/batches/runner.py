@@ -24,7 +24,7 @@ from shared.schemas.batches import BatchError
 _log = structlog.get_logger()
 
 _POLL_S = 0.5
-_AT_ONCE = 16
+_AT_ONCE = 64
 """Batches that one process works on at a time; they share its requests under way."""
 _TIDY_S = 3600.0
 """How often folders of batches that are no more are looked for, and how old such a folder is at least."""

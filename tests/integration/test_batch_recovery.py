@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -28,6 +30,7 @@ from shared.store.client import Client
 from shared.store.files import FileStore
 from tests.api_server import ApiServer, know_key, wait_until, with_store
 from tests.batch_requests import CHAT, Model, completed, content, ended, line, sdk_of, serve, start, until
+from tests.conftest import start_valkey
 from tests.webhook_receiver import receiver
 
 Launch = Callable[[], ApiServer]
@@ -120,6 +123,32 @@ def test_silent_process_is_replaced_and_spoils_nothing_when_it_wakes(launch: Lau
     assert (done.status, completed(done)) == ("completed", MANY)
     assert done.usage is not None and done.usage.total_tokens == 5 * MANY
     assert [one["custom_id"] for one in content(sdk_of(first), done.output_file_id)] == [f"r{n}" for n in range(MANY)]
+
+
+def test_database_that_is_silent_for_a_while_costs_nothing(upstream: Model, tmp_path: Path) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="st-valkey-"))
+    database = start_valkey(folder)
+    url = f"unix://{folder / 'valkey.sock'}"
+    try:
+        serve(url, upstream)
+        server = ApiServer(tmp_path / "home", url, lease_ttl_s=2)
+        try:
+            know_key(url, server.key)
+            sdk = sdk_of(server)
+            made = start(sdk, [line(n) for n in range(MANY)])
+            until(sdk, made, under_way)
+            database.send_signal(signal.SIGSTOP)
+            time.sleep(3)  # longer than the lease
+            database.send_signal(signal.SIGCONT)
+            done = ended(sdk, made, timeout_s=60)
+            assert (done.status, completed(done)) == ("completed", MANY)
+            assert len(content(sdk, done.output_file_id)) == MANY
+        finally:
+            server.stop()
+    finally:
+        database.kill()
+        database.wait()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def stored(url: str, **changes: Any) -> BatchRecord:

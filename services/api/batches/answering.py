@@ -6,7 +6,6 @@ import asyncio
 import random
 from contextlib import AbstractAsyncContextManager
 
-import httpx2
 import msgspec
 import structlog
 from msgspec import Raw, Struct
@@ -101,23 +100,17 @@ class Answering:
                     refused = msgspec.json.encode(ErrorResponse(error=refusal))
                     return _result(number, request.custom_id, request_id, status, refused)
                 _log.info("batch.request_again", request_id=request_id, status=status, tries=tries)
+            except Exception as error:  # noqa: BLE001 - fails this request, not the thousands beside it
+                _log.error("batch.request_failed", request_id=request_id, exc_info=error)
+                return _result(number, request.custom_id, request_id, 500, _BROKEN)
             await asyncio.sleep(_wait_s(tries))
 
     async def _ask(self, endpoint: BatchEndpoint, body: bytes, project: str, request_id: str) -> bytes:
-        """Return the whole answer as the live endpoint gives it. Raises what that raises, UpstreamError for no JSON."""
-        try:
-            answer = await self._answer(endpoint, body, project, request_id)
-            _decode_answer(answer)
-        except msgspec.MsgspecError as error:
-            message = "The inference server's answer could not be read."
-            raise UpstreamError(502, ErrorBody(message=message, type=SERVER_ERROR, code="upstream_error")) from error
-        return msgspec.json.format(answer, indent=-1) if b"\n" in answer else answer
-
-    async def _answer(self, endpoint: BatchEndpoint, body: bytes, project: str, request_id: str) -> bytes:
+        """Return the whole answer as the live endpoint gives it, on one line. Raises what that raises."""
         if endpoint == "/v1/responses":
             return await self._respond(body, project, request_id)
         view: View = decode(body, _CHAT) if endpoint == "/v1/chat/completions" else decode(body, VIEW_DECODER)
-        answer = await read_whole(await self._open(endpoint, body, view, project, request_id))
+        answer = await self._fetch(endpoint, body, view, project, request_id)
         if isinstance(view, ChatView) and view.store:
             stored = StoredChat(self._completions, body, view, project=project, request_id=request_id)
             await stored.keep(answer)
@@ -126,22 +119,21 @@ class Answering:
     async def _respond(self, body: bytes, project: str, request_id: str) -> bytes:
         view = decode(body, _RESPONSE)
         turn = Turn(self._responses, body, view, project=project)
-        upstream = await self._open("/v1/responses", await turn.upstream_body(), view, project, request_id)
-        response = turn.mended(await read_whole(upstream))
+        response = turn.mended(
+            await self._fetch("/v1/responses", await turn.upstream_body(), view, project, request_id)
+        )
         if turn.kept:
             await turn.keep(response)
         return response
 
-    async def _open(
-        self, endpoint: BatchEndpoint, body: bytes, view: View, project: str, request_id: str
-    ) -> httpx2.Response:
+    async def _fetch(self, endpoint: BatchEndpoint, body: bytes, view: View, project: str, request_id: str) -> bytes:
         if view.stream:
             raise InvalidRequest(
                 "Requests of a batch cannot be streamed; leave 'stream' out.",
                 code="unsupported_parameter",
                 param="stream",
             )
-        return await self._gateway.open(
+        upstream = await self._gateway.open(
             endpoint,
             body,
             model=view.model,
@@ -149,6 +141,22 @@ class Answering:
             request_id=request_id,
             priority=max(view.priority or 0, PRIORITY),
         )
+        return _one_line(await read_whole(upstream))
+
+
+def _one_line(answer: bytes) -> bytes:
+    """Raises UpstreamError when it is no JSON object."""
+    try:
+        _decode_answer(answer)
+        return msgspec.json.format(answer, indent=-1) if b"\n" in answer else answer
+    except msgspec.MsgspecError as error:
+        message = "The inference server's answer could not be read."
+        raise UpstreamError(502, ErrorBody(message=message, type=SERVER_ERROR, code="upstream_error")) from error
+
+
+_BROKEN = msgspec.json.encode(
+    ErrorResponse(error=ErrorBody(message="An internal error occurred; the server's log has it.", type=SERVER_ERROR))
+)
 
 
 def _shown(error: SelftuneError | UpstreamError) -> tuple[int, ErrorBody]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import httpx2
 import pytest
 from msgspec import Raw
 
-from services.api.batches import answering, input_file
+from services.api.batches import answering, creation, input_file
 from services.api.batches.answering import Answering
 from services.api.batches.input_file import Request, read_input
 from services.api.batches.results import Result, Results
@@ -108,6 +110,41 @@ def test_damaged_lines_are_asked_again(tmp_path: Path) -> None:
     assert len(Results.load(tmp_path, "two")) == 0
 
 
+def test_result_that_the_disk_does_not_take_spoils_none_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = Results.load(tmp_path, "one")
+    results.append([result(0)])
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            results.append([result(1)])
+    assert 1 not in results
+    results.append([result(1, "again"), result(2)])
+    results.close()
+    assert [json.loads(one)["n"] for one in Results.load(tmp_path, "two").lines(failed=False)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_input_is_held_where_there_are_no_links_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    source, target = written(tmp_path, b"bytes"), tmp_path / "held"
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    creation._link(source, target)
+    creation._link(source, target)
+    source.unlink()
+    assert target.read_bytes() == b"bytes" and list(tmp_path.iterdir()) == [target]
+
+
 class Refusing(Gateway):
     """Raises what it is given, once each, then for ever the last."""
 
@@ -144,6 +181,13 @@ def test_request_that_breaks_the_server_is_given_up(error: Exception, impatient:
     gateway = Refusing(error)
     assert refusals(gateway)["status_code"] in (502, 503)
     assert gateway.calls == 8
+
+
+def test_fault_of_the_server_concerns_one_request_alone() -> None:
+    gateway = Refusing(KeyError("secret"))
+    answer = refusals(gateway)
+    assert (answer["status_code"], gateway.calls) == (500, 1)
+    assert answer["body"]["error"]["type"] == "server_error" and "secret" not in json.dumps(answer)
 
 
 def test_model_that_is_away_is_waited_for(impatient: None) -> None:

@@ -8,10 +8,11 @@ from contextlib import AbstractAsyncContextManager
 
 import msgspec
 import structlog
-from msgspec import Raw, Struct
+from msgspec import Raw
 
 from services.api.batches.input_file import Request
 from services.api.batches.results import Result
+from services.api.batches.usage import usage_of
 from services.api.bodies import decode
 from services.api.errors import SERVER_ERROR, UpstreamError, rule_for
 from services.api.gateway import VIEW_DECODER, Gateway, View
@@ -21,7 +22,7 @@ from services.api.responses import ResponseView, Turn
 from services.api.stored_chat import ChatView, StoredChat
 from shared import ids
 from shared.errors import InvalidRequest, ReplicaLost, SelftuneError
-from shared.schemas.batches import BatchEndpoint, BatchUsage, InputTokensDetails, OutputTokensDetails
+from shared.schemas.batches import BatchEndpoint, BatchUsage
 from shared.schemas.errors import ErrorBody, ErrorResponse
 from shared.store.completions import CompletionStore
 from shared.store.responses import ResponseStore
@@ -38,32 +39,6 @@ _LONGEST_WAIT_S = 60.0
 
 _CHAT = msgspec.json.Decoder(ChatView)
 _RESPONSE = msgspec.json.Decoder(ResponseView)
-
-
-class _Details(Struct):
-    cached_tokens: int | None = None
-    reasoning_tokens: int | None = None
-
-
-class _Usage(Struct):
-    """What the endpoints count, under the names that they have for it."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    total_tokens: int = 0
-    prompt_tokens_details: _Details | None = None
-    completion_tokens_details: _Details | None = None
-    input_tokens_details: _Details | None = None
-    output_tokens_details: _Details | None = None
-
-
-class _Answer(Struct):
-    usage: _Usage | None = None
-
-
-_decode_answer = msgspec.json.Decoder(_Answer).decode
 
 
 class Answering:
@@ -145,9 +120,9 @@ class Answering:
 
 
 def _one_line(answer: bytes) -> bytes:
-    """Raises UpstreamError when it is no JSON object."""
+    """Raises UpstreamError when it is no answer that could be counted."""
     try:
-        _decode_answer(answer)
+        usage_of(answer)
         return msgspec.json.format(answer, indent=-1) if b"\n" in answer else answer
     except msgspec.MsgspecError as error:
         message = "The inference server's answer could not be read."
@@ -179,19 +154,5 @@ def _result(number: int, custom_id: str, request_id: str, status: int, body: byt
         "error": None,
     }
     failed = status != 200
-    usage = BatchUsage() if failed else _usage(_decode_answer(body).usage or _Usage())
+    usage = BatchUsage() if failed else usage_of(body)
     return Result(number=number, failed=failed, usage=usage, line=Raw(msgspec.json.encode(line)))
-
-
-def _usage(counted: _Usage) -> BatchUsage:
-    given = counted.prompt_tokens_details or counted.input_tokens_details or _Details()
-    made = counted.completion_tokens_details or counted.output_tokens_details or _Details()
-    tokens_in = counted.prompt_tokens or counted.input_tokens
-    tokens_out = counted.completion_tokens or counted.output_tokens
-    return BatchUsage(
-        input_tokens=tokens_in,
-        input_tokens_details=InputTokensDetails(cached_tokens=given.cached_tokens or 0),
-        output_tokens=tokens_out,
-        output_tokens_details=OutputTokensDetails(reasoning_tokens=made.reasoning_tokens or 0),
-        total_tokens=counted.total_tokens or tokens_in + tokens_out,
-    )

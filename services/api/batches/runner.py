@@ -117,9 +117,10 @@ class Runner:
     def _tidy(self, active: frozenset[str], before: float) -> None:
         """Delete folders that their batch did not need any more, or never got to need, when a process died."""
         for folder in self._tools.paths.batches.iterdir():
-            if folder.name not in active and folder.stat().st_mtime < before:
-                shutil.rmtree(folder, ignore_errors=True)
-                _log.info("batch.tidied", batch_id=folder.name)
+            with suppress(FileNotFoundError):  # another process was faster
+                if folder.name not in active and folder.stat().st_mtime < before:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    _log.info("batch.tidied", batch_id=folder.name)
 
 
 def _report(task: asyncio.Task[None]) -> None:

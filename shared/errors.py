@@ -13,6 +13,7 @@
     ├── Unavailable               a part of the stack is away; trying again helps
     │   ├── StoreUnavailable      Redis does not answer
     │   └── NoReplica             no inference server answers for that base model
+    │       └── ReplicaLost       one was there and broke the connection
     ├── AdapterRejected           an adapter that must not be served, with the reason
     ├── InvalidTrainingData       a data set that cannot be trained on; becomes a failed job's error
     ├── TransitionRefused         a job cannot go from its state to the one asked for
@@ -108,6 +109,10 @@ class NoReplica(Unavailable):
     """No inference server answers for this base model."""
 
     default_code = "model_not_ready"
+
+
+class ReplicaLost(NoReplica):
+    """Inference servers took the request and broke the connection before they answered; the request may be why."""
 
 
 class AdapterRejected(SelftuneError):

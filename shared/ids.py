@@ -30,6 +30,14 @@ def new_job_id() -> str:
     return f"ftjob-{_random(24)}"
 
 
+def new_batch_id() -> str:
+    return f"batch_{_random(24)}"
+
+
+def new_batch_request_id() -> str:
+    return f"batch_req_{_random(24)}"
+
+
 def new_checkpoint_id() -> str:
     return f"ftckpt_{_random(24)}"
 

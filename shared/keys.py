@@ -25,11 +25,15 @@
 | selftune:jobs:{project}          | zset   | job ids by order of creation                   | for ever       |
 | selftune:active_jobs             | set    | ids of jobs that are not at their end          | for ever       |
 | selftune:project_jobs:{project}  | set    | those of one project                           | for ever       |
-| selftune:outcomes                | zset   | "{job id} {status}" of ended jobs, 0           | until told     |
+| selftune:outcomes                | zset   | "{id} {status}" of ended jobs and batches, 0   | until told     |
 | selftune:idempotency:{digest}    | string | IdempotencyRecord                              | one day        |
 | selftune:job_events:{id}         | stream | event: Event without its id                    | with the job   |
 | selftune:job_checkpoints:{id}    | list   | Checkpoint, oldest first                       | with the job   |
 | selftune:job_lease:{id}          | string | token of the worker that owns the job          | lease_ttl_s    |
+| selftune:batch:{id}              | hash   | record: BatchRecord, version: counter          | for ever       |
+| selftune:batches:{project}       | zset   | batch ids by order of creation                 | for ever       |
+| selftune:active_batches          | zset   | ids of batches that are not at their end       | for ever       |
+| selftune:batch_lease:{id}        | string | token of the api process that works on it      | lease_ttl_s    |
 | selftune:sequence                | string | counter behind the order of creation           | for ever       |
 | selftune:bases                   | hash   | base id → BaseRecord                           | for ever       |
 | selftune:adapter:{name}          | string | AdapterRecord                                  | until deleted  |
@@ -64,6 +68,7 @@ _ROOT = "selftune"
 OUTCOMES = f"{_ROOT}:outcomes"
 SEQUENCE = f"{_ROOT}:sequence"
 ACTIVE_JOBS = f"{_ROOT}:active_jobs"
+ACTIVE_BATCHES = f"{_ROOT}:active_batches"
 BASES = f"{_ROOT}:bases"
 ADAPTER_NEXT_ID = f"{_ROOT}:adapter_numbers"
 ADAPTER_CHANGES = f"{_ROOT}:adapter_changes"
@@ -122,6 +127,18 @@ def job_checkpoints(job_id: str) -> str:
 
 def job_lease(job_id: str) -> str:
     return f"{_ROOT}:job_lease:{job_id}"
+
+
+def batch(batch_id: str) -> str:
+    return f"{_ROOT}:batch:{batch_id}"
+
+
+def batches(project: str) -> str:
+    return f"{_ROOT}:batches:{project}"
+
+
+def batch_lease(batch_id: str) -> str:
+    return f"{_ROOT}:batch_lease:{batch_id}"
 
 
 def adapter(name: str) -> str:

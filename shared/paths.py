@@ -8,6 +8,7 @@ DATA_DIR/
   files/<file id>/content          uploaded bytes, beside manifest.json
   files/.partial/                  uploads on their way; safe to delete when nothing runs
   uploads/<upload id>/<part id>/   parts of uploads under way, each with content and manifest.json
+  batches/<batch id>/              input.jsonl, results/; gone when the batch has ended
   jobs/<job id>/                   spec.json, checkpoints/, train.log
   adapters/<base>/<sha256>/        published adapters, immutable
   logs/                            one file a service
@@ -36,6 +37,7 @@ class Paths:
         self.files = home / "files"
         self.partial = home / "files" / ".partial"
         self.uploads = home / "uploads"
+        self.batches = home / "batches"
         self.jobs = home / "jobs"
         self.adapters = home / "adapters"
         self.logs = home / "logs"
@@ -43,7 +45,17 @@ class Paths:
     def prepare(self) -> None:
         """Create the folders; the root is readable by its owner alone, since it holds keys and data."""
         self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for folder in (self.valkey, self.bases, self.partial, self.uploads, self.jobs, self.adapters, self.logs):
+        folders = (
+            self.valkey,
+            self.bases,
+            self.partial,
+            self.uploads,
+            self.batches,
+            self.jobs,
+            self.adapters,
+            self.logs,
+        )
+        for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
 
     def file_folder(self, file_id: str) -> Path:
@@ -57,6 +69,15 @@ class Paths:
 
     def upload_part(self, upload_id: str, part_id: str) -> Path:
         return self.upload_folder(upload_id) / _name(part_id)
+
+    def batch_folder(self, batch_id: str) -> Path:
+        return self.batches / _name(batch_id)
+
+    def batch_input(self, batch_id: str) -> Path:
+        return self.batch_folder(batch_id) / "input.jsonl"
+
+    def batch_results(self, batch_id: str) -> Path:
+        return self.batch_folder(batch_id) / "results"
 
     def job_folder(self, job_id: str) -> Path:
         return self.jobs / _name(job_id)

@@ -113,6 +113,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     stored_completion_days: Annotated[
         int, _setting("Days that stored chat completions and responses are kept; 0 keeps them for ever.", ge=0)
     ] = 30
+    batch_concurrency: Annotated[
+        int, _setting("Requests of batches that one API process has under way at a time.", ge=1, le=512)
+    ] = 8
     log_level: Annotated[str, _setting("Least level that is logged.", pattern=r"\A(DEBUG|INFO|WARNING|ERROR)\Z")] = (
         "INFO"
     )

@@ -10,6 +10,11 @@ from litestar.datastructures import State
 from litestar.di import Provide
 
 from services.api.auth import Authenticator
+from services.api.batches.answering import Answering
+from services.api.batches.creation import Batches
+from services.api.batches.output_files import OutputFiles
+from services.api.batches.run import Tools
+from services.api.batches.runner import Runner
 from services.api.files.chunked_uploads import ChunkedUploads
 from services.api.files.sweeper import Sweeper
 from services.api.files.uploads import Uploads
@@ -21,19 +26,22 @@ from services.api.organization.admin_keys import AdminKeys
 from services.api.organization.keys import KeyAdmin
 from services.api.organization.projects import ProjectAdmin
 from services.api.readiness import Readiness
-from services.api.webhooks.dispatch import Dispatcher, Family, jobs_ending
+from services.api.webhooks.dispatch import Dispatcher, Family, batches_ending, jobs_ending
 from services.api.webhooks.endpoints import Webhooks
 from services.api.webhooks.sender import WebhookSender
+from shared import keys
 from shared.paths import Paths, internal_key
 from shared.queue import Queue
 from shared.records import KeyRecord
 from shared.settings import Settings
 from shared.store.api_keys import Identity, KeyStore
+from shared.store.batches import BatchStore
 from shared.store.client import Client
 from shared.store.completions import CompletionStore
 from shared.store.files import FileStore
 from shared.store.idempotency import IdempotencyStore
 from shared.store.jobs import JobStore
+from shared.store.leases import LeaseStore
 from shared.store.limits import LimitStore
 from shared.store.permissions import PermissionStore
 from shared.store.presence import Presence
@@ -68,6 +76,9 @@ class Services:
     responses: ResponseStore
     gateway: Gateway
     readiness: Readiness
+    batch_store: BatchStore
+    batches: Batches
+    batch_runner: Runner
     drain: asyncio.Event
     webhook_store: WebhookStore
     webhooks: Webhooks
@@ -85,11 +96,25 @@ class Services:
         client = Client(settings.redis_url)
         files = FileStore(client, project_bytes=settings.project_storage_bytes)
         jobs, registry, presence = JobStore(client), Registry(client), Presence(client)
+        batch_store = BatchStore(client)
+        kept_days = settings.stored_completion_days
+        completions = CompletionStore(client, keep_days=kept_days)
+        responses = ResponseStore(client, keep_days=kept_days)
         key_store, projects = KeyStore(client), ProjectStore(client)
         uploads, upload_store = Uploads(files, paths, max_file_bytes=settings.max_file_bytes), UploadStore(client)
         queue = Queue(settings.redis_url)
         webhook_store, sender = WebhookStore(client), WebhookSender(allow_private=settings.webhook_allow_private)
         names = ModelNames(registry, settings.model_aliases, organization=settings.organization)
+        gateway = Gateway(names, presence, internal_key=internal_key(settings.internal_key, paths))
+        tools = Tools(
+            batches=batch_store,
+            leases=LeaseStore(client, ttl_s=settings.lease_ttl_s, key=keys.batch_lease),
+            answering=Answering(gateway, completions, responses, asyncio.Semaphore(settings.batch_concurrency)),
+            files=OutputFiles(files, paths),
+            paths=paths,
+            concurrency=settings.batch_concurrency,
+            max_line_bytes=settings.max_body_bytes,
+        )
         return cls(
             settings=settings,
             paths=paths,
@@ -107,10 +132,13 @@ class Services:
             permissions=PermissionStore(client),
             registry=registry,
             names=names,
-            completions=CompletionStore(client, keep_days=settings.stored_completion_days),
-            responses=ResponseStore(client, keep_days=settings.stored_completion_days),
-            gateway=Gateway(names, presence, internal_key=internal_key(settings.internal_key, paths)),
+            completions=completions,
+            responses=responses,
+            gateway=gateway,
             readiness=Readiness(client, paths, registry, presence, drain),
+            batch_store=batch_store,
+            batches=Batches(batch_store, files, paths),
+            batch_runner=Runner(tools, drain),
             drain=drain,
             webhook_store=webhook_store,
             webhooks=Webhooks(webhook_store, sender),
@@ -118,7 +146,10 @@ class Services:
                 webhook_store,
                 DeliveryStore(client),
                 sender,
-                {"ftjob-": Family("fine_tuning.job", jobs_ending(jobs))},
+                {
+                    "ftjob-": Family("fine_tuning.job", jobs_ending(jobs)),
+                    "batch_": Family("batch", batches_ending(batch_store)),
+                },
                 retry_base_s=settings.webhook_retry_base_s,
                 drain=drain,
             ),
@@ -132,8 +163,10 @@ class Services:
         self.sweeper.start()
         await self.authenticator.start()
         self.dispatcher.start()
+        self.batch_runner.start()
 
     async def close(self) -> None:
+        await self.batch_runner.close()
         await self.sweeper.stop()
         await self.dispatcher.close()
         await self.gateway.close()

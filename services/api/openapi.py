@@ -24,6 +24,7 @@ from services.api.gateway.stored_chat import UpdateCompletion
 from services.api.readiness import Health, Report
 from services.api.routes import GROUPS
 from shared.schemas import organization
+from shared.schemas.batches import Batch, CreateBatch
 from shared.schemas.checkpoints import Checkpoint, CheckpointPermission, GrantPermissions
 from shared.schemas.errors import ErrorResponse
 from shared.schemas.events import Event
@@ -54,6 +55,7 @@ _TYPES = [
     Page[CheckpointPermission],
     CreateWebhookEndpoint, UpdateWebhookEndpoint, RotateWebhookSecret, TestWebhookEndpoint, WebhookEndpoint,
     WebhookEndpointWithSecret, DeletedWebhookEndpoint, WebhookTestResult, WebhookEventTypeList, Page[WebhookEndpoint],
+    CreateBatch, Batch, Page[Batch],
     *organization.TYPES,
     UpdateCompletion, CompletionDeleted, ResponseDeleted, TokenCount, AnthropicErrorResponse,
 ]  # fmt: skip

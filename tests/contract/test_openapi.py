@@ -74,6 +74,8 @@ def test_openais_paths_are_all_there(spec: dict[str, Any]) -> None:
         ("get", completion + "/messages"),
         ("post", "/v1/responses"), ("get", response), ("delete", response), ("post", response + "/cancel"),
         ("get", response + "/input_items"), ("post", "/v1/responses/input_tokens"), ("post", "/v1/responses/compact"),
+        ("post", "/v1/batches"), ("get", "/v1/batches"), ("get", "/v1/batches/{batch_id}"),
+        ("post", "/v1/batches/{batch_id}/cancel"),
         ("post", "/v1/messages"), ("post", "/v1/messages/count_tokens"),
     }  # fmt: skip
 

@@ -25,24 +25,33 @@ SUCCEEDED = "fine_tuning.job.succeeded"
 FAILED = "fine_tuning.job.failed"
 
 
-def _database_of_its_own(valkey_folder: Path) -> str:
-    """The API process of the other tests delivers what it finds in its database, and not to this machine."""
-    return f"unix://{valkey_folder / 'valkey.sock'}?db=1"
+def _database(valkey_folder: Path, number: int) -> str:
+    """A database that no other API process of these tests looks at: each delivers what it finds."""
+    return f"unix://{valkey_folder / 'valkey.sock'}?db={number}"
 
 
-@pytest.fixture
-def open_url(valkey_folder: Path) -> str:
-    """URL of an empty database."""
-    url = _database_of_its_own(valkey_folder)
+def _emptied(url: str) -> str:
     with redis.Redis.from_url(url) as client:
         client.flushdb()
     return url
 
 
+@pytest.fixture
+def open_url(valkey_folder: Path) -> str:
+    """URL of the empty database of `open_process`."""
+    return _emptied(_database(valkey_folder, 1))
+
+
+@pytest.fixture
+def lone_url(valkey_folder: Path) -> str:
+    """URL of an empty database that nobody delivers from."""
+    return _emptied(_database(valkey_folder, 2))
+
+
 @pytest.fixture(scope="module")
 def open_process(valkey_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     """An API that may deliver to this machine, and tries again soon."""
-    url = _database_of_its_own(valkey_folder)
+    url = _database(valkey_folder, 1)
     server = ApiServer(tmp_path_factory.mktemp("api"), url, webhook_allow_private=True, webhook_retry_base_s=0.05)
     yield server
     server.stop()
@@ -241,22 +250,22 @@ def test_gone_endpoints_are_not_asked_again(
     assert len(target.received) == 1
 
 
-def test_delivery_survives_the_server_that_was_killed(tmp_path: Path, open_url: str, target: Receiver) -> None:
+def test_delivery_survives_the_server_that_was_killed(tmp_path: Path, lone_url: str, target: Receiver) -> None:
     options = {"webhook_allow_private": True, "webhook_retry_base_s": 0.05}
-    first = ApiServer(tmp_path / "home", open_url, **options)
+    first = ApiServer(tmp_path / "home", lone_url, **options)
     made = sdk_of(first).webhooks.create(name="n", url=target.url, event_types=[SUCCEEDED])
     target.hold()
-    end_job(open_url, "ftjob-kept", JobState.SUCCEEDED)
+    end_job(lone_url, "ftjob-kept", JobState.SUCCEEDED)
     wait_until(lambda: target.received)
     first.process.kill()
     first.process.wait()
     target.go_on.set()
-    with redis.Redis.from_url(open_url) as client:
+    with redis.Redis.from_url(lone_url) as client:
         [(delivery, _)] = client.zrange(keys.WEBHOOK_QUEUE, 0, -1, withscores=True)
         client.zadd(keys.WEBHOOK_QUEUE, {delivery: 1})  # as if the dead server's claim had run out
-    second = ApiServer(tmp_path / "home", open_url, **options)
+    second = ApiServer(tmp_path / "home", lone_url, **options)
     try:
-        wait_until(lambda: nothing_is_due(open_url))
+        wait_until(lambda: nothing_is_due(lone_url))
     finally:
         assert second.stop() == 0
     assert len(target.received) == 2

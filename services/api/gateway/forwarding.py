@@ -13,7 +13,7 @@ from services.api.gateway import routing
 from services.api.gateway.model_names import ModelNames
 from services.api.gateway.rewriting import with_fields
 from services.api.gateway.upstream_errors import shape
-from shared.errors import InvalidRequest, NoReplica
+from shared.errors import InvalidRequest, ReplicaLost
 from shared.records import ReplicaRecord
 from shared.store.presence import Presence
 
@@ -80,7 +80,7 @@ class Gateway:
                 _log.warning("gateway.unreachable", replica=replica.id, reason=type(error).__name__)
                 continue
             return response if response.is_success else await _refuse(response)
-        raise NoReplica(f"The model '{model}' cannot answer at the moment: its inference server does not respond.")
+        raise ReplicaLost(f"The model '{model}' cannot answer at the moment: its inference server does not respond.")
 
     async def close(self) -> None:
         await self._http.aclose()

@@ -3,6 +3,7 @@
 from services.api.routes import (
     admin_keys,
     api_keys,
+    batches,
     docs,
     files,
     graders,
@@ -26,6 +27,7 @@ GROUPS = {
     "Models": models.ROUTES,
     "Generation": [*inference.ROUTES, *responses.ROUTES, *messages.ROUTES],
     "Stored completions": stored_completions.ROUTES,
+    "Batches": batches.ROUTES,
     "Webhooks": webhooks.ROUTES,
     "Organization": [*projects.ROUTES, *service_accounts.ROUTES, *api_keys.ROUTES, *admin_keys.ROUTES],
     "This server": [*health.ROUTES, *docs.ROUTES],

@@ -22,6 +22,7 @@ from services.api.draining import pause
 from services.api.webhooks.sender import TIMEOUT_S, Undeliverable, WebhookSender
 from shared.errors import StoreUnavailable
 from shared.schemas.webhooks import WebhookEvent, WebhookSubject
+from shared.store.batches import BatchStore
 from shared.store.jobs import JobStore
 from shared.store.webhooks import DeliveryStore, WebhookStore
 from shared.webhook_records import DeliveryRecord, WebhookRecord
@@ -66,6 +67,16 @@ def jobs_ending(jobs: JobStore) -> Callable[[str], Awaitable[Subject]]:
     async def look_up(job_id: str) -> Subject:
         record = await jobs.get(job_id)
         return Subject(record.project, record.finished_at or record.created_at)
+
+    return look_up
+
+
+def batches_ending(batches: BatchStore) -> Callable[[str], Awaitable[Subject]]:
+    """Look ended batches up."""
+
+    async def look_up(batch_id: str) -> Subject:
+        record = await batches.get(batch_id)
+        return Subject(record.project, record.ended_at or record.created_at)
 
     return look_up
 

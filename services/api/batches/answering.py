@@ -1,0 +1,158 @@
+"""One request of a batch: asked as the live endpoint asks, later than live requests, and again when that can help."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import AbstractAsyncContextManager
+
+import msgspec
+import structlog
+from msgspec import Raw
+
+from services.api.batches.input_file import Request
+from services.api.batches.results import Result
+from services.api.batches.usage import usage_of
+from services.api.bodies import decode
+from services.api.errors import SERVER_ERROR, UpstreamError, rule_for
+from services.api.gateway.forwarding import VIEW_DECODER, Gateway, View
+from services.api.gateway.mending import mended
+from services.api.gateway.relay import read_whole
+from services.api.gateway.responses import ResponseView, Turn
+from services.api.gateway.stored_chat import ChatView, StoredChat
+from shared import ids
+from shared.errors import InvalidRequest, ReplicaLost, SelftuneError
+from shared.schemas.batches import BatchEndpoint, BatchUsage
+from shared.schemas.errors import ErrorBody, ErrorResponse
+from shared.store.completions import CompletionStore
+from shared.store.responses import ResponseStore
+
+_log = structlog.get_logger()
+
+PRIORITY = 1000
+"""Live requests have 0 unless they ask to be later."""
+_AGAIN = frozenset({429, 502, 503})
+_MAX_LOSSES = 8
+"""So often may the server break down on a request, before the request is taken for the reason."""
+_FIRST_WAIT_S = 0.5
+_LONGEST_WAIT_S = 60.0
+
+_CHAT = msgspec.json.Decoder(ChatView)
+_RESPONSE = msgspec.json.Decoder(ResponseView)
+
+
+class Answering:
+    """Asks the models. `slots` bounds how many requests are under way."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        completions: CompletionStore,
+        responses: ResponseStore,
+        slots: AbstractAsyncContextManager[None],
+    ) -> None:
+        self._gateway = gateway
+        self._completions = completions
+        self._responses = responses
+        self._slots = slots
+
+    async def result(self, number: int, request: Request, endpoint: BatchEndpoint, *, project: str) -> Result:
+        """Return the answer, or the refusal when asking again does not help.
+
+        As long as no server is there for the model, or it is too busy, this goes on asking.
+        """
+        request_id, tries, losses = ids.new_request_id(), 0, 0
+        while True:
+            try:
+                async with self._slots:
+                    body = await self._ask(endpoint, bytes(request.body), project, request_id)
+                return _result(number, request.custom_id, request_id, 200, body)
+            except (SelftuneError, UpstreamError) as error:
+                status, refusal = _shown(error)
+                tries += 1
+                losses += isinstance(error, ReplicaLost) or status == 502
+                if status not in _AGAIN or losses >= _MAX_LOSSES:
+                    refused = msgspec.json.encode(ErrorResponse(error=refusal))
+                    return _result(number, request.custom_id, request_id, status, refused)
+                _log.info("batch.request_again", request_id=request_id, status=status, tries=tries)
+            except Exception as error:  # noqa: BLE001 - fails this request, not the thousands beside it
+                _log.error("batch.request_failed", request_id=request_id, exc_info=error)
+                return _result(number, request.custom_id, request_id, 500, _BROKEN)
+            await asyncio.sleep(_wait_s(tries))
+
+    async def _ask(self, endpoint: BatchEndpoint, body: bytes, project: str, request_id: str) -> bytes:
+        """Return the whole answer as the live endpoint gives it, on one line. Raises what that raises."""
+        if endpoint == "/v1/responses":
+            return await self._respond(body, project, request_id)
+        view: View = decode(body, _CHAT) if endpoint == "/v1/chat/completions" else decode(body, VIEW_DECODER)
+        answer = await self._fetch(endpoint, body, view, project, request_id)
+        if isinstance(view, ChatView) and view.store:
+            stored = StoredChat(self._completions, body, view, project=project, request_id=request_id)
+            await stored.keep(answer)
+        return mended(answer)
+
+    async def _respond(self, body: bytes, project: str, request_id: str) -> bytes:
+        view = decode(body, _RESPONSE)
+        turn = Turn(self._responses, body, view, project=project)
+        response = turn.mended(
+            await self._fetch("/v1/responses", await turn.upstream_body(), view, project, request_id)
+        )
+        if turn.kept:
+            await turn.keep(response)
+        return response
+
+    async def _fetch(self, endpoint: BatchEndpoint, body: bytes, view: View, project: str, request_id: str) -> bytes:
+        if view.stream:
+            raise InvalidRequest(
+                "Requests of a batch cannot be streamed; leave 'stream' out.",
+                code="unsupported_parameter",
+                param="stream",
+            )
+        upstream = await self._gateway.open(
+            endpoint,
+            body,
+            model=view.model,
+            project=project,
+            request_id=request_id,
+            priority=max(view.priority or 0, PRIORITY),
+        )
+        return _one_line(await read_whole(upstream))
+
+
+def _one_line(answer: bytes) -> bytes:
+    """Raises UpstreamError when it is no answer that could be counted."""
+    try:
+        usage_of(answer)
+        return msgspec.json.format(answer, indent=-1) if b"\n" in answer else answer
+    except msgspec.MsgspecError as error:
+        message = "The inference server's answer could not be read."
+        raise UpstreamError(502, ErrorBody(message=message, type=SERVER_ERROR, code="upstream_error")) from error
+
+
+_BROKEN = msgspec.json.encode(
+    ErrorResponse(error=ErrorBody(message="An internal error occurred; the server's log has it.", type=SERVER_ERROR))
+)
+
+
+def _shown(error: SelftuneError | UpstreamError) -> tuple[int, ErrorBody]:
+    """Return status and body as the live endpoint answers them."""
+    if isinstance(error, UpstreamError):
+        return error.status, error.body
+    rule = rule_for(error)
+    return rule.status, ErrorBody(message=error.message, type=rule.type, param=error.param, code=error.code)
+
+
+def _wait_s(tries: int) -> float:
+    return min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2.0 ** min(tries - 1, 10)) * random.uniform(0.75, 1.0)
+
+
+def _result(number: int, custom_id: str, request_id: str, status: int, body: bytes) -> Result:
+    line = {
+        "id": ids.new_batch_request_id(),
+        "custom_id": custom_id,
+        "response": {"status_code": status, "request_id": request_id, "body": Raw(body)},
+        "error": None,
+    }
+    failed = status != 200
+    usage = BatchUsage() if failed else usage_of(body)
+    return Result(number=number, failed=failed, usage=usage, line=Raw(msgspec.json.encode(line)))

@@ -1,0 +1,59 @@
+"""The requests of a batch, several at a time, each result on disk before the next request is sent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+from services.api.batches.answering import Answering
+from services.api.batches.input_file import InputFile
+from services.api.batches.results import Result, Results
+from shared.batch_records import BatchRecord
+
+
+class Working:
+    """Has the requests of one batch answered that have no result yet."""
+
+    def __init__(self, answering: Answering, record: BatchRecord, found: InputFile, results: Results) -> None:
+        self._answering = answering
+        self._record = record
+        self._found = found
+        self._results = results
+        self._waiting: list[Result] = []
+        self._writing = asyncio.Lock()
+
+    async def answer_all(self, *, concurrency: int, stop: asyncio.Event) -> None:
+        """Return when every request has its result, or soon after `stop`: what is under way then is dropped.
+
+        Raises OSError when the disk does not take a result.
+        """
+        todo = iter([number for number in range(len(self._found.places)) if number not in self._results])
+        workers = {asyncio.create_task(self._answer(todo)) for _ in range(concurrency)}
+        stopping, waiting = asyncio.create_task(stop.wait()), set[asyncio.Task[Any]](workers)
+        try:
+            while waiting and not stopping.done():
+                done, waiting = await asyncio.wait({*waiting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                waiting.discard(stopping)
+                for task in done:
+                    task.result()
+        finally:
+            for task in (*workers, stopping):
+                task.cancel()
+            await asyncio.gather(*workers, stopping, return_exceptions=True)
+        await self._write()
+
+    async def _answer(self, todo: Iterator[int]) -> None:
+        for number in todo:
+            request = await asyncio.to_thread(self._found.request, number)
+            record = self._record
+            result = await self._answering.result(number, request, record.endpoint, project=record.project)
+            self._waiting.append(result)
+            await self._write()
+
+    async def _write(self) -> None:
+        """Put on disk what waits for it: what came while others were written goes together, with one fsync."""
+        async with self._writing:
+            if self._waiting:
+                group, self._waiting = self._waiting, []
+                await asyncio.to_thread(self._results.append, group)

@@ -1,0 +1,14 @@
+-- Replace a batch's record if nobody else did meanwhile.
+-- A batch that comes to its end leaves the active batches and is noted among the outcomes, once, in the same step.
+-- KEYS: batch hash, lease, active batches, outcomes
+-- ARGV: expected version, new record, lease token or "", batch id, status, "1" if that is terminal
+-- Returns 1 done, 0 somebody wrote first, -1 no such batch, -2 the lease belongs to somebody else.
+local version = redis.call('HGET', KEYS[1], 'version')
+if not version then return -1 end
+if ARGV[3] ~= '' and redis.call('GET', KEYS[2]) ~= ARGV[3] then return -2 end
+if version ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'record', ARGV[2], 'version', tonumber(version) + 1)
+if ARGV[6] == '1' and redis.call('ZREM', KEYS[3], ARGV[4]) == 1 then
+  redis.call('ZADD', KEYS[4], 0, ARGV[4] .. ' ' .. ARGV[5])
+end
+return 1

@@ -10,9 +10,10 @@ from litestar.types import ASGIApp
 from services.api.access import request_id_of
 from services.api.bodies import decode
 from services.api.documents import CHAT, COMPLETION, EMBEDDING, GENERATED, OBJECT
+from services.api.gateway.asking import ask
 from services.api.gateway.forwarding import VIEW_DECODER, Endpoint, Gateway, View
 from services.api.gateway.mending import mended
-from services.api.gateway.relay import Relay, Whole, read_unless_stream, unless_gone
+from services.api.gateway.relay import Relay, Whole
 from services.api.gateway.stored_chat import ChatView, StoredChat
 from services.api.limits import read_prompt
 from shared.records import KeyRecord
@@ -38,11 +39,15 @@ async def create_chat_completion(
     """Let a model continue a conversation; `stream` sends it as server-sent events, `store` keeps it."""
     body = await read_prompt(request, limit=settings.max_body_bytes)
     view = decode(body, _CHAT)
-    stored = None
-    if view.store:
-        request_id = request_id_of(request.scope)
-        stored = StoredChat(completions, body, view, project=caller.project, request_id=request_id)
-    return await _forward("/v1/chat/completions", request, caller, gateway, body, view, stored)
+    if not view.store:
+        return await _forward("/v1/chat/completions", request, gateway, body, view)
+    request_id = request_id_of(request.scope)
+    stored = StoredChat(completions, body, view, project=caller.project, request_id=request_id)
+    answer = await ask(request, gateway, "/v1/chat/completions", body, view)
+    if not isinstance(answer, bytes):
+        return Relay(answer, stored)
+    await stored.keep(answer)
+    return Whole(mended(answer))
 
 
 @post(
@@ -53,13 +58,12 @@ async def create_chat_completion(
 )
 async def create_completion(
     request: Request[Any, Any, Any],
-    caller: NamedDependency[KeyRecord],
     settings: NamedDependency[Settings],
     gateway: NamedDependency[Gateway],
 ) -> ASGIApp:
     """Let a base or fine-tuned model continue a text; `stream` sends it as server-sent events."""
     body = await read_prompt(request, limit=settings.max_body_bytes)
-    return await _forward("/v1/completions", request, caller, gateway, body, decode(body, VIEW_DECODER))
+    return await _forward("/v1/completions", request, gateway, body, decode(body, VIEW_DECODER))
 
 
 @post(
@@ -70,38 +74,19 @@ async def create_completion(
 )
 async def create_embedding(
     request: Request[Any, Any, Any],
-    caller: NamedDependency[KeyRecord],
     settings: NamedDependency[Settings],
     gateway: NamedDependency[Gateway],
 ) -> ASGIApp:
     """Turn texts into vectors, on a base that was made for it; others refuse with `unsupported_endpoint`."""
     body = await read_prompt(request, limit=settings.max_body_bytes)
-    return await _forward("/v1/embeddings", request, caller, gateway, body, decode(body, VIEW_DECODER))
+    return await _forward("/v1/embeddings", request, gateway, body, decode(body, VIEW_DECODER))
 
 
 async def _forward(
-    endpoint: Endpoint,
-    request: Request[Any, Any, Any],
-    caller: KeyRecord,
-    gateway: Gateway,
-    body: bytes,
-    view: View,
-    stored: StoredChat | None = None,
+    endpoint: Endpoint, request: Request[Any, Any, Any], gateway: Gateway, body: bytes, view: View
 ) -> ASGIApp:
-    opening = gateway.open(
-        endpoint,
-        body,
-        model=view.model,
-        project=caller.project,
-        request_id=request_id_of(request.scope),
-        priority=view.priority or 0,
-    )
-    answer = await unless_gone(read_unless_stream(opening), request.receive)
-    if not isinstance(answer, bytes):
-        return Relay(answer, stored)
-    if stored is not None:
-        await stored.keep(answer)
-    return Whole(mended(answer))
+    answer = await ask(request, gateway, endpoint, body, view)
+    return Whole(mended(answer)) if isinstance(answer, bytes) else Relay(answer)
 
 
 ROUTES = [create_chat_completion, create_completion, create_embedding]

@@ -6,15 +6,14 @@ from litestar import Request, post
 from litestar.di import NamedDependency
 from litestar.types import ASGIApp
 
-from services.api.access import request_id_of
 from services.api.auth import KEY_HEADER
 from services.api.bodies import decode, read_json
 from services.api.documents import ANTHROPIC_ERROR, GENERATED, MESSAGE, OBJECT
 from services.api.gateway.anthropic_errors import HANDLERS
+from services.api.gateway.asking import ask
 from services.api.gateway.forwarding import VIEW_DECODER, Endpoint, Gateway
-from services.api.gateway.relay import Relay, Whole, read_unless_stream, unless_gone
+from services.api.gateway.relay import Relay, Whole
 from services.api.limits import read_prompt
-from shared.records import KeyRecord
 from shared.settings import Settings
 
 _OPTIONS: dict[str, Any] = {KEY_HEADER: "x-api-key", "request_body": MESSAGE, "error_body": ANTHROPIC_ERROR}
@@ -29,13 +28,12 @@ _OPTIONS: dict[str, Any] = {KEY_HEADER: "x-api-key", "request_body": MESSAGE, "e
 )
 async def create_message(
     request: Request[Any, Any, Any],
-    caller: NamedDependency[KeyRecord],
     settings: NamedDependency[Settings],
     gateway: NamedDependency[Gateway],
 ) -> ASGIApp:
     """Let a model continue a conversation in Anthropic's format."""
     body = await read_prompt(request, limit=settings.max_body_bytes)
-    return await _forward("/v1/messages", request, caller, gateway, body)
+    return await _forward("/v1/messages", request, gateway, body)
 
 
 @post(
@@ -47,28 +45,16 @@ async def create_message(
 )
 async def count_message_tokens(
     request: Request[Any, Any, Any],
-    caller: NamedDependency[KeyRecord],
     settings: NamedDependency[Settings],
     gateway: NamedDependency[Gateway],
 ) -> ASGIApp:
     """Count the tokens that such a conversation would put before the model."""
     body = await read_json(request, limit=settings.max_body_bytes)
-    return await _forward("/v1/messages/count_tokens", request, caller, gateway, body)
+    return await _forward("/v1/messages/count_tokens", request, gateway, body)
 
 
-async def _forward(
-    endpoint: Endpoint, request: Request[Any, Any, Any], caller: KeyRecord, gateway: Gateway, body: bytes
-) -> ASGIApp:
-    view = decode(body, VIEW_DECODER)
-    opening = gateway.open(
-        endpoint,
-        body,
-        model=view.model,
-        project=caller.project,
-        request_id=request_id_of(request.scope),
-        priority=view.priority or 0,
-    )
-    answer = await unless_gone(read_unless_stream(opening), request.receive)
+async def _forward(endpoint: Endpoint, request: Request[Any, Any, Any], gateway: Gateway, body: bytes) -> ASGIApp:
+    answer = await ask(request, gateway, endpoint, body, decode(body, VIEW_DECODER))
     return Whole(answer) if isinstance(answer, bytes) else Relay(answer)
 
 

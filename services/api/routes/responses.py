@@ -8,12 +8,12 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, QueryParameter
 from litestar.types import ASGIApp
 
-from services.api.access import request_id_of
 from services.api.bodies import decode, read_json
 from services.api.documents import GENERATED_RESPONSE, OBJECT, OBJECT_PAGE, RESPONSE
+from services.api.gateway.asking import ask
 from services.api.gateway.forwarding import Gateway
 from services.api.gateway.raw_pages import cut_items, json_response
-from services.api.gateway.relay import Relay, Whole, read_unless_stream, unless_gone
+from services.api.gateway.relay import Relay, Whole
 from services.api.gateway.responses import ResponseView, Turn
 from services.api.limits import read_prompt
 from shared.errors import InvalidRequest
@@ -46,15 +46,7 @@ async def create_response(
     body = await read_prompt(request, limit=settings.max_body_bytes)
     view = decode(body, _VIEW)
     turn = Turn(responses, body, view, project=caller.project)
-    opening = gateway.open(
-        "/v1/responses",
-        await turn.upstream_body(),
-        model=view.model,
-        project=caller.project,
-        request_id=request_id_of(request.scope),
-        priority=view.priority or 0,
-    )
-    answer = await unless_gone(read_unless_stream(opening), request.receive)
+    answer = await ask(request, gateway, "/v1/responses", await turn.upstream_body(), view)
     if not isinstance(answer, bytes):
         return Relay(answer, turn)
     response = turn.mended(answer)
@@ -79,14 +71,8 @@ async def count_input_tokens(
     """Count the tokens that a request would put before the model, its instructions, tools and conversation included."""
     body = await read_json(request, limit=settings.max_body_bytes)
     view = decode(body, _VIEW)
-    opening = gateway.open(
-        "/v1/responses/render",
-        await Turn(responses, body, view, project=caller.project).upstream_body(without={"stream"}),
-        model=view.model,
-        project=caller.project,
-        request_id=request_id_of(request.scope),
-    )
-    rendered = await unless_gone(read_unless_stream(opening), request.receive)
+    asked = await Turn(responses, body, view, project=caller.project).upstream_body(without={"stream"})
+    rendered = await ask(request, gateway, "/v1/responses/render", asked, view)
     assert isinstance(rendered, bytes)
     return TokenCount(input_tokens=len(_TOKENS.decode(rendered).token_ids))
 

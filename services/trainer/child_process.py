@@ -70,11 +70,16 @@ class ChildProcess:
         """Return the exit status, negative for a signal."""
         return await self._process.wait()
 
+    def ask_to_stop(self) -> None:
+        """Ask it to save and end, which it does after its present step. Nothing happens if it has ended."""
+        if self._process.returncode is None:
+            self._process.terminate()
+
     async def stop(self) -> None:
         """Ask it to save and end; kill it after three seconds. Nothing happens if it has ended."""
         if self._process.returncode is not None:
             return
-        self._process.terminate()
+        self.ask_to_stop()
         try:
             await asyncio.wait_for(self._process.wait(), STOP_GRACE_S)
         except TimeoutError:

@@ -43,7 +43,7 @@ class ChildProcess:
             raise
         finally:
             os.close(write_end)
-        return cls(process, await _reader(read_end))
+        return cls(process, await pipe_reader(read_end))
 
     @property
     def pid(self) -> int:
@@ -91,7 +91,9 @@ class ChildProcess:
             await self._process.wait()
 
 
-async def _reader(read_end: int) -> asyncio.StreamReader:
+async def pipe_reader(read_end: int) -> asyncio.StreamReader:
+    """Read from a pipe, in lines of up to 16 MiB."""
+    """Read an inherited pipe's other end; its lines may have 16 MiB."""
     reader = asyncio.StreamReader(limit=_MAX_LINE_BYTES)
     protocol = asyncio.StreamReaderProtocol(reader)
     pipe = os.fdopen(read_end, "rb", buffering=0)

@@ -31,6 +31,7 @@ from services.trainer.protocol import Exported, Failed, Metrics, Started, Steppe
 from services.trainer.publishing import Publication
 from services.trainer.serving import Serving
 from services.trainer.stores import Stores, persist
+from services.trainer.tracking import Tracker, tracking
 from services.trainer.validating import fail
 from shared.errors import LeaseLost, NotFound, SelftuneError, StoreUnavailable, TransitionRefused
 from shared.records import JobRecord
@@ -132,15 +133,16 @@ class _Attempt:
             raise TrainingFailed(f"The trainer died {record.attempts - 1} times while it worked on this job.")
         folder, spec = await persist(lambda: job_folder.prepare(self._stores, record))
         publication = Publication(self._stores, self._serving, record, spec, self._token)
-        child = await ChildProcess.start(folder, self._stores.settings)
-        log.info("child.started", pid=child.pid)
-        try:
-            await self._until_ended(self._follow(child, publication), self._watch(child))
-        except LeaseLost:
-            await child.kill()
-            raise
-        finally:
-            await child.stop()
+        async with tracking(self._stores, record, spec, self._token) as tracker:
+            child = await ChildProcess.start(folder, self._stores.settings)
+            log.info("child.started", pid=child.pid)
+            try:
+                await self._until_ended(self._follow(child, publication, tracker), self._watch(child))
+            except LeaseLost:
+                await child.kill()
+                raise
+            finally:
+                await child.stop()
 
     async def _until_ended(self, following: Coroutine[None, None, None], watching: Coroutine[None, None, None]) -> None:
         """Follow the child until it is through, nobody wants it any longer, or the lease is lost (LeaseLost)."""
@@ -175,7 +177,7 @@ class _Attempt:
             child.ask_to_stop()
         return self._concluding or time.monotonic() - self._stop_asked_at > SAVE_GRACE_S
 
-    async def _follow(self, child: ChildProcess, publication: Publication) -> None:
+    async def _follow(self, child: ChildProcess, publication: Publication, tracker: Tracker) -> None:
         """Pass on what the child says, and conclude. Raises TrainingFailed with the child's reason, or that it died."""
         async for message in child.messages():
             match message:
@@ -183,11 +185,12 @@ class _Attempt:
                     log.info("child.ready", **msgspec.to_builtins(message))
                 case Stepped(metrics=metrics):
                     self._last_step_at = time.time()
-                    await self._report_step(metrics)
+                    await self._report_step(metrics, tracker)
                 case Exported(final=True):
                     if self._stop_asked_at is not None:
                         return
                     self._concluding = True
+                    await tracker.close()
                     await publication.conclude(child, message, self._last_step_at)
                     return
                 case Exported(metrics=metrics):
@@ -201,12 +204,13 @@ class _Attempt:
             raise _died(status)
         log.info("child.stopped", status=status)
 
-    async def _report_step(self, metrics: Metrics) -> None:
+    async def _report_step(self, metrics: Metrics, tracker: Tracker) -> None:
         if metrics.step <= self._reported_step:
             return
         self._reported_step = metrics.step
         told = step_event(metrics)
         await persist(lambda: self._stores.jobs.append_events(self._job_id, [told], fence=self._token))
+        tracker.step(metrics)
         await self._estimate(metrics)
 
     async def _estimate(self, metrics: Metrics) -> None:

@@ -15,7 +15,7 @@ from shared.json_lines import check_text, read_lines
 Output = Annotated[list[Message], Meta(min_length=1)]
 
 
-class PreferenceInput(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class PreferenceInput(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
     """What both answers reply to."""
 
     messages: Annotated[list[Message], Meta(min_length=1)]
@@ -23,7 +23,7 @@ class PreferenceInput(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     parallel_tool_calls: bool | None = None
 
 
-class PreferenceExample(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class PreferenceExample(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
     """One pair of answers. Each output ends with an assistant message; only that last one is compared."""
 
     input: PreferenceInput

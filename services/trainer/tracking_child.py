@@ -33,10 +33,15 @@ class Run:
         self._report = report
         self._settings = spec.runs[number]
         self._run_id = spec.job_id if number == 0 else f"{spec.job_id}-{number}"
+        self._number = number
         self._run: Any = None
-        online = spec.online and self._attempt("opened online", self._open, True)
-        if online or self._attempt("opened", self._open, False):
-            report(Opened(number=number, run_id=self._run_id, online=online))
+
+    def open(self, *, online: bool) -> bool:
+        """Begin, or go on with, the run; False, and a report, if wandb cannot."""
+        if not self._attempt("opened online" if online else "opened", self._open, online):
+            return False
+        self._report(Opened(number=self._number, run_id=self._run_id, online=online))
+        return True
 
     def log(self, step: Stepped) -> None:
         values = msgspec.to_builtins(step.metrics)
@@ -99,10 +104,23 @@ def _quiet_settings() -> Any:
     )
 
 
+def open_runs(spec: TrackSpec, report: Report) -> list[Run]:
+    """Open every run online if that is wanted and works for all of them, else in files."""
+    runs = [Run(spec, number, report) for number in range(len(spec.runs))]
+    if spec.online:
+        if all(run.open(online=True) for run in runs):
+            return runs
+        import wandb
+
+        wandb.teardown()  # else it holds on to the ids of the runs
+    for run in runs:
+        run.open(online=False)
+    return runs
+
+
 def main(commands: BinaryIO, report: Report) -> None:
     """Open the runs, write every step, and finish them when told, or when the supervisor closes the pipe."""
-    spec = spec_decoder.decode(commands.readline())
-    runs = [Run(spec, number, report) for number in range(len(spec.runs))]
+    runs = open_runs(spec_decoder.decode(commands.readline()), report)
     exit_code = 0
     while line := commands.readline():
         command = input_decoder.decode(line)

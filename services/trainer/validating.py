@@ -53,10 +53,12 @@ def _announcement(record: JobRecord) -> str:
 
 async def _read_files(stores: Stores, record: JobRecord) -> int:
     """Check both files and return the number of training examples."""
-    census = await asyncio.to_thread(validate, await _content(stores, record, record.training_file, "training"))
+    method = record.method
+    path = await _content(stores, record, record.training_file, "training")
+    census = await asyncio.to_thread(validate, path, method=method)
     if record.validation_file:
         path = await _content(stores, record, record.validation_file, "validation")
-        await asyncio.to_thread(validate, path, role="validation")
+        await asyncio.to_thread(validate, path, role="validation", method=method)
     return census.examples
 
 

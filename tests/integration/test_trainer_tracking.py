@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
+import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from wandb.proto import wandb_internal_pb2
-from wandb.sdk.internal.datastore import DataStore
 
 from shared.schemas.integrations import JobIntegration, WandbRun
 from shared.schemas.methods import SupervisedHyperparameters
@@ -23,16 +24,36 @@ MANY = SupervisedHyperparameters(n_epochs=20, batch_size=2, learning_rate_multip
 INTEGRATION = JobIntegration(wandb=WandbRun(project="pets", name="first", entity="team", tags=["a"]))
 
 
+BLOCK_BYTES = 32768
+HEADER = struct.Struct("<IHB")  # checksum, length, kind of a piece; an ident of the same size leads the file
+LAST_PIECES = {1, 4}  # a record in one piece, the last piece of a record
+
+
+def pieces(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Take a log in LevelDB's format apart into pieces of records."""
+    offset = HEADER.size
+    while offset + HEADER.size <= len(data):
+        left = BLOCK_BYTES - offset % BLOCK_BYTES
+        if left < HEADER.size:  # too small for another piece, filled with zeros
+            offset += left
+            continue
+        _, length, kind = HEADER.unpack_from(data, offset)
+        offset += HEADER.size
+        yield kind, data[offset : offset + length]
+        offset += length
+
+
 def records(folder: Path) -> list[Any]:
-    """Read what a run's file holds, with wandb's own reader."""
+    """Read what a run's file holds."""
     [path] = folder.glob("*.wandb")
-    store = DataStore()
-    store.open_for_scan(str(path))
-    found = []
-    while data := store.scan_data():
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        found.append(record)
+    data = path.read_bytes()
+    assert data.startswith(b":W&B")
+    found, record = [], b""
+    for kind, piece in pieces(data):
+        record += piece
+        if kind in LAST_PIECES:
+            found.append(wandb_internal_pb2.Record.FromString(record))
+            record = b""
     return found
 
 

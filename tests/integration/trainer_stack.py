@@ -57,7 +57,8 @@ class TrainerProcess:
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "services.trainer"],
-                env={**os.environ, **self._settings.to_env(), **environment}, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                env={**os.environ, **self._settings.to_env(), **environment},
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output,
             )  # fmt: skip
 
     def signal(self, number: signal.Signals) -> None:

@@ -26,12 +26,7 @@ def read_blocks(path: Path) -> Iterator[tuple[int, bytes]]:
                 while len(rest) > MAX_LINE_BYTES and not rest.endswith(b"\n"):
                     rest = handle.readline(MAX_LINE_BYTES + 1)
             yield number, block.removeprefix(_BOM) if number == 1 else block
-            number += count_lines(block)
-
-
-def count_lines(block: bytes) -> int:
-    """Count a block's lines; the last one may lack its end."""
-    return block.count(b"\n") + (not block.endswith(b"\n"))
+            number += block.count(b"\n") + (not block.endswith(b"\n"))
 
 
 def split_lines(number: int, block: bytes) -> Iterator[tuple[int, bytes]]:

@@ -1,23 +1,24 @@
-"""A quick look at a block of training lines: most files are plain, and need no closer one.
+"""A quick look at a line of a supervised file: most are good, and need no closer one.
 
-The types below accept a part of what chat_data.ChatExample accepts: every message has content, none a weight or a call.
-One call decodes the whole block, and which messages are trained on follows from their types alone, so the interpreter
-does little for each line. What does not fit is not wrong: the careful check, line by line, decides and words the error.
+Each role has a type of its own, which accepts a part of what chat_data.Message accepts, so that decoding does most of
+the checks and the interpreter few. What does not fit is not wrong: the careful check decides, and words the error.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
-from shared.chat_data import TextPart
-from shared.json_lines import MAX_LINE_BYTES, count_lines
+from shared.chat_data import TextPart, ToolCall
+from shared.json_lines import MAX_LINE_BYTES
+
+Text = str | Annotated[list[TextPart], Meta(min_length=1)]
 
 
 class _Turn(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False, tag_field="role"):
-    content: str | Annotated[list[TextPart], Meta(min_length=1)]
+    content: Text
     name: str | None = None
 
 
@@ -33,27 +34,35 @@ class _User(_Turn, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=Fal
     pass
 
 
-class _Assistant(_Turn, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False, tag="assistant"):
-    pass
+class _Tool(_Turn, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False, tag="tool"):
+    tool_call_id: str | None = None
+
+
+class _Assistant(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False, tag_field="role", tag="assistant"
+):
+    content: Text | None = None
+    name: str | None = None
+    weight: Literal[0, 1] | None = None
+    tool_calls: Annotated[list[ToolCall], Meta(min_length=1)] | None = None
 
 
 class _Line(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
-    messages: Annotated[list[_System | _Developer | _User | _Assistant], Meta(min_length=1)]
+    messages: Annotated[list[_System | _Developer | _User | _Tool | _Assistant], Meta(min_length=1)]
     tools: list[dict[str, Any]] | None = None
     parallel_tool_calls: bool | None = None
 
 
-_decode_lines = msgspec.json.Decoder(_Line).decode_lines
+_decode = msgspec.json.Decoder(_Line).decode
 
 
-def quick_check(block: bytes) -> tuple[int, int] | None:
-    """Return (examples, messages trained on) of a block that is plain and good, None for any other."""
-    try:
-        lines = _decode_lines(block)
-    except (ValueError, RecursionError):
-        return None
-    # A value may reach over several lines, and lines may be blank.
-    if len(lines) != count_lines(block) or len(block) > MAX_LINE_BYTES:
-        return None
-    counts = [list(map(type, line.messages)).count(_Assistant) for line in lines]
-    return (len(lines), sum(counts)) if all(counts) else None
+def quick_check(line: bytes) -> int:
+    """Count the messages that are trained on; 0, or a ValueError, if the line needs a closer look."""
+    trained = 0
+    for message in _decode(line).messages:
+        if type(message) is _Assistant:
+            if message.content is None and message.tool_calls is None:
+                return 0
+            if message.weight != 0:
+                trained += 1
+    return trained if len(line) <= MAX_LINE_BYTES else 0

@@ -6,7 +6,7 @@ One example a line, UTF-8. For supervised training {"messages": [{"role": …, "
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from shared.chat_data import ChatExample, Message, check_example
 from shared.errors import InvalidTrainingData
-from shared.json_lines import check_text, read_blocks, read_lines, split_lines
+from shared.json_lines import check_text, read_blocks, read_lines
 from shared.preference_data import PreferenceExample, check_preference
 from shared.quick_check import quick_check
 
@@ -78,23 +78,26 @@ class _Tally:
         self.first = ""
 
     def add(self, number: int, block: bytes) -> None:
-        """Count a block of lines, of which the first has `number`: quickly if it is plain, else line by line."""
-        plain = quick_check(block) if self._method == "supervised" else None
-        if plain is None:
-            self._add_lines(number, block)
-        else:
-            self.examples += plain[0]
-            self.trained += plain[1]
-
-    def _add_lines(self, number: int, block: bytes) -> None:
-        check = _check_chat if self._method == "supervised" else _check_preference
-        for position, line in split_lines(number, block):
+        """Count a block of lines, of which the first has `number`: each quickly if it is an ordinary one."""
+        quick = _QUICK[self._method]
+        for position, line in enumerate(block.split(b"\n"), number):
             try:
-                self.trained += check(line)
+                trained = quick(line)
+            except (ValueError, RecursionError):
+                trained = 0
+            if trained:
                 self.examples += 1
-            except (ValueError, RecursionError) as error:  # msgspec's and our own complaints
-                self.bad += 1
-                self.first = self.first or f"line {position}: {_wrong_format(line, self._method) or error}"
+                self.trained += trained
+            elif line and not line.isspace():
+                self._look_closely(position, line)
+
+    def _look_closely(self, number: int, line: bytes) -> None:
+        try:
+            self.trained += _CAREFUL[self._method](line)
+            self.examples += 1
+        except (ValueError, RecursionError) as error:  # msgspec's and our own complaints
+            self.bad += 1
+            self.first = self.first or f"line {number}: {_wrong_format(line, self._method) or error}"
 
     def verdict(self, least: int, role: FileRole) -> str:
         """Say what is wrong with the file; empty if nothing is."""
@@ -113,6 +116,11 @@ def _check_chat(line: bytes) -> int:
 
 def _check_preference(line: bytes) -> int:
     return check_preference(_decode_preference(check_text(line)))
+
+
+_CAREFUL: dict[Method, Callable[[bytes], int]] = {"supervised": _check_chat, "dpo": _check_preference}
+"""Return how many messages of a line are trained on; raise ValueError with what is wrong."""
+_QUICK: dict[Method, Callable[[bytes], int]] = {"supervised": quick_check, "dpo": _check_preference}
 
 
 def _wrong_format(line: bytes, method: Method) -> str:

@@ -124,6 +124,7 @@ class Tracker:
                     await self._warn(message)
         status = await self._process.wait()
         if not self._closing:
+            self._closed = True
             await self._warn(_ended_early(status))
 
     async def _show(self, opened: Opened) -> None:

@@ -35,6 +35,7 @@ from services.trainer.tracking import Tracker, tracking
 from services.trainer.validating import fail
 from shared.errors import LeaseLost, NotFound, SelftuneError, StoreUnavailable, TransitionRefused
 from shared.records import JobRecord
+from shared.schemas.events import Event
 from shared.states import TERMINAL, JobState
 from shared.store.jobs import event
 
@@ -230,16 +231,23 @@ class _Attempt:
         await persist(lambda: self._stores.jobs.update(self._job_id, estimate, fence=self._token))
 
     async def _hand_back(self) -> None:
-        """Put the job back into the queue while this worker stops. If Redis is away, the lease's end does the same."""
+        """Put the job back into the queue while this worker stops; a paused one stays paused.
+
+        If Redis is away, the lease's end does the same.
+        """
 
         def requeue(current: JobRecord) -> JobRecord:
-            if current.status is not JobState.RUNNING:
+            if current.status in TERMINAL:
                 return current
-            return replace(current, status=JobState.QUEUED, attempts=current.attempts - 1, estimated_finish=None)
+            status = JobState.QUEUED if current.status is JobState.RUNNING else current.status
+            return replace(current, status=status, attempts=max(0, current.attempts - 1), estimated_finish=None)
+
+        def tell(handed_back: JobRecord) -> list[Event]:
+            return [told] if handed_back.status is JobState.QUEUED else []
 
         told = event("The trainer is stopping; the job goes on from its last checkpoint when it is back", level="warn")
         try:
-            await self._stores.jobs.update(self._job_id, requeue, [told], fence=self._token)
+            await self._stores.jobs.update(self._job_id, requeue, tell, fence=self._token)
         except (StoreUnavailable, LeaseLost) as error:
             log.warning("job.not_handed_back", reason=error.message)
 

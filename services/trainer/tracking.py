@@ -45,6 +45,8 @@ async def tracking(stores: Stores, record: JobRecord, spec: TrainSpec, token: st
     except asyncio.CancelledError:  # this worker is stopping
         await tracker.close(within_s=STOP_S)
         raise
+    except LeaseLost:  # the next attempt, with the same runs, may have begun
+        raise
     except Exception:
         await tracker.close(failed=True)
         raise

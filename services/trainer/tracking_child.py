@@ -76,7 +76,8 @@ class Run:
             act(*arguments)
         except Exception as error:  # noqa: BLE001 - the job's owner needs a reason, the log the traceback
             traceback.print_exc()
-            self._report(Trouble(message=f"a run could not be {done}: {type(error).__name__}: {str(error)[:300]}"))
+            reason = " ".join(str(error).split())[:300]
+            self._report(Trouble(message=f"a run could not be {done}: {type(error).__name__}: {reason}"))
             return False
         return True
 

@@ -132,13 +132,17 @@ def test_paused_job_can_be_cancelled(trainer: TrainerProcess, settings: Settings
     with_client(settings, story)
 
 
-def test_paused_job_survives_the_death_of_its_worker(trainer: TrainerProcess, settings: Settings) -> None:
+@pytest.mark.parametrize(("number", "deaths"), [(signal.SIGKILL, 1), (signal.SIGTERM, 0)], ids=["killed", "stopped"])
+def test_paused_job_survives_the_end_of_its_worker(
+    trainer: TrainerProcess, settings: Settings, number: signal.Signals, deaths: int
+) -> None:
     async def story(client: Client) -> None:
         job_id = await client.submit(await client.upload(training_rows(24)), MANY)
         await client.reached(job_id, 15)
         await client.pause(job_id)
-        trainer.signal(signal.SIGKILL)
-        assert (await client.released(job_id)).status is JobState.PAUSED
+        trainer.signal(number)
+        record = await client.released(job_id)
+        assert (record.status, record.attempts) == (JobState.PAUSED, deaths)
         trainer.start()
 
         async def idle() -> bool:
@@ -254,5 +258,18 @@ def test_job_cancelled_during_a_pause_of_its_validation_stays_cancelled(settings
         await client.control.cancel(job_id, project=DEFAULT_PROJECT)
         await validate_job(client.stores, job_id)
         assert (await client.stores.jobs.get(job_id)).status is JobState.CANCELLED
+
+    with_client(settings, story)
+
+
+def test_supervised_file_fails_a_dpo_job_with_what_it_needs(settings: Settings) -> None:
+    async def story(client: Client) -> None:
+        file_id = await client.upload(training_rows(12))
+        job_id = await client.submit(file_id, method="dpo")
+        await validate_job(client.stores, job_id)
+        record = await client.stores.jobs.get(job_id)
+        assert record.status is JobState.FAILED and record.error is not None
+        assert (record.error.code, record.error.param) == ("invalid_training_file", "training_file")
+        assert "line 1: a dpo job needs lines with 'input'" in record.error.message
 
     with_client(settings, story)

@@ -21,30 +21,28 @@ import msgspec
 import structlog
 from msgspec.structs import replace
 
-from services.trainer import job_folder
+from services.trainer import attempt_record, job_folder
 from services.trainer.child_process import ChildProcess
 from services.trainer.failures import TrainingFailed
 from services.trainer.holding import Lease, holding
 from services.trainer.job_folder import CheckpointNames
 from services.trainer.narration import step_event
+from services.trainer.pace import Pace
 from services.trainer.protocol import Exported, Failed, Metrics, Started, Stepped
 from services.trainer.publishing import Publication
 from services.trainer.serving import Serving
 from services.trainer.stores import Stores, persist
 from services.trainer.tracking import Tracker, tracking
 from services.trainer.validating import fail
-from shared.errors import LeaseLost, NotFound, SelftuneError, StoreUnavailable, TransitionRefused
+from shared.errors import LeaseLost, NotFound, SelftuneError, TransitionRefused
 from shared.records import JobRecord
-from shared.schemas.events import Event
 from shared.states import TERMINAL, JobState
-from shared.store.jobs import event
 
 WATCH_S = 0.5
 """How often the record is read for a cancellation: with the child's three seconds to stop, well under five."""
 SAVE_GRACE_S = 60.0
 """How long a paused job's process may take to end its step and save; it is stopped after that, and goes on from an
 earlier step. As long as the longest time between two resume points."""
-ESTIMATE_EVERY_S = 5.0
 MAX_ATTEMPTS = 5
 """A job whose worker died so often is given up: it probably takes the machine down with it."""
 
@@ -78,8 +76,7 @@ class _Attempt:
         self._token = lease.token
         self._reported_step = 0
         self._last_step_at = 0.0
-        self._estimated_at = 0.0
-        self._first_step: tuple[int, float] | None = None
+        self._pace = Pace()
         self._stop_asked_at: float | None = None
         self._concluding = False
 
@@ -93,26 +90,17 @@ class _Attempt:
         except LeaseLost:
             raise
         except asyncio.CancelledError:
-            await self._hand_back()
+            await attempt_record.hand_back(self._stores, self._job_id, self._token)
             raise
         except TransitionRefused:
             log.info("job.paused_at_its_end")
         except SelftuneError as error:
             await persist(partial(fail, self._stores, self._job_id, error, fence=self._token))
         await self._withdraw_unless_succeeded(record)
-        return await self._put_down()
+        return await attempt_record.put_down(self._stores, self._job_id, self._token)
 
     async def _begin(self) -> JobRecord:
-        """Take a queued job over, or one whose worker died while it ran."""
-
-        def start(current: JobRecord) -> JobRecord:
-            if current.status not in (JobState.QUEUED, JobState.RUNNING):
-                return current
-            return replace(current, status=JobState.RUNNING, attempts=current.attempts + 1, started=True)
-
-        record = await self._stores.jobs.get(self._job_id)
-        message = "Fine-tuning job resumed" if record.started or record.attempts else "Fine-tuning job started"
-        record = await self._stores.jobs.update(self._job_id, start, [event(message)], fence=self._token)
+        record = await attempt_record.begin(self._stores, self._job_id, self._token)
         self._reported_step = await self._last_reported_step()
         log.info("job.started", status=record.status.value, attempt=record.attempts, reported_step=self._reported_step)
         return record
@@ -215,52 +203,14 @@ class _Attempt:
         await self._estimate(metrics)
 
     async def _estimate(self, metrics: Metrics) -> None:
-        """Tell when the job may be done, now and then, from the pace of this attempt."""
-        now = time.monotonic()
-        self._first_step = self._first_step or (metrics.step, now)
-        first, since = self._first_step
-        if metrics.step == first or now - self._estimated_at < ESTIMATE_EVERY_S:
+        finish = self._pace.finish(metrics)
+        if finish is None:
             return
-        self._estimated_at = now
-        remaining = (metrics.total_steps - metrics.step) * (now - since) / (metrics.step - first)
-        finish = int(time.time() + remaining)
 
         def estimate(current: JobRecord) -> JobRecord:
             return current if current.status is not JobState.RUNNING else replace(current, estimated_finish=finish)
 
         await persist(lambda: self._stores.jobs.update(self._job_id, estimate, fence=self._token))
-
-    async def _hand_back(self) -> None:
-        """Put the job back into the queue while this worker stops; a paused one stays paused.
-
-        If Redis is away, the lease's end does the same.
-        """
-
-        def requeue(current: JobRecord) -> JobRecord:
-            if current.status in TERMINAL:
-                return current
-            status = JobState.QUEUED if current.status is JobState.RUNNING else current.status
-            return replace(current, status=status, attempts=max(0, current.attempts - 1), estimated_finish=None)
-
-        def tell(handed_back: JobRecord) -> list[Event]:
-            return [told] if handed_back.status is JobState.QUEUED else []
-
-        told = event("The trainer is stopping; the job goes on from its last checkpoint when it is back", level="warn")
-        try:
-            await self._stores.jobs.update(self._job_id, requeue, tell, fence=self._token)
-        except (StoreUnavailable, LeaseLost) as error:
-            log.warning("job.not_handed_back", reason=error.message)
-
-    async def _put_down(self) -> bool:
-        """Take a paused job's attempt off the count: only deaths count. Returns whether it was resumed meanwhile."""
-
-        def discount(current: JobRecord) -> JobRecord:
-            if current.status is JobState.RUNNING or current.status in TERMINAL:
-                return current
-            return replace(current, attempts=max(0, current.attempts - 1))
-
-        left = await persist(lambda: self._stores.jobs.update(self._job_id, discount, fence=self._token))
-        return left.status is JobState.QUEUED
 
     async def _withdraw_unless_succeeded(self, record: JobRecord) -> None:
         """Take back the names of a job that failed, was cancelled or paused, whatever was published by then."""

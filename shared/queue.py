@@ -3,21 +3,37 @@
 arq delivers at least once, so every job function may run twice; the job's record and lease decide.
 Results are not kept: outcomes live in our own records. MessagePack replaces arq's default, pickle, with which whoever
 writes to Redis runs code.
+
+arq takes what has the lowest score first; the score is a time in milliseconds, and what lies in the past is due. Jobs
+to train get such times by priority and, within one, by order of submission, so that a job keeps its place when it is
+queued again:
+
+    high    1970-01-01 + order of submission in seconds
+    normal  1980-01-01 + the same
+    low     1990-01-01 + the same
+
+A job that runs is not interrupted for another.
 """
 
 from __future__ import annotations
 
-from datetime import timedelta
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
 
 import msgspec
 from arq.connections import ArqRedis, RedisSettings, create_pool
 from redis import exceptions
 
 from shared.errors import StoreUnavailable
+from shared.records import JobRecord
+from shared.states import JobState
 
 VALIDATE_QUEUE = "selftune:queue:validate"
 TRAIN_QUEUE = "selftune:queue:train"
+
+Priority = Literal["low", "normal", "high"]
+
+_FIRST_YEAR: dict[Priority, int] = {"high": 1970, "normal": 1980, "low": 1990}
 
 # arq drops a queued job after a day by default; a busy trainer may reach it later.
 _EXPIRES = timedelta(days=365)
@@ -45,22 +61,42 @@ class Queue:
         self._pool: ArqRedis | None = None
 
     async def validate(self, job_id: str) -> None:
+        """Have a job's files validated, after those that were queued before."""
         await self._enqueue("validate", job_id, VALIDATE_QUEUE)
 
-    async def train(self, job_id: str) -> None:
-        await self._enqueue("train", job_id, TRAIN_QUEUE)
+    async def train(self, job_id: str, *, priority: Priority = "normal", order: int) -> None:
+        """Have a job trained, when no job of a higher priority or of a lower `order` waits."""
+        await self._enqueue("train", job_id, TRAIN_QUEUE, score=_score(priority, order))
+
+    async def put(self, record: JobRecord, *, order: int) -> None:
+        """Queue a job for what its state asks for; `order` is JobStore.order()."""
+        if record.status is JobState.VALIDATING_FILES:
+            await self.validate(record.id)
+        else:
+            await self.train(record.id, priority=record.options.priority or "normal", order=order)
 
     async def close(self) -> None:
         if self._pool is not None:
             await self._pool.aclose()
 
-    async def _enqueue(self, function: str, job_id: str, queue: str) -> None:
+    async def _enqueue(self, function: str, job_id: str, queue: str, *, score: datetime | None = None) -> None:
         """Put a job into a queue; one that waits there already is not put twice."""
         if self._pool is None:
             self._pool = await connect(self._url)
         try:
             await self._pool.enqueue_job(
-                function, job_id, _job_id=f"{function}:{job_id}", _queue_name=queue, _expires=_EXPIRES
+                function,
+                job_id,
+                _job_id=f"{function}:{job_id}",
+                _queue_name=queue,
+                _expires=_EXPIRES,
+                _defer_until=score,
             )
         except (exceptions.RedisError, OSError) as error:
             raise StoreUnavailable("The database does not answer at the moment; please try again.") from error
+
+
+def _score(priority: Priority, order: int) -> datetime:
+    """Place a job in its priority's ten years, one second after the one submitted before it."""
+    # Never 0, the first second of all: arq takes that score for a job that is gone.
+    return datetime(_FIRST_YEAR[priority], 1, 1, tzinfo=UTC) + timedelta(seconds=order + 1)

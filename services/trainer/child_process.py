@@ -43,7 +43,7 @@ class ChildProcess:
             raise
         finally:
             os.close(write_end)
-        return cls(process, await _reader(read_end))
+        return cls(process, await pipe_reader(read_end))
 
     @property
     def pid(self) -> int:
@@ -70,11 +70,16 @@ class ChildProcess:
         """Return the exit status, negative for a signal."""
         return await self._process.wait()
 
+    def ask_to_stop(self) -> None:
+        """Ask it to save and end, which it does after its present step. Nothing happens if it has ended."""
+        if self._process.returncode is None:
+            self._process.terminate()
+
     async def stop(self) -> None:
         """Ask it to save and end; kill it after three seconds. Nothing happens if it has ended."""
         if self._process.returncode is not None:
             return
-        self._process.terminate()
+        self.ask_to_stop()
         try:
             await asyncio.wait_for(self._process.wait(), STOP_GRACE_S)
         except TimeoutError:
@@ -86,7 +91,9 @@ class ChildProcess:
             await self._process.wait()
 
 
-async def _reader(read_end: int) -> asyncio.StreamReader:
+async def pipe_reader(read_end: int) -> asyncio.StreamReader:
+    """Read from a pipe, in lines of up to 16 MiB."""
+    """Read an inherited pipe's other end; its lines may have 16 MiB."""
     reader = asyncio.StreamReader(limit=_MAX_LINE_BYTES)
     protocol = asyncio.StreamReaderProtocol(reader)
     pipe = os.fdopen(read_end, "rb", buffering=0)

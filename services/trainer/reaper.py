@@ -10,7 +10,7 @@ from arq.constants import in_progress_key_prefix
 
 from services.trainer.stores import Stores
 from shared.errors import LeaseLost, NotFound, StoreUnavailable
-from shared.states import JobState
+from shared.states import TERMINAL, JobState
 
 PERIOD_S = 5.0
 
@@ -28,7 +28,7 @@ async def reap_forever(stores: Stores, arq: ArqRedis) -> None:
 
 
 async def reap(stores: Stores, arq: ArqRedis) -> None:
-    """Queue every unfinished job that has no lease. A job that waits in its queue already is not queued twice."""
+    """Queue every unfinished job that has no lease and is not paused; one that waits in its queue stays there once."""
     for job_id in await stores.jobs.active():
         if not await stores.leases.held(job_id):
             await _requeue(stores, arq, job_id)
@@ -39,8 +39,10 @@ async def _requeue(stores: Stores, arq: ArqRedis, job_id: str) -> None:
         record = await stores.jobs.get(job_id)
     except (NotFound, LeaseLost):
         return
+    if record.status is JobState.PAUSED or record.status in TERMINAL:
+        return
     function = "validate" if record.status is JobState.VALIDATING_FILES else "train"
     # arq marks a job as in progress for the longest time a job may take; a worker that died leaves the mark behind.
     if await arq.delete(f"{in_progress_key_prefix}{function}:{job_id}"):
         log.warning("job.requeued", job_id=job_id, function=function)
-    await (stores.queue.validate(job_id) if function == "validate" else stores.queue.train(job_id))
+    await stores.enqueue(record)

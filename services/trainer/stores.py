@@ -11,6 +11,7 @@ import structlog
 from shared.errors import StoreUnavailable
 from shared.paths import Paths, internal_key
 from shared.queue import Queue
+from shared.records import JobRecord
 from shared.settings import Settings
 from shared.store.client import Client
 from shared.store.files import FileStore
@@ -42,6 +43,10 @@ class Stores:
     def internal_key(self) -> str:
         """The bearer key that replicas ask for."""
         return internal_key(self.settings.internal_key, self.paths)
+
+    async def enqueue(self, record: JobRecord) -> None:
+        """Ask a worker to look at a job: to validate its files, or to train."""
+        await self.queue.put(record, order=await self.jobs.order(record))
 
     async def close(self) -> None:
         await self.queue.close()

@@ -4,6 +4,7 @@ leased ─ running ─┬─ the model answers ───────────
                   ├─ the process gives a reason ──→ failed
                   ├─ the process dies ────────────→ failed, with the signal
                   ├─ its owner cancels ───────────→ cancelled (the api wrote it; the process is stopped)
+                  ├─ its owner pauses ────────────→ paused (the api wrote it; the process saves and ends)
                   ├─ this worker stops ───────────→ queued, goes on from the last checkpoint
                   └─ the lease is lost ───────────→ nothing is written; another worker has the job
 """
@@ -20,44 +21,50 @@ import msgspec
 import structlog
 from msgspec.structs import replace
 
-from services.trainer import job_folder
+from services.trainer import attempt_record, job_folder
 from services.trainer.child_process import ChildProcess
 from services.trainer.failures import TrainingFailed
 from services.trainer.holding import Lease, holding
 from services.trainer.job_folder import CheckpointNames
 from services.trainer.narration import step_event
+from services.trainer.pace import Pace
 from services.trainer.protocol import Exported, Failed, Metrics, Started, Stepped
 from services.trainer.publishing import Publication
 from services.trainer.serving import Serving
 from services.trainer.stores import Stores, persist
+from services.trainer.tracking import Tracker, tracking
 from services.trainer.validating import fail
-from shared.errors import LeaseLost, NotFound, SelftuneError, StoreUnavailable
+from shared.errors import LeaseLost, NotFound, SelftuneError, TransitionRefused
 from shared.records import JobRecord
 from shared.states import TERMINAL, JobState
-from shared.store.jobs import event
 
 WATCH_S = 0.5
 """How often the record is read for a cancellation: with the child's three seconds to stop, well under five."""
-ESTIMATE_EVERY_S = 5.0
+SAVE_GRACE_S = 60.0
+"""How long a paused job's process may take to end its step and save; it is stopped after that, and goes on from an
+earlier step. As long as the longest time between two resume points."""
 MAX_ATTEMPTS = 5
 """A job whose worker died so often is given up: it probably takes the machine down with it."""
 
 log = structlog.get_logger()
 
 
-async def train_job(stores: Stores, serving: Serving, job_id: str) -> None:
+async def train_job(stores: Stores, serving: Serving, job_id: str) -> bool:
     """Bring a queued job as far as it goes. Safe to call twice, and for a job that is gone or taken.
 
+    Returns whether to take it up again at once: it was paused, and resumed before it was put down.
     Cancelling this coroutine puts the job back into the queue.
     """
+    wanted_again = False
     async with holding(stores, job_id) as lease:
         if lease is None:
-            return
+            return False
         with structlog.contextvars.bound_contextvars(job_id=job_id):
             try:
-                await _Attempt(stores, serving, job_id, lease).run()
+                wanted_again = await _Attempt(stores, serving, job_id, lease).run()
             except NotFound:
                 log.info("job.gone")
+    return wanted_again
 
 
 class _Attempt:
@@ -69,36 +76,31 @@ class _Attempt:
         self._token = lease.token
         self._reported_step = 0
         self._last_step_at = 0.0
-        self._estimated_at = 0.0
-        self._first_step: tuple[int, float] | None = None
+        self._pace = Pace()
+        self._stop_asked_at: float | None = None
+        self._concluding = False
 
-    async def run(self) -> None:
+    async def run(self) -> bool:
+        """Go through the attempt; returns whether the job waits for the next one already."""
         record = await self._begin()
         if record.status is not JobState.RUNNING:
-            return
+            return False
         try:
             await self._train(record)
         except LeaseLost:
             raise
         except asyncio.CancelledError:
-            await self._hand_back()
+            await attempt_record.hand_back(self._stores, self._job_id, self._token)
             raise
+        except TransitionRefused:
+            log.info("job.paused_at_its_end")
         except SelftuneError as error:
-            ended = partial(fail, self._stores, self._job_id, error, fence=self._token)
-            await persist(ended)
+            await persist(partial(fail, self._stores, self._job_id, error, fence=self._token))
         await self._withdraw_unless_succeeded(record)
+        return await attempt_record.put_down(self._stores, self._job_id, self._token)
 
     async def _begin(self) -> JobRecord:
-        """Take a queued job over, or one whose worker died while it ran."""
-
-        def start(current: JobRecord) -> JobRecord:
-            if current.status not in (JobState.QUEUED, JobState.RUNNING):
-                return current
-            return replace(current, status=JobState.RUNNING, attempts=current.attempts + 1)
-
-        record = await self._stores.jobs.get(self._job_id)
-        message = "Fine-tuning job started" if record.attempts == 0 else "Fine-tuning job resumed"
-        record = await self._stores.jobs.update(self._job_id, start, [event(message)], fence=self._token)
+        record = await attempt_record.begin(self._stores, self._job_id, self._token)
         self._reported_step = await self._last_reported_step()
         log.info("job.started", status=record.status.value, attempt=record.attempts, reported_step=self._reported_step)
         return record
@@ -120,20 +122,21 @@ class _Attempt:
             raise TrainingFailed(f"The trainer died {record.attempts - 1} times while it worked on this job.")
         folder, spec = await persist(lambda: job_folder.prepare(self._stores, record))
         publication = Publication(self._stores, self._serving, record, spec, self._token)
-        child = await ChildProcess.start(folder, self._stores.settings)
-        log.info("child.started", pid=child.pid)
-        try:
-            await self._until_ended(self._follow(child, publication))
-        except LeaseLost:
-            await child.kill()
-            raise
-        finally:
-            await child.stop()
+        async with tracking(self._stores, record, spec, self._token) as tracker:
+            child = await ChildProcess.start(folder, self._stores.settings)
+            log.info("child.started", pid=child.pid)
+            try:
+                await self._until_ended(self._follow(child, publication, tracker), self._watch(child))
+            except LeaseLost:
+                await child.kill()
+                raise
+            finally:
+                await child.stop()
 
-    async def _until_ended(self, following: Coroutine[None, None, None]) -> None:
-        """Follow the child until it is through, somebody else has ended the job, or the lease is lost (LeaseLost)."""
+    async def _until_ended(self, following: Coroutine[None, None, None], watching: Coroutine[None, None, None]) -> None:
+        """Follow the child until it is through, nobody wants it any longer, or the lease is lost (LeaseLost)."""
         follower = asyncio.create_task(following)
-        watcher = asyncio.create_task(self._watch())
+        watcher = asyncio.create_task(watching)
         try:
             ends = (follower, watcher, self._lease.kept)
             done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -143,16 +146,27 @@ class _Attempt:
                 task.cancel()
             await asyncio.gather(follower, watcher, return_exceptions=True)
 
-    async def _watch(self) -> None:
-        """Return when somebody else has ended the job."""
+    async def _watch(self, child: ChildProcess) -> None:
+        """Return when the child is to be stopped; one whose job is paused is asked first, and given time to save."""
         while True:
             record = await persist(lambda: self._stores.jobs.get(self._job_id))
             if record.status in TERMINAL:
                 log.info("job.ended_elsewhere", status=record.status.value)
                 return
+            # A job that was paused and resumed between two looks is queued: it, too, is put down and taken up again.
+            if record.status is not JobState.RUNNING and self._is_saved(child):
+                return
             await asyncio.sleep(WATCH_S)
 
-    async def _follow(self, child: ChildProcess, publication: Publication) -> None:
+    def _is_saved(self, child: ChildProcess) -> bool:
+        """Ask the child to save, once; True when there is nothing to wait for, or no longer."""
+        if self._stop_asked_at is None:
+            log.info("job.putting_down", concluding=self._concluding)
+            self._stop_asked_at = time.monotonic()
+            child.ask_to_stop()
+        return self._concluding or time.monotonic() - self._stop_asked_at > SAVE_GRACE_S
+
+    async def _follow(self, child: ChildProcess, publication: Publication, tracker: Tracker) -> None:
         """Pass on what the child says, and conclude. Raises TrainingFailed with the child's reason, or that it died."""
         async for message in child.messages():
             match message:
@@ -160,8 +174,12 @@ class _Attempt:
                     log.info("child.ready", **msgspec.to_builtins(message))
                 case Stepped(metrics=metrics):
                     self._last_step_at = time.time()
-                    await self._report_step(metrics)
+                    await self._report_step(metrics, tracker)
                 case Exported(final=True):
+                    if self._stop_asked_at is not None:
+                        return
+                    self._concluding = True
+                    await tracker.close()
                     await publication.conclude(child, message, self._last_step_at)
                     return
                 case Exported(metrics=metrics):
@@ -170,48 +188,32 @@ class _Attempt:
                     raise TrainingFailed(message.message, code=message.code, param=message.param)
                 case _:
                     log.info("child.said", message=type(message).__name__)
-        raise _died(await child.wait())
+        status = await child.wait()
+        if self._stop_asked_at is None:
+            raise _died(status)
+        log.info("child.stopped", status=status)
 
-    async def _report_step(self, metrics: Metrics) -> None:
+    async def _report_step(self, metrics: Metrics, tracker: Tracker) -> None:
         if metrics.step <= self._reported_step:
             return
         self._reported_step = metrics.step
         told = step_event(metrics)
         await persist(lambda: self._stores.jobs.append_events(self._job_id, [told], fence=self._token))
+        tracker.step(metrics)
         await self._estimate(metrics)
 
     async def _estimate(self, metrics: Metrics) -> None:
-        """Tell when the job may be done, now and then, from the pace of this attempt."""
-        now = time.monotonic()
-        self._first_step = self._first_step or (metrics.step, now)
-        first, since = self._first_step
-        if metrics.step == first or now - self._estimated_at < ESTIMATE_EVERY_S:
+        finish = self._pace.finish(metrics)
+        if finish is None:
             return
-        self._estimated_at = now
-        remaining = (metrics.total_steps - metrics.step) * (now - since) / (metrics.step - first)
-        finish = int(time.time() + remaining)
 
         def estimate(current: JobRecord) -> JobRecord:
-            return current if current.status in TERMINAL else replace(current, estimated_finish=finish)
+            return current if current.status is not JobState.RUNNING else replace(current, estimated_finish=finish)
 
         await persist(lambda: self._stores.jobs.update(self._job_id, estimate, fence=self._token))
 
-    async def _hand_back(self) -> None:
-        """Put the job back into the queue while this worker stops. If Redis is away, the lease's end does the same."""
-
-        def requeue(current: JobRecord) -> JobRecord:
-            if current.status is not JobState.RUNNING:
-                return current
-            return replace(current, status=JobState.QUEUED, attempts=current.attempts - 1, estimated_finish=None)
-
-        told = event("The trainer is stopping; the job goes on from its last checkpoint when it is back", level="warn")
-        try:
-            await self._stores.jobs.update(self._job_id, requeue, [told], fence=self._token)
-        except (StoreUnavailable, LeaseLost) as error:
-            log.warning("job.not_handed_back", reason=error.message)
-
     async def _withdraw_unless_succeeded(self, record: JobRecord) -> None:
-        """Take back the names of a job that failed or was cancelled, whatever was published by then."""
+        """Take back the names of a job that failed, was cancelled or paused, whatever was published by then."""
         ended = await persist(lambda: self._stores.jobs.get(self._job_id))
         if ended.status is JobState.SUCCEEDED:
             return

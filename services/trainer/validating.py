@@ -12,10 +12,10 @@ from msgspec.structs import replace
 from services.trainer.holding import holding
 from services.trainer.hyperparameters import resolve
 from services.trainer.stores import Stores
-from shared.errors import InvalidTrainingData, NotFound, SelftuneError
+from shared.errors import InvalidTrainingData, NotFound, SelftuneError, TransitionRefused
 from shared.records import JobRecord
 from shared.schemas.jobs import JobError
-from shared.states import TERMINAL, JobState
+from shared.states import JobState
 from shared.store.jobs import event
 from shared.training_data import validate
 
@@ -53,10 +53,12 @@ def _announcement(record: JobRecord) -> str:
 
 async def _read_files(stores: Stores, record: JobRecord) -> int:
     """Check both files and return the number of training examples."""
-    census = await asyncio.to_thread(validate, await _content(stores, record, record.training_file, "training"))
+    method = record.method
+    path = await _content(stores, record, record.training_file, "training")
+    census = await asyncio.to_thread(validate, path, method=method)
     if record.validation_file:
         path = await _content(stores, record, record.validation_file, "validation")
-        await asyncio.to_thread(validate, path, role="validation")
+        await asyncio.to_thread(validate, path, role="validation", method=method)
     return census.examples
 
 
@@ -76,23 +78,28 @@ async def _content(stores: Stores, record: JobRecord, file_id: str, role: Litera
 
 async def _move_to_queue(stores: Stores, job_id: str, n_examples: int, token: str) -> None:
     def queue(record: JobRecord) -> JobRecord:
-        if record.status in TERMINAL:
+        if record.status is not JobState.VALIDATING_FILES:
             return record
         return replace(record, status=JobState.QUEUED, resolved=resolve(record.requested, n_examples))
 
+    # A job that was paused meanwhile stays as it is; resuming it validates again.
     moved = await stores.jobs.update(job_id, queue, [event("Files validated, moving job to queued state")], fence=token)
     if moved.status is JobState.QUEUED:
-        await stores.queue.train(job_id)
+        await stores.enqueue(moved)
 
 
 async def fail(stores: Stores, job_id: str, error: SelftuneError, *, fence: str) -> JobRecord:
-    """End a job as failed; one that has ended already stays as it is."""
+    """End a job as failed. One that has ended stays as it is, and so does a paused one, which meets it again."""
     code = error.code or "training_failed"
     log.info("job.failed", job_id=job_id, code=code)
-    return await stores.jobs.finish(
-        job_id,
-        JobState.FAILED,
-        events=[event(error.message, level="error", data={"code": code})],
-        fence=fence,
-        error=JobError(code=code, message=error.message, param=error.param),
-    )
+    try:
+        return await stores.jobs.finish(
+            job_id,
+            JobState.FAILED,
+            events=[event(error.message, level="error", data={"code": code})],
+            fence=fence,
+            error=JobError(code=code, message=error.message, param=error.param),
+        )
+    except TransitionRefused as refusal:
+        log.info("job.not_failed", job_id=job_id, reason=refusal.message)
+        return await stores.jobs.get(job_id)

@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 import structlog
-from arq.worker import Worker, func
+from arq.worker import Retry, Worker, func
 from redis.exceptions import RedisError
 
 from services.trainer.preparation import prepare_base
@@ -98,7 +98,9 @@ class Trainer:
     async def _train(self, _context: dict[Any, Any], job_id: str) -> None:
         self._job_id = job_id
         try:
-            await train_job(self._stores, self._serving, job_id)
+            # arq dropped the message that came with the job's resumption: this one was still in progress.
+            if await train_job(self._stores, self._serving, job_id):
+                raise Retry
         finally:
             self._job_id = None
 

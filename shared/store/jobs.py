@@ -144,6 +144,10 @@ class JobStore:
 
         return await self.update(job_id, end, events, fence=fence)
 
+    async def order(self, record: JobRecord) -> int:
+        """Return the job's place in the order of creation over all projects; 0 for one that is not stored."""
+        return int(await self._client.call("ZSCORE", keys.jobs(record.project), record.id) or 0)
+
     async def active(self) -> Sequence[str]:
         """List ids of the jobs that are not at their end."""
         return sorted(member.decode() for member in await self._client.call("SMEMBERS", keys.ACTIVE_JOBS))

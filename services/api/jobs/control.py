@@ -69,10 +69,7 @@ class JobControl:
     async def _enqueue(self, record: JobRecord) -> None:
         """Ask a worker to look at it; one that is still putting the job down is asked again by the reaper."""
         try:
-            if record.status is JobState.VALIDATING_FILES:
-                await self._queue.validate(record.id)
-            else:
-                await self._queue.train(record.id)
+            await self._queue.put(record, order=await self._jobs.order(record))
         except StoreUnavailable:
             _log.warning("job.not_enqueued", job_id=record.id)
 

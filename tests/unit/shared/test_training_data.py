@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from shared import json_lines
+from shared.chat_data import check_example
 from shared.errors import InvalidTrainingData
-from shared.training_data import Census, read_examples, validate
+from shared.preference_data import read_preferences
+from shared.quick_check import quick_check
+from shared.training_data import Census, ChatExample, read_examples, validate
 
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 GOOD = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
 
 
@@ -67,3 +76,133 @@ def test_validation_file_is_blamed_by_its_own_name(tmp_path: Path) -> None:
     with pytest.raises(InvalidTrainingData) as caught:
         validate(written(tmp_path), role="validation")
     assert (caught.value.code, caught.value.param) == ("invalid_validation_file", "validation_file")
+
+
+def careful(line: bytes) -> int:
+    """What the check that words the errors says of a line; 0 if it refuses it."""
+    try:
+        return check_example(msgspec.json.decode(json_lines.check_text(line), type=ChatExample))
+    except (ValueError, RecursionError):
+        return 0
+
+
+def quick(line: bytes) -> int:
+    try:
+        return quick_check(line)
+    except (ValueError, RecursionError):
+        return 0
+
+
+TEXT = st.sampled_from(["", "a", "}\n{", "é", "\u2028", '"'])
+MESSAGE = st.fixed_dictionaries(
+    {"role": st.sampled_from(["system", "developer", "user", "assistant", "tool", "function", "bot"])},
+    optional={
+        "content": TEXT | st.none() | st.just([{"type": "text", "text": "x"}]) | st.just([]) | st.just(5),
+        "weight": st.sampled_from([0, 1, 2, None]),
+        "tool_calls": st.sampled_from([None, [], [CALL]]),
+        "tool_call_id": st.just("1"), "name": st.just("n"), "refusal": st.just("no"),
+    },
+)  # fmt: skip
+LINE = st.fixed_dictionaries(
+    {"messages": st.lists(MESSAGE, max_size=3)},
+    optional={"tools": st.just([{"type": "function"}]), "parallel_tool_calls": st.booleans(), "extra": st.just(1)},
+)
+
+
+@given(
+    LINE | st.just(GOOD),
+    st.lists(st.tuples(st.integers(0, 400), st.sampled_from([b"\xff", b" ", b"}", b"{", b",", b"\xc3"])), max_size=2),
+)
+def test_quick_look_accepts_nothing_that_the_careful_one_refuses(
+    line: dict[str, Any], damage: list[tuple[int, bytes]]
+) -> None:
+    text = json.dumps(line, ensure_ascii=False).encode()
+    for place, what in damage:
+        text = text[:place] + what + text[place:]
+    assert quick(text) in (0, careful(text))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        GOOD,
+        message_for({"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 1}),
+        message_for(
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "tool_calls": [CALL]},
+            {"role": "tool", "content": "5", "tool_call_id": "1"},
+            {"role": "assistant", "content": "b"},
+        ),
+    ],
+)  # fmt: skip
+def test_ordinary_lines_need_only_a_quick_look(line: object) -> None:
+    text = json.dumps(line).encode()
+    assert quick_check(text) == careful(text) > 0
+
+
+def test_line_is_numbered_rightly_wherever_the_blocks_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [GOOD] * 40
+    for block_bytes in (1, 7, 100, 1000):
+        monkeypatch.setattr(json_lines, "BLOCK_BYTES", block_bytes)
+        for bad in (0, 17, 39):
+            path = written(tmp_path, *lines[:bad], b"", b"nonsense", *lines[bad:])
+            with pytest.raises(InvalidTrainingData, match=rf"line {bad + 2}: .* 1 of 41 lines are invalid"):
+                validate(path)
+        assert validate(written(tmp_path, *lines)).examples == 40
+
+
+def test_line_that_is_too_long_is_refused_and_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_lines, "MAX_LINE_BYTES", 200)
+    monkeypatch.setattr(json_lines, "BLOCK_BYTES", 150)
+    path = written(tmp_path, *[GOOD] * 10, message_for({"role": "user", "content": "x" * 2000}), *[GOOD] * 5)
+    with pytest.raises(InvalidTrainingData, match=r"line 11: longer than 200 bytes\. 1 of 16 lines are invalid"):
+        validate(path)
+
+
+def pair(**changes: object) -> dict[str, object]:
+    return {
+        "input": {"messages": [{"role": "user", "content": "q"}], "tools": [], "parallel_tool_calls": True},
+        "preferred_output": [{"role": "assistant", "content": "good"}],
+        "non_preferred_output": [{"role": "assistant", "content": "bad"}],
+    } | changes
+
+
+def test_good_pairs_are_counted_and_read(tmp_path: Path) -> None:
+    path = written(tmp_path, *[pair()] * 10)
+    assert validate(path, method="dpo") == Census(examples=10, trained_messages=20)
+    number, example = next(read_preferences(path))
+    assert (number, example.input.messages[0].text) == (1, "q")
+    assert (example.preferred_output[-1].text, example.non_preferred_output[-1].text) == ("good", "bad")
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        (b"{", "line 11: "),
+        (b"\xc3\x28", "line 11: not UTF-8 at byte 0"),
+        (GOOD, "line 11: a dpo job needs lines with 'input', 'preferred_output', 'non_preferred_output'; this one has"),
+        ({"input": {"messages": [{"role": "user", "content": "q"}]}}, "missing required field `preferred_output`"),
+        (pair(input={"messages": []}), "length >= 1 - at `$.input.messages`"),
+        (pair(input={"messages": [{"role": "user"}]}), "input.messages[0] has no content"),
+        (pair(preferred_output=[]), "length >= 1 - at `$.preferred_output`"),
+        (pair(preferred_output=[{"role": "user", "content": "x"}]), "preferred_output[0].role is 'user'; expected"),
+        (
+            pair(non_preferred_output=[{"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "content": "5"}]),
+            "non_preferred_output must end with an assistant message",
+        ),
+        (pair(preferred_output=[{"role": "assistant"}]), "preferred_output[0] has no content"),
+        (pair(extra=1), "unknown field `extra`"),
+    ],
+)  # fmt: skip
+def test_bad_pair_is_named_with_what_is_wrong(tmp_path: Path, line: object, complaint: str) -> None:
+    with pytest.raises(InvalidTrainingData) as caught:
+        validate(written(tmp_path, *[pair()] * 10, line), method="dpo")
+    assert complaint in caught.value.message
+    assert caught.value.message.endswith("1 of 11 lines are invalid.")
+
+
+def test_pairs_are_no_supervised_examples(tmp_path: Path) -> None:
+    with pytest.raises(InvalidTrainingData) as caught:
+        validate(written(tmp_path, *[pair()] * 10))
+    assert "line 1: a supervised job needs lines with 'messages'; this one has 'input', " in caught.value.message
+    assert "the format of a dpo job. 10 of 10 lines are invalid." in caught.value.message

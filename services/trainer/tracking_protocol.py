@@ -1,0 +1,47 @@
+"""What the supervisor and the process that writes to Weights & Biases say to each other, one JSON line each."""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Struct
+
+from services.trainer.protocol import Stepped
+from shared.schemas.integrations import WandbRun
+
+
+class TrackSpec(Struct, frozen=True, kw_only=True):
+    """The first line: which runs to open. Each of them gets every step."""
+
+    job_id: str
+    folder: str
+    """Where wandb keeps its files, in a folder `wandb`."""
+    online: bool
+    """Whether to send them; if not, they wait for `wandb sync`."""
+    runs: list[WandbRun]
+    tags: list[str]
+    config: dict[str, str | int | float | None]
+
+
+class Ended(Struct, frozen=True, kw_only=True, tag="ended"):
+    """No step follows; the runs are to be finished."""
+
+    failed: bool = False
+
+
+class Opened(Struct, frozen=True, kw_only=True, tag="opened"):
+    """A run exists. `number` counts TrackSpec.runs from 0."""
+
+    number: int
+    run_id: str
+    online: bool
+
+
+class Trouble(Struct, frozen=True, kw_only=True, tag="trouble"):
+    """What wandb could not do, as a sentence for the job's owner."""
+
+    message: str
+
+
+spec_decoder = msgspec.json.Decoder(TrackSpec)
+input_decoder: msgspec.json.Decoder[Stepped | Ended] = msgspec.json.Decoder(Stepped | Ended)
+output_decoder: msgspec.json.Decoder[Opened | Trouble] = msgspec.json.Decoder(Opened | Trouble)

@@ -1,0 +1,182 @@
+"""The trainer process for integration tests, and a client that does what the api does, without HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from services.api.job_control import JobControl
+from services.trainer.stores import Stores
+from shared import ids
+from shared.records import DEFAULT_PROJECT, FileRecord, JobRecord
+from shared.schemas.methods import SupervisedHyperparameters
+from shared.settings import Settings
+from shared.states import TERMINAL
+from shared.store.jobs import event
+from tests.unit.trainer.tiny import save_tiny_base, write_rows
+
+DEADLINE_S = 120.0
+BASE_ID = "tiny-llama"
+LONG = SupervisedHyperparameters(n_epochs=50, batch_size=1, learning_rate_multiplier=1.0)
+SHORT = SupervisedHyperparameters(n_epochs=2, batch_size=8, learning_rate_multiplier=4.0)
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_base(tmp_path_factory.mktemp("base") / BASE_ID)
+
+
+@pytest.fixture
+def settings(tmp_path: Path, redis_url: str, tiny_base: Path) -> Settings:
+    return Settings(
+        data_dir=str(tmp_path / "data"), redis_url=redis_url, base_model=str(tiny_base), lora_rank=4,
+        lease_ttl_s=2.0, threads=1, max_model_len=128,
+    )  # fmt: skip
+
+
+class TrainerProcess:
+    """`python -m services.trainer`, restartable."""
+
+    def __init__(self, settings: Settings, log: Path) -> None:
+        self._settings = settings
+        self.log = log
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, **environment: str) -> None:
+        with self.log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "services.trainer"],
+                env={**os.environ, **self._settings.to_env(), **environment},
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            )  # fmt: skip
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+        self.process.wait(timeout=20)
+
+    def children(self) -> list[psutil.Process]:
+        assert self.process is not None
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+
+@pytest.fixture
+def trainer(settings: Settings, tmp_path: Path) -> Iterator[TrainerProcess]:
+    process = TrainerProcess(settings, tmp_path / "trainer.log")
+    process.start()
+    yield process
+    if process.process is not None and process.process.poll() is None:
+        process.signal(signal.SIGTERM)
+    print(process.log.read_text())  # noqa: T201 - pytest shows it for a test that failed
+
+
+class Client:
+    """What the api does, without HTTP."""
+
+    def __init__(self, stores: Stores) -> None:
+        self.stores = stores
+        self.control = JobControl(stores.jobs, stores.queue)
+
+    async def pause(self, job_id: str) -> JobRecord:
+        return await self.control.pause(job_id, project=DEFAULT_PROJECT)
+
+    async def resume(self, job_id: str) -> JobRecord:
+        return await self.control.resume(job_id, project=DEFAULT_PROJECT)
+
+    async def released(self, job_id: str) -> JobRecord:
+        """Wait until nobody holds the job's lease."""
+
+        async def check() -> bool:
+            return not await self.stores.leases.held(job_id)
+
+        await self.until(check, "the release of the job")
+        return await self.stores.jobs.get(job_id)
+
+    async def upload(self, rows: list[dict[str, Any]] | bytes) -> str:
+        file_id = ids.new_file_id()
+        path = self.stores.paths.file_content(file_id)
+        if isinstance(rows, bytes):
+            path.parent.mkdir(parents=True)
+            path.write_bytes(rows)
+        else:
+            write_rows(path, rows)
+        content = path.read_bytes()
+        record = FileRecord(
+            id=file_id, project=DEFAULT_PROJECT, filename="rows.jsonl", purpose="fine-tune", size_bytes=len(content),
+            sha256=hashlib.sha256(content).hexdigest(), created_at=int(time.time()),
+        )  # fmt: skip
+        await self.stores.files.add(record)
+        return file_id
+
+    async def submit(
+        self,
+        training_file: str,
+        asked: SupervisedHyperparameters = SHORT,
+        validation_file: str | None = None,
+        **more: Any,
+    ) -> str:
+        job_id = ids.new_job_id()
+        record = JobRecord(
+            id=job_id, project=DEFAULT_PROJECT, organization="selftune", created_at=int(time.time()), model=BASE_ID,
+            training_file=training_file, validation_file=validation_file, suffix="t", seed=3, requested=asked,
+            model_name=ids.model_name(BASE_ID, "selftune", "t"), **more,
+        )  # fmt: skip
+        await self.stores.jobs.create(record, [event(f"Created fine-tuning job: {job_id}")])
+        await self.stores.queue.validate(job_id)
+        return job_id
+
+    async def until(self, condition: Callable[[], Awaitable[Any]], what: str) -> Any:
+        deadline = time.monotonic() + DEADLINE_S
+        while time.monotonic() < deadline:
+            if found := await condition():
+                return found
+            await asyncio.sleep(0.05)
+        raise AssertionError(f"{what} did not happen")
+
+    async def ended(self, job_id: str) -> JobRecord:
+        async def check() -> JobRecord | None:
+            record = await self.stores.jobs.get(job_id)
+            return record if record.status in TERMINAL else None
+
+        return await self.until(check, "the end of the job")
+
+    async def reached(self, job_id: str, step: int) -> None:
+        async def check() -> bool:
+            page, _ = await self.stores.jobs.events(job_id, limit=1)
+            return any(told.data.get("step", 0) >= step for told in page)
+
+        await self.until(check, f"step {step}")
+
+    async def story(self, job_id: str) -> list[str]:
+        page, more = await self.stores.jobs.events(job_id, limit=1000)
+        assert not more
+        return [told.message for told in reversed(page)]
+
+    async def steps(self, job_id: str) -> list[int]:
+        page, _ = await self.stores.jobs.events(job_id, limit=1000)
+        return [told.data["step"] for told in reversed(page) if told.type == "metrics"]
+
+
+def with_client(settings: Settings, story: Callable[[Client], Awaitable[None]]) -> None:
+    """Run an asynchronous test body with stores of its own."""
+
+    async def run() -> None:
+        stores = Stores(settings)
+        stores.paths.prepare()
+        try:
+            await story(Client(stores))
+        finally:
+            await stores.close()
+
+    asyncio.run(run())

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from services.api.job_control import JobControl
+from services.api.jobs.control import JobControl
 from services.trainer.stores import Stores
 from shared import ids
 from shared.records import DEFAULT_PROJECT, FileRecord, JobRecord

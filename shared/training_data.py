@@ -8,74 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Struct
 
+from shared.chat_data import ChatExample, Message, check_messages
 from shared.errors import InvalidTrainingData
+from shared.json_lines import check_text, read_lines
+
+__all__ = ["MIN_EXAMPLES", "Census", "ChatExample", "Message", "read_examples", "validate"]
 
 MIN_EXAMPLES = 10
-_MAX_LINE_BYTES = 64 << 20
-
-
-class TextPart(Struct, frozen=True, kw_only=True, tag_field="type", tag="text", forbid_unknown_fields=True):
-    """A piece of a message's content."""
-
-    text: str
-
-
-class FunctionCall(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A function that the assistant calls; `arguments` is JSON in a string."""
-
-    name: str
-    arguments: str
-
-
-class ToolCall(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One call of a tool."""
-
-    id: str
-    type: Literal["function"]
-    function: FunctionCall
-
-
-Role: TypeAlias = Literal["system", "developer", "user", "assistant", "tool", "function"]
-Content: TypeAlias = str | Annotated[list[TextPart], Meta(min_length=1)] | None
-
-
-class Message(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One turn of a conversation."""
-
-    role: Role
-    content: Content = None
-    name: str | None = None
-    weight: Literal[0, 1] | None = None
-    tool_calls: list[ToolCall] | None = None
-    tool_call_id: str | None = None
-    function_call: FunctionCall | None = None
-    refusal: str | None = None
-
-    @property
-    def text(self) -> str:
-        """The content as one string; empty when there is none."""
-        if isinstance(self.content, list):
-            return "".join(part.text for part in self.content)
-        return self.content or ""
-
-    @property
-    def trained(self) -> bool:
-        """Whether this turn's tokens are learned."""
-        return self.role == "assistant" and self.weight != 0
-
-
-class ChatExample(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One line of a training file."""
-
-    messages: Annotated[list[Message], Meta(min_length=1)]
-    tools: list[dict[str, Any]] | None = None
-    parallel_tool_calls: bool | None = None
-    functions: list[dict[str, Any]] | None = None
 
 
 _decode = msgspec.json.Decoder(ChatExample).decode
@@ -90,8 +34,8 @@ class Census(Struct, frozen=True, kw_only=True):
 
 def read_examples(path: Path) -> Iterator[tuple[int, ChatExample]]:
     """Yield (line number from 1, example) of a file that validate() has passed; blank lines are skipped."""
-    for number, line in _lines(path):
-        yield number, _decode(_text(line))
+    for number, line in read_lines(path):
+        yield number, _decode(check_text(line))
 
 
 def validate(path: Path, *, role: Literal["training", "validation"] = "training", file_id: str = "") -> Census:
@@ -102,7 +46,7 @@ def validate(path: Path, *, role: Literal["training", "validation"] = "training"
     """
     examples = trained = bad = 0
     first = ""
-    for number, line in _lines(path):
+    for number, line in read_lines(path):
         try:
             trained += _check(line)
             examples += 1
@@ -132,34 +76,11 @@ def _verdict(examples: int, bad: int, first: str, least: int, role: str) -> str:
 
 def _check(line: bytes) -> int:
     """Return how many messages of a line are trained on; raises ValueError that says what is wrong with it."""
-    example = _decode(_text(line))
-    for position, message in enumerate(example.messages):
-        if message.content is None and not (message.tool_calls or message.function_call or message.refusal):
-            raise ValueError(f"messages[{position}] has no content")
-        if message.weight is not None and message.role != "assistant":
-            raise ValueError(f"messages[{position}].weight is for assistant messages only")
+    example = _decode(check_text(line))
+    check_messages(example.messages)
     trained = sum(message.trained for message in example.messages)
     if not any(message.role == "assistant" for message in example.messages):
         raise ValueError("no assistant message, so there is nothing to learn from it")
     if not trained:
         raise ValueError("every assistant message has weight 0, so there is nothing to learn from it")
     return trained
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines that are not blank; one that is too long comes in pieces, so that it never fills the memory."""
-    with path.open("rb") as handle:
-        for number, line in enumerate(iter(lambda: handle.readline(_MAX_LINE_BYTES + 1), b""), 1):
-            text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-            if text.strip():
-                yield number, text
-
-
-def _text(line: bytes) -> bytes:
-    if len(line) > _MAX_LINE_BYTES:
-        raise ValueError(f"longer than {_MAX_LINE_BYTES} bytes")
-    try:
-        line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 at byte {error.start}") from error
-    return line

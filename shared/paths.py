@@ -8,7 +8,7 @@ DATA_DIR/
   files/<file id>/content          uploaded bytes, beside manifest.json
   files/.partial/                  uploads on their way; safe to delete when nothing runs
   uploads/<upload id>/<part id>/   parts of uploads under way, each with content and manifest.json
-  jobs/<job id>/                   spec.json, checkpoints/, train.log
+  jobs/<job id>/                   spec.json, checkpoints/, train.log; with DPO reference.json
   adapters/<base>/<sha256>/        published adapters, immutable
   logs/                            one file a service
 """

@@ -21,9 +21,10 @@ from services.trainer.model import build_model
 from services.trainer.optim import learning_rate_at
 from services.trainer.options import effective, resolve_beta, settle
 from services.trainer.parents import AdapterShape
-from services.trainer.protocol import Exported, TrainSpec, spec_decoder
+from services.trainer.protocol import SPEC_FILE, Exported, Message, Stepped, TrainSpec, encoder, spec_decoder
 from services.trainer.reading import Reader
 from services.trainer.run_job import load_data
+from services.trainer.run_job import train as train_job
 from shared.adapters import CONFIG_NAME, verify_adapter
 from shared.records import JobRecord
 from shared.schemas.methods import SupervisedHyperparameters
@@ -355,3 +356,40 @@ def test_packing_is_refused_on_layers_that_would_mix_rows(tiny_base: Path, tmp_p
     with pytest.raises(TrainingFailed, match="packing") as caught:
         Reader(model, packing=True)
     assert caught.value.code == "unsupported_option"
+
+
+# --- a base in 4 bits
+
+
+def test_quantised_base_learns_and_what_is_compared_with_the_server_is_not_quantised(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    spec = make_spec(tiny_base, tmp_path, quantization="nf4", learning_rate_multiplier=20.0)
+    (tmp_path / SPEC_FILE).write_bytes(encoder.encode(spec))
+    messages: list[Message] = []
+    served = train_job(tmp_path, messages.append, lambda: False)
+    losses = [message.metrics.train_loss for message in messages if isinstance(message, Stepped)]
+    plain = train(make_spec(tiny_base, tmp_path / "p", learning_rate_multiplier=20.0), tmp_path / "p")
+    assert losses[-1] < losses[0] - 0.5
+    assert losses != pytest.approx([m.train_loss for m in plain.steps], rel=1e-4)  # it was quantised …
+    assert losses == pytest.approx([m.train_loss for m in plain.steps], rel=3e-2)  # … and not by much
+
+    final = messages[-1]
+    assert isinstance(final, Exported) and final.final
+    assert {parameter.dtype for parameter in served.peft.parameters()} == {torch.float32}
+    base: Any = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+    theirs = PeftModel.from_pretrained(base, final.folder).eval()
+    tokens = torch.tensor([final.probes[0]])
+    with torch.no_grad():
+        served.peft.eval()
+        ours = served.hidden_states(tokens)[0] @ served.head_VD.T
+        torch.testing.assert_close(ours, theirs(input_ids=tokens).logits[0], rtol=1e-4, atol=1e-5)
+
+
+def test_quantised_training_resumes(tiny_base: Path, tmp_path: Path) -> None:
+    whole = train(make_spec(tiny_base, tmp_path / "a", quantization="nf4"), tmp_path / "a")
+    spec = make_spec(tiny_base, tmp_path / "b", quantization="nf4")
+    first = train(spec, tmp_path / "b", stop_after(4))
+    rest = train(spec, tmp_path / "b")
+    assert [*first.curve(), *rest.curve()[1:]] == whole.curve()
+    assert rest.exports[-1].sha256 == whole.exports[-1].sha256

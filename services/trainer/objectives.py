@@ -41,6 +41,9 @@ class Measured:
 class Objective(Protocol[RowT_contra]):
     """Measures rows; with `backward` it adds the gradient of their mean loss to the parameters'."""
 
+    @property
+    def reader(self) -> Reader: ...
+
     def measure(self, rows: Sequence[RowT_contra], *, backward: bool) -> Measured: ...
 
 

@@ -45,27 +45,37 @@ def run_job(folder: Path, report: Reporter, should_stop: ShouldStop, commands: B
 
 def train(folder: Path, report: Reporter, should_stop: ShouldStop) -> LoraModel:
     """Train the job in `folder` to its end and export it; returns the finished model as it is served."""
-    started = time.monotonic()
     spec = spec_decoder.decode((folder / SPEC_FILE).read_bytes())
+    model, adapter = _trained(spec, folder, report, should_stop)
+    if spec.quantization == "none":
+        return model
+    del model  # two of them may not fit into memory
+    return build_model(replace(spec, quantization="none", parent_folder=str(adapter)))
+
+
+def _trained(spec: TrainSpec, folder: Path, report: Reporter, should_stop: ShouldStop) -> tuple[LoraModel, Path]:
+    """Return the model as it was trained, with the final adapter, and that adapter's folder."""
+    started = time.monotonic()
     if spec.method == "dpo":
         pairs = load_pairs(spec)
-        preference = Preference(Reader(build_model(spec), packing=spec.packing), spec.beta)
+        preference = Preference(_reader(spec), spec.beta)
         pairs = with_reference(pairs, preference, folder / REFERENCE_FILE, should_stop)
-        loop = _loop(preference.reader.model, preference, spec, pairs, folder, report)
-        return _run(loop, started, should_stop)
+        preferring = TrainingLoop(_session(spec, preference), spec, pairs, folder, report)
+        return _run(preferring, started, should_stop)
     data = load_data(spec)
-    supervised = Supervised(Reader(build_model(spec), packing=spec.packing))
-    return _run(_loop(supervised.reader.model, supervised, spec, data, folder, report), started, should_stop)
+    supervised = Supervised(_reader(spec))
+    return _run(TrainingLoop(_session(spec, supervised), spec, data, folder, report), started, should_stop)
 
 
-def _loop(
-    model: LoraModel, objective: Objective[R], spec: TrainSpec, data: Dataset[R], folder: Path, report: Reporter
-) -> TrainingLoop[R]:
-    session = TrainingSession(model, objective, weight_decay=spec.weight_decay, max_grad_norm=spec.max_grad_norm)
-    return TrainingLoop(session, spec, data, folder, report)
+def _reader(spec: TrainSpec) -> Reader:
+    return Reader(build_model(spec), packing=spec.packing)
 
 
-def _run(loop: TrainingLoop[R], started: float, should_stop: ShouldStop) -> LoraModel:
+def _session(spec: TrainSpec, objective: Objective[R]) -> TrainingSession[R]:
+    return TrainingSession(objective, weight_decay=spec.weight_decay, max_grad_norm=spec.max_grad_norm)
+
+
+def _run(loop: TrainingLoop[R], started: float, should_stop: ShouldStop) -> tuple[LoraModel, Path]:
     """Train to the end; `started` is a time of time.monotonic()."""
     resumed_from = loop.resume()
     model = loop.session.model
@@ -80,14 +90,7 @@ def _run(loop: TrainingLoop[R], started: float, should_stop: ShouldStop) -> Lora
         )
     )
     final = loop.run(should_stop)
-    return _as_served(loop.spec, model, Path(final.folder))
-
-
-def _as_served(spec: TrainSpec, model: LoraModel, adapter: Path) -> LoraModel:
-    """Put the adapter on the base that serves it, which is never quantised."""
-    if spec.quantization == "none":
-        return model
-    return build_model(replace(spec, quantization="none", parent_folder=str(adapter)))
+    return model, Path(final.folder)
 
 
 def load_data(spec: TrainSpec) -> Dataset[Example]:

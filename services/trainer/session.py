@@ -12,7 +12,7 @@ import torch
 from services.trainer import checkpoints
 from services.trainer.data.batches import R
 from services.trainer.failures import NonFiniteLoss
-from services.trainer.model import LoraModel, load_adapter
+from services.trainer.model import load_adapter
 from services.trainer.objectives import Measured, Objective
 from services.trainer.optim import build_optimizer
 
@@ -20,12 +20,10 @@ from services.trainer.optim import build_optimizer
 class TrainingSession(Generic[R]):
     """Holds model, adapter and optimiser. Gradients add up over forward_backward calls until optim_step."""
 
-    def __init__(
-        self, model: LoraModel, objective: Objective[R], *, weight_decay: float = 0.0, max_grad_norm: float = 1.0
-    ) -> None:
-        self.model = model
+    def __init__(self, objective: Objective[R], *, weight_decay: float = 0.0, max_grad_norm: float = 1.0) -> None:
         self.objective = objective
-        self.parameters = model.trainable()
+        self.model = objective.reader.model
+        self.parameters = self.model.trainable()
         self.max_grad_norm = max_grad_norm
         self.optimizer = build_optimizer(self.parameters.values(), weight_decay)
 

@@ -66,10 +66,9 @@ def dpo_spec(base: Path, folder: Path, **changes: Any) -> TrainSpec:
 
 def prepare(spec: TrainSpec, folder: Path) -> tuple[TrainingSession[Pair], Any]:
     torch.set_num_threads(1)
-    model = build_model(spec)
-    objective = Preference(Reader(model, packing=spec.packing), spec.beta)
+    objective = Preference(Reader(build_model(spec), packing=spec.packing), spec.beta)
     data = with_reference(load_pairs(spec), objective, folder / REFERENCE_FILE, never)
-    return TrainingSession(model, objective), data
+    return TrainingSession(objective), data
 
 
 def train(spec: TrainSpec, folder: Path, should_stop: Callable[[], bool] = never) -> Run:

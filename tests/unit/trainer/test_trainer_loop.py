@@ -53,9 +53,8 @@ class Run:
 
 
 def supervised(spec: TrainSpec) -> TrainingSession[Example]:
-    model = build_model(spec)
     return TrainingSession(
-        model, Supervised(Reader(model, packing=spec.packing)), weight_decay=spec.weight_decay,
+        Supervised(Reader(build_model(spec), packing=spec.packing)), weight_decay=spec.weight_decay,
         max_grad_norm=spec.max_grad_norm,
     )  # fmt: skip
 

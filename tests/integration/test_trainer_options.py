@@ -49,7 +49,7 @@ async def submitted(client: Client, record: JobRecord) -> str:
 
 async def finished(client: Client, record: JobRecord) -> JobRecord:
     ended = await client.ended(await submitted(client, record))
-    assert (ended.status, ended.error) == (JobState.SUCCEEDED, None)
+    assert (ended.status, ended.error) == (JobState.SUCCEEDED, None), await client.story(record.id)
     return ended
 
 

@@ -14,16 +14,13 @@ from services.trainer.checkpoints import Position
 from services.trainer.data.batches import R, epoch_batches
 from services.trainer.data.dataset import Dataset
 from services.trainer.early_stopping import Verdict, judge
+from services.trainer.evaluation import Evaluation, rewards
 from services.trainer.export import export_adapter
 from services.trainer.failures import StopRequested
 from services.trainer.history import History
-from services.trainer.objectives import Measured
 from services.trainer.optim import BASE_LEARNING_RATE, DPO_LEARNING_RATE, learning_rate_at
 from services.trainer.protocol import CHECKPOINTS_FOLDER, Exported, Metrics, Reporter, Stepped, TrainSpec
 from services.trainer.session import TrainingSession
-
-VALIDATION_INTERVAL = 5
-"""Steps between looks at a batch of held-out rows; more in long epochs, so that there are at most 20 looks."""
 
 
 class TrainingLoop(Generic[R]):
@@ -40,7 +37,9 @@ class TrainingLoop(Generic[R]):
         self.report = report
         self.steps_per_epoch = math.ceil(len(data.train) / spec.batch_size)
         self.total_steps = self.steps_per_epoch * spec.n_epochs
-        self.validation_interval = max(VALIDATION_INTERVAL, self.steps_per_epoch // 20)
+        self.evaluation = Evaluation(
+            session, data.valid, batch_size=spec.batch_size, steps_per_epoch=self.steps_per_epoch
+        )
         self.position = Position(step=0, trained_tokens=0)
         self._saved_at = time.monotonic()
         self._saved_step = 0
@@ -91,7 +90,7 @@ class TrainingLoop(Generic[R]):
 
     def _advance(self, step: int, rows: list[R]) -> None:
         """One step. At an epoch's end it is saved before it is reported: a reported epoch is never taken back."""
-        metrics = self._validated(self._train(step, rows))
+        metrics = self.evaluation.added_to(self._train(step, rows))
         self.history.add_step(metrics)
         self.position = Position(step=step, trained_tokens=self.position.trained_tokens + metrics.tokens)
         if self._ends_epoch(step) or time.monotonic() - self._saved_at > self.spec.snapshot_interval_s:
@@ -115,7 +114,7 @@ class TrainingLoop(Generic[R]):
             tokens_per_s=round(measured.n_tokens / (time.monotonic() - started), 1),
             learning_rate=learning_rate,
             grad_norm=grad_norm,
-            **_rewards(measured, ""),
+            **rewards(measured, ""),
         )
 
     def _learning_rate(self, step: int) -> float:
@@ -127,31 +126,6 @@ class TrainingLoop(Generic[R]):
             schedule=self.spec.lr_schedule,
             warmup_ratio=self.spec.warmup_ratio,
         )
-
-    def _validated(self, metrics: Metrics) -> Metrics:
-        """Add a batch of held-out rows now and then, and all of them at an epoch's end."""
-        if not self.data.valid:
-            return metrics
-        if self._ends_epoch(metrics.step):
-            full = self.session.evaluate(self.data.valid)
-            metrics = replace(
-                metrics,
-                full_valid_loss=full.loss,
-                full_valid_mean_token_accuracy=full.accuracy,
-                **_rewards(full, "full_valid_"),
-            )
-        if metrics.step % self.validation_interval == 0 or metrics.step == 1 or self._ends_epoch(metrics.step):
-            few = self.session.evaluate(self._held_out_rows(metrics.step))
-            metrics = replace(
-                metrics, valid_loss=few.loss, valid_mean_token_accuracy=few.accuracy, **_rewards(few, "valid_")
-            )
-        return metrics
-
-    def _held_out_rows(self, step: int) -> list[R]:
-        """Walk through the validation rows, a batch at a time, round and round."""
-        count = min(self.spec.batch_size, len(self.data.valid))
-        first = (step - 1) * count
-        return [self.data.valid[(first + offset) % len(self.data.valid)] for offset in range(count)]
 
     def _ends_epoch(self, step: int) -> bool:
         return step % self.steps_per_epoch == 0
@@ -223,12 +197,3 @@ class TrainingLoop(Generic[R]):
     def _report(self, exported: Exported) -> None:
         self.report(exported)
         self.history.add_export(exported)
-
-
-def _rewards(measured: Measured, prefix: str) -> dict[str, float]:
-    """Name the rewards of DPO as Metrics does; empty for other methods."""
-    rewards = measured.rewards
-    if rewards is None:
-        return {}
-    names = ("chosen", "rejected", "margin", "accuracy")
-    return {f"{prefix}rewards_{name}": getattr(rewards, name) for name in names}

@@ -9,7 +9,7 @@ DATA_DIR/
   files/.partial/                  uploads on their way; safe to delete when nothing runs
   uploads/<upload id>/<part id>/   parts of uploads under way, each with content and manifest.json
   batches/<batch id>/              input.jsonl, results/; gone when the batch has ended
-  jobs/<job id>/                   spec.json, checkpoints/, train.log
+  jobs/<job id>/                   spec.json, checkpoints/, train.log; with DPO reference.json, with W&B wandb/
   adapters/<base>/<sha256>/        published adapters, immutable
   logs/                            one file a service
 """

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from services.trainer.failures import StopRequested
-from services.trainer.protocol import Failed, Message, Reporter, Stopped, encode_line
+from services.trainer.protocol import SPEC_FILE, Failed, Message, Reporter, Stopped, encode_line, spec_decoder
 from shared.errors import SelftuneError
 from shared.process import die_with_parent
 
@@ -40,9 +40,10 @@ def main(folder: Path, report: Reporter, commands: BinaryIO) -> int:
     """Run the job in `folder`; every failure is reported before the exit status says so."""
     should_stop = StopFlag()
     try:
-        # peft would import bitsandbytes, and with it a compiler, for two seconds; nothing here is quantised.
-        # None is Python's own way to say that a module is not to be had.
-        sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
+        if not _quantizes(folder):
+            # peft would import bitsandbytes, and with it a compiler, for two seconds.
+            # None is Python's own way to say that a module is not to be had.
+            sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
         from services.trainer.run_job import run_job
 
         run_job(folder, report, should_stop, commands)
@@ -56,6 +57,10 @@ def main(folder: Path, report: Reporter, commands: BinaryIO) -> int:
         report(Failed(code="training_failed", message=f"The training process failed: {type(error).__name__}."))
         return 1
     return 0
+
+
+def _quantizes(folder: Path) -> bool:
+    return spec_decoder.decode((folder / SPEC_FILE).read_bytes()).quantization != "none"
 
 
 def pipe_reporter(descriptor: int) -> Reporter:

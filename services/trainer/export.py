@@ -19,6 +19,10 @@ from shared.adapters import CONFIG_NAME, WEIGHTS_NAME, adapter_digest
 from shared.paths import publish_folder
 
 _VERSIONED = ("torch", "transformers", "peft", "safetensors")
+_TRAINING = (
+    "quantization", "packing", "max_length", "lr_schedule", "warmup_ratio", "weight_decay", "max_grad_norm",
+    "early_stopping",
+)  # fmt: skip
 
 
 class Manifest(Struct, frozen=True, kw_only=True):
@@ -28,9 +32,13 @@ class Manifest(Struct, frozen=True, kw_only=True):
     base_fingerprint: str
     job_id: str
     training_file_sha256: str
+    method: str
     hyperparameters: dict[str, float]
     lora: dict[str, Any]
+    training: dict[str, Any]
     seed: int
+    parent_sha256: str | None = None
+    """The adapter that training went on from."""
     step: int
     metrics: Metrics
     versions: dict[str, str]
@@ -82,17 +90,31 @@ def _manifest(spec: TrainSpec, metrics: Metrics) -> Manifest:
         base_fingerprint=spec.base_fingerprint,
         job_id=spec.job_id,
         training_file_sha256=spec.training_sha256,
-        hyperparameters={
-            "n_epochs": spec.n_epochs,
-            "batch_size": spec.batch_size,
-            "learning_rate_multiplier": spec.learning_rate_multiplier,
+        method=spec.method,
+        hyperparameters=_hyperparameters(spec),
+        lora={
+            "rank": spec.rank,
+            "alpha": spec.alpha,
+            "use_rslora": spec.use_rslora,
+            "dropout": spec.dropout,
+            "targets": list(spec.targets),
         },
-        lora={"rank": spec.rank, "alpha": spec.alpha, "dropout": spec.dropout, "targets": list(spec.targets)},
+        training={name: getattr(spec, name) for name in _TRAINING},
         seed=spec.seed,
+        parent_sha256=spec.parent_sha256,
         step=metrics.step,
         metrics=metrics,
         versions={name: version(name) for name in _VERSIONED},
     )
+
+
+def _hyperparameters(spec: TrainSpec) -> dict[str, float]:
+    common = {
+        "n_epochs": spec.n_epochs,
+        "batch_size": spec.batch_size,
+        "learning_rate_multiplier": spec.learning_rate_multiplier,
+    }
+    return {**common, "beta": spec.beta} if spec.method == "dpo" else common
 
 
 def _readme(spec: TrainSpec, metrics: Metrics) -> str:

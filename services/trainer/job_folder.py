@@ -8,33 +8,38 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
-from services.trainer.failures import TrainingFailed
 from services.trainer.hyperparameters import resolve
+from services.trainer.options import effective, offered_base, resolve_beta
+from services.trainer.parents import check_parent, find_parent, read_shape
 from services.trainer.protocol import SPEC_FILE, TrainSpec, encoder, spec_decoder
 from services.trainer.stores import Stores
 from shared import ids
 from shared.errors import InvalidTrainingData, NotFound
 from shared.paths import write_atomic
-from shared.records import BaseRecord, FileRecord, JobRecord
+from shared.records import AdapterRecord, BaseRecord, FileRecord, JobRecord
 from shared.schemas.methods import SupervisedHyperparameters
 from shared.training_data import validate
 
 _NAMES_FILE = "checkpoint_names.json"
+_FINAL = 0
+"""Stands for the final model among the steps; an early epoch may be it, under its checkpoint's name too."""
 
 
 async def prepare(stores: Stores, record: JobRecord) -> tuple[Path, TrainSpec]:
     """Write spec.json, or bring the one of an earlier attempt up to date, and return the folder and it.
 
     What decides the numbers (hyperparameters, seed, LoRA sizes) stays as the first attempt had it; paths may move.
+    A parent has to be there for the first attempt; later ones find its adapter on disk by its digest.
     """
-    base = await stores.registry.base(record.model)
-    if base is None:
-        raise TrainingFailed(f"The base model {record.model} is not offered here any more.", code="model_not_found")
+    base = await offered_base(stores, record)
     training = await _file(stores, record, record.training_file)
     if record.validation_file:
         await _file(stores, record, record.validation_file)
     folder = stores.paths.job_folder(record.id)
-    spec = await asyncio.to_thread(_write_spec, stores, record, base, training, folder)
+    if not (folder / SPEC_FILE).exists():
+        parent = await find_parent(stores, record)
+        await asyncio.to_thread(_write_first_spec, stores, record, base, training, parent, folder)
+    spec = await asyncio.to_thread(_update_spec, stores, record, base, folder)
     return folder, spec
 
 
@@ -46,25 +51,48 @@ async def _file(stores: Stores, record: JobRecord, file_id: str) -> FileRecord:
         raise InvalidTrainingData(f"The file {file_id} was deleted before training.", param=param) from error
 
 
-def _write_spec(stores: Stores, record: JobRecord, base: BaseRecord, training: FileRecord, folder: Path) -> TrainSpec:
+def _write_first_spec(
+    stores: Stores,
+    record: JobRecord,
+    base: BaseRecord,
+    training: FileRecord,
+    parent: AdapterRecord | None,
+    folder: Path,
+) -> None:
+    if parent is not None:
+        check_parent(stores.paths, parent, base)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / SPEC_FILE
-    spec = spec_decoder.decode(path.read_bytes()) if path.exists() else _first_spec(stores, record, base, training)
+    write_atomic(folder / SPEC_FILE, encoder.encode(_first_spec(stores, record, base, training, parent)))
+
+
+def _update_spec(stores: Stores, record: JobRecord, base: BaseRecord, folder: Path) -> TrainSpec:
+    """Put the paths of today into spec.json."""
+    spec = spec_decoder.decode((folder / SPEC_FILE).read_bytes())
     validation = record.validation_file
+    parent = spec.parent_sha256
     spec = replace(
         spec,
         base_folder=base.path,
         adapters_folder=str(stores.paths.adapter_folder(base.id, "0").parent),
         training_path=str(stores.paths.file_content(record.training_file)),
         validation_path=str(stores.paths.file_content(validation)) if validation else None,
+        parent_folder=str(stores.paths.adapter_folder(base.id, parent)) if parent else None,
     )
-    write_atomic(path, encoder.encode(spec))
+    write_atomic(folder / SPEC_FILE, encoder.encode(spec))
     return spec
 
 
-def _first_spec(stores: Stores, record: JobRecord, base: BaseRecord, training: FileRecord) -> TrainSpec:
+def _first_spec(
+    stores: Stores, record: JobRecord, base: BaseRecord, training: FileRecord, parent: AdapterRecord | None
+) -> TrainSpec:
     chosen = record.resolved or _resolve_now(stores, record)
     assert chosen.n_epochs != "auto" and chosen.batch_size != "auto" and chosen.learning_rate_multiplier != "auto"
+    shape = None if parent is None else read_shape(stores.paths, parent)
+    options = effective(record.options, stores.settings, base.context_length, shape)
+    assert options.rank is not None and options.alpha is not None and options.target_modules is not None
+    assert options.dropout is not None and options.max_length is not None and options.quantization is not None
+    assert options.lr_schedule is not None and options.warmup_ratio is not None
+    assert options.weight_decay is not None and options.max_grad_norm is not None
     return TrainSpec(
         job_id=record.id,
         base_id=base.id,
@@ -77,14 +105,27 @@ def _first_spec(stores: Stores, record: JobRecord, base: BaseRecord, training: F
         batch_size=chosen.batch_size,
         learning_rate_multiplier=chosen.learning_rate_multiplier,
         seed=record.seed,
-        rank=stores.settings.lora_rank,
-        alpha=2 * stores.settings.lora_rank,
-        max_length=min(stores.settings.max_model_len, base.context_length),
+        method=record.method,
+        beta=resolve_beta(record.requested_beta) if record.resolved_beta is None else record.resolved_beta,
+        rank=options.rank,
+        alpha=options.alpha,
+        use_rslora=bool(options.use_rslora),
+        dropout=options.dropout,
+        targets=tuple(options.target_modules),
+        parent_sha256=None if parent is None else parent.sha256,
+        quantization=options.quantization,
+        packing=bool(options.packing),
+        max_length=options.max_length,
+        lr_schedule=options.lr_schedule,
+        warmup_ratio=options.warmup_ratio,
+        weight_decay=options.weight_decay,
+        max_grad_norm=options.max_grad_norm,
+        early_stopping=options.early_stopping,
     )
 
 
 def _resolve_now(stores: Stores, record: JobRecord) -> SupervisedHyperparameters:
-    census = validate(stores.paths.file_content(record.training_file))
+    census = validate(stores.paths.file_content(record.training_file), method=record.method)
     return resolve(record.requested, census.examples)
 
 
@@ -99,12 +140,13 @@ class CheckpointNames:
 
     def of(self, step: int, *, final: bool) -> tuple[str, bool]:
         """Return the name of the checkpoint at `step`, and whether it was given just now."""
-        is_new = step not in self._names
+        place = _FINAL if final else step
+        is_new = place not in self._names
         if is_new:
-            self._names[step] = self._model_name if final else ids.checkpoint_name(self._model_name, step)
+            self._names[place] = self._model_name if final else ids.checkpoint_name(self._model_name, step)
             write_atomic(self._path, msgspec.json.encode(self._names))
-        return self._names[step], is_new
+        return self._names[place], is_new
 
     def all(self) -> list[str]:
         """List the names given so far."""
-        return list(self._names.values())
+        return list(dict.fromkeys(self._names.values()))

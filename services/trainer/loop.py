@@ -4,49 +4,30 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Generic, NoReturn
 
 from msgspec.structs import replace
 
 from services.trainer.checkpoints import Position
-from services.trainer.data.batches import epoch_batches
-from services.trainer.data.chat import Example
+from services.trainer.data.batches import R, epoch_batches
+from services.trainer.data.dataset import Dataset
+from services.trainer.early_stopping import Verdict, judge
+from services.trainer.evaluation import Evaluation, rewards
 from services.trainer.export import export_adapter
 from services.trainer.failures import StopRequested
 from services.trainer.history import History
-from services.trainer.optim import learning_rate_at
+from services.trainer.optim import BASE_LEARNING_RATE, DPO_LEARNING_RATE, learning_rate_at
 from services.trainer.protocol import CHECKPOINTS_FOLDER, Exported, Metrics, Reporter, Stepped, TrainSpec
 from services.trainer.session import TrainingSession
 
-VALIDATION_INTERVAL = 5
-"""Steps between looks at a batch of held-out rows; more in long epochs, so that there are at most 20 looks."""
-PROBE_TOKENS = 512
-"""Prompts longer than this are not offered for the parity check: it has to be quick."""
 
-
-@dataclass(frozen=True, slots=True)
-class Dataset:
-    """Tokenised rows; `valid` is empty when there is no validation file."""
-
-    train: Sequence[Example]
-    valid: Sequence[Example]
-
-    def probes(self, count: int) -> list[list[int]]:
-        """Pick the shortest prompts, of held-out rows if there are any, as token ids."""
-        prompts = sorted(
-            {tuple(e.tokens[: e.prompt_length]) for e in self.valid or self.train}, key=lambda p: (len(p), p)
-        )
-        return [list(prompt) for prompt in prompts[:count] if len(prompt) <= PROBE_TOKENS]
-
-
-class TrainingLoop:
+class TrainingLoop(Generic[R]):
     """One job's loop; every number in it follows from the spec and the data, so a resumed run gives the same ones."""
 
     def __init__(
-        self, session: TrainingSession, spec: TrainSpec, data: Dataset, folder: Path, report: Reporter
+        self, session: TrainingSession[R], spec: TrainSpec, data: Dataset[R], folder: Path, report: Reporter
     ) -> None:
         self.session = session
         self.spec = spec
@@ -56,7 +37,9 @@ class TrainingLoop:
         self.report = report
         self.steps_per_epoch = math.ceil(len(data.train) / spec.batch_size)
         self.total_steps = self.steps_per_epoch * spec.n_epochs
-        self.validation_interval = max(VALIDATION_INTERVAL, self.steps_per_epoch // 20)
+        self.evaluation = Evaluation(
+            session, data.valid, batch_size=spec.batch_size, steps_per_epoch=self.steps_per_epoch
+        )
         self.position = Position(step=0, trained_tokens=0)
         self._saved_at = time.monotonic()
         self._saved_step = 0
@@ -68,17 +51,33 @@ class TrainingLoop:
         self.history.rewind(self.position.step)
         return self.position.step
 
-    def run(self, should_stop: Callable[[], bool]) -> None:
-        """Train to the end and report the final adapter. Raises StopRequested (having saved), NonFiniteLoss."""
+    def run(self, should_stop: Callable[[], bool]) -> Exported:
+        """Train to the end; report and return the final adapter. Raises StopRequested (having saved), NonFiniteLoss."""
         self._repeat_reports()
         batches: list[list[int]] = []
-        for step in range(self.position.step + 1, self.total_steps + 1):
+        while not self._is_over():
             if should_stop():
                 self._stop()
+            step = self.position.step + 1
             epoch, index = divmod(step - 1, self.steps_per_epoch)
             if index == 0 or not batches:
                 batches = self._epoch(epoch)
             self._advance(step, [self.data.train[row] for row in batches[index]])
+        return self._conclude()
+
+    def _is_over(self) -> bool:
+        """Whether the last step is done, or an epoch has ended after which it does not pay to go on."""
+        return self.position.step >= self.total_steps or (
+            self.position.step > 0 and self._ends_epoch(self.position.step) and self._verdict().over
+        )
+
+    def _verdict(self) -> Verdict:
+        """Judge the epochs so far; without early stopping the last one is the best."""
+        rule = self.spec.early_stopping
+        epochs = [metrics for metrics in self.history.steps() if metrics.full_valid_loss is not None]
+        if rule is None or not epochs:
+            return Verdict(best=self.position.step // self.steps_per_epoch - 1, over=False)
+        return judge([m.full_valid_loss for m in epochs if m.full_valid_loss is not None], rule)
 
     def _stop(self) -> NoReturn:
         if self.position.step > self._saved_step:
@@ -86,24 +85,24 @@ class TrainingLoop:
         raise StopRequested(self.position.step)
 
     def _epoch(self, epoch: int) -> list[list[int]]:
-        lengths = [len(example.tokens) for example in self.data.train]
+        lengths = [row.width for row in self.data.train]
         return epoch_batches(lengths, self.spec.batch_size, seed=self.spec.seed, epoch=epoch)
 
-    def _advance(self, step: int, rows: list[Example]) -> None:
+    def _advance(self, step: int, rows: list[R]) -> None:
         """One step. At an epoch's end it is saved before it is reported: a reported epoch is never taken back."""
-        metrics = self._validated(self._train(step, rows))
+        metrics = self.evaluation.added_to(self._train(step, rows))
         self.history.add_step(metrics)
         self.position = Position(step=step, trained_tokens=self.position.trained_tokens + metrics.tokens)
         if self._ends_epoch(step) or time.monotonic() - self._saved_at > self.spec.snapshot_interval_s:
             self._save()
         self.report(Stepped(metrics=metrics))
-        if self._ends_epoch(step):
+        if self._ends_epoch(step) and not self._is_over():
             self._export(metrics)
 
-    def _train(self, step: int, rows: list[Example]) -> Metrics:
+    def _train(self, step: int, rows: list[R]) -> Metrics:
         started = time.monotonic()
         measured = self.session.forward_backward(rows)
-        learning_rate = learning_rate_at(step, self.total_steps, self.spec.learning_rate_multiplier)
+        learning_rate = self._learning_rate(step)
         grad_norm = self.session.optim_step(learning_rate)
         return Metrics(
             step=step,
@@ -115,25 +114,18 @@ class TrainingLoop:
             tokens_per_s=round(measured.n_tokens / (time.monotonic() - started), 1),
             learning_rate=learning_rate,
             grad_norm=grad_norm,
+            **rewards(measured, ""),
         )
 
-    def _validated(self, metrics: Metrics) -> Metrics:
-        """Add a batch of held-out rows now and then, and all of them at an epoch's end."""
-        if not self.data.valid:
-            return metrics
-        if self._ends_epoch(metrics.step):
-            full = self.session.evaluate(self.data.valid)
-            metrics = replace(metrics, full_valid_loss=full.loss, full_valid_mean_token_accuracy=full.accuracy)
-        if metrics.step % self.validation_interval == 0 or metrics.step == 1 or self._ends_epoch(metrics.step):
-            few = self.session.evaluate(self._held_out_rows(metrics.step))
-            metrics = replace(metrics, valid_loss=few.loss, valid_mean_token_accuracy=few.accuracy)
-        return metrics
-
-    def _held_out_rows(self, step: int) -> list[Example]:
-        """Walk through the validation rows, a batch at a time, round and round."""
-        count = min(self.spec.batch_size, len(self.data.valid))
-        first = (step - 1) * count
-        return [self.data.valid[(first + offset) % len(self.data.valid)] for offset in range(count)]
+    def _learning_rate(self, step: int) -> float:
+        base = DPO_LEARNING_RATE if self.spec.method == "dpo" else BASE_LEARNING_RATE
+        return learning_rate_at(
+            step,
+            self.total_steps,
+            base * self.spec.learning_rate_multiplier,
+            schedule=self.spec.lr_schedule,
+            warmup_ratio=self.spec.warmup_ratio,
+        )
 
     def _ends_epoch(self, step: int) -> bool:
         return step % self.steps_per_epoch == 0
@@ -154,19 +146,54 @@ class TrainingLoop:
             self.report(Stepped(metrics=steps[-1]))
             last_step = steps[-1].step
             done = any(e.metrics.step == last_step and not e.final for e in exports)
-            if self._ends_epoch(last_step) and not done:
+            if self._ends_epoch(last_step) and not done and not self._is_over():
                 self._export(steps[-1])
 
+    def _conclude(self) -> Exported:
+        """Report the final adapter: that of the last step, or with early stopping of the best epoch, now loaded."""
+        last = self.history.steps()[-1]
+        best_step = (self._verdict().best + 1) * self.steps_per_epoch
+        earlier = {exported.metrics.step: exported for exported in self.history.exports()}
+        if best_step == last.step:
+            exported = self._write(last)
+        else:
+            if last.step not in earlier:
+                self._export(last)
+            exported = earlier[best_step]
+            self.session.load_adapter(Path(exported.folder))
+        final = replace(
+            exported,
+            final=True,
+            trained_tokens=self.position.trained_tokens,
+            probes=self.data.probes(self.spec.n_probes),
+            remark=self._remark(last, exported.metrics),
+        )
+        self._report(final)
+        return final
+
+    def _remark(self, last: Metrics, best: Metrics) -> str:
+        if self.spec.early_stopping is None or (best is last and last.step == self.total_steps):
+            return ""
+        ended = "" if last.step == self.total_steps else f"Training stopped early, after epoch {last.epoch}. "
+        return (
+            f"{ended}The final model is that of epoch {best.epoch} (step {best.step}), which has the lowest full "
+            f"validation loss: {best.full_valid_loss:.4f}"
+        )
+
     def _export(self, metrics: Metrics) -> None:
-        final = metrics.step == self.total_steps
+        self._report(self._write(metrics))
+
+    def _write(self, metrics: Metrics) -> Exported:
+        """Export the adapter as it is now."""
         folder, digest = export_adapter(self.session.model.peft, self.spec, metrics)
-        exported = Exported(
+        return Exported(
             folder=str(folder),
             sha256=digest,
             metrics=metrics,
-            final=final,
+            final=False,
             trained_tokens=self.position.trained_tokens,
-            probes=self.data.probes(self.spec.n_probes) if final else [],
         )
+
+    def _report(self, exported: Exported) -> None:
         self.report(exported)
         self.history.add_export(exported)

@@ -9,11 +9,15 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, DynamicCache
 
 from services.trainer.failures import TrainingFailed
 from services.trainer.protocol import TrainSpec
+from shared.adapters import WEIGHTS_NAME
 
 # These change the logits behind the output layer, which the chunked loss applies by itself.
 _LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
@@ -29,10 +33,14 @@ class LoraModel:
     device: torch.device
     dtype: torch.dtype
 
-    def hidden_states(self, inputs_BT: Tensor, prefix: Sequence[int] = ()) -> Tensor:
+    def hidden_states(
+        self, inputs_BT: Tensor, prefix: Sequence[int] = (), *, positions_BT: Tensor | None = None
+    ) -> Tensor:
         """Run the layers below the output layer; returns B, T, D. No mask: see batches.Batch.
 
-        `prefix` stands before every row, is read once for all of them, and gets its gradient from all of them.
+        `prefix` stands before every row, is read once for all of them, and gets its gradient from all of them. Where
+        `positions_BT` starts anew, another example begins, which sees nothing before it (transformers masks so by
+        itself, masking_utils.find_packed_sequence_indices).
         """
         cache = None
         if prefix:
@@ -40,14 +48,23 @@ class LoraModel:
             prefix_1P = torch.tensor([list(prefix)], device=inputs_BT.device)
             self.backbone(input_ids=prefix_1P, past_key_values=cache, use_cache=True)
             cache.batch_repeat_interleave(len(inputs_BT))
-        output: Any = self.backbone(input_ids=inputs_BT, past_key_values=cache, use_cache=cache is not None)
+        output: Any = self.backbone(
+            input_ids=inputs_BT, position_ids=positions_BT, past_key_values=cache, use_cache=cache is not None
+        )
         return output.last_hidden_state  # type: ignore[no-any-return]
 
     @property
     def can_share_prefixes(self) -> bool:
         """Whether reading a prefix once is the same as reading it in each row: full attention only, no dropout."""
-        kinds = set(getattr(self.peft.config, "layer_types", None) or ["full_attention"])
-        return kinds == {"full_attention"} and self.peft.peft_config["default"].lora_dropout == 0
+        return self._layer_kinds() == {"full_attention"} and self.peft.peft_config["default"].lora_dropout == 0
+
+    @property
+    def can_pack(self) -> bool:
+        """Whether all layers keep packed examples apart: attention does, recurrent layers do not."""
+        return self._layer_kinds() <= {"full_attention", "sliding_attention"}
+
+    def _layer_kinds(self) -> set[str]:
+        return set(getattr(self.peft.config, "layer_types", None) or ["full_attention"])
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The adapter's parameters by name, in a stable order."""
@@ -66,33 +83,67 @@ def choose_dtype(device: torch.device) -> torch.dtype:
 
 
 def build_model(spec: TrainSpec) -> LoraModel:
-    """Load the base and put a LoRA adapter on it; the adapter's start depends on spec.seed alone.
+    """Load the base and put a LoRA adapter on it: the parent's, else one whose start depends on spec.seed alone.
 
-    Raises TrainingFailed(unsupported_base_model) for architectures whose loss would come out wrong.
+    Raises TrainingFailed(unsupported_base_model) for architectures whose loss would come out wrong, and
+    TrainingFailed(model_not_found) when the parent's weights are not there.
     """
     device = choose_device()
     dtype = choose_dtype(device)
-    base = load_base(Path(spec.base_folder), dtype)
+    base = load_base(Path(spec.base_folder), dtype, quantize_on=device if spec.quantization == "nf4" else None)
     torch.manual_seed(spec.seed)
     config = LoraConfig(
         r=spec.rank,
-        lora_alpha=spec.alpha,
+        lora_alpha=int(spec.alpha) if spec.alpha == int(spec.alpha) else spec.alpha,
+        use_rslora=spec.use_rslora,
         lora_dropout=spec.dropout,
         target_modules=list(spec.targets),
         bias="none",
         task_type="CAUSAL_LM",
     )
     peft = get_peft_model(base, config)
+    if spec.parent_folder:
+        load_adapter(peft, Path(spec.parent_folder))
     peft.to(device)
     causal: Any = peft.get_base_model()
     head = causal.get_output_embeddings()
     return LoraModel(peft, getattr(causal, causal.base_model_prefix), head.weight, device, dtype)
 
 
-def load_base(folder: Path, dtype: torch.dtype) -> nn.Module:
-    """Load a causal language model from a local folder: safetensors only, no code of its own."""
+def load_adapter(peft: PeftModel, folder: Path) -> None:
+    """Put an exported adapter's weights into an adapter of the same form. Raises TrainingFailed(model_not_found)."""
+    try:
+        weights = load_file(folder / WEIGHTS_NAME)
+    except (OSError, SafetensorError) as error:
+        raise TrainingFailed(
+            f"The adapter {folder.name} is not in the data folder any more.", code="model_not_found"
+        ) from error
+    outcome = set_peft_model_state_dict(peft, weights)
+    missing = [name for name in outcome.missing_keys if "lora_" in name]
+    if outcome.unexpected_keys or missing:
+        raise TrainingFailed(
+            f"The adapter {folder.name} has another form than it should: {(missing + outcome.unexpected_keys)[0]}.",
+            code="invalid_parent_model",
+        )
+
+
+def load_base(folder: Path, dtype: torch.dtype, *, quantize_on: torch.device | None = None) -> nn.Module:
+    """Load a causal language model from a local folder: safetensors only, no code of its own.
+
+    With `quantize_on`, its linear layers but the output layer are put there in 4 bits (NF4, scales quantised too).
+    """
+    quantized: dict[str, Any] = {}
+    if quantize_on is not None:
+        config = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+        quantized = {"quantization_config": config, "device_map": {"": quantize_on}}
     base: Any = AutoModelForCausalLM.from_pretrained(
         folder,
+        **quantized,
         dtype=dtype,
         attn_implementation="sdpa",
         use_safetensors=True,

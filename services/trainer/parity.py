@@ -10,19 +10,20 @@ from collections.abc import Sequence
 
 import torch
 
+from services.trainer.losses import Scores, score_tokens
+from services.trainer.model import LoraModel
 from services.trainer.protocol import ParityMeasured, ServedSample
-from services.trainer.session import TrainingSession
 
 # fp32 sums in another order differ by about 1e-4 nats here; a wrong adapter by more than 0.1. bf16 keeps 8 bits.
 TOLERANCE = {torch.float32: 2e-2, torch.bfloat16: 0.25, torch.float16: 0.1}
 
 
-def measure_parity(session: TrainingSession, samples: Sequence[ServedSample]) -> ParityMeasured:
-    """Compare samples with the session's model. No tokens at all does not count as agreement."""
-    tolerance = TOLERANCE[session.model.dtype]
+def measure_parity(model: LoraModel, samples: Sequence[ServedSample]) -> ParityMeasured:
+    """Compare samples with the trained model. No tokens at all does not count as agreement."""
+    tolerance = TOLERANCE[model.dtype]
     n_tokens, n_equal, largest, agrees = 0, 0, 0.0, True
     for sample in samples:
-        scores = session.score(sample.prompt, sample.tokens)
+        scores = score(model, sample.prompt, sample.tokens)
         for served, token, own, best, best_token in zip(
             sample.logprobs, sample.tokens, scores.logprobs, scores.best_logprobs, scores.best_tokens, strict=True
         ):
@@ -37,3 +38,12 @@ def measure_parity(session: TrainingSession, samples: Sequence[ServedSample]) ->
         max_logprob_difference=largest,
         tolerance=tolerance,
     )
+
+
+def score(model: LoraModel, prompt: Sequence[int], answer: Sequence[int]) -> Scores:
+    """Force `answer` after `prompt` in one forward pass."""
+    model.peft.eval()
+    tokens = torch.tensor([[*prompt, *answer]], device=model.device)
+    with torch.no_grad():
+        hidden_ND = model.hidden_states(tokens[:, :-1])[0, len(prompt) - 1 :]
+        return score_tokens(hidden_ND, model.head_VD, tokens[0, len(prompt) :])

@@ -7,16 +7,19 @@ cannot be mistaken for one; it reads `Command`s as JSON lines from stdin. `Train
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct
+
+from shared.schemas.options import EarlyStopping
 
 SPEC_FILE = "spec.json"
 METRICS_FILE = "metrics.jsonl"
 EXPORTS_FILE = "exports.jsonl"
 LOG_FILE = "train.log"
 CHECKPOINTS_FOLDER = "checkpoints"
+REFERENCE_FILE = "reference.json"
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -37,10 +40,24 @@ class TrainSpec(Struct, frozen=True, kw_only=True):
     batch_size: Annotated[int, Meta(ge=1)]
     learning_rate_multiplier: Annotated[float, Meta(gt=0)]
     seed: int
+    method: Literal["supervised", "dpo"] = "supervised"
+    beta: float = 0.1
+    """Only for DPO: the pull towards the model that training starts from."""
     rank: int = 16
-    alpha: int = 32
+    alpha: float = 32
+    use_rslora: bool = False
     dropout: float = 0.0
     targets: tuple[str, ...] = LORA_TARGETS
+    parent_folder: str | None = None
+    """Adapter that training goes on from; its form is this spec's. None starts with a fresh one."""
+    parent_sha256: str | None = None
+    quantization: Literal["none", "nf4"] = "none"
+    packing: bool = False
+    lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_ratio: float = 0.05
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    early_stopping: EarlyStopping | None = None
     max_length: int = 2048
     """Rows with more tokens than this are refused, never cut."""
     snapshot_interval_s: float = 60.0
@@ -50,7 +67,12 @@ class TrainSpec(Struct, frozen=True, kw_only=True):
 
 
 class Metrics(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One optimiser step. Losses are nats per supervised token; accuracies are shares of argmax hits, 0 to 1."""
+    """One optimiser step. Losses are nats per supervised token; accuracies are shares of argmax hits, 0 to 1.
+
+    With DPO a loss is nats per pair, an accuracy counts the tokens of the preferred answers, and the rewards are there:
+    beta times how much more likely, in nats, an answer is than for the model that training started from. The margin is
+    the preferred answer's reward less the other's; rewards_accuracy is the share of pairs where it is above 0.
+    """
 
     step: int
     total_steps: int
@@ -66,6 +88,18 @@ class Metrics(Struct, frozen=True, kw_only=True, omit_defaults=True):
     valid_mean_token_accuracy: float | None = None
     full_valid_loss: float | None = None
     full_valid_mean_token_accuracy: float | None = None
+    rewards_chosen: float | None = None
+    rewards_rejected: float | None = None
+    rewards_margin: float | None = None
+    rewards_accuracy: float | None = None
+    valid_rewards_chosen: float | None = None
+    valid_rewards_rejected: float | None = None
+    valid_rewards_margin: float | None = None
+    valid_rewards_accuracy: float | None = None
+    full_valid_rewards_chosen: float | None = None
+    full_valid_rewards_rejected: float | None = None
+    full_valid_rewards_margin: float | None = None
+    full_valid_rewards_accuracy: float | None = None
 
 
 class Started(Struct, frozen=True, kw_only=True, tag="started"):
@@ -93,6 +127,8 @@ class Exported(Struct, frozen=True, kw_only=True, tag="exported"):
     trained_tokens: int
     probes: list[list[int]] = []
     """Prompts as token ids, for the parity check; only with the final adapter."""
+    remark: str = ""
+    """What the owner should know about the final adapter, such as that an earlier epoch's was the best."""
 
 
 class ParityMeasured(Struct, frozen=True, kw_only=True, tag="parity"):

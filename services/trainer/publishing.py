@@ -65,6 +65,9 @@ class Publication:
 
         `last_step_at` is Unix time. Raises ParityMismatch, or TrainingFailed when it cannot be served.
         """
+        _, is_new = self._names.of(exported.metrics.step, final=True)
+        if is_new and exported.remark:
+            await self._say(event(exported.remark, data={"step": exported.metrics.step}))
         adapter = await persist(lambda: self._stores.registry.publish(self._adapter(exported, listed=False)))
         await self._prove(child, exported, adapter, last_step_at)
         await child.send(Finish())
@@ -123,8 +126,9 @@ class Publication:
         log.info("job.finished", job_id=self._record.id, model=name)
 
     def _kept(self, final: Exported) -> Sequence[Exported]:
-        """The last checkpoints, oldest first, the final one at the end."""
-        earlier = {exported.metrics.step: exported for exported in self._history.exports() if not exported.final}
+        """The last checkpoints, oldest first, the final one at the end; an epoch that became the final model once."""
+        exports = [exported for exported in self._history.exports() if exported.metrics.step != final.metrics.step]
+        earlier = {exported.metrics.step: exported for exported in exports if not exported.final}
         return [*[earlier[step] for step in sorted(earlier)][-(KEPT_CHECKPOINTS - 1) :], final]
 
     async def _list(self, exported: Exported) -> None:

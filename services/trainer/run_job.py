@@ -7,14 +7,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from msgspec.structs import replace
 from transformers import AutoTokenizer
 
-from services.trainer.data.chat import Example, tokenize_rows
+from services.trainer.data.batches import R
+from services.trainer.data.chat import ChatTokenizer, Example, tokenize_rows
+from services.trainer.data.dataset import Dataset
+from services.trainer.data.pairs import Pair, tokenize_pairs
 from services.trainer.failures import TrainingFailed
-from services.trainer.loop import Dataset, TrainingLoop
-from services.trainer.model import build_model
+from services.trainer.loop import TrainingLoop
+from services.trainer.model import LoraModel, build_model
+from services.trainer.objectives import Objective, Preference, Supervised
 from services.trainer.parity import measure_parity
 from services.trainer.protocol import (
+    REFERENCE_FILE,
     SPEC_FILE,
     CheckParity,
     Reporter,
@@ -23,58 +29,108 @@ from services.trainer.protocol import (
     command_decoder,
     spec_decoder,
 )
+from services.trainer.reading import Reader
+from services.trainer.references import with_reference
 from services.trainer.session import TrainingSession
+from shared.preference_data import read_preferences
 from shared.training_data import read_examples
 
+ShouldStop = Callable[[], bool]
 
-def run_job(folder: Path, report: Reporter, should_stop: Callable[[], bool], commands: BinaryIO) -> None:
+
+def run_job(folder: Path, report: Reporter, should_stop: ShouldStop, commands: BinaryIO) -> None:
     """Do everything a job needs from torch. Raises StopRequested, or SelftuneError with the reason."""
-    session = train(folder, report, should_stop)
-    answer(session, report, commands)
+    answer(train(folder, report, should_stop), report, commands)
 
 
-def train(folder: Path, report: Reporter, should_stop: Callable[[], bool]) -> TrainingSession:
-    """Train the job in `folder` to its end and export it; returns the session of the finished model."""
-    started = time.monotonic()
+def train(folder: Path, report: Reporter, should_stop: ShouldStop) -> LoraModel:
+    """Train the job in `folder` to its end and export it; returns the finished model as it is served."""
     spec = spec_decoder.decode((folder / SPEC_FILE).read_bytes())
+    model, adapter = _trained(spec, folder, report, should_stop)
+    if spec.quantization == "none":
+        return model
+    del model  # two of them may not fit into memory
+    return build_model(replace(spec, quantization="none", parent_folder=str(adapter)))
+
+
+def _trained(spec: TrainSpec, folder: Path, report: Reporter, should_stop: ShouldStop) -> tuple[LoraModel, Path]:
+    """Return the model as it was trained, with the final adapter, and that adapter's folder."""
+    started = time.monotonic()
+    if spec.method == "dpo":
+        pairs = load_pairs(spec)
+        preference = Preference(_reader(spec), spec.beta)
+        pairs = with_reference(pairs, preference, folder / REFERENCE_FILE, should_stop)
+        preferring = TrainingLoop(_session(spec, preference), spec, pairs, folder, report)
+        return _run(preferring, started, should_stop)
     data = load_data(spec)
-    session = TrainingSession(build_model(spec))
-    loop = TrainingLoop(session, spec, data, folder, report)
+    supervised = Supervised(_reader(spec))
+    return _run(TrainingLoop(_session(spec, supervised), spec, data, folder, report), started, should_stop)
+
+
+def _reader(spec: TrainSpec) -> Reader:
+    return Reader(build_model(spec), packing=spec.packing)
+
+
+def _session(spec: TrainSpec, objective: Objective[R]) -> TrainingSession[R]:
+    return TrainingSession(objective, weight_decay=spec.weight_decay, max_grad_norm=spec.max_grad_norm)
+
+
+def _run(loop: TrainingLoop[R], started: float, should_stop: ShouldStop) -> tuple[LoraModel, Path]:
+    """Train to the end; `started` is a time of time.monotonic()."""
     resumed_from = loop.resume()
-    report(
+    model = loop.session.model
+    loop.report(
         Started(
-            device=session.model.device.type,
-            dtype=str(session.model.dtype).removeprefix("torch."),
-            n_examples=len(data.train),
+            device=model.device.type,
+            dtype=str(model.dtype).removeprefix("torch."),
+            n_examples=len(loop.data.train),
             total_steps=loop.total_steps,
             resumed_from_step=resumed_from,
             startup_s=round(time.monotonic() - started, 2),
         )
     )
-    loop.run(should_stop)
-    return session
+    final = loop.run(should_stop)
+    return model, Path(final.folder)
 
 
-def load_data(spec: TrainSpec) -> Dataset:
+def load_data(spec: TrainSpec) -> Dataset[Example]:
     """Read and tokenise both files. Raises InvalidTrainingData, TrainingFailed for a base without a chat template."""
+    tokenizer = _tokenizer(spec)
+
+    def examples(path: str | None, param: str) -> list[Example]:
+        rows = list(read_examples(Path(path))) if path else []
+        return tokenize_rows(rows, tokenizer, max_length=spec.max_length, param=param)
+
+    valid = examples(spec.validation_path, "validation_file")
+    return Dataset(examples(spec.training_path, "training_file"), valid)
+
+
+def load_pairs(spec: TrainSpec) -> Dataset[Pair]:
+    """The same for preferences."""
+    tokenizer = _tokenizer(spec)
+
+    def pairs(path: str | None, param: str) -> list[Pair]:
+        rows = list(read_preferences(Path(path))) if path else []
+        return tokenize_pairs(rows, tokenizer, max_length=spec.max_length, param=param)
+
+    valid = pairs(spec.validation_path, "validation_file")
+    return Dataset(pairs(spec.training_path, "training_file"), valid)
+
+
+def _tokenizer(spec: TrainSpec) -> ChatTokenizer:
     tokenizer: Any = AutoTokenizer.from_pretrained(spec.base_folder, local_files_only=True, trust_remote_code=False)
     if not tokenizer.chat_template:
         raise TrainingFailed(
             f"The base model {spec.base_id} has no chat template, so it cannot be fine-tuned on conversations.",
             code="unsupported_base_model",
         )
-
-    def examples(path: str, param: str) -> list[Example]:
-        return tokenize_rows(list(read_examples(Path(path))), tokenizer, max_length=spec.max_length, param=param)
-
-    valid = examples(spec.validation_path, "validation_file") if spec.validation_path else []
-    return Dataset(examples(spec.training_path, "training_file"), valid)
+    return tokenizer  # type: ignore[no-any-return]
 
 
-def answer(session: TrainingSession, report: Reporter, commands: BinaryIO) -> None:
+def answer(model: LoraModel, report: Reporter, commands: BinaryIO) -> None:
     """Serve commands until Finish, or until the supervisor closes the pipe."""
     while line := commands.readline():
         command = command_decoder.decode(line)
         if not isinstance(command, CheckParity):
             return
-        report(measure_parity(session, command.samples))
+        report(measure_parity(model, command.samples))

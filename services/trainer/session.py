@@ -1,55 +1,40 @@
-"""A model in training: forward and backward, optimiser steps, evaluation, scoring, saving."""
+"""A model in training: forward and backward, optimiser steps, evaluation, saving."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic
 
 import torch
-from torch import Tensor
 
 from services.trainer import checkpoints
-from services.trainer.data.batches import collate, micro_batches, shared_prefix
-from services.trainer.data.chat import Example
+from services.trainer.data.batches import R
 from services.trainer.failures import NonFiniteLoss
-from services.trainer.losses import Scores, chunked_nll, score_tokens
-from services.trainer.model import LoraModel
-from services.trainer.optim import MAX_GRAD_NORM, build_optimizer
+from services.trainer.model import load_adapter
+from services.trainer.objectives import Measured, Objective
+from services.trainer.optim import build_optimizer
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """Means over supervised tokens: loss in nats, accuracy of argmax from 0 to 1."""
-
-    loss: float
-    accuracy: float
-    n_supervised: int
-    n_tokens: int
-
-
-class TrainingSession:
+class TrainingSession(Generic[R]):
     """Holds model, adapter and optimiser. Gradients add up over forward_backward calls until optim_step."""
 
-    def __init__(self, model: LoraModel) -> None:
-        self.model = model
-        self.parameters = model.trainable()
-        self._shares_prefixes = model.can_share_prefixes
-        self.optimizer = build_optimizer(self.parameters.values())
+    def __init__(self, objective: Objective[R], *, weight_decay: float = 0.0, max_grad_norm: float = 1.0) -> None:
+        self.objective = objective
+        self.model = objective.reader.model
+        self.parameters = self.model.trainable()
+        self.max_grad_norm = max_grad_norm
+        self.optimizer = build_optimizer(self.parameters.values(), weight_decay)
 
-    def forward_backward(self, examples: Sequence[Example]) -> Measured:
-        """Add the gradient of the mean loss over all supervised tokens of `examples`.
-
-        Rows are accumulated in pieces that fit into memory; every supervised token counts alike, however they are cut.
-        Raises NonFiniteLoss.
-        """
+    def forward_backward(self, rows: Sequence[R]) -> Measured:
+        """Add the gradient of the mean loss of `rows`, in pieces that fit into memory. Raises NonFiniteLoss."""
         self.model.peft.train()
-        return self._run(examples, backward=True)
+        return _finite(self.objective.measure(rows, backward=True))
 
     def optim_step(self, learning_rate: float) -> float:
-        """Clip the gradient to norm 1, apply and clear it. Returns the norm before clipping. Raises NonFiniteLoss."""
-        norm = float(torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), MAX_GRAD_NORM))
+        """Clip the gradient, apply and clear it. Returns the norm before clipping. Raises NonFiniteLoss."""
+        norm = float(torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.max_grad_norm))
         if not math.isfinite(norm):
             raise NonFiniteLoss(f"The gradient's norm became {norm}; try a smaller learning_rate_multiplier.")
         for group in self.optimizer.param_groups:
@@ -58,19 +43,11 @@ class TrainingSession:
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def evaluate(self, examples: Sequence[Example]) -> Measured:
+    def evaluate(self, rows: Sequence[R]) -> Measured:
         """Measure without training; leaves gradients and random state as they are. Raises NonFiniteLoss."""
         self.model.peft.eval()
         with torch.no_grad():
-            return self._run(examples, backward=False)
-
-    def score(self, prompt: Sequence[int], answer: Sequence[int]) -> Scores:
-        """Force `answer` after `prompt` in one forward pass."""
-        self.model.peft.eval()
-        tokens = torch.tensor([[*prompt, *answer]], device=self.model.device)
-        with torch.no_grad():
-            hidden_ND = self.model.hidden_states(tokens[:, :-1])[0, len(prompt) - 1 :]
-            return score_tokens(hidden_ND, self.model.head_VD, tokens[0, len(prompt) :])
+            return _finite(self.objective.measure(rows, backward=False))
 
     def save(self, folder: Path, position: checkpoints.Position) -> None:
         """Write a resume point atomically; see checkpoints."""
@@ -80,23 +57,12 @@ class TrainingSession:
         """Go back to the newest whole resume point in `folder`, bit for bit; None if there is none."""
         return checkpoints.load_newest(folder, self.parameters, self.optimizer)
 
-    def _run(self, examples: Sequence[Example], *, backward: bool) -> Measured:
-        n_supervised = sum(example.n_supervised for example in examples)
-        loss_sum, correct, n_tokens = 0.0, 0, 0
-        for piece in micro_batches(examples):
-            prefix = shared_prefix(piece) if self._shares_prefixes else []
-            batch = collate(piece, skip=len(prefix)).to(self.model.device)
-            hidden_BTD = self.model.hidden_states(batch.inputs_BT, prefix)
-            hidden_ND = hidden_BTD[batch.rows_N, batch.columns_N]
-            loss, hits = chunked_nll(hidden_ND, self.model.head_VD, batch.targets_N)
-            if backward:
-                self._backward(loss / n_supervised)
-            loss_sum += float(loss.detach())
-            correct += hits
-            n_tokens += batch.n_tokens
-        if not math.isfinite(loss_sum):
-            raise NonFiniteLoss(f"The loss became {loss_sum}; try a smaller learning_rate_multiplier.")
-        return Measured(loss_sum / n_supervised, correct / n_supervised, n_supervised, n_tokens)
+    def load_adapter(self, folder: Path) -> None:
+        """Take the weights of an exported adapter of the same form. The optimiser stays as it is."""
+        load_adapter(self.model.peft, folder)
 
-    def _backward(self, loss: Tensor) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
+
+def _finite(measured: Measured) -> Measured:
+    if not math.isfinite(measured.loss):
+        raise NonFiniteLoss(f"The loss became {measured.loss}; try a smaller learning_rate_multiplier.")
+    return measured

@@ -9,12 +9,14 @@ from typing import Literal
 import structlog
 from msgspec.structs import replace
 
+from services.trainer.failures import TrainingFailed
 from services.trainer.holding import holding
-from services.trainer.hyperparameters import resolve
+from services.trainer.options import job_options, settle
 from services.trainer.stores import Stores
 from shared.errors import InvalidTrainingData, NotFound, SelftuneError, TransitionRefused
 from shared.records import JobRecord
 from shared.schemas.jobs import JobError
+from shared.schemas.options import TrainingOptions
 from shared.states import JobState
 from shared.store.jobs import event
 from shared.training_data import validate
@@ -40,10 +42,11 @@ async def _validate(stores: Stores, job_id: str, token: str) -> None:
     await stores.jobs.append_events(job_id, [event(_announcement(record))], fence=token)
     try:
         n_examples = await _read_files(stores, record)
-    except InvalidTrainingData as error:
+        options = await job_options(stores, record)
+    except (InvalidTrainingData, TrainingFailed) as error:
         await fail(stores, job_id, error, fence=token)
     else:
-        await _move_to_queue(stores, job_id, n_examples, token)
+        await _move_to_queue(stores, job_id, n_examples, options, token)
 
 
 def _announcement(record: JobRecord) -> str:
@@ -76,11 +79,11 @@ async def _content(stores: Stores, record: JobRecord, file_id: str, role: Litera
     return path
 
 
-async def _move_to_queue(stores: Stores, job_id: str, n_examples: int, token: str) -> None:
+async def _move_to_queue(stores: Stores, job_id: str, n_examples: int, options: TrainingOptions, token: str) -> None:
     def queue(record: JobRecord) -> JobRecord:
         if record.status is not JobState.VALIDATING_FILES:
             return record
-        return replace(record, status=JobState.QUEUED, resolved=resolve(record.requested, n_examples))
+        return settle(replace(record, status=JobState.QUEUED), n_examples, options)
 
     # A job that was paused meanwhile stays as it is; resuming it validates again.
     moved = await stores.jobs.update(job_id, queue, [event("Files validated, moving job to queued state")], fence=token)

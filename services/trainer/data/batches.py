@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,16 +16,44 @@ WINDOW_BATCHES = 32
 """Rows are sorted by length inside windows of so many batches: little padding, and order stays random beyond that."""
 MICRO_BATCH_TOKENS = 8192
 """Padded tokens that go through the model at once; a larger batch is accumulated."""
+PACKED_TOKENS = 2048
+"""Tokens that packed rows fill together; attention's cost grows with the square of it."""
 SHORTEST_SHARED_PREFIX = 8
 """A shared beginning of fewer tokens is cheaper to read again in each row."""
 
 
+class Row(Protocol):
+    """One line of a training file, tokenised; it has one side or several, such as the two answers of a pair."""
+
+    @property
+    def width(self) -> int:
+        """Tokens of its longest side."""
+        ...
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all its sides."""
+        ...
+
+    @property
+    def sides(self) -> int: ...
+
+    @property
+    def prompt(self) -> list[int]:
+        """Tokens before the first target."""
+        ...
+
+
+R = TypeVar("R", bound=Row)
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Right-padded inputs and the places whose next token is learnt.
+    """Inputs and the places whose next token is learnt; places of one example follow each other.
 
     `rows_N` and `columns_N` index inputs_BT; targets_N is what follows there. No attention mask: attention is causal,
-    so padding on the right never reaches a real token.
+    so padding on the right never reaches a real token. Packed examples share a row, and positions_BT starts anew at 0
+    where the next one begins.
     """
 
     inputs_BT: Tensor
@@ -32,7 +61,10 @@ class Batch:
     columns_N: Tensor
     targets_N: Tensor
     n_tokens: int
-    """Real tokens, without padding, the last one of each row included."""
+    """Real tokens, without padding, the last one of each example included."""
+    counts: tuple[int, ...]
+    """How many of the N places each example has."""
+    positions_BT: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         return Batch(
@@ -41,6 +73,8 @@ class Batch:
             self.columns_N.to(device),
             self.targets_N.to(device),
             self.n_tokens,
+            self.counts,
+            None if self.positions_BT is None else self.positions_BT.to(device),
         )
 
 
@@ -55,12 +89,42 @@ def collate(examples: Sequence[Example], *, skip: int = 0, pad_id: int = 0) -> B
     for row, example in enumerate(examples):
         tokens = torch.tensor(example.tokens, dtype=torch.int64)[skip:]
         inputs_BT[row, : len(tokens) - 1] = tokens[:-1]
-        places = torch.frombuffer(bytearray(example.supervised[skip + 1 :]), dtype=torch.uint8).nonzero()[:, 0]
+        places = _places(example, skip)
         rows.append(torch.full_like(places, row))
         columns.append(places)
         targets.append(tokens[places + 1])
     n_tokens = sum(len(example.tokens) for example in examples)
-    return Batch(inputs_BT, torch.cat(rows), torch.cat(columns), torch.cat(targets), n_tokens)
+    counts = tuple(len(places) for places in columns)
+    return Batch(inputs_BT, torch.cat(rows), torch.cat(columns), torch.cat(targets), n_tokens, counts)
+
+
+def collate_packed(examples: Sequence[Example]) -> Batch:
+    """Lay examples end to end in one row, each with positions of its own; B is 1."""
+    inputs, positions, columns, targets = [], [], [], []
+    start = 0
+    for example in examples:
+        tokens = torch.tensor(example.tokens, dtype=torch.int64)
+        places = _places(example, 0)
+        inputs.append(tokens[:-1])
+        positions.append(torch.arange(len(tokens) - 1))
+        columns.append(places + start)
+        targets.append(tokens[places + 1])
+        start += len(tokens) - 1
+    columns_N = torch.cat(columns)
+    return Batch(
+        torch.cat(inputs)[None],
+        torch.zeros_like(columns_N),
+        columns_N,
+        torch.cat(targets),
+        n_tokens=sum(len(example.tokens) for example in examples),
+        counts=tuple(len(places) for places in columns),
+        positions_BT=torch.cat(positions)[None],
+    )
+
+
+def _places(example: Example, skip: int) -> Tensor:
+    """Find where the next token is a target, counted from token `skip`."""
+    return torch.frombuffer(bytearray(example.supervised[skip + 1 :]), dtype=torch.uint8).nonzero()[:, 0]
 
 
 def shared_prefix(examples: Sequence[Example]) -> list[int]:
@@ -97,13 +161,26 @@ def epoch_batches(lengths: Sequence[int], batch_size: int, *, seed: int, epoch: 
     return batches
 
 
-def micro_batches(examples: Sequence[Example], *, max_tokens: int = MICRO_BATCH_TOKENS) -> list[list[Example]]:
+def micro_batches(rows: Sequence[R], *, max_tokens: int = MICRO_BATCH_TOKENS) -> list[list[R]]:
     """Split rows so that no piece has more than `max_tokens` padded tokens (one row may, alone); longest rows first."""
-    pieces: list[list[Example]] = []
+    pieces: list[list[R]] = []
     width = 0
-    for example in sorted(examples, key=lambda example: -len(example.tokens)):
-        if not pieces or width * (len(pieces[-1]) + 1) > max_tokens:
+    for row in sorted(rows, key=lambda row: -row.width):
+        if not pieces or width * row.sides * (len(pieces[-1]) + 1) > max_tokens:
             pieces.append([])
-            width = len(example.tokens)
-        pieces[-1].append(example)
+            width = row.width
+        pieces[-1].append(row)
     return pieces
+
+
+def packs(rows: Sequence[R], *, max_tokens: int = PACKED_TOKENS) -> list[list[R]]:
+    """Fill pieces of at most `max_tokens` tokens (one row may have more, alone): the longest first, where it fits."""
+    pieces: list[tuple[list[R], int]] = []
+    for row in sorted(rows, key=lambda row: -row.n_tokens):
+        fits = next((i for i, (_, used) in enumerate(pieces) if used + row.n_tokens <= max_tokens), None)
+        if fits is None:
+            pieces.append(([row], row.n_tokens))
+        else:
+            piece, used = pieces[fits]
+            pieces[fits] = ([*piece, row], used + row.n_tokens)
+    return [piece for piece, _ in pieces]

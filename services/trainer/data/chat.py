@@ -57,8 +57,26 @@ class Example:
         return self.supervised.index(1)
 
     @property
+    def prompt(self) -> list[int]:
+        """The tokens before the first target."""
+        return list(self.tokens[: self.prompt_length])
+
+    @property
     def n_supervised(self) -> int:
         return self.supervised.count(1)
+
+    @property
+    def width(self) -> int:
+        """Number of tokens."""
+        return len(self.tokens)
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def sides(self) -> int:
+        return 1
 
 
 def tokenize_rows(rows: Sequence[Row], tokenizer: ChatTokenizer, *, max_length: int, param: str) -> list[Example]:

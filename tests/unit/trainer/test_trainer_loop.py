@@ -22,8 +22,10 @@ from services.trainer.data.chat import Example
 from services.trainer.failures import NonFiniteLoss, StopRequested
 from services.trainer.loop import TrainingLoop
 from services.trainer.model import build_model
-from services.trainer.parity import measure_parity
+from services.trainer.objectives import Supervised
+from services.trainer.parity import measure_parity, score
 from services.trainer.protocol import CHECKPOINTS_FOLDER, Exported, Message, Metrics, ServedSample, Stepped, TrainSpec
+from services.trainer.reading import Reader
 from services.trainer.run_job import load_data
 from services.trainer.session import TrainingSession
 from shared.adapters import verify_adapter
@@ -34,8 +36,8 @@ STEPS = 12
 
 @dataclass
 class Run:
-    session: TrainingSession
-    loop: TrainingLoop
+    session: TrainingSession[Example]
+    loop: TrainingLoop[Example]
     messages: list[Message] = field(default_factory=list)
 
     @property
@@ -50,11 +52,18 @@ class Run:
         return [replace(metrics, tokens_per_s=0.0) for metrics in self.steps]
 
 
+def supervised(spec: TrainSpec) -> TrainingSession[Example]:
+    return TrainingSession(
+        Supervised(Reader(build_model(spec), packing=spec.packing)), weight_decay=spec.weight_decay,
+        max_grad_norm=spec.max_grad_norm,
+    )  # fmt: skip
+
+
 def train(spec: TrainSpec, folder: Path, should_stop: Callable[[], bool] = lambda: False) -> Run:
     """Run a job in this process, as far as it goes."""
     torch.set_num_threads(1)
     messages: list[Message] = []
-    session = TrainingSession(build_model(spec))
+    session = supervised(spec)
     run = Run(session, TrainingLoop(session, spec, load_data(spec), folder, messages.append), messages)
     run.loop.resume()
     with suppress(StopRequested):
@@ -172,7 +181,7 @@ def test_exported_folder_is_public_sorted_and_told_from_where_it_comes(tiny_base
 
 def test_loss_equals_the_model_s_own_with_mask_and_labels(tiny_base: Path, tmp_path: Path) -> None:
     spec = make_spec(tiny_base, tmp_path)
-    session = TrainingSession(build_model(spec))
+    session = supervised(spec)
     rows = load_data(spec).train[:5]
     width = max(len(row.tokens) for row in rows)
     padding = [width - len(row.tokens) for row in rows]
@@ -186,21 +195,21 @@ def test_loss_equals_the_model_s_own_with_mask_and_labels(tiny_base: Path, tmp_p
 
 
 def test_reading_a_shared_prefix_once_gives_the_same_loss_and_gradient(tiny_base: Path, tmp_path: Path) -> None:
-    session = TrainingSession(build_model(make_spec(tiny_base, tmp_path)))
+    session = supervised(make_spec(tiny_base, tmp_path))
     for name, parameter in session.parameters.items():
         if "lora_B" in name:  # zero at the start, which would leave lora_A without a gradient
             torch.nn.init.normal_(parameter, std=0.1)
     rows = load_data(make_spec(tiny_base, tmp_path)).train[:6]
     assert len(shared_prefix(rows)) >= 8
     shared = gradient(session, rows)
-    session._shares_prefixes = False
+    session.objective.reader.shares_prefixes = False
     apart = gradient(session, rows)
     assert shared[0] == pytest.approx(apart[0], rel=1e-5)
     for name, value in apart[1].items():
         torch.testing.assert_close(shared[1][name], value, rtol=1e-3, atol=1e-6, msg=name)
 
 
-def gradient(session: TrainingSession, rows: Sequence[Example]) -> tuple[float, dict[str, torch.Tensor]]:
+def gradient(session: TrainingSession[Example], rows: Sequence[Example]) -> tuple[float, dict[str, torch.Tensor]]:
     session.optimizer.zero_grad()
     loss = session.forward_backward(rows).loss
     return loss, {name: p.grad.clone() for name, p in session.parameters.items() if p.grad is not None}
@@ -217,16 +226,16 @@ def test_parity_holds_for_the_same_model_and_not_for_another(tiny_base: Path, tm
     prompt = run.exports[-1].probes[0]
     answer: list[int] = []
     for _ in range(5):
-        answer += run.session.score([*prompt, *answer], [0]).best_tokens
-    logprobs = run.session.score(prompt, answer).logprobs
+        answer += score(run.session.model, [*prompt, *answer], [0]).best_tokens
+    logprobs = score(run.session.model, prompt, answer).logprobs
     served = ServedSample(prompt=prompt, tokens=answer, logprobs=logprobs)
 
-    same = measure_parity(run.session, [served])
+    same = measure_parity(run.session.model, [served])
     assert (same.agrees, same.n_tokens, same.n_argmax_equal) == (True, 5, 5)
     assert same.max_logprob_difference < 1e-5
 
-    untrained = TrainingSession(build_model(make_spec(tiny_base, tmp_path)))
+    untrained = build_model(make_spec(tiny_base, tmp_path))
     assert not measure_parity(untrained, [served]).agrees
-    assert not measure_parity(run.session, []).agrees
+    assert not measure_parity(run.session.model, []).agrees
     wrong = replace(served, tokens=[(token + 1) % 300 for token in answer])
-    assert not measure_parity(run.session, [wrong]).agrees
+    assert not measure_parity(run.session.model, [wrong]).agrees

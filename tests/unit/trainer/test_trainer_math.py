@@ -96,11 +96,11 @@ def test_micro_batches_stay_under_the_token_budget() -> None:
 
 
 def test_learning_rate_rises_then_falls_and_is_never_zero() -> None:
-    rates = [learning_rate_at(step, 100, 2.0) for step in range(1, 101)]
+    rates = [learning_rate_at(step, 100, 2 * BASE_LEARNING_RATE) for step in range(1, 101)]
     assert max(rates) == rates[4] == pytest.approx(2 * BASE_LEARNING_RATE)
     assert rates[:5] == sorted(rates[:5]) and rates[4:] == sorted(rates[4:], reverse=True)
     assert rates[-1] > 0
-    assert learning_rate_at(1, 1, 1.0) == pytest.approx(BASE_LEARNING_RATE)
+    assert learning_rate_at(1, 1, BASE_LEARNING_RATE) == pytest.approx(BASE_LEARNING_RATE)
 
 
 @pytest.mark.parametrize(

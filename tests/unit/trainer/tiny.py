@@ -91,6 +91,20 @@ def training_rows(count: int) -> list[dict[str, Any]]:
     ]
 
 
+def preference_rows(count: int) -> list[dict[str, Any]]:
+    """The same questions, each with the right answer and the wrong one."""
+    other = {"fruit": "animal", "animal": "fruit"}
+    rows = [row["messages"] for row in training_rows(count)]
+    return [
+        {
+            "input": {"messages": messages[:-1]},
+            "preferred_output": [messages[-1]],
+            "non_preferred_output": [{"role": "assistant", "content": other[messages[-1]["content"]]}],
+        }
+        for messages in rows
+    ]
+
+
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))

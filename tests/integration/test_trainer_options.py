@@ -1,0 +1,153 @@
+"""The trainer process with jobs beyond the plain ones: parents, early stopping, preferences, a quantised base."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from shared import ids
+from shared.adapters import CONFIG_NAME
+from shared.records import DEFAULT_PROJECT, AdapterRecord, JobRecord
+from shared.schemas.options import EarlyStopping, TrainingOptions
+from shared.settings import Settings
+from shared.states import JobState
+from shared.store.jobs import event
+from tests.integration.test_trainer import (  # noqa: F401 - fixtures
+    BASE_ID,
+    SHORT,
+    Client,
+    TrainerProcess,
+    settings,
+    tiny_base,
+    trainer,
+    with_client,
+)
+from tests.unit.trainer.tiny import preference_rows, training_rows
+
+
+def job(training_file: str, **changes: Any) -> JobRecord:
+    values: dict[str, Any] = {
+        "id": ids.new_job_id(), "project": DEFAULT_PROJECT, "organization": "selftune", "created_at": int(time.time()),
+        "model": BASE_ID, "training_file": training_file, "suffix": "t", "seed": 3, "requested": SHORT,
+        "model_name": ids.model_name(BASE_ID, "selftune", "t"),
+    }  # fmt: skip
+    return JobRecord(**{**values, **changes})
+
+
+async def submitted(client: Client, record: JobRecord) -> str:
+    await client.stores.jobs.create(record, [event(f"Created fine-tuning job: {record.id}")])
+    await client.stores.enqueue(record)
+    return record.id
+
+
+async def finished(client: Client, record: JobRecord) -> JobRecord:
+    ended = await client.ended(await submitted(client, record))
+    assert (ended.status, ended.error) == (JobState.SUCCEEDED, None), await client.story(record.id)
+    return ended
+
+
+async def adapter_of(client: Client, record: JobRecord) -> AdapterRecord:
+    adapter = await client.stores.registry.get(record.model_name)
+    assert adapter is not None
+    return adapter
+
+
+def test_job_goes_on_from_a_fine_tuned_model_with_its_shape(
+    trainer: TrainerProcess,  # noqa: F811
+    settings: Settings,  # noqa: F811
+) -> None:
+    async def story(client: Client) -> None:
+        file_id = await client.upload(training_rows(12))
+        shape = TrainingOptions(rank=2, alpha=3.0, target_modules=["q_proj", "v_proj"], use_rslora=True)
+        first = await finished(client, job(file_id, options=shape))
+        assert first.options == replace(shape, **filled(first.options))
+        second = await finished(client, job(file_id, parent=first.model_name, options=TrainingOptions(dropout=0.1)))
+        assert (second.options.rank, second.options.alpha, second.options.use_rslora) == (2, 3.0, True)
+        assert second.options.target_modules == ["q_proj", "v_proj"] and second.options.dropout == 0.1
+
+        parent, child = await adapter_of(client, first), await adapter_of(client, second)
+        assert (child.rank, child.base) == (2, BASE_ID) and child.sha256 != parent.sha256
+        folder = settings.home / child.folder
+        config = msgspec.json.decode((folder / CONFIG_NAME).read_bytes())
+        assert (config["r"], config["lora_alpha"], config["use_rslora"]) == (2, 3, True)
+        manifest = msgspec.json.decode((folder / "manifest.json").read_bytes())
+        assert manifest["parent_sha256"] == parent.sha256
+
+    with_client(settings, story)
+
+
+def filled(options: TrainingOptions) -> dict[str, Any]:
+    """What a job shows of options that were left out."""
+    names = ("dropout", "quantization", "packing", "max_length", "lr_schedule", "warmup_ratio", "weight_decay",
+             "max_grad_norm", "priority")  # fmt: skip
+    found = {name: getattr(options, name) for name in names}
+    assert None not in found.values()
+    return found
+
+
+def test_parent_that_was_deleted_before_training_fails_the_job(
+    trainer: TrainerProcess,  # noqa: F811
+    settings: Settings,  # noqa: F811
+) -> None:
+    async def story(client: Client) -> None:
+        file_id = await client.upload(training_rows(12))
+        gone = f"ft:{BASE_ID}:selftune:t:gone"
+        for status in (JobState.VALIDATING_FILES, JobState.QUEUED):
+            record = await client.ended(await submitted(client, job(file_id, parent=gone, status=status)))
+            assert record.status is JobState.FAILED and record.error is not None
+            assert (record.error.code, record.error.param) == ("model_not_found", "model")
+            assert gone in record.error.message
+
+    with_client(settings, story)
+
+
+def test_best_epoch_is_published_once_under_the_model_s_name(
+    trainer: TrainerProcess,  # noqa: F811
+    settings: Settings,  # noqa: F811
+) -> None:
+    async def story(client: Client) -> None:
+        swapped = {"fruit": "animal", "animal": "fruit"}
+        held_out = [
+            {"messages": [row["messages"][0], {"role": "assistant", "content": swapped[row["messages"][1]["content"]]}]}
+            for row in training_rows(6)
+        ]
+        training, validation = await client.upload(training_rows(24)), await client.upload(held_out)
+        options = TrainingOptions(early_stopping=EarlyStopping(patience=2), lr_schedule="constant")
+        asked = replace(SHORT, n_epochs=20, batch_size=4, learning_rate_multiplier=20.0)
+        record = await finished(client, job(training, validation_file=validation, options=options, requested=asked))
+        told = await client.story(record.id)
+        [remark] = [message for message in told if message.startswith("Training stopped early")]
+        best = int(remark.split("(step ")[1].split(")")[0])
+        last = (await client.steps(record.id))[-1]
+        assert best == last - 12 and last < 120
+
+        checkpoints = await client.stores.jobs.checkpoints(record.id)
+        assert [checkpoint.step_number for checkpoint in checkpoints] == [best, last, last - 6]
+        assert checkpoints[0].fine_tuned_model_checkpoint == record.fine_tuned_model == record.model_name
+        listed = {adapter.name for adapter in await client.stores.registry.listed(DEFAULT_PROJECT)}
+        assert listed == {checkpoint.fine_tuned_model_checkpoint for checkpoint in checkpoints}
+
+    with_client(settings, story)
+
+
+def test_preferences_are_learnt_on_a_quantised_base(
+    trainer: TrainerProcess,  # noqa: F811
+    settings: Settings,  # noqa: F811
+) -> None:
+    async def story(client: Client) -> None:
+        training, validation = await client.upload(preference_rows(12)), await client.upload(preference_rows(4))
+        options = TrainingOptions(quantization="nf4", packing=True)
+        record = job(training, validation_file=validation, method="dpo", options=options, requested_beta=0.2)
+        ended = await finished(client, record)
+        assert ended.resolved_beta == 0.2 and ended.options.quantization == "nf4"
+        page, _ = await client.stores.jobs.events(ended.id, limit=100)
+        steps = [told.data for told in reversed(page) if told.type == "metrics"]
+        assert abs(steps[0]["train_loss"] - 0.6931) < 1e-4
+        assert {"rewards_margin", "rewards_accuracy", "full_valid_rewards_margin"} <= steps[-1].keys()
+        assert (Path(settings.home) / "jobs" / ended.id / "reference.json").exists()
+
+    with_client(settings, story)

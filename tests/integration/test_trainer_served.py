@@ -1,0 +1,63 @@
+"""Adapters of every form against the real server: what it answers is what the training process computes."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+from msgspec.structs import replace
+
+from shared.schemas.options import EarlyStopping, TrainingOptions
+from tests.integration.inference_stack import InferenceStack, inference_stack, make_base
+from tests.integration.test_trainer import SHORT, Client, TrainerProcess, with_client
+from tests.integration.test_trainer_options import finished, job
+from tests.unit.trainer.tiny import preference_rows, training_rows
+
+AGREES = "The served model answers like the trained one"
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InferenceStack]:
+    """A trainer, which registers the base, and a replica of it."""
+    base = make_base(tmp_path_factory.mktemp("base"))
+    with inference_stack(base, threads=1, lora_rank=4, max_model_len=256, lease_ttl_s=5.0) as running:
+        trainer = TrainerProcess(running.settings, tmp_path_factory.mktemp("log") / "trainer.log")
+        trainer.start()
+        try:
+            running.start()
+            running.wait_ready()
+            yield running
+        finally:
+            trainer.signal(signal.SIGTERM)
+
+
+def test_forms_of_adapters_are_served_as_they_were_trained(stack: InferenceStack) -> None:
+    async def story(client: Client) -> None:
+        training, held_out = await client.upload(training_rows(12)), await client.upload(training_rows(5))
+        few = TrainingOptions(
+            rank=3, alpha=5.5, target_modules=["q_proj", "v_proj", "down_proj"], use_rslora=True, dropout=0.1
+        )
+        first = await finished(client, job(training, validation_file=held_out, options=few))
+        assert await agreed(client, first.id)
+
+        stopped = TrainingOptions(quantization="nf4", packing=True, early_stopping=EarlyStopping(min_delta=9.0))
+        asked = replace(SHORT, n_epochs=5)
+        second = await finished(
+            client,
+            job(training, validation_file=held_out, parent=first.model_name, options=stopped, requested=asked),
+        )
+        assert await agreed(client, second.id)
+        assert max(await client.steps(second.id)) == 4  # two epochs of two steps: the second did not fall by 9 nats
+
+        pairs = await client.upload(preference_rows(12))
+        third = job(
+            pairs, method="dpo", requested=replace(SHORT, learning_rate_multiplier=40.0), parent=first.model_name,
+        )  # fmt: skip
+        assert await agreed(client, (await finished(client, third)).id)
+
+    with_client(stack.settings, story)
+
+
+async def agreed(client: Client, job_id: str) -> bool:
+    return any(message.startswith(AGREES) for message in await client.story(job_id))

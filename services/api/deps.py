@@ -99,7 +99,7 @@ class Services:
         batch_store = BatchStore(client)
         kept_days = settings.stored_completion_days
         completions = CompletionStore(client, keep_days=kept_days)
-        responses = ResponseStore(client, keep_days=kept_days)
+        responses = ResponseStore(client, keep_days=kept_days, max_conversation_bytes=settings.max_body_bytes)
         key_store, projects = KeyStore(client), ProjectStore(client)
         uploads, upload_store = Uploads(files, paths, max_file_bytes=settings.max_file_bytes), UploadStore(client)
         queue = Queue(settings.redis_url)
@@ -135,7 +135,7 @@ class Services:
             completions=completions,
             responses=responses,
             gateway=gateway,
-            readiness=Readiness(client, paths, registry, presence, drain),
+            readiness=Readiness(client, paths, registry, presence, drain, base_id=settings.public_base_id),
             batch_store=batch_store,
             batches=Batches(batch_store, files, paths),
             batch_runner=Runner(tools, drain),

@@ -31,6 +31,7 @@ class _Wanted(msgspec.Struct):
     max_completion_tokens: Any = None
     max_output_tokens: Any = None
     n: Any = None
+    prompt: Any = None
 
 
 _WANTED = msgspec.json.Decoder(_Wanted)
@@ -50,7 +51,7 @@ async def read_prompt(request: Request[Any, Any, Any], *, limit: int) -> bytes:
 
 def estimated_tokens(body: bytes) -> int:
     """Estimate what a request may cost, as OpenAI documents it: a quarter of the body's characters, and the longest
-    answer that it allows, times the number of answers. The body may be anything; whether it is right is seen later."""
+    answer that it allows, times the number of answers and prompts. The body may be anything; it is judged later."""
     characters = len(body.decode("utf-8", "replace"))
     return math.ceil(characters / _CHARACTERS_PER_TOKEN) + _answer_tokens(body)
 
@@ -61,7 +62,13 @@ def _answer_tokens(body: bytes) -> int:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return 0
     longest = max(map(_count, (wanted.max_tokens, wanted.max_completion_tokens, wanted.max_output_tokens)))
-    return longest * max(1, _count(wanted.n))
+    return longest * max(1, _count(wanted.n)) * _prompts(wanted.prompt)
+
+
+def _prompts(prompt: Any) -> int:
+    """Return how many prompts /v1/completions is given: a list holds texts, lists of tokens, or the tokens of one."""
+    several = isinstance(prompt, list) and bool(prompt) and not isinstance(prompt[0], int)
+    return len(prompt) if several else 1
 
 
 def _count(value: Any) -> int:

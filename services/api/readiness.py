@@ -43,13 +43,21 @@ class Readiness:
     """Looks at every part."""
 
     def __init__(
-        self, client: Client, paths: Paths, registry: Registry, presence: Presence, drain: asyncio.Event
+        self,
+        client: Client,
+        paths: Paths,
+        registry: Registry,
+        presence: Presence,
+        drain: asyncio.Event,
+        *,
+        base_id: str,
     ) -> None:
         self._client = client
         self._paths = paths
         self._registry = registry
         self._presence = presence
         self._drain = drain
+        self._base_id = base_id
 
     async def report(self) -> Report:
         """Ask all parts at once; each answer is yes, or no with the reason."""
@@ -82,8 +90,10 @@ class Readiness:
         bases = await self._registry.bases()
         replicas = await self._presence.replicas()
         served = {replica.base for replica in replicas if replica.state == "ready" and replica.url}
-        missing = [base.id for base in bases if base.id not in served]
-        if bases and not missing:
+        # One that the operator has changed for another stays registered: its models may come back, and nobody waits.
+        wanted = [base for base in bases if base.id == self._base_id] or bases
+        missing = [base.id for base in wanted if base.id not in served]
+        if wanted and not missing:
             return Part(ready=True)
         states = sorted({_phrase(replica.state, replica.reason) for replica in replicas if replica.state != "ready"})
         what = f"nothing serves {', '.join(missing)}" if missing else "no base model is registered yet"

@@ -144,7 +144,7 @@ class NewServiceAccount(ServiceAccount, frozen=True, kw_only=True):
 class KeyOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Options of this server for a key."""
 
-    scopes: Annotated[list[GivenScope], Meta(max_length=8)] | None = None
+    scopes: Annotated[list[GivenScope], Meta(min_length=1, max_length=8)] | None = None
     limits: KeyLimits | None = None
     expires_at: UnixTime | UnsetType | None = UNSET
 
@@ -154,7 +154,7 @@ class CreateServiceAccountKey(Struct, frozen=True, kw_only=True, forbid_unknown_
 
     name: Name | None = None
     expires_in_seconds: Lifetime | None = None
-    scopes: Annotated[list[GivenScope], Meta(max_length=8)] | None = None
+    scopes: Annotated[list[GivenScope], Meta(min_length=1, max_length=8)] | None = None
 
 
 class CreateProjectKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -168,7 +168,7 @@ class UpdateKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Body of POST …/projects/{id}/api_keys/{key_id}; left out keeps what is there."""
 
     expires_in_seconds: Lifetime | None = None
-    scopes: Annotated[list[GivenScope], Meta(max_length=8)] | None = None
+    scopes: Annotated[list[GivenScope], Meta(min_length=1, max_length=8)] | None = None
     selftune: KeyOptions | None = None
 
 

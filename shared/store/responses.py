@@ -30,8 +30,9 @@ class StoredResponse(Struct, frozen=True, kw_only=True):
 class ResponseStore:
     """Responses by id."""
 
-    def __init__(self, client: Client, *, keep_days: int) -> None:
+    def __init__(self, client: Client, *, keep_days: int, max_conversation_bytes: int) -> None:
         self._client = client
+        self._max_conversation_bytes = max_conversation_bytes
         self._keep_s = keep_days * 86_400
 
     async def keep(self, response: StoredResponse) -> None:
@@ -54,10 +55,10 @@ class ResponseStore:
     async def chain(self, response_id: str, *, project: str) -> Sequence[StoredResponse]:
         """Return a response and those that it goes on from, oldest first.
 
-        Raises InvalidRequest when one of them is not there any more.
+        Raises InvalidRequest when one of them is not there any more, or when they are too large together.
         """
         found: list[StoredResponse] = []
-        wanted = response_id
+        wanted, size = response_id, 0
         while wanted and len(found) < _MAX_CHAIN:
             try:
                 found.append(await self.get(wanted, project=project))
@@ -68,6 +69,13 @@ class ResponseStore:
                     param="previous_response_id",
                 ) from error
             wanted = found[-1].previous
+            size += len(found[-1].body) + len(found[-1].items)
+            if size > self._max_conversation_bytes:
+                raise InvalidRequest(
+                    f"The conversation is larger than a request may be, which is {self._max_conversation_bytes:,} bytes.",
+                    code="context_length_exceeded",
+                    param="previous_response_id",
+                )
         return found[::-1]
 
     async def remove(self, response_id: str, *, project: str) -> None:

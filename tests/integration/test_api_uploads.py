@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import pytest
 
 from services.api.files.sweeper import Sweeper
 from services.api.files.uploads import Uploads
+from shared.paths import Paths
 from shared.schemas.uploads import MAX_PART_BYTES
 from shared.store.client import Client
 from shared.store.files import FileStore
@@ -243,6 +244,31 @@ def test_expired_upload_ends_and_is_swept(sdk: openai.OpenAI, api: ApiServer, re
     with pytest.raises(openai.NotFoundError):
         sdk.files.retrieve(file.id)
     assert [item.id for item in sdk.files.list()] == [kept.id]
+
+
+def test_sweeping_tolerates_uploads_that_finish_meanwhile(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = Paths(tmp_path)
+    paths.prepare()
+    for name in ("finishing", "abandoned"):
+        (paths.partial / name).mkdir()
+    look = Path.glob
+
+    def rename_first(folder: Path, pattern: str) -> Iterator[Path]:
+        if folder.name == "finishing":
+            folder.rename(tmp_path / "finished")
+            raise FileNotFoundError(folder)
+        return look(folder, pattern)
+
+    async def sweep(client: Client) -> None:
+        storage = Uploads(FileStore(client), paths, max_file_bytes=1)
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "glob", rename_first)
+            storage.discard_abandoned(before=time.time() + 1)
+
+    with_store(redis_url, sweep)
+    assert (tmp_path / "finished").is_dir() and list(paths.partial.iterdir()) == []
 
 
 def test_upload_shows_that_it_has_expired(redis_url: str, tmp_path: Path) -> None:

@@ -104,6 +104,9 @@ def test_an_alias_shows_no_other_projects_model(sdk: openai.OpenAI, aliased: Api
     assert {model.id for model in foreign.models.list()} == {BASE, "gpt-base"}
     with pytest.raises(openai.NotFoundError):
         foreign.completions.create(model="gpt-4o-mini", prompt="x")
+    with pytest.raises(openai.NotFoundError) as caught:
+        foreign.models.delete("gpt-4o-mini")
+    assert MINE not in caught.value.message
 
 
 @pytest.mark.parametrize(("given", "sent"), [({}, "0"), ({"priority": 7}, "7"), ({"priority": -5}, "0")])

@@ -139,6 +139,10 @@ WRONG = [
     ({"input": 5}, "input"),
     ({"input": ["hi"]}, "input"),
     ({"input": {"role": "user"}}, "input"),
+    ({"input": [{"type": ["a"]}]}, "input[0].type"),
+    ({"input": [{"role": "user"}, {"role": "user", "id": 5}]}, "input[1].id"),
+    ({"input": [{}] * 10_001}, "input"),
+    ({"priority": 2**31}, "priority"),
     ({"store": "yes"}, "store"),
     ({"stream": "yes"}, "stream"),
     ({"background": 1}, "background"),
@@ -237,3 +241,12 @@ def test_responses_expire(sdk: openai.OpenAI, redis_url: str, upstream: Upstream
     made = answer_as(upstream, sdk)
     with redis.Redis.from_url(redis_url) as client:
         assert 29 * 86_400 < client.ttl(keys.response(made)) <= 30 * 86_400
+
+
+def test_a_conversation_has_at_most_a_requests_bytes(sdk: openai.OpenAI, api: ApiServer, upstream: Upstream) -> None:
+    text = "x" * (api.settings.max_body_bytes * 2 // 3)
+    first = answer_as(upstream, sdk, input=text)
+    second = answer_as(upstream, sdk, input=text, previous_response_id=first)
+    with pytest.raises(openai.BadRequestError) as caught:
+        answer_as(upstream, sdk, input="on", previous_response_id=second)
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "previous_response_id")

@@ -275,3 +275,12 @@ def test_an_answer_cut_short_is_an_error_and_not_kept(sdk: openai.OpenAI, upstre
         sdk.chat.completions.create(model=BASE, messages=MESSAGES, store=True)
     assert (caught.value.status_code, caught.value.code) == (502, "upstream_error")
     assert sdk.chat.completions.list().data == []
+
+
+def test_parts_of_stored_messages_may_be_plain_texts(sdk: openai.OpenAI, api: ApiServer, upstream: Upstream) -> None:
+    content = ["Hel", {"type": "text", "text": "lo"}, {"type": "text", "text": None}]
+    store(sdk, upstream, "chatcmpl-parts", messages=[{"role": "user", "content": content}])
+    with api.client() as http:
+        [item] = http.get("/v1/chat/completions/chatcmpl-parts/messages").json()["data"]
+    assert item["content"] == "Hello"
+    assert [part["text"] for part in item["content_parts"]] == ["Hel", "lo", ""]

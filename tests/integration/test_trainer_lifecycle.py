@@ -14,6 +14,7 @@ from shared.records import DEFAULT_PROJECT, ReplicaRecord
 from shared.schemas.methods import SupervisedHyperparameters
 from shared.settings import Settings
 from shared.states import JobState
+from tests.api_server import make_base
 from tests.integration.trainer_stack import (
     BASE_ID,
     DEADLINE_S,
@@ -233,6 +234,7 @@ def test_job_paused_during_validation_is_validated_again(
 ) -> None:
     async def story(client: Client) -> None:
         jobs = client.stores.jobs
+        await client.stores.registry.put_base(make_base(BASE_ID))
         job_id = await client.submit(await client.upload(content or training_rows(12)))
         append = jobs.append_events
 

@@ -57,4 +57,6 @@ class Sweeper:
                 await self.sweep(time.time())
             except StoreUnavailable:
                 _log.warning("sweeper.store_unavailable")
+            except Exception:  # noqa: BLE001 - one fault must not end the housekeeping; the next round tries again
+                _log.error("sweeper.failed", exc_info=True)
             await asyncio.sleep(_PERIOD_S)

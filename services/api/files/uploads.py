@@ -81,13 +81,18 @@ class Uploads:
     def discard_abandoned(self, *, before: float) -> None:
         """Delete partial uploads that nobody has written to since `before` (Unix time): their process died."""
         for folder in self._paths.partial.iterdir():
-            if _last_write(folder) < before:
+            written_at = _last_write(folder)
+            if written_at is not None and written_at < before:
                 shutil.rmtree(folder, ignore_errors=True)
                 _log.info("upload.abandoned", file_id=folder.name)
 
 
-def _last_write(folder: Path) -> float:
-    return max((path.stat().st_mtime for path in (folder, *folder.glob("*"))), default=0.0)
+def _last_write(folder: Path) -> float | None:
+    """Return the Unix time; None when the folder is on its way, renamed or deleted at this moment."""
+    try:
+        return max(path.stat().st_mtime for path in (folder, *folder.glob("*")))
+    except FileNotFoundError:
+        return None
 
 
 def _least_size(request: Request[Any, Any, Any]) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import httpx2
 import msgspec
 import structlog
+from msgspec import Meta
 
 from services.api.gateway import routing
 from services.api.gateway.model_names import ModelNames
@@ -35,7 +36,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str
     stream: bool | None = None
-    priority: int | None = None
+    priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
     """Not OpenAI's. A client may ask to be answered later than others, not earlier."""
 
 

@@ -12,13 +12,16 @@ from shared.errors import InvalidRequest
 
 Item = dict[str, Any]
 
+MAX_ITEMS = 10_000
+"""More are refused: each costs time before the model is asked."""
+
 _PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
 
 
 def input_items(given: msgspec.Raw) -> list[Item]:
     """Read `input`: a text, or a list of items. Each gets an id, and messages get a list of content parts.
 
-    Raises InvalidRequest when it is neither.
+    Raises InvalidRequest when it is neither, or too long a list.
     """
     value = msgspec.json.decode(given)
     if isinstance(value, str):
@@ -27,7 +30,25 @@ def input_items(given: msgspec.Raw) -> list[Item]:
         raise InvalidRequest(
             "Invalid value for 'input': expected a text or a list of items.", code="invalid_value", param="input"
         )
+    if len(value) > MAX_ITEMS:
+        raise InvalidRequest(
+            f"Invalid 'input': it has {len(value):,} items, and may have {MAX_ITEMS:,}.",
+            code="array_above_max_length",
+            param="input",
+        )
+    for place, item in enumerate(value):
+        _check_names(item, place)
     return [_completed(item) for item in value]
+
+
+def _check_names(item: Item, place: int) -> None:
+    for name in ("type", "id"):
+        if not isinstance(item.get(name, ""), str | None):
+            raise InvalidRequest(
+                f"Invalid type for 'input[{place}].{name}': expected a string.",
+                code="invalid_type",
+                param=f"input[{place}].{name}",
+            )
 
 
 def _completed(item: Item) -> Item:

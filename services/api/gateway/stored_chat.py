@@ -131,6 +131,13 @@ def message_items(completion_id: str, messages: bytes) -> Sequence[dict[str, Any
 
 def _item(item_id: str, message: dict[str, Any]) -> dict[str, Any]:
     content = message.get("content")
-    parts = content if isinstance(content, list) else None
-    text = content if parts is None else "".join(str(part.get("text", "")) for part in parts)
+    parts = list(map(_part, content)) if isinstance(content, list) else None
+    text = content if parts is None else "".join(part.get("text", "") for part in parts)
     return {"refusal": None, **message, "id": item_id, "content": text, "content_parts": parts}
+
+
+def _part(part: Any) -> dict[str, Any]:
+    """Form a content part as the document has it: the inference server takes plain texts, too, and null for a text."""
+    if not isinstance(part, dict):
+        return {"type": "text", "text": str(part)}
+    return part | {"text": part["text"] or ""} if "text" in part else part

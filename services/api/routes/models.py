@@ -39,6 +39,7 @@ async def delete_model(
     """Delete a fine-tuned model; it stops answering at once."""
     name = model.removeprefix("/")
     if names.is_alias(name):
+        await names.look_up(name, caller.project)  # what it stands for is for those alone who may use it
         raise InvalidRequest(
             f"'{name}' is an alias of '{names.target(name)}'; aliases are the operator's setting and are not deleted.",
             code="model_alias",

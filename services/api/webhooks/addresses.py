@@ -13,9 +13,11 @@ from shared.errors import InvalidRequest
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-_NAT64_LOCAL = ipaddress.IPv6Network("64:ff9b:1::/48")
-"""Translated inside a network, to whatever that network likes (RFC 8215)."""
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_UNICAST = ipaddress.IPv6Network("2000::/3")
+"""All of IPv6 that anybody may have been given (RFC 4291); every other form of an address leads somewhere inside."""
+_SPECIAL = (ipaddress.IPv4Network("192.0.0.0/24"), ipaddress.IPv4Network("192.88.99.0/24"))
+"""Protocol assignments and relays, which Python's own list took for public until 3.11.10 (CVE-2024-4032)."""
 _SCHEMES = ("https",)
 _SCHEMES_ANYWHERE = ("https", "http")
 
@@ -60,19 +62,16 @@ async def resolve(url: httpx2.URL, *, allow_private: bool) -> list[str]:
 
 
 def is_public(address: Address) -> bool:
-    """Tell whether an address, and the IPv4 address that an IPv6 one may carry, can be reached by anybody."""
-    if isinstance(address, ipaddress.IPv6Address):
-        if address in _NAT64_LOCAL or address.is_site_local or not address.is_global or address.is_multicast:
-            # A mapped address counts for what it maps, and no more.
-            return False if address.ipv4_mapped is None else is_public(address.ipv4_mapped)
-        carried = _carried(address)
-        return carried is None or is_public(carried)
-    return address.is_global and not address.is_multicast
+    """Tell whether an address, or the IPv4 address that an IPv6 one carries, can be reached by anybody."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return address.is_global and not address.is_multicast and not any(address in net for net in _SPECIAL)
+    carried = _carried(address)
+    return is_public(carried) if carried is not None else address in _UNICAST and address.is_global
 
 
 def _carried(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
     """Return the IPv4 address behind one that is mapped (RFC 4291), 6to4 (RFC 3056) or NAT64 (RFC 6052)."""
-    if address in _NAT64 or address.packed[:12] == bytes(12):
+    if address in _NAT64:
         return ipaddress.IPv4Address(address.packed[12:])
     return address.ipv4_mapped or address.sixtofour
 

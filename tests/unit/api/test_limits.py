@@ -34,6 +34,9 @@ def test_durations_are_written_as_openai_does(ms: int, text: str) -> None:
         ({"max_tokens": 1.5, "n": {}}, 0),
         ({"max_tokens": True, "n": 0}, 1),
         ({"max_tokens": 10**30}, 2**31),
+        ({"prompt": ["a", "b", "c"], "max_tokens": 5, "n": 2}, 30),
+        ({"prompt": [[1, 2], [3]], "max_tokens": 5}, 10),
+        ({"prompt": [1, 2, 3], "max_tokens": 5}, 5),
     ],
 )
 def test_estimate_is_a_quarter_of_the_characters_and_the_longest_answer(

@@ -20,6 +20,16 @@ def _content(kind: str, schema: Described, **more: Any) -> Described:
     return {**more, "content": {kind: {"schema": schema}}}
 
 
+METADATA: Described = {
+    "name": "metadata",
+    "in": "query",
+    "required": False,
+    "style": "deepObject",
+    "explode": True,
+    "schema": {"type": "object", "additionalProperties": {"type": "string"}},
+    "description": "`metadata[key]=value` keeps what carries it; several must all be there.",
+}
+
 DOCUMENT = _content("application/json", {"type": "object"})
 
 NOT_READY = _content(

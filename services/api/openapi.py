@@ -109,6 +109,8 @@ def document() -> dict[str, Any]:
 def _complete(operation: dict[str, Any], handler: HTTPRouteHandler) -> None:
     """Add what only the handler's options say: bodies, errors, and whether a key is needed."""
     opt = handler.opt
+    if "query" in opt:
+        operation["parameters"] = [*operation.get("parameters", []), *opt["query"]]
     if "request_body" in opt:
         operation["requestBody"] = opt["request_body"]
     operation["responses"] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,8 @@ from shared.paths import Paths, write_atomic
 from shared.store.client import Client
 from shared.store.presence import Presence
 from shared.store.registry import Registry
+
+_PROBE_S = 0.5
 
 
 class Part(Struct, frozen=True, kw_only=True):
@@ -58,6 +61,7 @@ class Readiness:
         self._presence = presence
         self._drain = drain
         self._base_id = base_id
+        self._probed: tuple[float, Part] | None = None
 
     async def report(self) -> Report:
         """Ask all parts at once; each answer is yes, or no with the reason."""
@@ -73,6 +77,13 @@ class Readiness:
         return Part(ready=True)
 
     async def _storage(self) -> Part:
+        """Write to the data folder, a few times a second at most: anybody may ask."""
+        now = time.monotonic()
+        if self._probed is None or now - self._probed[0] > _PROBE_S:
+            self._probed = now, await self._write()
+        return self._probed[1]
+
+    async def _write(self) -> Part:
         try:
             await asyncio.to_thread(_probe, self._paths.home)
         except OSError as error:

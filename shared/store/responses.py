@@ -72,7 +72,7 @@ class ResponseStore:
             size += len(found[-1].body) + len(found[-1].items)
             if size > self._max_conversation_bytes:
                 raise InvalidRequest(
-                    f"The conversation is larger than a request may be, which is {self._max_conversation_bytes:,} bytes.",
+                    f"The conversation has more than {self._max_conversation_bytes:,} bytes, the most a request may have.",
                     code="context_length_exceeded",
                     param="previous_response_id",
                 )

@@ -20,6 +20,7 @@ from services.api.gateway.mending import mended
 from services.api.gateway.relay import read_whole
 from services.api.gateway.responses import ResponseView, Turn
 from services.api.gateway.stored_chat import ChatView, StoredChat
+from services.api.gateway.upstream_errors import unreadable
 from shared import ids
 from shared.errors import InvalidRequest, ReplicaLost, SelftuneError
 from shared.schemas.batches import BatchEndpoint, BatchUsage
@@ -125,8 +126,7 @@ def _one_line(answer: bytes) -> bytes:
         usage_of(answer)
         return msgspec.json.format(answer, indent=-1) if b"\n" in answer else answer
     except msgspec.MsgspecError as error:
-        message = "The inference server's answer could not be read."
-        raise UpstreamError(502, ErrorBody(message=message, type=SERVER_ERROR, code="upstream_error")) from error
+        raise unreadable() from error
 
 
 _BROKEN = msgspec.json.encode(

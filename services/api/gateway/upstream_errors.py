@@ -34,6 +34,12 @@ class _Loose(msgspec.Struct):
     message: Any = None
 
 
+def unreadable() -> UpstreamError:
+    """Form the error for an answer that is not what it should be."""
+    message = "The inference server's answer could not be read."
+    return UpstreamError(502, ErrorBody(message=message, type=SERVER_ERROR, code="upstream_error"))
+
+
 async def shape(response: httpx2.Response) -> UpstreamError:
     """Read an error response and form the client's. 4xx keep their status; 503 and 429 too, other 5xx become 502."""
     raw = await _read(response)

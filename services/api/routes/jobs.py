@@ -10,7 +10,7 @@ from litestar.params import FromPath, FromQuery, QueryParameter
 from litestar.response import Stream
 
 from services.api.bodies import decode, read_json
-from services.api.documents import EVENTS, json_body
+from services.api.documents import EVENTS, METADATA, json_body
 from services.api.idempotency import object_id_for
 from services.api.jobs.control import JobControl
 from services.api.jobs.sse import follow
@@ -55,7 +55,7 @@ async def create_job(
     return record.public(paused_as=settings.paused_as)
 
 
-@get("/v1/fine_tuning/jobs", operation_id="listFineTuningJobs")
+@get("/v1/fine_tuning/jobs", operation_id="listFineTuningJobs", opt={"query": [METADATA]})
 async def list_jobs(
     request: Request[Any, Any, Any],
     caller: NamedDependency[KeyRecord],

@@ -15,6 +15,7 @@ from services.api.gateway.forwarding import Gateway
 from services.api.gateway.raw_pages import cut_items, json_response
 from services.api.gateway.relay import Relay, Whole
 from services.api.gateway.responses import ResponseView, Turn
+from services.api.gateway.upstream_errors import unreadable
 from services.api.limits import read_prompt
 from shared.errors import InvalidRequest
 from shared.records import KeyRecord
@@ -74,7 +75,10 @@ async def count_input_tokens(
     asked = await Turn(responses, body, view, project=caller.project).upstream_body(without={"stream"})
     rendered = await ask(request, gateway, "/v1/responses/render", asked, view)
     assert isinstance(rendered, bytes)
-    return TokenCount(input_tokens=len(_TOKENS.decode(rendered).token_ids))
+    try:
+        return TokenCount(input_tokens=len(_TOKENS.decode(rendered).token_ids))
+    except msgspec.MsgspecError as error:
+        raise unreadable() from error
 
 
 @post("/v1/responses/compact", status_code=200, operation_id="compactResponse", opt={"response_body": OBJECT})

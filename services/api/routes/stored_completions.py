@@ -8,7 +8,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, QueryParameter
 
 from services.api.bodies import decode, read_json
-from services.api.documents import OBJECT, OBJECT_PAGE, json_body
+from services.api.documents import METADATA, OBJECT, OBJECT_PAGE, json_body
 from services.api.gateway.raw_pages import cut_items, json_response, page_of
 from services.api.gateway.stored_chat import UpdateCompletion, message_items, public
 from services.api.listing import metadata_filter
@@ -23,7 +23,11 @@ Limit: TypeAlias = Annotated[int, QueryParameter(ge=1, le=100)]
 Order: TypeAlias = FromQuery[Literal["asc", "desc"]]
 
 
-@get("/v1/chat/completions", operation_id="listChatCompletions", opt={"response_body": OBJECT_PAGE})
+@get(
+    "/v1/chat/completions",
+    operation_id="listChatCompletions",
+    opt={"query": [METADATA], "response_body": OBJECT_PAGE},
+)
 async def list_completions(
     request: Request[Any, Any, Any],
     caller: NamedDependency[KeyRecord],

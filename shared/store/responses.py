@@ -72,7 +72,7 @@ class ResponseStore:
             size += len(found[-1].body) + len(found[-1].items)
             if size > self._max_conversation_bytes:
                 raise InvalidRequest(
-                    f"The conversation has more than {self._max_conversation_bytes:,} bytes, the most a request may have.",
+                    f"The conversation has more than the {self._max_conversation_bytes:,} bytes of a request.",
                     code="context_length_exceeded",
                     param="previous_response_id",
                 )

@@ -255,9 +255,17 @@ def test_events_are_paged_newest_first(sdk: openai.OpenAI, training_file: str, r
     assert [item.message for item in shown] == ["Step 4/4", "Step 3/4", "Step 2/4", "Step 1/4", shown[-1].message]
     assert shown[0].data == {"step": 4, "train_loss": 0.5}
     assert len({item.id for item in shown}) == 5
-    for after in ("ftevent-nonsense", "nonsense", "ftevent-1-2-3"):
-        with pytest.raises(openai.NotFoundError):
-            sdk.fine_tuning.jobs.list_events(job.id, after=after)
+    assert sdk.fine_tuning.jobs.list_events(job.id, after=shown[-1].id).data == []
+
+
+def test_event_to_list_after_must_be_the_jobs(sdk: openai.OpenAI, training_file: str) -> None:
+    job, other = (sdk.fine_tuning.jobs.create(model=BASE, training_file=training_file).id for _ in range(2))
+    theirs = sdk.fine_tuning.jobs.list_events(other).data[0].id
+    last = f"ftevent-{2**64 - 1}-{2**64 - 1}"
+    for after in ("ftevent-nonsense", "nonsense", "ftevent-1-2-3", "ftevent-5-5", last, theirs):
+        with pytest.raises(openai.NotFoundError) as refused:
+            sdk.fine_tuning.jobs.list_events(job, after=after)
+        assert refused.value.param == "after"
 
 
 def test_checkpoints_are_paged_newest_first(sdk: openai.OpenAI, training_file: str, redis_url: str) -> None:

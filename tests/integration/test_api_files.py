@@ -14,6 +14,7 @@ import openai
 import psutil
 import pytest
 
+from services.api.files.names import attachment
 from shared import keys
 from shared.records import FileRecord
 from shared.store.files import FileStore
@@ -54,7 +55,9 @@ def test_file_comes_back_as_it_went_in(api: ApiServer, tmp_path: Path) -> None:
     answer = sdk(api).files.content(made.id)
     assert answer.read() == LINES
     assert answer.response.headers["content-type"] == "application/octet-stream"
-    assert answer.response.headers["content-disposition"] == "attachment; filename*=utf-8''train%20%C3%BC.jsonl"
+    assert answer.response.headers["content-disposition"] == (
+        "attachment; filename=\"train _.jsonl\"; filename*=UTF-8''train%20%C3%BC.jsonl"
+    )
     assert sdk(api).files.retrieve(made.id).to_dict() == made.to_dict()
     folder = api.paths.file_folder(made.id)
     assert sorted(path.name for path in folder.iterdir()) == ["content", "manifest.json"]
@@ -91,6 +94,15 @@ def test_async_sdk_uploads_bytes_without_a_name(api: ApiServer) -> None:
 
     made = asyncio.run(upload())
     assert (made.filename, made.bytes) == ("upload", 12)
+
+
+@pytest.mark.parametrize("name", ["a b.jsonl", 'say "hi".jsonl', "训练.jsonl"])
+def test_any_name_of_a_file_comes_back_with_its_content(api: ApiServer, name: str) -> None:
+    made = sdk(api).files.create(file=(name, LINES), purpose="fine-tune")
+    assert made.filename == name
+    answer = sdk(api).files.content(made.id)
+    assert answer.read() == LINES
+    assert answer.response.headers["content-disposition"] == attachment(name)
 
 
 def test_empty_file_is_stored(api: ApiServer) -> None:

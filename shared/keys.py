@@ -55,6 +55,7 @@
 | selftune:completion:{id}         | hash   | project, model, metadata, body, messages       | stored_completion_days |
 | selftune:completions:{project}   | zset   | ids of stored completions by order of creation | for ever       |
 | selftune:response:{id}           | hash   | project, previous, body, items                 | stored_completion_days |
+| selftune:place:{list} {id}       | string | place that a removed id had in a paged list    | one hour       |
 | arq:*                            | -      | the queues, written by arq                     | arq's          |
 
 No key is another one's prefix plus a colon: ids come from clients, and must not reach a key of another type.
@@ -231,6 +232,11 @@ def completion(completion_id: str) -> str:
 
 def completions(project: str) -> str:
     return f"{_ROOT}:completions:{project}"
+
+
+def place(listing: str, member: str) -> str:
+    """`listing` is the key of the paged list; it holds no space, so that no id reaches another list's places."""
+    return f"{_ROOT}:place:{listing.removeprefix(f'{_ROOT}:')} {member}"
 
 
 def response(response_id: str) -> str:

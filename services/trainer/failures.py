@@ -18,7 +18,7 @@ class TrainingFailed(SelftuneError):
 
 
 class NonFiniteLoss(TrainingFailed):
-    """Loss or gradient became infinite or not a number."""
+    """Loss or gradient became infinite or not a number, or a step is larger than the weights' numbers hold."""
 
     default_code = "non_finite_loss"
 

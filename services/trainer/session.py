@@ -16,6 +16,10 @@ from services.trainer.model import load_adapter
 from services.trainer.objectives import Measured, Objective
 from services.trainer.optim import build_optimizer
 
+_SMALLER = "try a smaller learning_rate_multiplier"
+_MAX_LEARNING_RATE = 1e37
+"""AdamW's first step multiplies by ten to undo its running mean's bias, and float32 ends at 3.4e38."""
+
 
 class TrainingSession(Generic[R]):
     """Holds model, adapter and optimiser. Gradients add up over forward_backward calls until optim_step."""
@@ -36,7 +40,9 @@ class TrainingSession(Generic[R]):
         """Clip the gradient, apply and clear it. Returns the norm before clipping. Raises NonFiniteLoss."""
         norm = float(torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.max_grad_norm))
         if not math.isfinite(norm):
-            raise NonFiniteLoss(f"The gradient's norm became {norm}; try a smaller learning_rate_multiplier.")
+            raise NonFiniteLoss(f"The gradient's norm became {norm}; {_SMALLER}.")
+        if not learning_rate <= _MAX_LEARNING_RATE:
+            raise NonFiniteLoss(f"A learning rate of {learning_rate:.3g} is beyond single precision; {_SMALLER}.")
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
@@ -64,5 +70,5 @@ class TrainingSession(Generic[R]):
 
 def _finite(measured: Measured) -> Measured:
     if not math.isfinite(measured.loss):
-        raise NonFiniteLoss(f"The loss became {measured.loss}; try a smaller learning_rate_multiplier.")
+        raise NonFiniteLoss(f"The loss became {measured.loss}; {_SMALLER}.")
     return measured

@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 Epochs: TypeAlias = Annotated[int, Meta(ge=1, le=50, description="Passes over the training file.")]
 BatchSize: TypeAlias = Annotated[int, Meta(ge=1, le=256, description="Examples per optimizer step.")]
 LearningRateMultiplier: TypeAlias = Annotated[
-    float, Meta(gt=0, le=100, description="Factor on the server's base learning rate.")
+    float, Meta(gt=0, description="Factor on the server's base learning rate.")
 ]
 
 Beta: TypeAlias = Annotated[

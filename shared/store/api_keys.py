@@ -120,12 +120,14 @@ class KeyStore:
     async def revoke(self, key_id: str, *, project: str | None) -> None:
         """Forget a key; it stops working at once. Raises NotFound."""
         digest, record = await self._find(key_id, project)
-        await self._client.together(
+        await self._client.script(
+            "revoke_key",
             [
-                ("DEL", keys.api_key(digest), keys.key_used(digest), keys.key_digest(key_id)),
-                ("ZREM", _list_of(project), key_id),
-                ("SREM", keys.account_keys(record.service_account or ""), key_id),
-            ]
+                _list_of(project),
+                keys.account_keys(record.service_account or ""),
+                *(keys.api_key(digest), keys.key_used(digest), keys.key_digest(key_id)),
+            ],
+            [key_id, keys.place(_list_of(project), "")],
         )
 
     async def _store(self, digest: str, record: KeyRecord) -> bool:

@@ -55,14 +55,18 @@ class Client:
             return await pipeline.execute()
 
     async def script(self, name: str, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
-        """Run `scripts/{name}.lua` atomically. Raises StoreUnavailable, or ResponseError for a fault in the script."""
+        """Run `scripts/{name}.lua` atomically, with `prelude.lua` before it.
+
+        Raises StoreUnavailable, or ResponseError for a fault in the script.
+        """
         sha = self._scripts.get(name)
         if sha is not None:
             try:
                 return await self.call("EVALSHA", sha, len(keys), *keys, *arguments)
             except exceptions.NoScriptError:  # a restarted server has forgotten it
                 pass
-        text = (files("shared.store") / "scripts" / f"{name}.lua").read_text(encoding="utf-8")
+        scripts = files("shared.store") / "scripts"
+        text = "".join((scripts / f"{part}.lua").read_text(encoding="utf-8") for part in ("prelude", name))
         self._scripts[name] = (await self.call("SCRIPT", "LOAD", text)).decode()
         return await self.call("EVALSHA", self._scripts[name], len(keys), *keys, *arguments)
 

@@ -46,7 +46,7 @@ class CompletionStore:
         await self._client.script(
             "keep_completion",
             [keys.completion(completion.id), keys.completions(completion.project), keys.SEQUENCE],
-            [completion.id, self._keep_s, keys.completion(""), *fields],
+            [completion.id, self._keep_s, keys.completion(""), _places(completion.project), *fields],
         )
 
     async def get(self, completion_id: str, *, project: str) -> StoredCompletion:
@@ -73,7 +73,7 @@ class CompletionStore:
     async def remove(self, completion_id: str, *, project: str) -> None:
         """Raises NotFound, also when it was removed before."""
         places = [keys.completion(completion_id), keys.completions(project)]
-        if not await self._client.script("forget_owned", places, [project, completion_id]):
+        if not await self._client.script("forget_owned", places, [project, completion_id, _places(project)]):
             raise _unknown(completion_id)
 
     async def list(
@@ -108,10 +108,9 @@ class CompletionStore:
             return []
         raws = await self._client.together([("HMGET", keys.completion(one), *_FIELDS) for one in ids])
         records = [_completion(one, raw) for one, raw in zip(ids, raws, strict=True)]
-        # The last one stays: the next page is looked up behind it.
-        gone = [one for one, record in zip(ids[:-1], records, strict=False) if record is None]
+        gone = [one for one, record in zip(ids, records, strict=True) if record is None]
         if gone:
-            await self._client.call("ZREM", keys.completions(project), *gone)
+            await index.leave(self._client, keys.completions(project), gone)
         return [record for record in records if record is not None]
 
 
@@ -122,6 +121,10 @@ def _completion(completion_id: str, found: Sequence[bytes | None]) -> StoredComp
     return StoredCompletion(
         id=completion_id, project=project.decode(), model=model.decode(), metadata=_decode_metadata(metadata), body=body
     )
+
+
+def _places(project: str) -> str:
+    return keys.place(keys.completions(project), "")
 
 
 def _unknown(completion_id: str) -> NotFound:

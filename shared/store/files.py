@@ -125,7 +125,8 @@ class FileStore:
             keys.project_bytes(record.project),
             keys.EXPIRING_FILES,
         ]
-        return bool(await self._client.script("remove_file", found, [record.id, record.size_bytes]))
+        places = keys.place(keys.files(record.project), "")
+        return bool(await self._client.script("remove_file", found, [record.id, record.size_bytes, places]))
 
 
 def _no_room(size_bytes: int) -> RateLimited:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from shared import keys
@@ -10,6 +10,9 @@ from shared.errors import NotFound
 from shared.store.client import Client
 
 T = TypeVar("T")
+
+REMEMBER_S = 3600
+"""For how long one may page behind an id that was removed; scripts/prelude.lua has the same."""
 
 
 async def next_sequence(client: Client) -> int:
@@ -22,17 +25,32 @@ async def page(
 ) -> tuple[list[str], bool]:
     """Return up to `limit` ids behind `after`, and whether there are more. O(log n + limit).
 
-    Raises NotFound when `after` is not in the set.
+    Raises NotFound when `after` is not in the set and was not taken out of it within the last hour.
     """
-    start = 0
-    if after is not None:
-        rank = await client.call("ZREVRANK" if newest_first else "ZRANK", key, after)
-        if rank is None:
-            raise NotFound(f"No such object to list after: {after}", param="after")
-        start = int(rank) + 1
-    found = await client.call("ZREVRANGE" if newest_first else "ZRANGE", key, start, start + limit)
+    # By score, not by rank: ranks move when others are removed between two commands.
+    bound = None if after is None else f"({await _place(client, key, after)}"
+    span = (bound or "+inf", "-inf", "BYSCORE", "REV") if newest_first else (bound or "-inf", "+inf", "BYSCORE")
+    found = await client.call("ZRANGE", key, *span, "LIMIT", 0, limit + 1)
     ids = [member.decode() for member in found]
     return ids[:limit], len(ids) > limit
+
+
+async def _place(client: Client, key: str, member: str) -> float:
+    score = await client.call("ZSCORE", key, member)
+    return await former_place(client, key, member) if score is None else float(score)
+
+
+async def former_place(client: Client, key: str, member: str) -> float:
+    """Return the score that a member had which was removed within the last hour. Raises NotFound."""
+    score = await client.call("GET", keys.place(key, member))
+    if score is None:
+        raise NotFound(f"No such object to list after: {member[:100]}", param="after")
+    return float(score)
+
+
+async def leave(client: Client, key: str, members: Sequence[str], *, delete: Sequence[str] = ()) -> None:
+    """Take members out of the set, and delete keys in the same step; one may page behind them for another hour."""
+    await client.script("leave_list", [key, *delete], [keys.place(key, ""), *members])
 
 
 async def records(

@@ -162,7 +162,12 @@ class JobStore:
         _raise_for(outcome, job_id)
 
     async def events(self, job_id: str, *, after: str | None = None, limit: int = 20) -> tuple[Sequence[Event], bool]:
-        """Return a page of events, newest first; `after` is the id of the last one on the page before."""
+        """Return a page of events, newest first; `after` is the id of the last one on the page before.
+
+        Raises NotFound when the job has no such event.
+        """
+        if after is not None:
+            await self.check_event(job_id, after)
         end = "+" if after is None else f"({_stream_id(after)}"
         found = await self._client.call("XREVRANGE", keys.job_events(job_id), end, "-", "COUNT", limit + 1)
         events = [_stored_event(entry, fields) for entry, fields in found]

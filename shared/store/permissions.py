@@ -46,6 +46,26 @@ class PermissionStore:
         found = await self._client.call("HVALS", keys.permissions(model))
         return sorted(map(_decode, found), key=lambda record: record.order)
 
+    async def page(
+        self, model: str, *, project: str | None, after: str | None, limit: int, newest_first: bool
+    ) -> tuple[Sequence[PermissionRecord], bool]:
+        """Return a page, of one project's if it is given, and whether there are more.
+
+        Raises NotFound when `after` is no permission of the model and was none within the last hour.
+        """
+        found = await self.list(model)
+        if after is not None:
+            place = await self._place(model, found, after)
+            found = [one for one in found if (one.order < place if newest_first else one.order > place)]
+        wanted = [one for one in found[:: -1 if newest_first else 1] if project in (None, one.project)]
+        return wanted[:limit], len(wanted) > limit
+
+    async def _place(self, model: str, found: Sequence[PermissionRecord], permission_id: str) -> int:
+        for record in found:
+            if record.id == permission_id:
+                return record.order
+        return int(await index.former_place(self._client, keys.permissions(model), permission_id))
+
     async def revoke(self, model: str, permission_id: str) -> None:
         """Take a permission back; the project's requests are refused from the next one on. Raises NotFound."""
         for record in await self.list(model):
@@ -53,6 +73,7 @@ class PermissionStore:
                 await self._client.together(
                     [
                         ("HDEL", keys.permissions(model), record.project),
+                        ("SET", keys.place(keys.permissions(model), record.id), record.order, "EX", index.REMEMBER_S),
                         ("SREM", keys.shared_models(record.project), model),
                     ]
                 )

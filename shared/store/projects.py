@@ -140,6 +140,7 @@ class ServiceAccountStore:
     async def delete(self, account_id: str, *, project: str) -> None:
         """Delete a service account and all its keys, which stop working at once. Raises NotFound."""
         await self.get(account_id, project=project)
+        places = [keys.place(listing, "") for listing in (keys.accounts(project), keys.project_keys(project))]
         deleted = await self._client.script(
             "delete_account",
             [
@@ -148,7 +149,7 @@ class ServiceAccountStore:
                 keys.account_keys(account_id),
                 keys.project_keys(project),
             ],
-            [account_id, keys.api_key(""), keys.key_used(""), keys.key_digest("")],
+            [account_id, keys.api_key(""), keys.key_used(""), keys.key_digest(""), *places],
         )
         if not deleted:
             raise _no_account(account_id)

@@ -69,7 +69,7 @@ class WebhookStore:
     async def delete(self, endpoint_id: str, *, project: str) -> None:
         """Forget an endpoint; what is on its way to it is dropped. Raises NotFound."""
         await self._read(endpoint_id, project)
-        await self._client.together([("DEL", keys.webhook(endpoint_id)), ("ZREM", keys.webhooks(project), endpoint_id)])
+        await index.leave(self._client, keys.webhooks(project), [endpoint_id], delete=[keys.webhook(endpoint_id)])
 
     async def _read(self, endpoint_id: str, project: str) -> tuple[WebhookRecord, bytes]:
         raw = await self._client.call("GET", keys.webhook(endpoint_id))

@@ -7,12 +7,15 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import httpx2
 import openai
 import psutil
 import pytest
 
+from services.api.files.names import attachment
+from shared import keys
 from shared.records import FileRecord
 from shared.store.files import FileStore
 from tests.api_server import ApiServer, know_key, wait_until, with_store
@@ -52,10 +55,36 @@ def test_file_comes_back_as_it_went_in(api: ApiServer, tmp_path: Path) -> None:
     answer = sdk(api).files.content(made.id)
     assert answer.read() == LINES
     assert answer.response.headers["content-type"] == "application/octet-stream"
-    assert answer.response.headers["content-disposition"] == "attachment; filename*=utf-8''train%20%C3%BC.jsonl"
+    assert answer.response.headers["content-disposition"] == (
+        "attachment; filename=\"train _.jsonl\"; filename*=UTF-8''train%20%C3%BC.jsonl"
+    )
     assert sdk(api).files.retrieve(made.id).to_dict() == made.to_dict()
     folder = api.paths.file_folder(made.id)
     assert sorted(path.name for path in folder.iterdir()) == ["content", "manifest.json"]
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+def test_files_are_deleted_while_they_are_listed(api: ApiServer, redis_url: str, order: Literal["asc", "desc"]) -> None:
+    client = sdk(api)
+    made = [client.files.create(file=(f"{n}.jsonl", LINES), purpose="fine-tune").id for n in range(7)]
+    seen = []
+    for file in client.files.list(limit=3, order=order):
+        client.files.delete(file.id)
+        seen.append(file.id)
+    assert seen == (made if order == "asc" else made[::-1])
+    assert client.files.list(after=made[3]).data == []
+    foreign = openai.OpenAI(base_url=f"{api.url}/v1", api_key=know_key(redis_url, "sk-foreign", project="proj_foreign"))
+    for stranger, after in ((foreign, made[3]), (client, "file-unknown"), (client, "proj_foreign file-unknown")):
+        with pytest.raises(openai.NotFoundError) as refused:
+            stranger.files.list(after=after)
+        assert refused.value.param == "after"
+
+
+def test_place_of_a_deleted_file_is_forgotten_in_an_hour(api: ApiServer, redis_url: str) -> None:
+    made = sdk(api).files.create(file=("a.jsonl", LINES), purpose="fine-tune").id
+    sdk(api).files.delete(made)
+    place = keys.place(keys.files("proj_default"), made)
+    assert 3500 < with_store(redis_url, lambda client: client.call("TTL", place)) <= 3600
 
 
 def test_async_sdk_uploads_bytes_without_a_name(api: ApiServer) -> None:
@@ -65,6 +94,15 @@ def test_async_sdk_uploads_bytes_without_a_name(api: ApiServer) -> None:
 
     made = asyncio.run(upload())
     assert (made.filename, made.bytes) == ("upload", 12)
+
+
+@pytest.mark.parametrize("name", ["a b.jsonl", 'say "hi".jsonl', "训练.jsonl"])
+def test_any_name_of_a_file_comes_back_with_its_content(api: ApiServer, name: str) -> None:
+    made = sdk(api).files.create(file=(name, LINES), purpose="fine-tune")
+    assert made.filename == name
+    answer = sdk(api).files.content(made.id)
+    assert answer.read() == LINES
+    assert answer.response.headers["content-disposition"] == attachment(name)
 
 
 def test_empty_file_is_stored(api: ApiServer) -> None:

@@ -137,6 +137,21 @@ def test_old_hyperparameters_count_unless_method_says_otherwise(sdk: openai.Open
         ({"metadata": []}, "metadata", "invalid_value"),
         ({"hyperparameters": {"n_epochs": 0}}, "hyperparameters.n_epochs", "invalid_value"),
         ({"hyperparameters": {"batch_size": "big"}}, "hyperparameters.batch_size", "invalid_value"),
+        (
+            {"hyperparameters": {"learning_rate_multiplier": 0}},
+            "hyperparameters.learning_rate_multiplier",
+            "invalid_value",
+        ),
+        (
+            {"hyperparameters": {"learning_rate_multiplier": 10**400}},
+            "hyperparameters.learning_rate_multiplier",
+            "invalid_value",
+        ),
+        (
+            {"method": dpo(learning_rate_multiplier=-1)},
+            "method.dpo.hyperparameters.learning_rate_multiplier",
+            "invalid_value",
+        ),
         ({"hyperparameters": {"colour": 1}}, "hyperparameters.colour", "unknown_parameter"),
         ({"method": {}}, "method.type", "missing_required_parameter"),
         ({"method": {"type": "magic"}}, "method.type", "invalid_value"),
@@ -179,6 +194,25 @@ def test_wrong_field_is_named(
     body = {"model": BASE, "training_file": training_file, **changes}
     got_param, got_code, message = refused(lambda: sdk.post("/fine_tuning/jobs", body=body, cast_to=object))
     assert (got_param, got_code) == (param, code), message
+    assert sdk.fine_tuning.jobs.list().data == []
+
+
+@pytest.mark.parametrize("multiplier", [1e-300, 101, 250.5, 1.7e308])
+def test_learning_rate_multiplier_has_no_maximum(sdk: openai.OpenAI, training_file: str, multiplier: float) -> None:
+    method: Any = {"type": "supervised", "supervised": {"hyperparameters": {"learning_rate_multiplier": multiplier}}}
+    job = sdk.fine_tuning.jobs.create(model=BASE, training_file=training_file, method=method)
+    assert job.hyperparameters.learning_rate_multiplier == multiplier
+    assert sdk.fine_tuning.jobs.retrieve(job.id) == job
+
+
+def test_infinite_number_is_refused(api: ApiServer, sdk: openai.OpenAI, training_file: str) -> None:
+    body = (
+        f'{{"model":"{BASE}","training_file":"{training_file}","hyperparameters":{{"learning_rate_multiplier":1e400}}}}'
+    )
+    with api.client() as http:
+        answer = http.post("/v1/fine_tuning/jobs", content=body, headers={"content-type": "application/json"})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, "hyperparameters.learning_rate_multiplier")
     assert sdk.fine_tuning.jobs.list().data == []
 
 
@@ -255,9 +289,17 @@ def test_events_are_paged_newest_first(sdk: openai.OpenAI, training_file: str, r
     assert [item.message for item in shown] == ["Step 4/4", "Step 3/4", "Step 2/4", "Step 1/4", shown[-1].message]
     assert shown[0].data == {"step": 4, "train_loss": 0.5}
     assert len({item.id for item in shown}) == 5
-    for after in ("ftevent-nonsense", "nonsense", "ftevent-1-2-3"):
-        with pytest.raises(openai.NotFoundError):
-            sdk.fine_tuning.jobs.list_events(job.id, after=after)
+    assert sdk.fine_tuning.jobs.list_events(job.id, after=shown[-1].id).data == []
+
+
+def test_event_to_list_after_must_be_the_jobs(sdk: openai.OpenAI, training_file: str) -> None:
+    job, other = (sdk.fine_tuning.jobs.create(model=BASE, training_file=training_file).id for _ in range(2))
+    theirs = sdk.fine_tuning.jobs.list_events(other).data[0].id
+    last = f"ftevent-{2**64 - 1}-{2**64 - 1}"
+    for after in ("ftevent-nonsense", "nonsense", "ftevent-1-2-3", "ftevent-5-5", last, theirs):
+        with pytest.raises(openai.NotFoundError) as refused:
+            sdk.fine_tuning.jobs.list_events(job, after=after)
+        assert refused.value.param == "after"
 
 
 def test_checkpoints_are_paged_newest_first(sdk: openai.OpenAI, training_file: str, redis_url: str) -> None:

@@ -138,6 +138,45 @@ def test_admin_keys_through_the_sdk(api: ApiServer, admin: openai.OpenAI) -> Non
     admin.admin.organization.projects.list()
 
 
+def test_accounts_and_keys_are_deleted_while_they_are_listed(api: ApiServer, admin: openai.OpenAI) -> None:
+    organization = admin.admin.organization
+    project = organization.projects.create(name="team").id
+    accounts, keys = organization.projects.service_accounts, organization.projects.api_keys
+    made = []
+    for number in range(6):
+        made.append(new_key(api, project)["id"])
+        organization.admin_api_keys.create(name=str(number))
+    seen = []
+    for key in keys.list(project, limit=2):
+        keys.delete(key.id, project_id=project)
+        seen.append(key.id)
+    assert seen == made[::-1]
+    made = [account.id for account in accounts.list(project)]
+    seen = []
+    for account in accounts.list(project, limit=2):
+        accounts.delete(account.id, project_id=project)
+        seen.append(account.id)
+    assert seen == made and len(made) == 6
+    names = []
+    for admin_key in organization.admin_api_keys.list(limit=2, order="desc"):
+        if admin_key.name != "test":
+            organization.admin_api_keys.delete(admin_key.id)
+        names.append(admin_key.name)
+    assert names == ["5", "4", "3", "2", "1", "0", "test"]
+
+
+def test_key_that_goes_with_its_account_is_still_a_place(api: ApiServer, admin: openai.OpenAI) -> None:
+    projects = admin.admin.organization.projects
+    project, other = projects.create(name="team").id, projects.create(name="other").id
+    older = new_key(api, project)["id"]
+    account = projects.service_accounts.create(project, name="ci")
+    assert account.api_key is not None
+    projects.service_accounts.delete(account.id, project_id=project)
+    assert [key.id for key in projects.api_keys.list(project, after=account.api_key.id)] == [older]
+    with pytest.raises(openai.NotFoundError):
+        projects.api_keys.list(other, after=account.api_key.id)
+
+
 def test_rate_limits_through_the_sdk(admin: openai.OpenAI) -> None:
     project = admin.admin.organization.projects.create(name="team").id
     limits = admin.admin.organization.projects.rate_limits

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import openai
 import pytest
 
@@ -49,6 +51,23 @@ def test_shared_model_is_the_guests_to_use_until_it_is_not(
     assert deleted.to_dict() == {"id": granted.id, "object": "checkpoint.permission", "deleted": True}
     with pytest.raises(openai.NotFoundError):
         guest.models.retrieve(MODEL)
+
+
+@pytest.mark.parametrize("order", ["ascending", "descending"])
+def test_permissions_are_taken_back_while_they_are_listed(
+    owner: openai.OpenAI, api: ApiServer, order: Literal["ascending", "descending"]
+) -> None:
+    permissions = owner.fine_tuning.checkpoints.permissions
+    admin = openai.OpenAI(base_url=f"{api.url}/v1", api_key=api.key, admin_api_key=api.key).admin.organization
+    permissions.create(MODEL, project_ids=[admin.projects.create(name=str(n)).id for n in range(5)])
+    listed = [item.id for item in permissions.list(MODEL, order=order)]
+    seen = []
+    for item in permissions.list(MODEL, limit=2, order=order):
+        permissions.delete(item.id, fine_tuned_model_checkpoint=MODEL)
+        seen.append(item.id)
+    assert seen == listed and len(listed) == 5
+    with pytest.raises(openai.NotFoundError):
+        permissions.list(MODEL, after="cp_unknown")
 
 
 def test_permissions_are_listed_in_both_orders_and_pages(owner: openai.OpenAI, api: ApiServer) -> None:

@@ -127,6 +127,16 @@ def test_list_is_paged_newest_first_and_limited(open_api: ApiServer) -> None:
         webhooks.create(name="one more", url="https://example.com/", event_types=[FAILED])
 
 
+def test_endpoints_are_deleted_while_they_are_listed(open_api: ApiServer) -> None:
+    webhooks = sdk_of(open_api).webhooks
+    made = [webhooks.create(name=str(n), url="https://example.com/", event_types=[FAILED]).id for n in range(5)]
+    seen = []
+    for endpoint in webhooks.list(limit=2):
+        webhooks.delete(endpoint.id)
+        seen.append(endpoint.id)
+    assert seen == made[::-1]
+
+
 GOOD = {"name": "n", "url": "https://example.com/", "event_types": [SUCCEEDED]}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import openai
 import pytest
@@ -267,6 +267,37 @@ def test_completions_expire_and_their_entries_go(sdk: openai.OpenAI, redis_url: 
         client.delete(keys.completion("chatcmpl-1"))
         store(sdk, upstream, "chatcmpl-3")
         assert client.zrange(keys.completions("proj_default"), 0, -1) == [b"chatcmpl-2", b"chatcmpl-3"]
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+def test_completions_are_deleted_while_they_are_listed(
+    sdk: openai.OpenAI, upstream: Upstream, order: Literal["asc", "desc"]
+) -> None:
+    for number in range(5):
+        store(sdk, upstream, f"chatcmpl-{number}")
+    seen = []
+    for one in sdk.chat.completions.list(limit=2, order=order):
+        sdk.chat.completions.delete(one.id)
+        seen.append(one.id[-1])
+    assert "".join(seen) == ("01234" if order == "asc" else "43210")
+
+
+def test_completion_that_expires_between_two_pages_is_still_a_place(
+    sdk: openai.OpenAI, redis_url: str, upstream: Upstream
+) -> None:
+    for number in range(4):
+        store(sdk, upstream, f"chatcmpl-{number}")
+    page = sdk.chat.completions.list(limit=2)
+    with redis.Redis.from_url(redis_url) as client:
+        client.delete(keys.completion("chatcmpl-0"), keys.completion("chatcmpl-1"))
+        sdk.chat.completions.list()
+        assert client.zcard(keys.completions("proj_default")) == 2
+        assert [one.id for one in page.get_next_page().data] == ["chatcmpl-2", "chatcmpl-3"]
+        client.delete(keys.completion("chatcmpl-2"))
+        store(sdk, upstream, "chatcmpl-4")
+        assert client.zcard(keys.completions("proj_default")) == 2
+        found = sdk.chat.completions.list(after="chatcmpl-2").data
+        assert [one.id for one in found] == ["chatcmpl-3", "chatcmpl-4"]
 
 
 def test_an_answer_cut_short_is_an_error_and_not_kept(sdk: openai.OpenAI, upstream: Upstream) -> None:

@@ -21,8 +21,9 @@ from litestar.connection import Request
 
 from services.api.files.forms import PART_FORM
 from services.api.files.multipart_form import receive_form
+from services.api.files.names import safe_name
 from services.api.files.partial import PartialFile
-from services.api.files.uploads import kept_for, safe_name
+from services.api.files.uploads import kept_for
 from shared import ids
 from shared.errors import Conflict, InvalidRequest, NotFound, RateLimited, TooLarge, Unavailable
 from shared.paths import Paths

@@ -7,7 +7,6 @@ nothing behind.
 from __future__ import annotations
 
 import asyncio
-import re
 import shutil
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from litestar.connection import Request
 
 from services.api.files.forms import FILE_FORM, lifetime_of, purpose_of
 from services.api.files.multipart_form import Received, receive_form
+from services.api.files.names import safe_name
 from services.api.files.partial import PartialFile
 from shared import ids
 from shared.errors import RateLimited
@@ -32,7 +32,6 @@ _log = structlog.get_logger()
 _FRAMING_BYTES = 1 << 20
 """Room for boundaries, headers and the small fields beside the file."""
 _BATCH_LIFETIME_S = 30 * 86_400
-_UNSAFE = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class Uploads:
@@ -121,9 +120,3 @@ def _record(file_id: str, project: str, form: Received, partial: PartialFile) ->
 def kept_for(purpose: FilePurpose, asked_s: int | None) -> int | None:
     """Return how long a new file is kept, in seconds; None is for ever. Batches go after thirty days, as at OpenAI."""
     return asked_s or (_BATCH_LIFETIME_S if purpose == "batch" else None)
-
-
-def safe_name(filename: str) -> str:
-    """Keep the last component of a client's path, without control characters; `upload` if nothing is left."""
-    name = _UNSAFE.sub("", filename.replace("\\", "/").rpartition("/")[2]).strip()[:255]
-    return name if name not in ("", ".", "..") else "upload"

@@ -11,6 +11,7 @@ from litestar.params import FromPath, FromQuery, QueryParameter
 from litestar.response import File as FileResponse
 
 from services.api.documents import BINARY, UPLOAD
+from services.api.files.names import attachment
 from services.api.files.uploads import Uploads
 from services.api.listing import page
 from shared.errors import NotFound
@@ -69,12 +70,13 @@ async def download_file(
         raise NotFound(f"The content of {file_id} is gone from this server's storage.", param="id")
     if record.purpose == "fine-tune-results" and settings.result_files_base64:
         return await asyncio.to_thread(_in_base64, content, record.filename)
-    return FileResponse(content, filename=record.filename, media_type="application/octet-stream")
+    headers = {"content-disposition": attachment(record.filename)}
+    return FileResponse(content, media_type="application/octet-stream", headers=headers)
 
 
 def _in_base64(content: Path, filename: str) -> Response[bytes]:
     """Answer with a small text file in base64, which OpenAI's own result files come in."""
-    headers = {"content-disposition": f'attachment; filename="{filename}"'}
+    headers = {"content-disposition": attachment(filename)}
     text = base64.b64encode(content.read_bytes())
     return Response(text, media_type="application/octet-stream", headers=headers)
 

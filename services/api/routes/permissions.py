@@ -9,7 +9,7 @@ from litestar.params import FromPath, FromQuery, QueryParameter
 
 from services.api.bodies import decode, read_json
 from services.api.documents import json_body
-from services.api.listing import cut, page
+from services.api.listing import page
 from services.api.model_paths import model_id
 from services.api.organization.projects import ProjectAdmin
 from shared.records import AdapterRecord, KeyRecord
@@ -59,9 +59,14 @@ async def list_permissions(
 ) -> Page[CheckpointPermission]:
     """List which projects may use a model, newest first unless `order` is `ascending`."""
     adapter = await _own(registry, model, caller.project)
-    oldest_first = [record.public() for record in await permissions.list(adapter.name)]
-    found = [shown for shown in oldest_first if project_id in (None, "", shown.project_id)]
-    return cut(found if order == "ascending" else found[::-1], after=after or None, limit=limit)
+    records, more = await permissions.page(
+        adapter.name,
+        project=project_id or None,
+        after=after or None,
+        limit=limit,
+        newest_first=order == "descending",
+    )
+    return page([record.public() for record in records], has_more=more)
 
 
 @delete(

@@ -215,9 +215,10 @@ def gradient(session: TrainingSession[Example], rows: Sequence[Example]) -> tupl
     return loss, {name: p.grad.clone() for name, p in session.parameters.items() if p.grad is not None}
 
 
-def test_diverged_training_ends_with_a_reason(tiny_base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("multiplier", [1e30, 1e43, 1e308])
+def test_diverged_training_ends_with_a_reason(tiny_base: Path, tmp_path: Path, multiplier: float) -> None:
     with pytest.raises(NonFiniteLoss, match="learning_rate_multiplier") as caught:
-        train(make_spec(tiny_base, tmp_path, learning_rate_multiplier=1e30, n_epochs=4), tmp_path)
+        train(make_spec(tiny_base, tmp_path, learning_rate_multiplier=multiplier, n_epochs=4), tmp_path)
     assert caught.value.code == "non_finite_loss"
 
 

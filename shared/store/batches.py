@@ -42,8 +42,12 @@ class BatchStore:
     async def list(self, project: str, *, after: str | None, limit: int) -> tuple[Sequence[BatchRecord], bool]:
         """Return a page, newest first, and whether there are more."""
         ids, more = await index.page(self._client, keys.batches(project), after=after, limit=limit)
+        return await self.read(ids), more
+
+    async def read(self, ids: Sequence[str]) -> Sequence[BatchRecord]:
+        """Return the batches of these ids in the same order, without those that are unknown."""
         raws = await self._client.together([("HGET", keys.batch(one), "record") for one in ids]) if ids else []
-        return [_decode(raw) for raw in raws if raw is not None], more
+        return [_decode(raw) for raw in raws if raw is not None]
 
     async def active(self) -> Sequence[str]:
         """List ids of the batches that are not at their end, oldest first."""

@@ -9,7 +9,7 @@
 | selftune:project:{id}            | string | ProjectRecord                                  | for ever       |
 | selftune:projects                | zset   | project ids by order of creation               | for ever       |
 | selftune:project_keys:{project}  | zset   | ids of its keys by order of creation           | for ever       |
-| selftune:project_bytes:{project} | string | sum of the sizes of its files                  | for ever       |
+| selftune:project_bytes:{project} | string | bytes that it keeps, see shared/store/storage  | for ever       |
 | selftune:account:{id}            | string | ServiceAccountRecord                           | until deleted  |
 | selftune:accounts:{project}      | zset   | service account ids by order of creation       | for ever       |
 | selftune:account_keys:{id}       | set    | ids of a service account's keys                | until deleted  |
@@ -18,7 +18,7 @@
 | selftune:file:{id}               | string | FileRecord                                     | until deleted  |
 | selftune:files:{project}         | zset   | file ids by order of creation                  | for ever       |
 | selftune:expiring_files          | zset   | file ids by the time they expire               | until swept    |
-| selftune:upload:{id}             | hash   | record: UploadRecord, received: bytes of parts | a day past it  |
+| selftune:upload:{id}             | hash   | record, received: bytes, counted: of project's | a day past it  |
 | selftune:upload_parts:{id}       | hash   | part id → PartRecord                           | until swept    |
 | selftune:uploads                 | zset   | upload ids by the time they expire             | until swept    |
 | selftune:job:{id}                | hash   | record: JobRecord, version: counter            | for ever       |

@@ -22,7 +22,7 @@ from litestar.connection import Request
 from services.api.files.forms import PART_FORM
 from services.api.files.multipart_form import receive_form
 from services.api.files.partial import PartialFile
-from services.api.files.uploads import kept_for, safe_name
+from services.api.files.uploads import kept_for, least_size, safe_name
 from shared import ids
 from shared.errors import Conflict, InvalidRequest, NotFound, RateLimited, TooLarge, Unavailable
 from shared.paths import Paths
@@ -70,8 +70,13 @@ class ChunkedUploads:
         return record.public()
 
     async def add_part(self, request: Request[Any, Any, Any], upload_id: str, *, project: str) -> PartRecord:
-        """Store a part. Raises NotFound, InvalidRequest for an upload that has ended, TooLarge, ClientGone."""
+        """Store a part.
+
+        Raises NotFound, InvalidRequest for an upload that has ended, TooLarge, ClientGone, RateLimited when the project
+        has no room.
+        """
         record = await self._pending(upload_id, project)
+        await self._files.check_room(project, least_size(request))
         part_id = ids.new_part_id()
         partial = PartialFile(self._paths.partial / part_id, limit=MAX_PART_BYTES, param="data")
         try:
@@ -162,7 +167,7 @@ class ChunkedUploads:
         finally:
             await asyncio.to_thread(partial.discard)
         try:
-            await self._files.add(file)
+            await self._files.add(file, upload_id=record.id)
         except RateLimited:
             if await self._file(record) is None:
                 await asyncio.to_thread(_remove, self._paths.file_folder(file.id))

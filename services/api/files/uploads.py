@@ -48,7 +48,7 @@ class Uploads:
 
         Raises InvalidRequest, TooLarge, ClientGone, StoreUnavailable, RateLimited when the project has no room.
         """
-        await self._files.check_room(project, _least_size(request))
+        await self._files.check_room(project, least_size(request))
         file_id = ids.new_file_id()
         partial = PartialFile(self._paths.partial / file_id, limit=self._max_file_bytes)
         try:
@@ -90,8 +90,8 @@ def _last_write(folder: Path) -> float:
     return max((path.stat().st_mtime for path in (folder, *folder.glob("*"))), default=0.0)
 
 
-def _least_size(request: Request[Any, Any, Any]) -> int:
-    """Return how many bytes the file must have at least, going by the announced size of the body."""
+def least_size(request: Request[Any, Any, Any]) -> int:
+    """Return how many bytes the file or part must have at least, going by the announced size of the body."""
     announced = request.headers.get("content-length", "")
     known = announced.isascii() and announced.isdigit() and len(announced) < 20
     return max(1, int(announced) - _FRAMING_BYTES) if known else 1

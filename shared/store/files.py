@@ -43,6 +43,7 @@ class FileStore:
             keys.project_bytes(record.project),
             keys.SEQUENCE,
             keys.project(record.project),
+            keys.file_batches(record.id),
             *([keys.upload(upload_id)] if upload_id else []),
         ]
 
@@ -101,11 +102,15 @@ class FileStore:
             await self._client.call("ZADD", keys.EXPIRING_FILES, record.expires_at, record.id)
 
     async def remove(self, record: FileRecord) -> bool:
-        """Forget a file; False if somebody was faster. The caller removes the bytes afterwards."""
+        """Forget a file; False if somebody was faster. The caller removes the bytes afterwards.
+
+        It counts until the last batch that has it as its input has ended.
+        """
         found = [
             keys.file(record.id),
             keys.files(record.project),
             keys.project_bytes(record.project),
             keys.EXPIRING_FILES,
+            keys.file_batches(record.id),
         ]
         return bool(await self._client.script("remove_file", found, [record.id, record.size_bytes]))

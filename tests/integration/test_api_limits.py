@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -12,21 +13,25 @@ from typing import Any
 import httpx2
 import openai
 import pytest
+from msgspec.structs import replace
 
 from services.api.auth import PUBLIC
 from services.api.routes import ROUTES
 from services.api.scopes import needed
 from shared import keys
-from shared.errors import InvalidRequest, RateLimited
+from shared.batch_records import BatchRecord
+from shared.batch_states import BatchState
+from shared.errors import InvalidRequest, NotFound, RateLimited
 from shared.projects import Limits
 from shared.records import FileRecord
+from shared.store.batches import BatchStore
 from shared.store.client import Client
 from shared.store.files import FileStore
 from shared.store.limits import Bucket, LimitStore
 from shared.store.projects import ProjectStore
 from shared.store.registry import Registry
 from shared.store.uploads import PartRecord, UploadRecord, UploadStore
-from tests.api_server import BASE, ApiServer, know_key, make_base, with_store
+from tests.api_server import BASE, ApiServer, know_key, make_base, wait_until, with_store
 
 PROJECTS = "/v1/organization/projects"
 DURATION = re.compile(r"(\d+h)?(\d+m)?([\d.]+s)|\d+ms")
@@ -350,6 +355,71 @@ def test_files_from_before_counting_are_counted(redis_url: str) -> None:
         assert await files.used_bytes("p") == 1060
 
     with_store(redis_url, story)
+
+
+def a_batch(number: int, file: FileRecord) -> BatchRecord:
+    return BatchRecord(
+        id=f"batch_{number}", project="p", endpoint="/v1/embeddings", input_file_id=file.id, planned_output="file-o",
+        planned_error="file-e", created_at=1, expires_at=2,
+    )  # fmt: skip
+
+
+def test_input_of_batches_counts_once_until_the_last_has_ended(redis_url: str) -> None:
+    async def story(client: Client) -> None:
+        files, batches = FileStore(client, project_bytes=100), BatchStore(client)
+        file = a_file(1, 60)
+        await files.add(file)
+        await client.call("DEL", keys.project_bytes("p"))  # as before storage was counted
+        for number in (1, 2, 2):
+            await batches.create(a_batch(number, file), held=file)
+        assert await files.used_bytes("p") == 60
+
+        async def end(number: int) -> int:
+            await batches.update(f"batch_{number}", lambda one: replace(one, status=BatchState.FAILED))
+            return await files.used_bytes("p")
+
+        assert await end(1) == 60
+        assert await files.remove(file) and not await files.remove(file)
+        assert await files.used_bytes("p") == 60
+        with pytest.raises(RateLimited):
+            await files.add(a_file(2, 41))
+        with pytest.raises(NotFound):
+            await batches.create(a_batch(3, file), held=file)
+        await files.add(file)  # by an upload that is completed again
+        assert await files.used_bytes("p") == 60 and await files.remove(file)
+        assert [await end(2), await end(2)] == [0, 0]
+
+        await files.add(file)
+        await batches.create(a_batch(4, file), held=file)
+        assert await end(4) == 60
+        assert await files.remove(file) and await files.used_bytes("p") == 0
+        assert not await client.call("EXISTS", keys.file_batches(file.id))
+
+    with_store(redis_url, story)
+
+
+def test_deleting_the_input_of_a_batch_makes_no_room(api: ApiServer, redis_url: str) -> None:
+    with_store(redis_url, lambda store: Registry(store).put_base(make_base()))
+    client = openai.OpenAI(
+        base_url=f"{api.url}/v1", api_key=new_key(api, new_project(api, storage_bytes=1000)), max_retries=0
+    )
+    body = {"model": BASE, "input": "x" * 500}
+    text = json.dumps({"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": body})
+
+    def send() -> str:
+        return client.files.create(file=("a.jsonl", text.encode()), purpose="batch").id
+
+    file = send()
+    batch = client.batches.create(input_file_id=file, endpoint="/v1/embeddings", completion_window="24h")
+    client.files.delete(file)
+    with pytest.raises(openai.RateLimitError):
+        send()
+    wait_until(lambda: client.batches.retrieve(batch.id).status == "in_progress")
+    client.batches.cancel(batch.id)
+    wait_until(lambda: client.batches.retrieve(batch.id).status == "cancelled")
+    left = client.batches.retrieve(batch.id)
+    client.files.delete(str(left.error_file_id))
+    assert send()
 
 
 def test_own_limit_of_zero_lifts_the_default(redis_url: str) -> None:

@@ -61,6 +61,10 @@ class FileStore:
         """Return how many bytes the project keeps."""
         return await self._storage.used_bytes(project)
 
+    async def exists(self, file_id: str) -> bool:
+        """Tell whether a file has a record, even one that has expired."""
+        return bool(await self._client.call("EXISTS", keys.file(file_id)))
+
     async def get(self, file_id: str, *, project: str | None = None) -> FileRecord:
         """Raises NotFound when it is unknown, has expired, or belongs to another project than `project`."""
         raw = await self._client.call("GET", keys.file(file_id))

@@ -22,6 +22,7 @@ from litestar.connection import Request
 from services.api.files.forms import PART_FORM
 from services.api.files.multipart_form import receive_form
 from services.api.files.partial import PartialFile
+from services.api.files.unrecorded import Unrecorded
 from services.api.files.uploads import kept_for, least_size, safe_name
 from shared import ids
 from shared.errors import Conflict, InvalidRequest, NotFound, RateLimited, TooLarge, Unavailable
@@ -45,6 +46,7 @@ class ChunkedUploads:
         self._files = files
         self._paths = paths
         self._settings = settings
+        self._unrecorded = Unrecorded(paths)
 
     async def begin(self, wanted: CreateUpload, *, project: str) -> Upload:
         """Announce a file. Raises TooLarge."""
@@ -161,6 +163,7 @@ class ChunkedUploads:
                 created_at=now,
                 expires_at=None if lifetime is None else now + lifetime,
             )
+            await asyncio.to_thread(self._unrecorded.mark, file.id)
             await partial.publish(self._paths.file_folder(file.id), msgspec.json.encode(file))
         except FileNotFoundError as error:  # completed or cancelled by somebody else meanwhile
             raise Conflict(f"Upload {record.id} has ended meanwhile.") from error
@@ -172,6 +175,7 @@ class ChunkedUploads:
             if await self._file(record) is None:
                 await asyncio.to_thread(_remove, self._paths.file_folder(file.id))
             raise
+        await asyncio.to_thread(self._unrecorded.settle, file.id)
 
     async def _take_back(self, record: UploadRecord) -> None:
         file = await self._file(record)

@@ -9,16 +9,17 @@
 | selftune:project:{id}            | string | ProjectRecord                                  | for ever       |
 | selftune:projects                | zset   | project ids by order of creation               | for ever       |
 | selftune:project_keys:{project}  | zset   | ids of its keys by order of creation           | for ever       |
-| selftune:project_bytes:{project} | string | sum of the sizes of its files                  | for ever       |
+| selftune:project_bytes:{project} | string | bytes that it keeps, see shared/store/storage  | for ever       |
 | selftune:account:{id}            | string | ServiceAccountRecord                           | until deleted  |
 | selftune:accounts:{project}      | zset   | service account ids by order of creation       | for ever       |
 | selftune:account_keys:{id}       | set    | ids of a service account's keys                | until deleted  |
 | selftune:request_bucket:{id}     | hash   | level, at: requests left to a key or project   | until full     |
 | selftune:token_bucket:{id}       | hash   | level, at: tokens left to a key or project     | until full     |
 | selftune:file:{id}               | string | FileRecord                                     | until deleted  |
+| selftune:file_batches:{id}       | set    | ids of batches that hold it as their input     | until they end |
 | selftune:files:{project}         | zset   | file ids by order of creation                  | for ever       |
 | selftune:expiring_files          | zset   | file ids by the time they expire               | until swept    |
-| selftune:upload:{id}             | hash   | record: UploadRecord, received: bytes of parts | a day past it  |
+| selftune:upload:{id}             | hash   | record, received: bytes, counted: of project's | a day past it  |
 | selftune:upload_parts:{id}       | hash   | part id → PartRecord                           | until swept    |
 | selftune:uploads                 | zset   | upload ids by the time they expire             | until swept    |
 | selftune:job:{id}                | hash   | record: JobRecord, version: counter            | for ever       |
@@ -30,7 +31,7 @@
 | selftune:job_events:{id}         | stream | event: Event without its id                    | with the job   |
 | selftune:job_checkpoints:{id}    | list   | Checkpoint, oldest first                       | with the job   |
 | selftune:job_lease:{id}          | string | token of the worker that owns the job          | lease_ttl_s    |
-| selftune:batch:{id}              | hash   | record: BatchRecord, version: counter          | for ever       |
+| selftune:batch:{id}              | hash   | record, version: counter, input_bytes          | for ever       |
 | selftune:batches:{project}       | zset   | batch ids by order of creation                 | for ever       |
 | selftune:active_batches          | zset   | ids of batches that are not at their end       | for ever       |
 | selftune:batch_lease:{id}        | string | token of the api process that works on it      | lease_ttl_s    |
@@ -88,6 +89,10 @@ def api_key(digest: str) -> str:
 
 def file(file_id: str) -> str:
     return f"{_ROOT}:file:{file_id}"
+
+
+def file_batches(file_id: str) -> str:
+    return f"{_ROOT}:file_batches:{file_id}"
 
 
 def files(project: str) -> str:

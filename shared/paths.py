@@ -7,6 +7,7 @@ DATA_DIR/
   bases/<sha256>/                  base models converted here
   files/<file id>/content          uploaded bytes, beside manifest.json
   files/.partial/                  uploads on their way; safe to delete when nothing runs
+  files/.unrecorded/<file id>      marks of files that may lack their record
   uploads/<upload id>/<part id>/   parts of uploads under way, each with content and manifest.json
   batches/<batch id>/              input.jsonl, results/; gone when the batch has ended
   jobs/<job id>/                   spec.json, checkpoints/, train.log; with DPO reference.json, with W&B wandb/
@@ -36,6 +37,7 @@ class Paths:
         self.bases = home / "bases"
         self.files = home / "files"
         self.partial = home / "files" / ".partial"
+        self.unrecorded = home / "files" / ".unrecorded"
         self.uploads = home / "uploads"
         self.batches = home / "batches"
         self.jobs = home / "jobs"
@@ -49,6 +51,7 @@ class Paths:
             self.valkey,
             self.bases,
             self.partial,
+            self.unrecorded,
             self.uploads,
             self.batches,
             self.jobs,
@@ -63,6 +66,9 @@ class Paths:
 
     def file_content(self, file_id: str) -> Path:
         return self.file_folder(file_id) / "content"
+
+    def unrecorded_mark(self, file_id: str) -> Path:
+        return self.unrecorded / _name(file_id)
 
     def upload_folder(self, upload_id: str) -> Path:
         return self.uploads / _name(upload_id)

@@ -8,18 +8,14 @@ from collections.abc import Sequence
 import msgspec
 
 from shared import keys
-from shared.errors import NotFound, RateLimited
-from shared.projects import ProjectRecord
+from shared.errors import NotFound
 from shared.records import FileRecord
 from shared.store import index
-from shared.store.client import Client
+from shared.store.client import Argument, Client
+from shared.store.storage import Storage
 
 _decode = msgspec.json.Decoder(FileRecord).decode
-_decode_project = msgspec.json.Decoder(ProjectRecord).decode
 _encode = msgspec.json.Encoder().encode
-
-_NO_ROOM = -1
-_NEVER_COUNTED = -2
 
 
 class FileStore:
@@ -31,51 +27,43 @@ class FileStore:
 
     def __init__(self, client: Client, *, project_bytes: int | None = None) -> None:
         self._client = client
-        self._project_bytes = project_bytes
+        self._storage = Storage(client, project_bytes=project_bytes)
 
-    async def add(self, record: FileRecord, *, produced: bool = False) -> None:
+    async def add(self, record: FileRecord, *, produced: bool = False, upload_id: str | None = None) -> None:
         """Make a file visible; its bytes must be in place. Calling it twice is the same as once.
 
-        Raises RateLimited when the project has no room for it, unless the server itself `produced` it: what a job or a
-        batch has worked for is not lost.
+        From then on it counts instead of the parts of the upload that it was made of. Raises RateLimited when the
+        project has no room for it, unless the server itself `produced` it: what a job or a batch has worked for is not
+        lost.
         """
         await self._note_expiry(record)
-        limit = -1 if produced or self._project_bytes is None else self._project_bytes
-        outcome = await self._add(record, limit)
-        if outcome == _NEVER_COUNTED:
-            await self.used_bytes(record.project)
-            outcome = await self._add(record, limit)
-        if outcome == _NO_ROOM:
-            raise _no_room(record.size_bytes)
+        found = [
+            keys.file(record.id),
+            keys.files(record.project),
+            keys.project_bytes(record.project),
+            keys.SEQUENCE,
+            keys.project(record.project),
+            keys.file_batches(record.id),
+            *([keys.upload(upload_id)] if upload_id else []),
+        ]
+
+        async def attempt(limit: int) -> int:
+            arguments: list[Argument] = [record.id, _encode(record), record.size_bytes, limit]
+            return int(await self._client.script("add_file", found, arguments))
+
+        await self._storage.claim(record.project, record.size_bytes, attempt, limited=not produced)
 
     async def check_room(self, project: str, size_bytes: int) -> None:
         """Raises RateLimited when `size_bytes` more would not fit now; `add` decides."""
-        if self._project_bytes is None:
-            return
-        raw = await self._client.call("GET", keys.project(project))
-        own = _decode_project(raw).limits.storage_bytes if raw is not None else None
-        limit = self._project_bytes if own is None else own
-        if limit and await self.used_bytes(project) + size_bytes > limit:
-            raise _no_room(size_bytes)
+        await self._storage.check_room(project, size_bytes)
 
     async def used_bytes(self, project: str) -> int:
-        """Return the sum of the sizes of a project's files."""
-        found = [keys.files(project), keys.project_bytes(project)]
-        return int(await self._client.script("count_files", found, [keys.file("")]))
+        """Return how many bytes the project keeps."""
+        return await self._storage.used_bytes(project)
 
-    async def _add(self, record: FileRecord, limit: int) -> int:
-        outcome = await self._client.script(
-            "add_file",
-            [
-                keys.file(record.id),
-                keys.files(record.project),
-                keys.project_bytes(record.project),
-                keys.SEQUENCE,
-                keys.project(record.project),
-            ],
-            [record.id, _encode(record), record.size_bytes, limit],
-        )
-        return int(outcome)
+    async def exists(self, file_id: str) -> bool:
+        """Tell whether a file has a record, even one that has expired."""
+        return bool(await self._client.call("EXISTS", keys.file(file_id)))
 
     async def get(self, file_id: str, *, project: str | None = None) -> FileRecord:
         """Raises NotFound when it is unknown, has expired, or belongs to another project than `project`."""
@@ -118,19 +106,16 @@ class FileStore:
             await self._client.call("ZADD", keys.EXPIRING_FILES, record.expires_at, record.id)
 
     async def remove(self, record: FileRecord) -> bool:
-        """Forget a file; False if somebody was faster. The caller removes the bytes afterwards."""
+        """Forget a file; False if somebody was faster. The caller removes the bytes afterwards.
+
+        It counts until the last batch that has it as its input has ended.
+        """
         found = [
             keys.file(record.id),
             keys.files(record.project),
             keys.project_bytes(record.project),
             keys.EXPIRING_FILES,
+            keys.file_batches(record.id),
         ]
         places = keys.place(keys.files(record.project), "")
         return bool(await self._client.script("remove_file", found, [record.id, record.size_bytes, places]))
-
-
-def _no_room(size_bytes: int) -> RateLimited:
-    return RateLimited(
-        f"The project's storage has no room for {size_bytes:,} bytes more; delete files, or have its limit raised.",
-        code="storage_limit_exceeded",
-    )

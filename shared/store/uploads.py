@@ -15,7 +15,8 @@ from shared.errors import InvalidRequest, NotFound
 from shared.records import FileRecord
 from shared.schemas.files import FilePurpose
 from shared.schemas.uploads import MAX_PART_BYTES, Upload, UploadPart
-from shared.store.client import Client
+from shared.store.client import Argument, Client
+from shared.store.storage import Storage
 
 Outcome = Literal["completed", "cancelled"]
 
@@ -67,10 +68,14 @@ _decode_part = msgspec.json.Decoder(PartRecord).decode
 
 
 class UploadStore:
-    """Uploads by id. Their end is compare-and-set: of completing and cancelling at once, one wins."""
+    """Uploads by id. Their end is compare-and-set: of completing and cancelling at once, one wins.
 
-    def __init__(self, client: Client) -> None:
+    Parts count towards the project's storage until then; `project_bytes` is its default limit, as for files.
+    """
+
+    def __init__(self, client: Client, *, project_bytes: int | None = None) -> None:
         self._client = client
+        self._storage = Storage(client, project_bytes=project_bytes)
 
     async def add(self, record: UploadRecord) -> None:
         await self._client.together(
@@ -89,20 +94,32 @@ class UploadStore:
         return record
 
     async def add_part(self, record: UploadRecord, part: PartRecord) -> None:
-        """Make a part known. Raises InvalidRequest when the upload has ended, or has received too much by now.
+        """Make a part known.
 
-        Parts may be sent again, so that up to twice the announced size is taken, and one part more.
+        Parts may be sent again, so that up to twice the announced size is taken, and one part more. Raises
+        InvalidRequest when the upload has ended, or has received too much by now, and RateLimited when the project has
+        no room.
         """
-        outcome = await self._client.script(
-            "add_part",
-            [keys.upload(record.id), keys.upload_parts(record.id)],
-            [part.id, _encode(part), part.size_bytes, 2 * record.size_bytes + MAX_PART_BYTES],
-        )
-        if outcome == -1:
+        found = [
+            keys.upload(record.id),
+            keys.upload_parts(record.id),
+            keys.UPLOADS,
+            keys.project_bytes(record.project),
+            keys.files(record.project),
+            keys.project(record.project),
+        ]
+        most_bytes = 2 * record.size_bytes + MAX_PART_BYTES
+
+        async def attempt(limit: int) -> int:
+            arguments: list[Argument] = [part.id, _encode(part), part.size_bytes, most_bytes, record.id, limit]
+            return int(await self._client.script("add_part", found, arguments))
+
+        outcome = await self._storage.claim(record.project, part.size_bytes, attempt)
+        if outcome == -3:
             raise _unknown(record.id)
         if outcome == 0:
             raise InvalidRequest(f"Upload {record.id} has ended; it takes no more parts.", code="upload_not_pending")
-        if outcome == -2:
+        if outcome == -4:
             raise InvalidRequest(
                 f"Upload {record.id} has received far more than the {record.size_bytes:,} bytes that were announced.",
                 code="upload_too_large",
@@ -116,9 +133,8 @@ class UploadStore:
 
     async def end(self, record: UploadRecord, outcome: Outcome) -> UploadRecord:
         """Bring a pending upload to its end; one that has ended already comes back as it is."""
-        raw = await self._client.script(
-            "end_upload", [keys.upload(record.id)], [_encode(replace(record, status=outcome))]
-        )
+        found = [keys.upload(record.id), keys.project_bytes(record.project)]
+        raw = await self._client.script("end_upload", found, [_encode(replace(record, status=outcome))])
         if raw is None:
             raise _unknown(record.id)
         return _decode(raw)
@@ -130,13 +146,10 @@ class UploadStore:
 
     async def forget_parts(self, upload_id: str) -> None:
         """Drop what is known of the parts; the upload itself stays readable for a day."""
-        await self._client.together(
-            [
-                ("DEL", keys.upload_parts(upload_id)),
-                ("ZREM", keys.UPLOADS, upload_id),
-                ("EXPIRE", keys.upload(upload_id), _READABLE_S),
-            ]
-        )
+        raw = await self._client.call("HGET", keys.upload(upload_id), "record")
+        project = _decode(raw).project if raw is not None else ""
+        found = [keys.upload(upload_id), keys.upload_parts(upload_id), keys.UPLOADS, keys.project_bytes(project)]
+        await self._client.script("forget_parts", found, [upload_id, _READABLE_S])
 
 
 _READABLE_S = 86_400

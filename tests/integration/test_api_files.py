@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import httpx2
+import msgspec
 import openai
 import psutil
 import pytest
 
 from services.api.files.names import attachment
+from services.api.files.sweeper import Sweeper
+from services.api.files.uploads import Uploads
 from shared import keys
+from shared.errors import StoreUnavailable
+from shared.paths import Paths
 from shared.records import FileRecord
+from shared.store.client import Client
 from shared.store.files import FileStore
+from shared.store.uploads import UploadStore
 from tests.api_server import ApiServer, know_key, wait_until, with_store
 
 LINES = b'{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}\n' * 12
@@ -28,18 +37,16 @@ def sdk(api: ApiServer) -> openai.OpenAI:
 
 
 def left_behind(api: ApiServer) -> list[str]:
-    """Names of partial uploads and of files in the data folder."""
-    partial = [path.name for path in api.paths.partial.iterdir()]
-    return sorted(partial + [path.name for path in api.paths.files.iterdir() if path.name != ".partial"])
+    """Names of partial uploads, of files in the data folder, and of those that wait for their record."""
+    hidden = [path.name for folder in (api.paths.partial, api.paths.unrecorded) for path in folder.iterdir()]
+    return sorted(hidden + [path.name for path in api.paths.files.iterdir() if not path.name.startswith(".")])
 
 
 @pytest.fixture(autouse=True)
 def clean_folder(api: ApiServer) -> Iterator[None]:
     for name in left_behind(api):
-        folder = api.paths.files / name
-        for path in folder.iterdir():
-            path.unlink()
-        folder.rmdir()
+        shutil.rmtree(api.paths.files / name, ignore_errors=True)
+        api.paths.unrecorded_mark(name).unlink(missing_ok=True)
     yield
 
 
@@ -326,6 +333,105 @@ def test_partial_uploads_of_a_dead_process_are_cleared_at_start(api: ApiServer, 
     server = ApiServer(tmp_path, redis_url)
     server.stop()
     assert (stale.exists(), fresh.exists()) == (False, True)
+
+
+class Interrupted(FileStore):
+    """Answers as usual, and lets something happen when it is asked for the `nth` time whether a file exists."""
+
+    def __init__(self, client: Client, nth: int, event: Callable[[], Awaitable[None]]) -> None:
+        super().__init__(client)
+        self.nth = nth
+        self.event = event
+
+    async def exists(self, file_id: str) -> bool:
+        self.nth -= 1
+        if self.nth == 0:
+            await self.event()
+        return await super().exists(file_id)
+
+
+def sweep(redis_url: str, paths: Paths, now: float, *, nth: int = 0, event: Any = None) -> None:
+    async def run(client: Client) -> None:
+        files = Interrupted(client, nth, event)
+        await Sweeper(files, UploadStore(client), Uploads(files, paths, max_file_bytes=1), paths).sweep(now)
+
+    with_store(redis_url, run)
+
+
+@pytest.fixture
+def refused_file(api: ApiServer, redis_url: str) -> str:
+    """A file whose record the database did not take."""
+    with_store(redis_url, lambda client: client.call("CONFIG", "SET", "maxmemory", 1))
+    try:
+        with api.client() as http:
+            answer = http.post("/v1/files", files={"file": ("a", b"x"), "purpose": (None, "batch")})
+    finally:
+        with_store(redis_url, lambda client: client.call("CONFIG", "SET", "maxmemory", 0))
+    assert answer.json()["error"]["code"] == "store_unavailable"
+    (mark,) = api.paths.unrecorded.iterdir()
+    assert api.paths.file_content(mark.name).exists()
+    return mark.name
+
+
+def test_file_that_was_never_recorded_is_swept_after_an_hour(api: ApiServer, redis_url: str, refused_file: str) -> None:
+    folder = api.paths.file_folder(refused_file)
+    kept = sdk(api).files.create(file=("a", b"x"), purpose="user_data").id
+    sweep(redis_url, api.paths, time.time() + 3500)
+    assert folder.exists()
+    sweep(redis_url, api.paths, time.time() + 3700)
+    assert left_behind(api) == [kept]
+
+
+def test_emptied_database_costs_no_file_that_was_recorded(api: ApiServer, redis_url: str) -> None:
+    made = sdk(api).files.create(file=("a", b"x"), purpose="user_data").id
+    with_store(redis_url, lambda client: client.call("DEL", keys.file(made)))
+    sweep(redis_url, api.paths, time.time() + 86_400)
+    assert left_behind(api) == [made]
+
+
+def record_of(api: ApiServer, file_id: str) -> FileRecord:
+    return msgspec.json.decode((api.paths.file_folder(file_id) / "manifest.json").read_bytes(), type=FileRecord)
+
+
+def test_recorded_file_loses_only_its_mark(api: ApiServer, redis_url: str, refused_file: str) -> None:
+    record = record_of(api, refused_file)
+    with_store(redis_url, lambda client: FileStore(client).add(record))
+    sweep(redis_url, api.paths, time.time() + 3700)
+    assert left_behind(api) == [refused_file] and sdk(api).files.content(refused_file).read() == b"x"
+
+
+def test_file_that_is_recorded_while_it_is_swept_is_put_back(api: ApiServer, redis_url: str, refused_file: str) -> None:
+    record = record_of(api, refused_file)
+
+    async def recorded() -> None:
+        client = Client(redis_url)
+        await FileStore(client).add(record)
+        await client.close()
+
+    sweep(redis_url, api.paths, time.time() + 3700, nth=2, event=recorded)
+    assert sdk(api).files.content(refused_file).read() == b"x"
+
+
+def test_file_that_is_tried_again_while_it_is_swept_is_put_back(
+    api: ApiServer, redis_url: str, refused_file: str
+) -> None:
+    now = time.time() + 3700
+
+    async def marked() -> None:
+        os.utime(api.paths.unrecorded_mark(refused_file), (now, now))
+
+    sweep(redis_url, api.paths, now, nth=1, event=marked)
+    assert left_behind(api) == sorted([refused_file, refused_file])
+
+
+def test_database_that_is_away_costs_no_file(api: ApiServer, redis_url: str, refused_file: str) -> None:
+    async def away() -> None:
+        raise StoreUnavailable("away")
+
+    for nth in (1, 2):
+        with pytest.raises(StoreUnavailable):
+            sweep(redis_url, api.paths, time.time() + 3700, nth=nth, event=away)
+        assert left_behind(api) == [refused_file, refused_file]
 
 
 def test_content_that_is_gone_is_404(api: ApiServer) -> None:

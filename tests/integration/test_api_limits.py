@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -12,20 +13,25 @@ from typing import Any
 import httpx2
 import openai
 import pytest
+from msgspec.structs import replace
 
 from services.api.auth import PUBLIC
 from services.api.routes import ROUTES
 from services.api.scopes import needed
 from shared import keys
-from shared.errors import RateLimited
+from shared.batch_records import BatchRecord
+from shared.batch_states import BatchState
+from shared.errors import InvalidRequest, NotFound, RateLimited
 from shared.projects import Limits
 from shared.records import FileRecord
+from shared.store.batches import BatchStore
 from shared.store.client import Client
 from shared.store.files import FileStore
 from shared.store.limits import Bucket, LimitStore
 from shared.store.projects import ProjectStore
 from shared.store.registry import Registry
-from tests.api_server import BASE, ApiServer, know_key, make_base, with_store
+from shared.store.uploads import PartRecord, UploadRecord, UploadStore
+from tests.api_server import BASE, ApiServer, know_key, make_base, wait_until, with_store
 
 PROJECTS = "/v1/organization/projects"
 DURATION = re.compile(r"(\d+h)?(\d+m)?([\d.]+s)|\d+ms")
@@ -230,24 +236,99 @@ def test_upload_that_cannot_fit_is_refused_before_it_is_read(api: ApiServer) -> 
     assert answer.startswith("HTTP/1.1 429 ") and "x-should-retry: false" in answer
 
 
-def test_uploads_in_parts_count_as_storage(api: ApiServer) -> None:
-    client = openai.OpenAI(
-        base_url=f"{api.url}/v1", api_key=new_key(api, new_project(api, storage_bytes=1000)), max_retries=0
-    )
+def test_uploads_in_parts_count_as_storage(api: ApiServer, redis_url: str) -> None:
+    project = new_project(api, storage_bytes=1000)
+    client = openai.OpenAI(base_url=f"{api.url}/v1", api_key=new_key(api, project), max_retries=0)
     announced: Any = {"filename": "a.jsonl", "purpose": "fine-tune", "mime_type": "text/jsonl"}
+
+    def used() -> int:
+        return with_store(redis_url, lambda store: FileStore(store).used_bytes(project))
+
+    def send(upload: str, size: int) -> str | None:
+        try:
+            return client.uploads.parts.create(upload, data=b"x" * size).id
+        except openai.RateLimitError as error:
+            assert error.code == "storage_limit_exceeded"
+            return None
+
     with pytest.raises(openai.RateLimitError):
         client.uploads.create(**announced, bytes=1001)
     first, second = (client.uploads.create(**announced, bytes=600).id for _ in range(2))
-    parts = {upload: client.uploads.parts.create(upload, data=b"x" * 600).id for upload in (first, second)}
-    made = client.uploads.complete(first, part_ids=[parts[first]]).file
-    before = {path.name for path in api.paths.files.iterdir()}
-    with pytest.raises(openai.RateLimitError) as caught:
-        client.uploads.complete(second, part_ids=[parts[second]])
-    assert caught.value.code == "storage_limit_exceeded"
-    assert {path.name for path in api.paths.files.iterdir()} == before
-    assert made is not None
+    part = send(first, 600)
+    assert part is not None and used() == 600
+    assert send(second, 401) is None and used() == 600
+    assert not api.paths.upload_folder(second).exists() or not list(api.paths.upload_folder(second).iterdir())
+    assert sum(one is not None for one in at_once(5, lambda: send(second, 200))) == 2
+    assert used() == 1000
+
+    made = client.uploads.complete(first, part_ids=[part]).file
+    assert made is not None and used() == 1000, "the file counts instead of its part"
+    assert client.uploads.complete(first, part_ids=[part]).file == made and used() == 1000
+    for _ in range(2):
+        assert client.uploads.cancel(second).status == "cancelled"
+        assert used() == 600
     client.files.delete(made.id)
-    assert client.uploads.complete(second, part_ids=[parts[second]]).status == "completed"
+    assert used() == 0
+
+
+def test_parts_beyond_the_project_are_refused_before_they_are_read(api: ApiServer) -> None:
+    key = new_key(api, new_project(api, storage_bytes=1))
+    client = openai.OpenAI(base_url=f"{api.url}/v1", api_key=key, max_retries=0)
+    upload = client.uploads.create(filename="a", purpose="fine-tune", mime_type="text/jsonl", bytes=1).id
+    head = (
+        f"POST /v1/uploads/{upload}/parts HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n"
+        f"content-length: {60 << 20}\r\ncontent-type: multipart/form-data; boundary=b\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", api.settings.port), timeout=10) as connection:
+        connection.sendall(head.encode())
+        answer = connection.recv(65536).decode()
+    assert answer.startswith("HTTP/1.1 429 ") and "x-should-retry: false" in answer
+
+
+def an_upload(number: int) -> UploadRecord:
+    return UploadRecord(
+        id=f"upload_{number}", project="p", filename="a", purpose="batch", size_bytes=100, created_at=1, expires_at=2,
+        file_id=f"file-{number}",
+    )  # fmt: skip
+
+
+def a_part(name: str, size_bytes: int) -> PartRecord:
+    return PartRecord(id=name, upload_id="", size_bytes=size_bytes, created_at=1)
+
+
+def test_parts_are_counted_once_and_given_back_once(redis_url: str) -> None:
+    async def story(client: Client) -> None:
+        files, uploads = FileStore(client, project_bytes=100), UploadStore(client, project_bytes=100)
+        one, two, three = map(an_upload, (1, 2, 3))
+        for upload in (one, two, three):
+            await uploads.add(upload)
+        for _ in range(2):
+            await uploads.add_part(one, a_part("a", 60))
+            await uploads.add_part(two, a_part("b", 30))
+        assert await files.used_bytes("p") == 90
+        with pytest.raises(RateLimited):
+            await uploads.add_part(two, a_part("c", 11))
+
+        # A process that dies after it has recorded the file has given the parts back with it.
+        await files.add(a_file(1, 70), upload_id=one.id)
+        assert await files.used_bytes("p") == 100
+        for _ in range(2):
+            await files.add(a_file(1, 70), upload_id=one.id)
+            await uploads.end(one, "completed")
+            await uploads.end(two, "cancelled")
+            await uploads.forget_parts(two.id)
+            assert await files.used_bytes("p") == 70
+
+        await uploads.add_part(three, a_part("d", 30))
+        for _ in range(2):
+            await uploads.forget_parts(three.id)
+            assert await files.used_bytes("p") == 70
+        with pytest.raises(InvalidRequest):  # it arrives after its upload was swept
+            await uploads.add_part(three, a_part("e", 1))
+        assert await files.remove(a_file(1, 70))
+        assert await files.used_bytes("p") == 0
+
+    with_store(redis_url, story)
 
 
 def a_file(number: int, size_bytes: int) -> FileRecord:
@@ -274,6 +355,71 @@ def test_files_from_before_counting_are_counted(redis_url: str) -> None:
         assert await files.used_bytes("p") == 1060
 
     with_store(redis_url, story)
+
+
+def a_batch(number: int, file: FileRecord) -> BatchRecord:
+    return BatchRecord(
+        id=f"batch_{number}", project="p", endpoint="/v1/embeddings", input_file_id=file.id, planned_output="file-o",
+        planned_error="file-e", created_at=1, expires_at=2,
+    )  # fmt: skip
+
+
+def test_input_of_batches_counts_once_until_the_last_has_ended(redis_url: str) -> None:
+    async def story(client: Client) -> None:
+        files, batches = FileStore(client, project_bytes=100), BatchStore(client)
+        file = a_file(1, 60)
+        await files.add(file)
+        await client.call("DEL", keys.project_bytes("p"))  # as before storage was counted
+        for number in (1, 2, 2):
+            await batches.create(a_batch(number, file), held=file)
+        assert await files.used_bytes("p") == 60
+
+        async def end(number: int) -> int:
+            await batches.update(f"batch_{number}", lambda one: replace(one, status=BatchState.FAILED))
+            return await files.used_bytes("p")
+
+        assert await end(1) == 60
+        assert await files.remove(file) and not await files.remove(file)
+        assert await files.used_bytes("p") == 60
+        with pytest.raises(RateLimited):
+            await files.add(a_file(2, 41))
+        with pytest.raises(NotFound):
+            await batches.create(a_batch(3, file), held=file)
+        await files.add(file)  # by an upload that is completed again
+        assert await files.used_bytes("p") == 60 and await files.remove(file)
+        assert [await end(2), await end(2)] == [0, 0]
+
+        await files.add(file)
+        await batches.create(a_batch(4, file), held=file)
+        assert await end(4) == 60
+        assert await files.remove(file) and await files.used_bytes("p") == 0
+        assert not await client.call("EXISTS", keys.file_batches(file.id))
+
+    with_store(redis_url, story)
+
+
+def test_deleting_the_input_of_a_batch_makes_no_room(api: ApiServer, redis_url: str) -> None:
+    with_store(redis_url, lambda store: Registry(store).put_base(make_base()))
+    client = openai.OpenAI(
+        base_url=f"{api.url}/v1", api_key=new_key(api, new_project(api, storage_bytes=1000)), max_retries=0
+    )
+    body = {"model": BASE, "input": "x" * 500}
+    text = json.dumps({"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": body})
+
+    def send() -> str:
+        return client.files.create(file=("a.jsonl", text.encode()), purpose="batch").id
+
+    file = send()
+    batch = client.batches.create(input_file_id=file, endpoint="/v1/embeddings", completion_window="24h")
+    client.files.delete(file)
+    with pytest.raises(openai.RateLimitError):
+        send()
+    wait_until(lambda: client.batches.retrieve(batch.id).status == "in_progress")
+    client.batches.cancel(batch.id)
+    wait_until(lambda: client.batches.retrieve(batch.id).status == "cancelled")
+    left = client.batches.retrieve(batch.id)
+    client.files.delete(str(left.error_file_id))
+    assert send()
 
 
 def test_own_limit_of_zero_lifts_the_default(redis_url: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
+import time
 from contextlib import AbstractAsyncContextManager
 
 import msgspec
@@ -22,7 +24,7 @@ from services.api.gateway.responses import ResponseView, Turn
 from services.api.gateway.stored_chat import ChatView, StoredChat
 from services.api.gateway.upstream_errors import unreadable
 from shared import ids
-from shared.errors import InvalidRequest, ReplicaLost, SelftuneError
+from shared.errors import InvalidRequest, NoReplica, ReplicaLost, SelftuneError
 from shared.schemas.batches import BatchEndpoint, BatchUsage
 from shared.schemas.errors import ErrorBody, ErrorResponse
 from shared.store.completions import CompletionStore
@@ -35,6 +37,8 @@ PRIORITY = 1000
 _AGAIN = frozenset({429, 502, 503})
 _MAX_LOSSES = 8
 """So often may the server break down on a request, before the request is taken for the reason."""
+_COMING_BACK_S = 900.0
+"""How long a server that broke down on a request is waited for: longer than an engine takes to start."""
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 60.0
 
@@ -60,9 +64,10 @@ class Answering:
     async def result(self, number: int, request: Request, endpoint: BatchEndpoint, *, project: str) -> Result:
         """Return the answer, or the refusal when asking again does not help.
 
-        As long as no server is there for the model, or it is too busy, this goes on asking.
+        As long as the servers of the model are too busy, this goes on asking. Raises NoReplica when there is none; but
+        where one broke down on the request it is given time to come back, so that the losses are counted.
         """
-        request_id, tries, losses = ids.new_request_id(), 0, 0
+        request_id, tries, losses, lost_at = ids.new_request_id(), 0, 0, -math.inf
         while True:
             try:
                 async with self._slots:
@@ -71,7 +76,10 @@ class Answering:
             except (SelftuneError, UpstreamError) as error:
                 status, refusal = _shown(error)
                 tries += 1
-                losses += isinstance(error, ReplicaLost) or status == 502
+                if isinstance(error, ReplicaLost) or status == 502:
+                    losses, lost_at = losses + 1, time.monotonic()
+                elif isinstance(error, NoReplica) and time.monotonic() - lost_at >= _COMING_BACK_S:
+                    raise
                 if status not in _AGAIN or losses >= _MAX_LOSSES:
                     refused = msgspec.json.encode(ErrorResponse(error=refusal))
                     return _result(number, request.custom_id, request_id, status, refused)
@@ -80,6 +88,10 @@ class Answering:
                 _log.error("batch.request_failed", request_id=request_id, exc_info=error)
                 return _result(number, request.custom_id, request_id, 500, _BROKEN)
             await asyncio.sleep(_wait_s(tries))
+
+    async def is_away(self, endpoint: BatchEndpoint, model: str, project: str) -> bool:
+        """Tell whether no server is there for the model."""
+        return await self._gateway.is_away(endpoint, model=model, project=project)
 
     async def _ask(self, endpoint: BatchEndpoint, body: bytes, project: str, request_id: str) -> bytes:
         """Return the whole answer as the live endpoint gives it, on one line. Raises what that raises."""

@@ -38,16 +38,16 @@ class Batches:
     async def create(self, request: CreateBatch, *, project: str, batch_id: str) -> BatchRecord:
         """Record a batch; one that has this id already is returned as it is.
 
-        The batch holds its input from here on: deleting the file takes nothing from it. Raises InvalidRequest,
-        NotFound, Unavailable.
+        The batch holds its input from here on: deleting the file takes nothing from it, and frees no storage
+        before it has ended. Raises InvalidRequest, NotFound, Unavailable.
         """
         try:
             return await self._batches.get(batch_id, project=project)
         except NotFound:
             pass
-        await self._check_input(request.input_file_id, project)
+        held = await self._check_input(request.input_file_id, project)
         await asyncio.to_thread(self._hold_input, request.input_file_id, batch_id)
-        record = await self._batches.create(_record(request, project, batch_id))
+        record = await self._batches.create(_record(request, project, batch_id), held=held)
         _log.info("batch.created", batch_id=record.id, endpoint=record.endpoint, input_file=record.input_file_id)
         return record
 

@@ -36,8 +36,13 @@ class Request(Struct, frozen=True):
     custom_id: str
     body: Raw
 
+    @property
+    def model(self) -> str:
+        return _decode_body(self.body).model
+
 
 _decode_line = msgspec.json.Decoder(_Line).decode
+_decode_body = msgspec.json.Decoder(_Body).decode
 _decode_request = msgspec.json.Decoder(Request).decode
 
 

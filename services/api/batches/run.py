@@ -18,10 +18,11 @@ from services.api.batches.ending import ENDS, counted, fill
 from services.api.batches.input_file import InputFile, read_input
 from services.api.batches.output_files import OutputFiles
 from services.api.batches.results import Results
+from services.api.batches.turns import is_over
 from services.api.batches.working import Working
 from shared.batch_records import BatchRecord
 from shared.batch_states import ENDED, BatchState
-from shared.errors import StoreUnavailable
+from shared.errors import NoReplica, StoreUnavailable
 from shared.paths import Paths
 from shared.schemas.batches import BatchError, BatchRequestCounts
 from shared.store.batches import BatchStore, Change
@@ -58,7 +59,11 @@ class Run:
         self._results: Results | None = None
 
     async def go(self) -> None:
-        """Bring the batch to its end. Raises LeaseLost, Unavailable, OSError; then it is taken up again."""
+        """Bring the batch to its end.
+
+        Raises NoReplica when only models without a server are left, LeaseLost, Unavailable, OSError; then it is taken
+        up again.
+        """
         work, beat = asyncio.create_task(self._work()), asyncio.create_task(self._beat())
         try:
             done, _ = await asyncio.wait({work, beat}, return_when=asyncio.FIRST_COMPLETED)
@@ -129,9 +134,14 @@ class Run:
         results = self._results = await asyncio.to_thread(Results.load, folder, self._token)
         try:
             if record.status is BatchState.IN_PROGRESS:
+                if is_over(record, time.time()):
+                    self._stop.set()
                 work = Working(self._tools.answering, record, found, results)
                 await work.answer_all(concurrency=self._tools.concurrency, stop=self._stop)
             await self._end(found, results)
+        except NoReplica:
+            await self._update(self._with_progress)
+            raise
         finally:
             await asyncio.to_thread(results.close)
 

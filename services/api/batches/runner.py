@@ -1,7 +1,8 @@
 """Which api process works on which batch: a task beside the requests.
 
 A batch belongs to the process that holds its lease. One that stops gives its batches back; those of one that died are
-free when their leases have run out.
+free when their leases have run out. A batch that only waits for a server gives its place to another, projects take
+turns for the places, and what is cancelled or late is ended beside them.
 """
 
 from __future__ import annotations
@@ -9,16 +10,20 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 import structlog
 from msgspec.structs import replace
 
 from services.api.batches.run import Run, Tools
+from services.api.batches.turns import Turns, is_over
 from services.api.draining import pause
 from shared.batch_records import BatchRecord
 from shared.batch_states import ALLOWED, BatchState
-from shared.errors import LeaseLost, StoreUnavailable, TransitionRefused, Unavailable
+from shared.errors import LeaseLost, NoReplica, StoreUnavailable, TransitionRefused, Unavailable
 from shared.schemas.batches import BatchError
 
 _log = structlog.get_logger()
@@ -26,8 +31,22 @@ _log = structlog.get_logger()
 _POLL_S = 0.5
 _AT_ONCE = 64
 """Batches that one process works on at a time; they share its requests under way."""
+_ENDINGS_AT_ONCE = 8
+"""Batches beside them that nothing is asked for any more."""
 _TIDY_S = 3600.0
 """How often folders of batches that are no more are looked for, and how old such a folder is at least."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    task: asyncio.Task[None]
+    project: str
+    is_ending: bool
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is one of the places that projects share: not those of batches that end or were interrupted."""
+        return not self.is_ending and not self.task.cancelling()
 
 
 class Runner:
@@ -36,7 +55,8 @@ class Runner:
     def __init__(self, tools: Tools, drain: asyncio.Event) -> None:
         self._tools = tools
         self._drain = drain
-        self._running: dict[str, asyncio.Task[None]] = {}
+        self._running: dict[str, _Place] = {}
+        self._turns = Turns()
         self._loop: asyncio.Task[None] | None = None
         self._tidied_at = 0.0
 
@@ -47,7 +67,7 @@ class Runner:
     async def close(self) -> None:
         """Put everything down and give it back; what has been answered is on disk."""
         self._drain.set()
-        tasks = [task for task in (self._loop, *self._running.values()) if task is not None]
+        tasks = [task for task in (self._loop, *(place.task for place in self._running.values())) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -61,23 +81,66 @@ class Runner:
             await pause(self._drain, _POLL_S)
 
     async def _round(self) -> None:
-        """Take up what nobody works on, the oldest first."""
+        """Take up what nobody works on."""
         active = await self._tools.batches.active()
-        for batch_id in active:
-            if batch_id in self._running or len(self._running) >= _AT_ONCE:
-                continue
-            token = await self._tools.leases.claim(batch_id)
-            if token is not None:
-                self._take_up(batch_id, token)
+        self._turns.keep_only(frozenset(active))
+        waiting = await self._tools.batches.read([one for one in active if one not in self._running])
+        now = time.time()
+        await self._end_some([record for record in waiting if is_over(record, now)])
+        await self._begin_some([record for record in waiting if not is_over(record, now)])
         if time.monotonic() - self._tidied_at > _TIDY_S or not self._tidied_at:
             self._tidied_at = time.monotonic()
             await asyncio.to_thread(self._tidy, frozenset(active), time.time() - _TIDY_S)
 
-    def _take_up(self, batch_id: str, token: str) -> None:
-        task = asyncio.create_task(self._hold(batch_id, token))
-        self._running[batch_id] = task
-        task.add_done_callback(lambda _: self._running.pop(batch_id, None))
+    async def _end_some(self, over: Sequence[BatchRecord]) -> None:
+        for record in over:
+            if sum(place.is_ending for place in self._running.values()) >= _ENDINGS_AT_ONCE:
+                return
+            await self._take_up(record, is_ending=True)
+
+    async def _begin_some(self, waiting: Sequence[BatchRecord]) -> None:
+        """Fill the places in turn. A project without one gets it from the project that has the most."""
+        due = [record for record in waiting if not self._turns.rests(record.id, time.monotonic())]
+        for record in self._turns.order(due, self._places()):
+            places = self._places()
+            is_full = places.total() >= _AT_ONCE
+            if is_full and (places[record.project] or max(places.values()) < 2):
+                return  # those after it have no better claim
+            if self._turns.has_rested(record.id) and await self._would_rest(record, is_full=is_full):
+                continue
+            if await self._take_up(record) and is_full:
+                self._put_down_one_of(max(places, key=lambda project: places[project]))
+
+    def _places(self) -> Counter[str]:
+        return Counter(place.project for place in self._running.values() if place.counts)
+
+    async def _would_rest(self, record: BatchRecord, *, is_full: bool) -> bool:
+        """Tell whether a batch's model is still away; with several models that is not known before it is tried."""
+        if record.model is None:
+            return is_full
+        if not await self._tools.answering.is_away(record.endpoint, record.model, record.project):
+            return False
+        self._turns.rest(record.id, time.monotonic())
+        return True
+
+    def _put_down_one_of(self, project: str) -> None:
+        """Interrupt the batch of a project that was taken up last; it gives itself back, and waits for its turn."""
+        batch_id, place = [(one, it) for one, it in self._running.items() if it.counts and it.project == project][-1]
+        _log.info("batch.interrupted", batch_id=batch_id, project=project)
+        place.task.cancel()
+
+    async def _take_up(self, record: BatchRecord, *, is_ending: bool = False) -> bool:
+        """Work on a batch from now on, unless somebody else does."""
+        token = await self._tools.leases.claim(record.id)
+        if token is None:
+            return False
+        task = asyncio.create_task(self._hold(record.id, token))
+        self._running[record.id] = _Place(task, record.project, is_ending)
+        task.add_done_callback(lambda _: self._running.pop(record.id, None))
         task.add_done_callback(_report)
+        if not is_ending:
+            self._turns.served(record.project)
+        return True
 
     async def _hold(self, batch_id: str, token: str) -> None:
         """Work on a batch. After a failure its lease is left to run out, so that it is not tried again at once."""
@@ -87,6 +150,10 @@ class Runner:
             await Run(self._tools, batch_id, token).go()
         except LeaseLost:
             log.warning("batch.lease_lost")
+        except NoReplica as error:
+            log.info("batch.rests", reason=str(error))
+            self._turns.rest(batch_id, time.monotonic())
+            await self._give_back(batch_id, token)
         except (Unavailable, OSError) as error:
             log.warning("batch.put_down", reason=str(error))
         except asyncio.CancelledError:

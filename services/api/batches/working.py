@@ -10,6 +10,7 @@ from services.api.batches.answering import Answering
 from services.api.batches.input_file import InputFile
 from services.api.batches.results import Result, Results
 from shared.batch_records import BatchRecord
+from shared.errors import NoReplica
 
 
 class Working:
@@ -20,13 +21,16 @@ class Working:
         self._record = record
         self._found = found
         self._results = results
+        self._absent: set[str] = set()
+        """Models that had no server when they were asked; their requests are passed over."""
         self._waiting: list[Result] = []
         self._writing = asyncio.Lock()
 
     async def answer_all(self, *, concurrency: int, stop: asyncio.Event) -> None:
         """Return when every request has its result, or soon after `stop`: what is under way then is dropped.
 
-        Raises OSError when the disk does not take a result.
+        Raises NoReplica when what is left waits for models without a server, OSError when the disk does not take a
+        result.
         """
         todo = iter([number for number in range(len(self._found.places)) if number not in self._results])
         workers = {asyncio.create_task(self._answer(todo)) for _ in range(concurrency)}
@@ -42,12 +46,22 @@ class Working:
                 task.cancel()
             await asyncio.gather(*workers, stopping, return_exceptions=True)
         await self._write()
+        if self._absent and not stop.is_set():
+            raise NoReplica(f"no inference server is there for {', '.join(sorted(self._absent))}")
 
     async def _answer(self, todo: Iterator[int]) -> None:
         for number in todo:
+            if self._absent >= self._found.models:
+                return
             request = await asyncio.to_thread(self._found.request, number)
+            if self._absent and request.model in self._absent:
+                continue
             record = self._record
-            result = await self._answering.result(number, request, record.endpoint, project=record.project)
+            try:
+                result = await self._answering.result(number, request, record.endpoint, project=record.project)
+            except NoReplica:
+                self._absent.add(request.model)
+                continue
             self._waiting.append(result)
             await self._write()
 

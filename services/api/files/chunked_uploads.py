@@ -23,7 +23,8 @@ from services.api.files.forms import PART_FORM
 from services.api.files.multipart_form import receive_form
 from services.api.files.names import safe_name
 from services.api.files.partial import PartialFile
-from services.api.files.uploads import kept_for
+from services.api.files.unrecorded import Unrecorded
+from services.api.files.uploads import kept_for, least_size
 from shared import ids
 from shared.errors import Conflict, InvalidRequest, NotFound, RateLimited, TooLarge, Unavailable
 from shared.paths import Paths
@@ -46,6 +47,7 @@ class ChunkedUploads:
         self._files = files
         self._paths = paths
         self._settings = settings
+        self._unrecorded = Unrecorded(paths)
 
     async def begin(self, wanted: CreateUpload, *, project: str) -> Upload:
         """Announce a file. Raises TooLarge."""
@@ -71,8 +73,13 @@ class ChunkedUploads:
         return record.public()
 
     async def add_part(self, request: Request[Any, Any, Any], upload_id: str, *, project: str) -> PartRecord:
-        """Store a part. Raises NotFound, InvalidRequest for an upload that has ended, TooLarge, ClientGone."""
+        """Store a part.
+
+        Raises NotFound, InvalidRequest for an upload that has ended, TooLarge, ClientGone, RateLimited when the project
+        has no room.
+        """
         record = await self._pending(upload_id, project)
+        await self._files.check_room(project, least_size(request))
         part_id = ids.new_part_id()
         partial = PartialFile(self._paths.partial / part_id, limit=MAX_PART_BYTES, param="data")
         try:
@@ -117,6 +124,7 @@ class ChunkedUploads:
             raise InvalidRequest(
                 f"Upload {upload_id} is completed; delete its file instead.", code="upload_not_pending"
             )
+        await self._take_back(record)  # of a completion whose last step the database did not take
         await asyncio.to_thread(_remove, self._paths.upload_folder(upload_id))
         return record.public()
 
@@ -157,17 +165,19 @@ class ChunkedUploads:
                 created_at=now,
                 expires_at=None if lifetime is None else now + lifetime,
             )
+            await asyncio.to_thread(self._unrecorded.mark, file.id)
             await partial.publish(self._paths.file_folder(file.id), msgspec.json.encode(file))
         except FileNotFoundError as error:  # completed or cancelled by somebody else meanwhile
             raise Conflict(f"Upload {record.id} has ended meanwhile.") from error
         finally:
             await asyncio.to_thread(partial.discard)
         try:
-            await self._files.add(file)
+            await self._files.add(file, upload_id=record.id)
         except RateLimited:
             if await self._file(record) is None:
                 await asyncio.to_thread(_remove, self._paths.file_folder(file.id))
             raise
+        await asyncio.to_thread(self._unrecorded.settle, file.id)
 
     async def _take_back(self, record: UploadRecord) -> None:
         file = await self._file(record)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
+from pathlib import Path
 
 import structlog
 
+from services.api.files.unrecorded import Unrecorded
 from services.api.files.uploads import Uploads
 from shared.errors import StoreUnavailable
 from shared.paths import Paths
@@ -30,6 +32,7 @@ class Sweeper:
         self._uploads = uploads
         self._storage = storage
         self._paths = paths
+        self._unrecorded = Unrecorded(paths)
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -43,6 +46,8 @@ class Sweeper:
     async def sweep(self, now: float) -> None:
         """Delete what is over at `now` (Unix time). Raises StoreUnavailable."""
         await asyncio.to_thread(self._storage.discard_abandoned, before=now - _ABANDONED_S)
+        for file_id in await asyncio.to_thread(self._unrecorded.overdue, now - _ABANDONED_S):
+            await self._settle(file_id, now - _ABANDONED_S)
         while expired := await self._files.expired(now, limit=_AT_ONCE):
             for record in expired:
                 await self._storage.delete(record)
@@ -50,6 +55,31 @@ class Sweeper:
             for upload_id in overdue:
                 await asyncio.to_thread(shutil.rmtree, self._paths.upload_folder(upload_id), ignore_errors=True)
                 await self._uploads.forget_parts(upload_id)
+
+    async def _settle(self, file_id: str, before: float) -> None:
+        """Delete a file that was announced before `before` (Unix time) and never recorded. Raises StoreUnavailable.
+
+        It is set aside first, and put back should it be recorded just then or the database not answer.
+        """
+        if not await self._files.exists(file_id):
+            aside = await asyncio.to_thread(self._unrecorded.set_aside, file_id)
+            if aside is not None and not await self._discard(file_id, aside, before):
+                return
+        await asyncio.to_thread(self._unrecorded.settle, file_id)
+
+    async def _discard(self, file_id: str, aside: Path, before: float) -> bool:
+        """Delete what was set aside if it still has no record, and nobody is about to make one."""
+        unwanted = False
+        try:
+            is_overdue = await asyncio.to_thread(self._unrecorded.is_overdue, file_id, before)
+            unwanted = is_overdue and not await self._files.exists(file_id)
+        finally:
+            if not unwanted:
+                await asyncio.to_thread(self._unrecorded.put_back, file_id, aside)
+        if unwanted:
+            await asyncio.to_thread(shutil.rmtree, aside, ignore_errors=True)
+            _log.warning("file.never_recorded", file_id=file_id)
+        return unwanted
 
     async def _sweep_forever(self) -> None:
         while True:

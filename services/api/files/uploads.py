@@ -20,6 +20,7 @@ from services.api.files.forms import FILE_FORM, lifetime_of, purpose_of
 from services.api.files.multipart_form import Received, receive_form
 from services.api.files.names import safe_name
 from services.api.files.partial import PartialFile
+from services.api.files.unrecorded import Unrecorded
 from shared import ids
 from shared.errors import RateLimited
 from shared.paths import Paths
@@ -40,6 +41,7 @@ class Uploads:
     def __init__(self, files: FileStore, paths: Paths, *, max_file_bytes: int) -> None:
         self._files = files
         self._paths = paths
+        self._unrecorded = Unrecorded(paths)
         self._max_file_bytes = max_file_bytes
 
     async def receive(self, request: Request[Any, Any, Any], *, project: str) -> FileRecord:
@@ -47,23 +49,26 @@ class Uploads:
 
         Raises InvalidRequest, TooLarge, ClientGone, StoreUnavailable, RateLimited when the project has no room.
         """
-        await self._files.check_room(project, _least_size(request))
+        await self._files.check_room(project, least_size(request))
         file_id = ids.new_file_id()
         partial = PartialFile(self._paths.partial / file_id, limit=self._max_file_bytes)
         try:
             form = await receive_form(request, FILE_FORM, partial, limit=self._max_file_bytes)
             record = _record(file_id, project, form, partial)
+            await asyncio.to_thread(self._unrecorded.mark, file_id)
             await partial.publish(self._paths.file_folder(file_id), msgspec.json.format(msgspec.json.encode(record)))
         except BaseException:
             await asyncio.to_thread(partial.discard)
             raise
-        # If this fails the bytes stay, since the record may have been written although its answer was lost; unless the
-        # project has no room, for then it was not.
+        # If this fails the bytes stay, since the record may have been written although its answer was lost, and the
+        # sweeper finds out; unless the project has no room, for then it was not.
         try:
             await self._files.add(record)
         except RateLimited:
             await asyncio.to_thread(shutil.rmtree, self._paths.file_folder(file_id), ignore_errors=True)
+            await asyncio.to_thread(self._unrecorded.settle, file_id)
             raise
+        await asyncio.to_thread(self._unrecorded.settle, file_id)
         _log.info("file.stored", file_id=file_id, size_bytes=record.size_bytes, purpose=record.purpose)
         return record
 
@@ -94,8 +99,8 @@ def _last_write(folder: Path) -> float | None:
         return None
 
 
-def _least_size(request: Request[Any, Any, Any]) -> int:
-    """Return how many bytes the file must have at least, going by the announced size of the body."""
+def least_size(request: Request[Any, Any, Any]) -> int:
+    """Return how many bytes the file or part must have at least, going by the announced size of the body."""
     announced = request.headers.get("content-length", "")
     known = announced.isascii() and announced.isdigit() and len(announced) < 20
     return max(1, int(announced) - _FRAMING_BYTES) if known else 1

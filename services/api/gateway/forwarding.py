@@ -14,7 +14,7 @@ from services.api.gateway import routing
 from services.api.gateway.model_names import ModelNames
 from services.api.gateway.rewriting import with_fields
 from services.api.gateway.upstream_errors import shape
-from shared.errors import InvalidRequest, ReplicaLost
+from shared.errors import InvalidRequest, NoReplica, NotFound, ReplicaLost
 from shared.records import ReplicaRecord
 from shared.store.presence import Presence
 
@@ -68,11 +68,9 @@ class Gateway:
         Raises NotFound for a model that the project does not see, InvalidRequest for one that cannot answer at this
         endpoint, NoReplica, and UpstreamError for the replica's own.
         """
-        meaning = await self._names.look_up(model, project)
-        if meaning.target != model:
-            body = with_fields(body, model=meaning.target)
-        alive = await self._presence.replicas()
-        choices = _able(routing.candidates(alive, base=meaning.base, model=meaning.target), endpoint, model)
+        target, choices = await self._choices(endpoint, model, project)
+        if target != model:
+            body = with_fields(body, model=target)
         # With one replica the second attempt goes there too: its first may have met a connection closed long ago.
         for replica in (choices * _ATTEMPTS)[:_ATTEMPTS]:
             try:
@@ -83,8 +81,25 @@ class Gateway:
             return response if response.is_success else await _refuse(response)
         raise ReplicaLost(f"The model '{model}' cannot answer at the moment: its inference server does not respond.")
 
+    async def is_away(self, endpoint: Endpoint, *, model: str, project: str) -> bool:
+        """Tell whether a request would meet no replica now; one that is refused for another reason would not."""
+        try:
+            await self._choices(endpoint, model, project)
+        except NoReplica:
+            return True
+        except (NotFound, InvalidRequest):
+            return False
+        return False
+
     async def close(self) -> None:
         await self._http.aclose()
+
+    async def _choices(self, endpoint: Endpoint, model: str, project: str) -> tuple[str, list[ReplicaRecord]]:
+        """Return the model that a name stands for, and who can answer, best first. Raises as open() does."""
+        meaning = await self._names.look_up(model, project)
+        alive = await self._presence.replicas()
+        found = routing.candidates(alive, base=meaning.base, model=meaning.target)
+        return meaning.target, _able(found, endpoint, model)
 
     async def _send(
         self, replica: ReplicaRecord, endpoint: Endpoint, body: bytes, request_id: str, priority: int

@@ -17,8 +17,10 @@ from services.api.batches import answering, creation, input_file
 from services.api.batches.answering import Answering
 from services.api.batches.input_file import Request, read_input
 from services.api.batches.results import Result, Results
+from services.api.batches.turns import Turns
 from services.api.errors import UpstreamError
 from services.api.gateway.forwarding import Gateway
+from shared.batch_records import BatchRecord
 from shared.errors import NoReplica, ReplicaLost
 from shared.schemas.batches import BatchUsage
 from shared.schemas.errors import ErrorBody
@@ -191,10 +193,41 @@ def test_fault_of_the_server_concerns_one_request_alone() -> None:
 
 
 def test_model_that_is_away_is_waited_for(impatient: None) -> None:
-    gateway = Refusing(*[NoReplica("none"), upstream_error(429)] * 30, upstream_error(400))
+    gateway = Refusing(ReplicaLost("gone"), *[NoReplica("none"), upstream_error(429)] * 30, upstream_error(400))
     answer = refusals(gateway)
     assert (answer["status_code"], answer["body"]["error"]["code"]) == (400, "upstream_error")
-    assert gateway.calls == 61
+    assert gateway.calls == 62
+
+
+def test_model_without_a_server_is_not_waited_for() -> None:
+    gateway = Refusing(upstream_error(429), NoReplica("none"))
+    with pytest.raises(NoReplica):
+        refusals(gateway)
+    assert gateway.calls == 2
+
+
+def a_batch(name: str, project: str) -> BatchRecord:
+    return BatchRecord(
+        id=name, project=project, endpoint=CHAT, input_file_id="file-x", created_at=1, expires_at=2**31,
+        planned_output="file-o", planned_error="file-e",
+    )  # fmt: skip
+
+
+def test_projects_take_turns() -> None:
+    turns = Turns()
+    waiting = [*(a_batch(f"a{n}", "a") for n in range(3)), a_batch("b0", "b"), a_batch("c0", "c"), a_batch("c1", "c")]
+    assert [one.id for one in turns.order(waiting, {})] == ["a0", "b0", "c0", "a1", "c1", "a2"]
+    turns.served("a")
+    assert [one.id for one in turns.order(waiting, {"c": 1})] == ["b0", "a0", "c0", "a1", "c1", "a2"]
+
+
+def test_rests_grow_to_half_a_minute_and_are_forgotten_with_the_batch() -> None:
+    turns = Turns()
+    for length_s in (2, 4, 8, 16, 30, 30):
+        turns.rest("a", 100.0)
+        assert turns.rests("a", 100.0 + length_s - 0.1) and not turns.rests("a", 100.0 + length_s)
+    turns.keep_only(frozenset({"b"}))
+    assert not turns.has_rested("a")
 
 
 def test_waits_grow_to_a_minute() -> None:

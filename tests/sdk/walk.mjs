@@ -11,6 +11,12 @@ const answer = { role: "assistant", content: "blue" };
 const rows = Array.from({ length: 12 }, (_, n) => JSON.stringify({ messages: [chat[n % 2], answer] }));
 const train = Buffer.from(rows.map((row) => `${row}\n`).join(""));
 
+const said = (content) => [{ role: "assistant", content }];
+const pair = {
+  input: { messages: chat.slice(0, 1) }, preferred_output: said("It is blue."), non_preferred_output: said("blue"),
+};
+const preferences = Buffer.from(`${JSON.stringify(pair)}\n`.repeat(12));
+
 const all = async (list) => {
   const found = [];
   for await (const item of await list) found.push(item);
@@ -31,7 +37,6 @@ async function files() {
   assert.equal((await client.files.waitForProcessing(made[0].id)).status, "processed");
   for (const file of made.slice(1)) assert.ok((await client.files.delete(file.id)).deleted);
   await refused(() => client.files.retrieve(made[1].id), OpenAI.NotFoundError);
-  return made[0].id;
 }
 
 async function uploads() {
@@ -49,11 +54,12 @@ async function uploads() {
   assert.equal((await client.uploads.cancel(spare.id)).status, "cancelled");
 }
 
-async function jobs(trainingFile) {
+async function jobs() {
   const calls = client.fineTuning.jobs;
   const walk = randomUUID();
+  const pairs = await client.files.create({ file: await toFile(preferences, "pairs.jsonl"), purpose: "fine-tune" });
   const job = await calls.create({
-    model: base, training_file: trainingFile, suffix: "walk", seed: 1, metadata: { walk },
+    model: base, training_file: pairs.id, suffix: "walk", seed: 1, metadata: { walk },
     method: { type: "dpo", dpo: { hyperparameters: { beta: 0.2, n_epochs: 1 } } },
     selftune: { rank: 4 },
   });
@@ -184,9 +190,9 @@ async function webhooks() {
   assert.ok((await client.webhooks.delete(endpoint.id)).deleted);
 }
 
-const trainingFile = await files();
+await files();
 await uploads();
-await jobs(trainingFile);
+await jobs();
 await permissions();
 await models();
 await completions();

@@ -27,6 +27,9 @@ BASE, TUNED, JOB = os.environ["BASE_MODEL"], os.environ["TUNED_MODEL"], os.envir
 CHAT = [{"role": "user", "content": f"Colour of {thing}?"} for thing in ("sky", "grass")]
 ROWS = [json.dumps({"messages": [CHAT[n % 2], {"role": "assistant", "content": "blue"}]}) for n in range(12)]
 TRAIN = "".join(f"{row}\n" for row in ROWS).encode()
+SAID = [[{"role": "assistant", "content": text}] for text in ("It is blue.", "blue")]
+PAIR = {"input": {"messages": CHAT[:1]}, "preferred_output": SAID[0], "non_preferred_output": SAID[1]}
+PREFERENCES = f"{json.dumps(PAIR)}\n".encode() * 12
 
 
 def make_client(mode: str) -> Any:
@@ -103,8 +106,9 @@ def uploads(client: Any) -> None:
 
 def jobs(client: Any, training_file: str) -> None:
     calls, tag = client.fine_tuning.jobs, uuid.uuid4().hex
+    preferences = client.files.create(file=("pairs.jsonl", PREFERENCES), purpose="fine-tune")
     job = calls.create(
-        model=BASE, training_file=training_file, suffix="walk", seed=1, metadata={"walk": tag},
+        model=BASE, training_file=preferences.id, suffix="walk", seed=1, metadata={"walk": tag},
         method={"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2, "n_epochs": 1, "batch_size": "auto"}}},
         integrations=[{"type": "wandb", "wandb": {"project": "walk", "tags": ["a"]}}],
         extra_body={"selftune": {"rank": 4, "priority": "low"}},
@@ -208,10 +212,13 @@ def stored_chat(client: Any) -> None:
 
 def completions(client: Any) -> None:
     create = client.completions.create
-    answer = create(model=BASE, prompt=["Once", "Twice"], max_tokens=4, temperature=0, logprobs=1, echo=True)
-    assert len(answer.choices) == 2 and answer.choices[0].text.startswith("Once")
-    pieces = lax(client).completions.create(model=BASE, prompt="Once", max_tokens=4, temperature=0, stream=True)
-    assert "".join(piece.choices[0].text for piece in pieces) == answer.choices[0].text.removeprefix("Once")
+    answer = create(model=BASE, prompt=["Once", "Twice"], max_tokens=4, temperature=0, logprobs=1)
+    assert len(answer.choices) == 2 and len(answer.choices[0].logprobs.token_logprobs) == 4
+    relaxed = lax(client).completions.create
+    pieces = relaxed(model=BASE, prompt="Once", max_tokens=4, temperature=0, stream=True)
+    assert "".join(piece.choices[0].text for piece in pieces) == answer.choices[0].text
+    echoed = relaxed(model=BASE, prompt="Once", max_tokens=4, temperature=0, logprobs=1, echo=True)
+    assert echoed.choices[0].text == "Once" + answer.choices[0].text
 
 
 def responses(client: Any) -> None:
@@ -286,10 +293,6 @@ def webhooks(client: Any) -> None:
     assert client.webhooks.rotate_secret(endpoint.id).signing_secret != endpoint.signing_secret
     assert client.webhooks.delete(endpoint.id).deleted
     refused(lambda: client.webhooks.retrieve(endpoint.id), openai.NotFoundError)
-    refused(
-        lambda: client.webhooks.create(name="inside", url="https://127.0.0.1/hook", event_types=types),
-        openai.BadRequestError,
-    )
 
 
 def walk(client: Any) -> None:

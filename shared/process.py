@@ -1,4 +1,4 @@
-"""Processes that do not outlive their parent."""
+"""How processes of ours live: not longer than their parent, and without crowding out the others."""
 
 from __future__ import annotations
 
@@ -8,6 +8,18 @@ import signal
 import sys
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
+_COMPUTING = 5
+"""Niceness of what keeps every core busy for as long as it runs: inference and training on a CPU, both the same."""
+
+
+def let_others_go_first() -> None:
+    """Lower the priority of this thread and of those that it starts from now on; twice is the same as once.
+
+    Threads of OpenMP hold their cores even while they wait. Each request of a client had to wait for one of them, and
+    all of them for it: docs/performance.md, the gateway.
+    """
+    if os.getpriority(os.PRIO_PROCESS, 0) < _COMPUTING:
+        os.setpriority(os.PRIO_PROCESS, 0, _COMPUTING)
 
 
 def die_with_parent(signal_number: int = signal.SIGKILL, *, parent_pid: int | None = None) -> None:

@@ -8,10 +8,15 @@ from vllm.platforms import current_platform
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 from services.inference.worker import ManagedWorker
+from shared.process import let_others_go_first
 
 
 class ManagedCPUWorker(ManagedWorker, CPUWorker):  # type: ignore[misc]  # vLLM is not typed here
     """Also replaces the LoRA products, which are wrong in mixed batches and slow (see punica_cpu.py)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        let_others_go_first()
+        super().__init__(*args, **kwargs)
 
     def load_model(self, **kwargs: Any) -> None:
         # The platform names the class as text; the selector resolves it while the model is wrapped.

@@ -19,7 +19,7 @@ from typing import BinaryIO
 from services.trainer.failures import StopRequested
 from services.trainer.protocol import SPEC_FILE, Failed, Message, Reporter, Stopped, encode_line, spec_decoder
 from shared.errors import SelftuneError
-from shared.process import die_with_parent
+from shared.process import die_with_parent, let_others_go_first
 
 
 class StopFlag:
@@ -77,4 +77,5 @@ def pipe_reporter(descriptor: int) -> Reporter:
 
 if __name__ == "__main__":
     die_with_parent(parent_pid=int(sys.argv[3]))
+    let_others_go_first()
     sys.exit(main(Path(sys.argv[1]), pipe_reporter(int(sys.argv[2])), sys.stdin.buffer))

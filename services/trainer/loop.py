@@ -142,8 +142,9 @@ class TrainingLoop(Generic[R]):
             if not exported.final:
                 self.report(exported)
         steps = self.history.steps()
+        for metrics in steps:
+            self.report(Stepped(metrics=metrics))
         if steps:
-            self.report(Stepped(metrics=steps[-1]))
             last_step = steps[-1].step
             done = any(e.metrics.step == last_step and not e.final for e in exports)
             if self._ends_epoch(last_step) and not done and not self._is_over():

@@ -56,6 +56,12 @@ def read_shape(paths: Paths, parent: AdapterRecord) -> AdapterShape:
 
 def check_parent(paths: Paths, parent: AdapterRecord, base: BaseRecord) -> None:
     """Check the adapter's bytes against its digest and its tensors against the base. Raises TrainingFailed."""
+    if parent.base_fingerprint != base.fingerprint:
+        raise TrainingFailed(
+            f"Training cannot go on from {parent.name}: it was trained on other weights of {base.id} than these.",
+            code="invalid_parent_model",
+            param="model",
+        )
     folder = parent_folder(paths, parent)
     try:
         verify_adapter(

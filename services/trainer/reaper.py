@@ -7,6 +7,7 @@ import asyncio
 import structlog
 from arq.connections import ArqRedis
 from arq.constants import in_progress_key_prefix
+from redis.exceptions import RedisError
 
 from services.trainer.stores import Stores
 from shared.errors import LeaseLost, NotFound, StoreUnavailable
@@ -22,8 +23,8 @@ async def reap_forever(stores: Stores, arq: ArqRedis) -> None:
     while True:
         try:
             await reap(stores, arq)
-        except StoreUnavailable:
-            log.warning("reaper.store_unavailable")
+        except (StoreUnavailable, RedisError, OSError) as error:
+            log.warning("reaper.store_unavailable", reason=type(error).__name__)
         await asyncio.sleep(PERIOD_S)
 
 

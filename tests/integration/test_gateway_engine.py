@@ -209,7 +209,12 @@ def test_a_response_with_a_schema_and_a_tool(sdk: openai.OpenAI) -> None:
     assert json.loads(answer.output_text)["city"] in ("Paris", "Rome")
     tool: Any = {"type": "function", "name": "get_weather", "parameters": CITY, "strict": True}
     called = sdk.responses.create(
-        model=BASE_ID, input="where?", tools=[tool], tool_choice="required", max_output_tokens=200
+        model=BASE_ID,
+        input="where?",
+        tools=[tool],
+        tool_choice="required",
+        max_output_tokens=200,
+        temperature=0,
     )
     (call,) = called.output
     assert call.type == "function_call" and json.loads(call.arguments)["city"] in ("Paris", "Rome")

@@ -109,7 +109,8 @@ def assistant_spans(example: ChatExample, tokenizer: ChatTokenizer) -> tuple[str
     prefixes, and whatever the template raises.
     """
     turns = [_turn(message) for message in example.messages]
-    options: dict[str, Any] = {"tools": example.tools} if example.tools else {}
+    tools = example.tools or [{"type": "function", "function": function} for function in example.functions or []]
+    options: dict[str, Any] = {"tools": tools} if tools else {}
 
     def render(count: int, *, generation_prompt: bool) -> str:
         prompt = {"tokenize": False, "add_generation_prompt": generation_prompt}

@@ -9,7 +9,7 @@ from typing import Generic
 from services.trainer.data.batches import R
 
 PROBE_TOKENS = 512
-"""Prompts longer than this are not offered for the parity check: it has to be quick."""
+"""Of a longer prompt the parity check gets the beginning: it has to be quick, and any tokens will do for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,4 +22,4 @@ class Dataset(Generic[R]):
     def probes(self, count: int) -> list[list[int]]:
         """Pick the shortest prompts, of held-out rows if there are any, as token ids."""
         prompts = sorted({tuple(row.prompt) for row in self.valid or self.train}, key=lambda p: (len(p), p))
-        return [list(prompt) for prompt in prompts[:count] if len(prompt) <= PROBE_TOKENS]
+        return [list(prompt[:PROBE_TOKENS]) for prompt in prompts[:count]]

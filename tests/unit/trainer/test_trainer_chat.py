@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from services.trainer.data.chat import Example, tokenize_rows
 from shared.errors import InvalidTrainingData
@@ -43,6 +44,17 @@ def test_every_assistant_turn_is_learnt_with_its_end_and_nothing_else(template: 
 
 def test_template_without_end_of_turn_gets_the_end_of_text_token() -> None:
     assert learnt(TWO_TURNS, PLAIN) == ["fruit\n", "animal\n<|im_end|>"]
+
+
+def test_functions_stand_in_the_prompt_as_tools_do() -> None:
+    function = {"name": "look", "parameters": {"type": "object"}}
+    row = conversation(("user", "dog?"), ("assistant", "animal"))
+    seen: list[Any] = []
+    tokenizer = tiny_tokenizer(CHATML)
+    render = tokenizer.apply_chat_template
+    tokenizer.apply_chat_template = lambda *args, **more: seen.append(more.get("tools")) or render(*args, **more)
+    tokenize_rows([(1, replace(row, functions=[function]))], tokenizer, max_length=256, param="training_file")
+    assert seen and all(tools == [{"type": "function", "function": function}] for tools in seen)
 
 
 def test_weight_zero_is_context_only() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from transformers import AutoModelForCausalLM
 from services.trainer.checkpoints import KEPT, saved_points
 from services.trainer.data.batches import shared_prefix
 from services.trainer.data.chat import Example
+from services.trainer.data.dataset import PROBE_TOKENS, Dataset
 from services.trainer.failures import NonFiniteLoss, StopRequested
 from services.trainer.loop import TrainingLoop
 from services.trainer.model import build_model
@@ -105,6 +107,12 @@ def test_epoch_ends_carry_the_full_validation_and_an_export_follows(tiny_base: P
     assert len(run.exports[-1].probes) == 2
 
 
+def test_long_prompts_are_probed_by_their_beginning() -> None:
+    """A job whose prompts are all long is compared with the served model, too."""
+    row = Example(1, array("i", range(PROBE_TOKENS + 9)), bytes(PROBE_TOKENS + 8) + b"\x01")
+    assert Dataset([row], []).probes(2) == [list(range(PROBE_TOKENS))]
+
+
 @pytest.mark.parametrize("stopped_after", [0, 3, 6, 8, 11])
 def test_resumed_training_equals_uninterrupted(tiny_base: Path, tmp_path: Path, stopped_after: int) -> None:
     whole = train(make_spec(tiny_base, tmp_path / "a"), tmp_path / "a")
@@ -124,7 +132,7 @@ def test_crash_between_checkpoint_and_export_loses_no_report(tiny_base: Path, tm
     whole = train(spec, tmp_path)
     (tmp_path / "exports.jsonl").write_bytes(b"")
     again = train(spec, tmp_path)
-    assert [metrics.step for metrics in again.steps] == [STEPS]
+    assert [metrics.step for metrics in again.steps] == list(range(1, STEPS + 1))
     assert [e.sha256 for e in again.exports] == [whole.exports[-1].sha256]
 
 
@@ -136,7 +144,7 @@ def test_damaged_checkpoint_is_passed_over(tiny_base: Path, tmp_path: Path) -> N
     assert (newest.name, older.name) == ("step-00000008", "step-00000006")
     os.truncate(newest / "state.safetensors", 1000)
     rest = train(spec, tmp_path / "b")
-    assert rest.steps[0].step == 6 and rest.steps[1].step == 7
+    assert [metrics.step for metrics in rest.steps] == list(range(1, STEPS + 1)), "6 are told again, in order"
     assert rest.exports[-1].sha256 == whole.exports[-1].sha256
 
 

@@ -92,8 +92,7 @@ class ChildProcess:
 
 
 async def pipe_reader(read_end: int) -> asyncio.StreamReader:
-    """Read from a pipe, in lines of up to 16 MiB."""
-    """Read an inherited pipe's other end; its lines may have 16 MiB."""
+    """Read the other end of an inherited pipe; its lines may have 16 MiB."""
     reader = asyncio.StreamReader(limit=_MAX_LINE_BYTES)
     protocol = asyncio.StreamReaderProtocol(reader)
     pipe = os.fdopen(read_end, "rb", buffering=0)

@@ -36,9 +36,9 @@ def learning_rate_at(
     warmup = max(1, round(total_steps * warmup_ratio))
     if step <= warmup:
         return peak * step / warmup
-    left = (total_steps - step + 1) / (total_steps - warmup + 1)
     if schedule == "constant":
         return peak
+    left, decay = total_steps - step + 1, total_steps - warmup + 1
     if schedule == "cosine":
-        return peak * 0.5 * (1 - math.cos(math.pi * left))
-    return peak * (total_steps - step + 1) / (total_steps - warmup + 1)
+        return peak * 0.5 * (1 - math.cos(math.pi * (left / decay)))
+    return peak * left / decay

@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 import torch
-from msgspec.structs import replace
 
 from services.trainer.data.pairs import Pair, tokenize_pairs
 from services.trainer.failures import StopRequested
@@ -21,13 +19,14 @@ from services.trainer.losses import chunked_logprobs, dpo_losses
 from services.trainer.model import build_model
 from services.trainer.narration import step_event
 from services.trainer.objectives import Preference
-from services.trainer.protocol import REFERENCE_FILE, Exported, Message, Metrics, Stepped, TrainSpec
+from services.trainer.protocol import REFERENCE_FILE, Message, TrainSpec
 from services.trainer.reading import Reader
 from services.trainer.references import with_reference
 from services.trainer.run_job import load_pairs
 from services.trainer.session import TrainingSession
 from shared.errors import InvalidTrainingData
 from shared.preference_data import PreferenceExample
+from tests.unit.trainer.run import Run
 from tests.unit.trainer.test_trainer_loop import stop_after
 from tests.unit.trainer.test_trainer_loop import train as train_supervised
 from tests.unit.trainer.tiny import make_spec, preference_rows, tiny_tokenizer, write_rows
@@ -35,24 +34,6 @@ from tests.unit.trainer.tiny import make_spec, preference_rows, tiny_tokenizer, 
 
 def never() -> bool:
     return False
-
-
-@dataclass
-class Run:
-    session: TrainingSession[Pair]
-    loop: TrainingLoop[Pair]
-    messages: list[Message] = field(default_factory=list)
-
-    @property
-    def steps(self) -> list[Metrics]:
-        return [message.metrics for message in self.messages if isinstance(message, Stepped)]
-
-    @property
-    def exports(self) -> list[Exported]:
-        return [message for message in self.messages if isinstance(message, Exported)]
-
-    def curve(self) -> list[Metrics]:
-        return [replace(metrics, tokens_per_s=0.0) for metrics in self.steps]
 
 
 def dpo_spec(base: Path, folder: Path, **changes: Any) -> TrainSpec:
@@ -71,7 +52,7 @@ def prepare(spec: TrainSpec, folder: Path) -> tuple[TrainingSession[Pair], Any]:
     return TrainingSession(objective), data
 
 
-def train(spec: TrainSpec, folder: Path, should_stop: Callable[[], bool] = never) -> Run:
+def train(spec: TrainSpec, folder: Path, should_stop: Callable[[], bool] = never) -> Run[Pair]:
     session, data = prepare(spec, folder)
     messages: list[Message] = []
     run = Run(session, TrainingLoop(session, spec, data, folder, messages.append), messages)

@@ -6,7 +6,6 @@ import os
 from array import array
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,32 +25,15 @@ from services.trainer.loop import TrainingLoop
 from services.trainer.model import build_model
 from services.trainer.objectives import Supervised
 from services.trainer.parity import measure_parity, score
-from services.trainer.protocol import CHECKPOINTS_FOLDER, Exported, Message, Metrics, ServedSample, Stepped, TrainSpec
+from services.trainer.protocol import CHECKPOINTS_FOLDER, Message, ServedSample, TrainSpec
 from services.trainer.reading import Reader
 from services.trainer.run_job import load_data
 from services.trainer.session import TrainingSession
 from shared.adapters import verify_adapter
+from tests.unit.trainer.run import Run
 from tests.unit.trainer.tiny import make_spec
 
 STEPS = 12
-
-
-@dataclass
-class Run:
-    session: TrainingSession[Example]
-    loop: TrainingLoop[Example]
-    messages: list[Message] = field(default_factory=list)
-
-    @property
-    def steps(self) -> list[Metrics]:
-        return [message.metrics for message in self.messages if isinstance(message, Stepped)]
-
-    @property
-    def exports(self) -> list[Exported]:
-        return [message for message in self.messages if isinstance(message, Exported)]
-
-    def curve(self) -> list[Metrics]:
-        return [replace(metrics, tokens_per_s=0.0) for metrics in self.steps]
 
 
 def supervised(spec: TrainSpec) -> TrainingSession[Example]:
@@ -61,7 +43,7 @@ def supervised(spec: TrainSpec) -> TrainingSession[Example]:
     )  # fmt: skip
 
 
-def train(spec: TrainSpec, folder: Path, should_stop: Callable[[], bool] = lambda: False) -> Run:
+def train(spec: TrainSpec, folder: Path, should_stop: Callable[[], bool] = lambda: False) -> Run[Example]:
     """Run a job in this process, as far as it goes."""
     torch.set_num_threads(1)
     messages: list[Message] = []

@@ -30,7 +30,8 @@ from shared.records import JobRecord
 from shared.schemas.methods import SupervisedHyperparameters
 from shared.schemas.options import EarlyStopping, TrainingOptions
 from shared.settings import Settings
-from tests.unit.trainer.test_trainer_loop import Run, gradient, stop_after, supervised, train
+from tests.unit.trainer.run import Run
+from tests.unit.trainer.test_trainer_loop import gradient, stop_after, supervised, train
 from tests.unit.trainer.tiny import make_spec
 
 SETTINGS = Settings(lora_rank=8, max_model_len=512)

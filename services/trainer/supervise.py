@@ -95,6 +95,7 @@ class _Attempt:
         except TransitionRefused:
             log.info("job.paused_at_its_end")
         except SelftuneError as error:
+            await self._withdraw_unless_succeeded(record)  # whoever sees the job failed finds no model of it
             await persist(partial(fail, self._stores, self._job_id, error, fence=self._token))
         await self._withdraw_unless_succeeded(record)
         return await attempt_record.put_down(self._stores, self._job_id, self._token)

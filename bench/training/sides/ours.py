@@ -1,0 +1,54 @@
+"""Ours: a TrainingSession, as the loop of a job uses it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from bench.training.work import Answer, Clock, Work, run
+
+
+def train(work: Work) -> Answer:
+    if work.quantization == "none":
+        # As services.trainer.child does it: peft would import bitsandbytes, and with it a compiler.
+        sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
+    from services.trainer.model import build_model
+    from services.trainer.objectives import Preference, Supervised
+    from services.trainer.reading import Reader
+    from services.trainer.references import with_reference
+    from services.trainer.run_job import load_data, load_pairs
+    from services.trainer.session import TrainingSession
+
+    spec = spec_of(work)
+    reader = Reader(build_model(spec))
+    if work.method == "dpo":
+        preference = Preference(reader, work.beta)
+        pairs = with_reference(load_pairs(spec), preference, Path(work.jsonl).with_suffix(".reference"), lambda: False)
+        return repeat(work, TrainingSession(preference), pairs.train)
+    return repeat(work, TrainingSession(Supervised(reader)), load_data(spec).train)
+
+
+def spec_of(work: Work):  # noqa: ANN201 - its module loads in our environment only
+    from services.trainer.protocol import TrainSpec
+
+    return TrainSpec(
+        job_id="ftjob-bench", base_id="base", base_folder=work.base, base_fingerprint="", adapters_folder="",
+        training_path=work.jsonl, n_epochs=1, batch_size=work.batch_size, learning_rate_multiplier=1.0, seed=work.seed,
+        method=work.method, beta=work.beta, rank=work.rank, alpha=work.alpha, targets=work.targets,
+        quantization=work.quantization,
+    )  # fmt: skip
+
+
+def repeat(work: Work, session, rows) -> Answer:  # noqa: ANN001
+    clock = Clock(work)
+    for step in range(work.total_steps):
+        places = range(step * work.batch_size, (step + 1) * work.batch_size)
+        measured = session.forward_backward([rows[place % len(rows)] for place in places])
+        session.optim_step(work.learning_rate)
+        clock.step()
+        clock.answer.losses.append(measured.loss)
+    return clock.finish()
+
+
+if __name__ == "__main__":
+    run(train, "torch", "transformers", "peft")

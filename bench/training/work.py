@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ class Clock:
     def finish(self) -> Answer:
         assert len(self._ends) == self.work.total_steps, f"{len(self._ends)} steps instead of {self.work.total_steps}"
         ends = self._ends[self.work.warmup - 1 :]
-        self.answer.seconds = [after - before for before, after in zip(ends, ends[1:], strict=False)]
+        self.answer.seconds = [after - before for before, after in pairwise(ends)]
         return self.answer
 
 

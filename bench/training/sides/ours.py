@@ -28,7 +28,7 @@ def train(work: Work) -> Answer:
     return repeat(work, TrainingSession(Supervised(reader)), load_data(spec).train)
 
 
-def spec_of(work: Work):  # noqa: ANN201 - its module loads in our environment only
+def spec_of(work: Work):
     from services.trainer.protocol import TrainSpec
 
     return TrainSpec(
@@ -39,7 +39,7 @@ def spec_of(work: Work):  # noqa: ANN201 - its module loads in our environment o
     )  # fmt: skip
 
 
-def repeat(work: Work, session, rows) -> Answer:  # noqa: ANN001
+def repeat(work: Work, session, rows) -> Answer:
     clock = Clock(work)
     for step in range(work.total_steps):
         places = range(step * work.batch_size, (step + 1) * work.batch_size)

@@ -99,7 +99,7 @@ def _padded(examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
     shape = (len(examples), width)
     inputs, mask, labels = torch.zeros(shape).long(), torch.zeros(shape).long(), torch.full(shape, -100)
     for row, example in enumerate(examples):
-        tokens = torch.tensor(list(example.tokens))
+        tokens = torch.tensor([int(token) for token in example.tokens])
         learnt = torch.tensor(list(example.supervised)).bool()
         inputs[row, : len(tokens)] = tokens
         mask[row, : len(tokens)] = 1

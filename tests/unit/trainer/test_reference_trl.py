@@ -18,6 +18,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+from services.trainer.data.chat import Example
 from services.trainer.data.pairs import Pair
 from services.trainer.model import build_model
 from services.trainer.objectives import Preference, Supervised
@@ -67,8 +68,8 @@ def test_supervised_step_is_that_of_trl_s_sft_trainer(base: Path, tmp_path: Path
     spec = make_spec(base, tmp_path)
     rows = load_data(spec).train[:BATCH]
     labelled = [
-        {"input_ids": list(row.tokens),
-         "labels": [t if flag else -100 for t, flag in zip(row.tokens, row.supervised, strict=True)]}
+        {"input_ids": ids(row),
+         "labels": [t if flag else -100 for t, flag in zip(ids(row), row.supervised, strict=True)]}
         for row in rows
     ]  # fmt: skip
     trainer = SFTTrainer(
@@ -90,14 +91,18 @@ def test_preference_step_is_that_of_trl_s_dpo_trainer(base: Path, tmp_path: Path
         train_dataset=Dataset.from_list([written(pair, tokenizer) for pair in pairs]), processing_class=tokenizer,
     )  # fmt: skip
     prepared = [[*row["prompt_ids"], *row["chosen_ids"]] for row in trainer.train_dataset]
-    assert prepared == [list(pair.chosen.tokens) for pair in pairs], "both read the same tokens"
+    assert prepared == [ids(pair.chosen) for pair in pairs], "both read the same tokens"
     assert_equal(ours(preference, pairs), first_step(trainer))
+
+
+def ids(example: Example) -> list[int]:
+    return [int(token) for token in example.tokens]
 
 
 def written(pair: Pair, tokenizer: Any) -> dict[str, str]:
     n_prompt = len(pair.prompt)
     return {
         "prompt": tokenizer.decode(pair.prompt),
-        "chosen": tokenizer.decode(list(pair.chosen.tokens)[n_prompt:]),
-        "rejected": tokenizer.decode(list(pair.rejected.tokens)[n_prompt:]),
+        "chosen": tokenizer.decode(ids(pair.chosen)[n_prompt:]),
+        "rejected": tokenizer.decode(ids(pair.rejected)[n_prompt:]),
     }

@@ -15,8 +15,9 @@ from bench.training.rows import Data
 from bench.training.work import Answer, Work
 
 ROOT = Path(__file__).parents[2]
-_SAME_LOSS = 2e-3
-"""Relative: programs that print losses round them to four digits."""
+_COMPARED = 3
+_SAME_LOSS = 3e-3
+"""Relative: programs that print losses round them to four digits, and adapters start from different random weights."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,13 @@ def environment() -> dict[str, str]:
 
 
 def _check_same_work(found: dict[str, Measured]) -> None:
-    """Equal first losses show that two sides train on the same tokens; the adapter has no effect yet."""
-    first = {name: measured.answers[0].losses[0] for name, measured in found.items()}
-    expected = first["ours"]
-    for name, loss in first.items():
-        if abs(loss - expected) > _SAME_LOSS * expected:
-            raise SystemExit(f"{name} does other work: its first loss is {loss:.4f}, ours {expected:.4f}")
+    """Equal losses of the first steps show that two sides train on the same tokens and apply the same steps.
+
+    The very first one alone would not with DPO: it is ln 2 whatever the tokens are.
+    """
+    expected = found["ours"].answers[0].losses[:_COMPARED]
+    for name, measured in found.items():
+        losses = measured.answers[0].losses[:_COMPARED]
+        far = [abs(a - b) > _SAME_LOSS * b for a, b in zip(losses, expected, strict=True)]
+        if any(far):
+            raise SystemExit(f"{name} does other work: its first losses are {losses}, ours {expected}")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -136,11 +137,12 @@ def shared_prefix(examples: Sequence[Example]) -> list[int]:
     if len(examples) < 2:
         return []
     limit = min(example.prompt_length for example in examples) - 1
-    first, last = (list(row) for row in (min(e.tokens for e in examples), max(e.tokens for e in examples)))
-    # Between the smallest and the greatest row in dictionary order, all share what these two share.
-    length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-    length = min(length, limit)
-    return first[:length] if length >= SHORTEST_SHARED_PREFIX else []
+    if limit < SHORTEST_SHARED_PREFIX:
+        return []
+    beginnings = np.stack([np.asarray(e.tokens[:limit], dtype=np.int64) for e in examples])
+    differ = (beginnings != beginnings[0]).any(axis=0)
+    length = int(differ.argmax()) if differ.any() else limit
+    return [int(token) for token in beginnings[0, :length]] if length >= SHORTEST_SHARED_PREFIX else []
 
 
 def epoch_batches(lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int) -> list[list[int]]:

@@ -20,6 +20,8 @@ ID_BYTES: Final = 4
 _MAX_WORDS = 1 << 18
 """Words remembered by a process, some 40 MB; then it starts anew."""
 _LONGEST_WORD = 64
+_MAX_TEXTS = 256
+"""Whole texts remembered, for what many rows share: system prompts, and what a template writes."""
 
 _CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"
 _BLANKS = r"|\s+(?!\S)|\s+"
@@ -77,16 +79,26 @@ class Coder:
         self._has_words = self.cuts and not has_blanks and _cuts_before_spaces(self._backend)
         self._first_words = Words(self, "")
         self._later_words = Words(self, " ")
+        self._texts: dict[str, bytes] = {}
         self._safe_ends: dict[str, bool] = {}
         if self._backend is not None:
             self._backend.no_padding()
             self._backend.no_truncation()
+        self.opening = self._opening()
+        """The ids that a server puts before a prompt that is no conversation."""
 
     def ask(self, text: str) -> bytes:
         """Let the tokenizer do all of it."""
         if self._backend is not None:
             return _pack(self._backend.encode(text, add_special_tokens=False).ids)
         return _pack(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _opening(self) -> bytes:
+        if self._backend is None:
+            return b""
+        whole = _pack(self._backend.encode("a", add_special_tokens=True).ids)
+        alone = self.ask("a")
+        return whole[: next((at for at in range(0, len(whole), ID_BYTES) if whole.startswith(alone, at)), 0)]
 
     def encode(self, text: str) -> bytes:
         """Return the ids of a text, without any that a tokenizer would put around it."""
@@ -113,9 +125,15 @@ class Coder:
             return b""
         if not self._has_words:
             return self._first_words[text]
-        words = _BETWEEN_WORDS.split(text)
-        first = self._first_words[words[0]]
-        return first + b"".join(map(self._later_words.__getitem__, words[1:])) if len(words) > 1 else first
+        known = self._texts.get(text)
+        if known is not None:
+            return known
+        first, *later = _BETWEEN_WORDS.split(text)
+        ids = self._first_words[first] + b"".join(map(self._later_words.__getitem__, later))
+        if len(self._texts) >= _MAX_TEXTS:
+            self._texts.clear()
+        self._texts[text] = ids
+        return ids
 
     def starts_added(self, text: str, place: int) -> bool:
         """Whether an added token stands at `place`."""

@@ -70,15 +70,41 @@ def quickly(text: str, spans: list[Span], coder: Coder) -> Marked | None:
 
 def carefully(text: str, spans: list[Span], coder: Coder) -> Marked:
     """Tokenise the whole, and each prompt and each end of a turn for itself."""
+    ids, ranges = _careful_ranges(text, spans, coder)
+    return _marked(ids, ranges, coder)
+
+
+def mark_completion(prompt: str, completion: str, coder: Coder) -> Marked:
+    """Tokenise a text behind what a server puts before every prompt; the completion and an end of text are learnt."""
+    ids, [(first, last)] = _careful_ranges(prompt + completion, [(len(prompt), len(prompt) + len(completion))], coder)
+    shift = len(coder.opening) // ID_BYTES
+    return _ended(coder.opening + ids, first + shift, last + shift, coder)
+
+
+def mark_text(text: str, coder: Coder) -> Marked:
+    """Tokenise a text of which all but the first token is learnt, and an end of text."""
+    ids = coder.opening + coder.encode(text)
+    return _ended(ids, 1, len(ids) // ID_BYTES, coder)
+
+
+def _ended(ids: bytes, first: int, last: int, coder: Coder) -> Marked:
+    """Mark tokens from `first` on, and put an end-of-text token behind `last` unless one stands there."""
+    ids = ids[: last * ID_BYTES]
+    if coder.eos_id is not None and (not last or _id(ids, last - 1) != coder.eos_id):
+        ids += coder.eos_id.to_bytes(ID_BYTES, "little")
+    count = len(ids) // ID_BYTES
+    first = max(first, 1)
+    return Marked(ids, bytes(first)[:count] + b"\x01" * (count - first), count if count > first else 0)
+
+
+def _careful_ranges(text: str, spans: list[Span], coder: Coder) -> tuple[bytes, list[Span]]:
     ids = coder.encode(text)
     befores = [coder.encode(text[:start]) for start, _ in spans]
-    if all(ids.startswith(before) for before in befores):
-        ends = [ids if end == len(text) else coder.encode(text[:end]) for _, end in spans]
-        lengths = [_common_prefix(ids, end) for end in ends]
-        ranges = [(len(before) // ID_BYTES, length) for before, length in zip(befores, lengths, strict=True)]
-    else:
-        ids, ranges = _in_pieces(text, spans, coder)
-    return _marked(ids, ranges, coder)
+    if not all(ids.startswith(before) for before in befores):
+        return _in_pieces(text, spans, coder)
+    ends = [ids if end == len(text) else coder.encode(text[:end]) for _, end in spans]
+    lengths = [_common_prefix(ids, end) for end in ends]
+    return ids, [(len(before) // ID_BYTES, length) for before, length in zip(befores, lengths, strict=True)]
 
 
 def _in_pieces(text: str, spans: list[Span], coder: Coder) -> tuple[bytes, list[Span]]:

@@ -8,9 +8,11 @@ earlier turns) is refused instead of being trained on wrongly.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
+from jinja2.runtime import LoopContext
 from transformers.utils.chat_template_utils import _compile_jinja_template as compile_template
 
 from shared.chat_data import ChatExample, Message
@@ -18,6 +20,8 @@ from shared.chat_data import ChatExample, Message
 Span = tuple[int, int]
 Turn = dict[str, Any]
 Tools = list[dict[str, Any]]
+
+_OF_LOOPS = frozenset({"first", "last", "index", "index0", "length", "revindex", "revindex0"})
 
 
 class ChatTokenizer(Protocol):
@@ -40,20 +44,24 @@ class ChatTemplate:
     def __init__(self, tokenizer: ChatTokenizer) -> None:
         self._tokenizer = tokenizer
         self._special = tokenizer.special_tokens_map
-        self._compiled: dict[bool, Any] = {}
+        self._compiled: dict[bool, tuple[Any, dict[str, Any]]] = {}
 
     def render(self, turns: list[Turn], tools: Tools | None, *, generation_prompt: bool) -> str:
         """Write a conversation. Raises whatever the template raises."""
-        template = self._compiled.get(tools is not None)
-        if template is None:
-            # Some bases have a second template for conversations with tools.
-            template = compile_template(self._tokenizer.get_chat_template(None, tools))
-            self._compiled[tools is not None] = template
-        return str(
-            template.render(
-                self._special, messages=turns, tools=tools, documents=None, add_generation_prompt=generation_prompt
-            )
-        )
+        compiled = self._compiled.get(tools is not None)
+        if compiled is None:
+            compiled = self._compiled[tools is not None] = self._compile(tools)
+        template, names = compiled
+        # What template.render() does, but for putting together the names that never change: a third of its time.
+        given = {**names, "messages": turns, "tools": tools, "add_generation_prompt": generation_prompt}
+        context = template.environment.context_class(template.environment, given, template.name, template.blocks)
+        return "".join(template.root_render_func(context))
+
+    def _compile(self, tools: Tools | None) -> tuple[Any, dict[str, Any]]:
+        """Compile the template, of which some bases have a second one for conversations with tools."""
+        template = compile_template(self._tokenizer.get_chat_template(None, tools))
+        template.environment.getattr = _quick_getattr(template.environment)
+        return template, {**template.globals, **self._special, "documents": None}
 
     def spans(self, example: ChatExample) -> tuple[str, list[Span]]:
         """Render a conversation and find the characters the model has to write: (text, [(start, end), …]), in order.
@@ -79,6 +87,23 @@ class ChatTemplate:
                     )
                 spans.append((len(before), len(after)))
         return text, spans
+
+
+def _quick_getattr(environment: Any) -> Callable[[Any, str], Any]:
+    """Give a sandbox's getattr a short way for the two things that templates mostly ask for, which are always safe.
+
+    `loop.first` and the like, and `message.role`, where a dict has no method of that name.
+    """
+    careful = type(environment).getattr.__get__(environment)
+
+    def look_up(value: Any, name: str) -> Any:
+        if type(value) is LoopContext and name in _OF_LOOPS:
+            return getattr(value, name)
+        if type(value) is dict and name in value and not hasattr(dict, name):
+            return value[name]
+        return careful(value, name)
+
+    return look_up
 
 
 def _turn(message: Message) -> Turn:

@@ -9,25 +9,19 @@ the trainer uses and with as many processes as there are cores, from the file's 
 
 from __future__ import annotations
 
-import os
-import sys
-
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
-sys.modules["torch"] = None  # type: ignore[assignment]
-
 import argparse
+import os
 import platform
 import random
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
-
-from services.trainer.data.loading import TokenSource
-from services.trainer.data.table import TokenTable
 
 WORDS = 20_000
 SYSTEM = "You are the assistant of a shipping company. Answer in one sentence, and say when you do not know."
@@ -39,6 +33,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    sys.modules["torch"] = None  # type: ignore[assignment]  # as in the process that tokenises
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     print(f"{'rows':>9}{'MB':>8}{'tokens/row':>12}{'seconds':>9}{'rows/s':>9}{'MB/s':>7}")
     with tempfile.TemporaryDirectory() as folder:
@@ -64,8 +60,10 @@ def _measure(folder: Path, base: str, n_rows: int, rounds: int) -> float:
     return median
 
 
-def _tokenize(tokens: Path, base: str, path: Path) -> tuple[float, TokenTable]:
+def _tokenize(tokens: Path, base: str, path: Path) -> tuple[float, Any]:
     """Return seconds, without those for the tokenizer's own files, and what came of it."""
+    from services.trainer.data.loading import TokenSource
+
     source = TokenSource(base, str(tokens), "supervised", is_alone=True)
     started = time.perf_counter()
     _, table = source.table(str(path), "training_file")

@@ -36,8 +36,8 @@ from tests.unit.trainer.tiny import make_spec
 
 SETTINGS = Settings(lora_rank=8, max_model_len=512)
 DEFAULTS = TrainingOptions(
-    rank=8, alpha=16.0, dropout=0.0, use_rslora=False, quantization="none", packing=False, max_length=512, overlong="refuse",
-    target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    rank=8, alpha=16.0, dropout=0.0, use_rslora=False, quantization="none", packing=False, max_length=512,
+    overlong="refuse",    target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
     lr_schedule="linear", warmup_ratio=0.05, weight_decay=0.0, max_grad_norm=1.0, priority="normal",
 )  # fmt: skip
 

@@ -103,6 +103,9 @@ class JobRecord(Struct, frozen=True, kw_only=True):
     """The fine-tuned model that training goes on from; None starts at the base."""
     options: TrainingOptions = TrainingOptions()
     integrations: list[JobIntegration] = []
+    training_tokens: str = ""
+    validation_tokens: str = ""
+    """Names of the folders of tokens that the files were found to have; empty before, and without a file."""
 
     def public(self, *, paused_as: Literal["paused", "queued"] = "paused") -> Job:
         """Show the job to a client; `paused_as` is the status of a paused one, for clients with a closed list."""

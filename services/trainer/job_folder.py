@@ -73,6 +73,7 @@ def _update_spec(stores: Stores, record: JobRecord, base: BaseRecord, folder: Pa
     spec = replace(
         spec,
         base_folder=base.path,
+        tokens_folder=str(stores.paths.tokens),
         adapters_folder=str(stores.paths.adapter_folder(base.id, "0").parent),
         training_path=str(stores.paths.file_content(record.training_file)),
         validation_path=str(stores.paths.file_content(validation)) if validation else None,
@@ -116,6 +117,7 @@ def _first_spec(
         quantization=options.quantization,
         packing=bool(options.packing),
         max_length=options.max_length,
+        overlong=options.overlong or "refuse",
         lr_schedule=options.lr_schedule,
         warmup_ratio=options.warmup_ratio,
         weight_decay=options.weight_decay,

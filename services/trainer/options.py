@@ -8,6 +8,7 @@
 | use_rslora     | no; with a parent, the parent's                                                |
 | dropout        | 0                                                                              |
 | max_length     | what the server serves, or the base's context if that is shorter               |
+| overlong       | refuse                                                                         |
 | lr_schedule    | linear, after a warm-up over a twentieth of the steps                          |
 | weight_decay   | 0: the low rank itself keeps an adapter small                                  |
 | max_grad_norm  | 1                                                                              |
@@ -53,6 +54,7 @@ def effective(
         quantization=options.quantization or "none",
         packing=bool(options.packing),
         max_length=options.max_length or min(settings.max_model_len, base_context),
+        overlong=options.overlong or "refuse",
         lr_schedule=options.lr_schedule or "linear",
         warmup_ratio=0.05 if options.warmup_ratio is None else options.warmup_ratio,
         weight_decay=0.0 if options.weight_decay is None else options.weight_decay,

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from shared.overlong import Overlong
 from shared.schemas.options import EarlyStopping
 
 SPEC_FILE = "spec.json"
@@ -59,7 +60,11 @@ class TrainSpec(Struct, frozen=True, kw_only=True):
     max_grad_norm: float = 1.0
     early_stopping: EarlyStopping | None = None
     max_length: int = 2048
-    """Rows with more tokens than this are refused, never cut."""
+    """Longest row in tokens."""
+    overlong: Overlong = "refuse"
+    """What becomes of longer ones."""
+    tokens_folder: str = ""
+    """Where tokenised files are kept; "" keeps none."""
     snapshot_interval_s: float = 60.0
     """A resume point is written at the end of each epoch and whenever the last one is this old."""
     n_probes: int = 2

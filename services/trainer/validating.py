@@ -11,8 +11,10 @@ from msgspec.structs import replace
 
 from services.trainer.failures import TrainingFailed
 from services.trainer.holding import holding
-from services.trainer.options import job_options, settle
+from services.trainer.options import job_options, offered_base, settle
 from services.trainer.stores import Stores
+from services.trainer.tokenizing_process import overlong_events, tokenize_files
+from services.trainer.tokenizing_protocol import Tokenized
 from shared.errors import InvalidTrainingData, NotFound, SelftuneError, TransitionRefused
 from shared.records import JobRecord
 from shared.schemas.jobs import JobError
@@ -41,12 +43,14 @@ async def _validate(stores: Stores, job_id: str, token: str) -> None:
         return
     await stores.jobs.append_events(job_id, [event(_announcement(record))], fence=token)
     try:
-        n_examples = await _read_files(stores, record)
+        await _read_files(stores, record)
         options = await job_options(stores, record)
+        base = await offered_base(stores, record)
+        tokens = await tokenize_files(stores, record, base.path, options)
     except (InvalidTrainingData, TrainingFailed) as error:
         await fail(stores, job_id, error, fence=token)
     else:
-        await _move_to_queue(stores, job_id, n_examples, options, token)
+        await _move_to_queue(stores, job_id, tokens, options, token)
 
 
 def _announcement(record: JobRecord) -> str:
@@ -54,15 +58,14 @@ def _announcement(record: JobRecord) -> str:
     return f"Validating training file: {record.training_file}{second}"
 
 
-async def _read_files(stores: Stores, record: JobRecord) -> int:
-    """Check both files and return the number of training examples."""
+async def _read_files(stores: Stores, record: JobRecord) -> None:
+    """Check both files, without a tokenizer: what is wrong with most bad ones is found at once."""
     method = record.method
     path = await _content(stores, record, record.training_file, "training")
     census = await asyncio.to_thread(validate, path, method=method)
     if record.validation_file:
         path = await _content(stores, record, record.validation_file, "validation")
-        await asyncio.to_thread(validate, path, role="validation", method=method)
-    return census.examples
+        await asyncio.to_thread(validate, path, role="validation", method=method, expected=census.format)
 
 
 async def _content(stores: Stores, record: JobRecord, file_id: str, role: Literal["training", "validation"]) -> Path:
@@ -79,14 +82,22 @@ async def _content(stores: Stores, record: JobRecord, file_id: str, role: Litera
     return path
 
 
-async def _move_to_queue(stores: Stores, job_id: str, n_examples: int, options: TrainingOptions, token: str) -> None:
+async def _move_to_queue(stores: Stores, job_id: str, tokens: Tokenized, options: TrainingOptions, token: str) -> None:
     def queue(record: JobRecord) -> JobRecord:
         if record.status is not JobState.VALIDATING_FILES:
             return record
-        return settle(replace(record, status=JobState.QUEUED), n_examples, options)
+        moved = replace(
+            record,
+            status=JobState.QUEUED,
+            training_tokens=tokens.training.key,
+            validation_tokens=tokens.validation.key if tokens.validation else "",
+        )
+        return settle(moved, tokens.training.rows, options)
 
     # A job that was paused meanwhile stays as it is; resuming it validates again.
-    moved = await stores.jobs.update(job_id, queue, [event("Files validated, moving job to queued state")], fence=token)
+    assert options.max_length is not None
+    story = [*overlong_events(tokens, options.max_length), event("Files validated, moving job to queued state")]
+    moved = await stores.jobs.update(job_id, queue, story, fence=token)
     if moved.status is JobState.QUEUED:
         await stores.enqueue(moved)
 

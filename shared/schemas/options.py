@@ -49,6 +49,16 @@ class TrainingOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     max_length: (
         Annotated[int, Meta(ge=16, le=1 << 20, description="Longest row in tokens; at most the server's limit.")] | None
     ) = None
+    overlong: (
+        Annotated[
+            Literal["refuse", "drop", "truncate_prompt"],
+            Meta(
+                description="What becomes of rows with more than `max_length` tokens: the job is refused, they are "
+                "left out, or they lose the left of their prompt, never anything that is learnt."
+            ),
+        ]
+        | None
+    ) = None
     lr_schedule: (
         Annotated[
             Literal["linear", "cosine", "constant"], Meta(description="Course of the learning rate after warm-up.")

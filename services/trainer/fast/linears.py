@@ -47,7 +47,8 @@ class QuantizedWeight:
     def dense(self) -> Tensor:
         from bitsandbytes.functional import dequantize_4bit
 
-        dense = [dequantize_4bit(layer.weight.data, layer.weight.quant_state) for layer in self._layers]
+        weights: list[Any] = [layer.weight for layer in self._layers]
+        dense = [dequantize_4bit(weight.data, weight.quant_state) for weight in weights]
         return torch.cat(dense).to(self._dtype) if len(dense) > 1 else dense[0].to(self._dtype)
 
 

@@ -37,7 +37,7 @@ from tests.unit.trainer.tiny import make_spec
 SETTINGS = Settings(lora_rank=8, max_model_len=512)
 DEFAULTS = TrainingOptions(
     rank=8, alpha=16.0, dropout=0.0, use_rslora=False, quantization="none", packing=False, max_length=512,
-    target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    overlong="refuse",    target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
     lr_schedule="linear", warmup_ratio=0.05, weight_decay=0.0, max_grad_norm=1.0, priority="normal",
 )  # fmt: skip
 
@@ -52,7 +52,7 @@ def test_every_option_that_was_left_out_is_filled_in() -> None:
 def test_given_options_stay() -> None:
     given = TrainingOptions(
         rank=2, alpha=3.5, dropout=0.1, target_modules=["q_proj"], use_rslora=True, quantization="nf4", packing=True,
-        max_length=64, lr_schedule="cosine", warmup_ratio=0.0, weight_decay=0.1, max_grad_norm=0.5,
+        max_length=64, overlong="drop", lr_schedule="cosine", warmup_ratio=0.0, weight_decay=0.1, max_grad_norm=0.5,
         early_stopping=EarlyStopping(patience=2), priority="high",
     )  # fmt: skip
     assert effective(given, SETTINGS, 2048) == given

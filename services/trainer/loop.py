@@ -15,10 +15,13 @@ from services.trainer.data.batches import R, epoch_batches
 from services.trainer.data.dataset import Dataset
 from services.trainer.early_stopping import Verdict, judge
 from services.trainer.evaluation import Evaluation, rewards
+from services.trainer.event_files import EventFile
 from services.trainer.export import export_adapter
 from services.trainer.failures import StopRequested
 from services.trainer.history import History
+from services.trainer.memory import peak_memory_bytes
 from services.trainer.optim import BASE_LEARNING_RATE, DPO_LEARNING_RATE, learning_rate_at
+from services.trainer.pace import Pace
 from services.trainer.protocol import CHECKPOINTS_FOLDER, Exported, Metrics, Reporter, Stepped, TrainSpec
 from services.trainer.session import TrainingSession
 
@@ -34,6 +37,8 @@ class TrainingLoop(Generic[R]):
         self.data = data
         self.points = folder / CHECKPOINTS_FOLDER
         self.history = History(folder)
+        self.event_file = EventFile(folder)
+        self.pace = Pace()
         self.report = report
         self.steps_per_epoch = math.ceil(len(data.train) / spec.batch_size)
         self.total_steps = self.steps_per_epoch * spec.n_epochs
@@ -90,8 +95,9 @@ class TrainingLoop(Generic[R]):
 
     def _advance(self, step: int, rows: list[R]) -> None:
         """One step. At an epoch's end it is saved before it is reported: a reported epoch is never taken back."""
-        metrics = self.evaluation.added_to(self._train(step, rows))
+        metrics = self._accounted(self.evaluation.added_to(self._train(step, rows)), rows)
         self.history.add_step(metrics)
+        self.event_file.add(metrics)
         self.position = Position(step=step, trained_tokens=self.position.trained_tokens + metrics.tokens)
         if self._ends_epoch(step) or time.monotonic() - self._saved_at > self.spec.snapshot_interval_s:
             self._save()
@@ -104,7 +110,7 @@ class TrainingLoop(Generic[R]):
         measured = self.session.forward_backward(rows)
         learning_rate = self._learning_rate(step)
         grad_norm = self.session.optim_step(learning_rate)
-        return Metrics(
+        metrics = Metrics(
             step=step,
             total_steps=self.total_steps,
             epoch=(step - 1) // self.steps_per_epoch + 1,
@@ -114,7 +120,16 @@ class TrainingLoop(Generic[R]):
             tokens_per_s=round(measured.n_tokens / (time.monotonic() - started), 1),
             learning_rate=learning_rate,
             grad_norm=grad_norm,
-            **rewards(measured, ""),
+        )
+        return replace(metrics, **rewards(measured, ""))
+
+    def _accounted(self, metrics: Metrics, rows: list[R]) -> Metrics:
+        """Add what was learnt from, and what the step and the evaluation behind it have cost."""
+        return replace(
+            metrics,
+            supervised_tokens=sum(row.n_supervised for row in rows),
+            peak_memory_bytes=peak_memory_bytes(self.session.model.device),
+            seconds_left=self.pace.seconds_left(metrics.step, self.total_steps),
         )
 
     def _learning_rate(self, step: int) -> float:

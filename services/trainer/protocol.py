@@ -18,6 +18,7 @@ SPEC_FILE = "spec.json"
 METRICS_FILE = "metrics.jsonl"
 EXPORTS_FILE = "exports.jsonl"
 LOG_FILE = "train.log"
+EVENT_FILES_FOLDER = "tensorboard"
 CHECKPOINTS_FOLDER = "checkpoints"
 REFERENCE_FILE = "reference.json"
 
@@ -84,6 +85,12 @@ class Metrics(Struct, frozen=True, kw_only=True, omit_defaults=True):
     tokens_per_s: float
     learning_rate: float
     grad_norm: float
+    supervised_tokens: int | None = None
+    """Tokens of this step that are learnt; with DPO those of both answers."""
+    peak_memory_bytes: int | None = None
+    """Most memory so far: tensors on the GPU, or on a CPU the training process's resident set."""
+    seconds_left: float | None = None
+    """Time until the last step at the pace of this attempt; None after its first step."""
     valid_loss: float | None = None
     valid_mean_token_accuracy: float | None = None
     full_valid_loss: float | None = None

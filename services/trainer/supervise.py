@@ -27,7 +27,7 @@ from services.trainer.failures import TrainingFailed
 from services.trainer.holding import Lease, holding
 from services.trainer.job_folder import CheckpointNames
 from services.trainer.narration import step_event
-from services.trainer.pace import Pace
+from services.trainer.pace import Estimates
 from services.trainer.protocol import Exported, Failed, Metrics, Started, Stepped
 from services.trainer.publishing import Publication
 from services.trainer.serving import Serving
@@ -76,7 +76,7 @@ class _Attempt:
         self._token = lease.token
         self._reported_step = 0
         self._last_step_at = 0.0
-        self._pace = Pace()
+        self._estimates = Estimates()
         self._stop_asked_at: float | None = None
         self._concluding = False
 
@@ -204,7 +204,7 @@ class _Attempt:
         await self._estimate(metrics)
 
     async def _estimate(self, metrics: Metrics) -> None:
-        finish = self._pace.finish(metrics)
+        finish = self._estimates.finish(metrics.seconds_left)
         if finish is None:
             return
 

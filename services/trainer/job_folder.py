@@ -93,6 +93,7 @@ def _first_spec(
     assert options.dropout is not None and options.max_length is not None and options.quantization is not None
     assert options.lr_schedule is not None and options.warmup_ratio is not None
     assert options.weight_decay is not None and options.max_grad_norm is not None
+    assert options.gradient_accumulation_steps is not None and options.dtype is not None
     return TrainSpec(
         job_id=record.id,
         base_id=base.id,
@@ -120,6 +121,11 @@ def _first_spec(
         warmup_ratio=options.warmup_ratio,
         weight_decay=options.weight_decay,
         max_grad_norm=options.max_grad_norm,
+        gradient_accumulation_steps=options.gradient_accumulation_steps,
+        neftune_noise_alpha=options.neftune_noise_alpha,
+        dtype=options.dtype,
+        checkpoint_interval=options.checkpoint_interval,
+        evaluation_interval=options.evaluation_interval,
         early_stopping=options.early_stopping,
     )
 

@@ -43,7 +43,11 @@ class TrainingLoop(Generic[R]):
         self.steps_per_epoch = math.ceil(len(data.train) / spec.batch_size)
         self.total_steps = self.steps_per_epoch * spec.n_epochs
         self.evaluation = Evaluation(
-            session, data.valid, batch_size=spec.batch_size, steps_per_epoch=self.steps_per_epoch
+            session,
+            data.valid,
+            batch_size=spec.batch_size,
+            steps_per_epoch=self.steps_per_epoch,
+            full_interval=spec.evaluation_interval,
         )
         self.position = Position(step=0, trained_tokens=0)
         self._saved_at = time.monotonic()
@@ -79,10 +83,11 @@ class TrainingLoop(Generic[R]):
     def _verdict(self) -> Verdict:
         """Judge the epochs so far; without early stopping the last one is the best."""
         rule = self.spec.early_stopping
-        epochs = [metrics for metrics in self.history.steps() if metrics.full_valid_loss is not None]
-        if rule is None or not epochs:
+        epochs = [metrics.full_valid_loss for metrics in self.history.steps() if self._ends_epoch(metrics.step)]
+        losses = [loss for loss in epochs if loss is not None]
+        if rule is None or not losses:
             return Verdict(best=self.position.step // self.steps_per_epoch - 1, over=False)
-        return judge([m.full_valid_loss for m in epochs if m.full_valid_loss is not None], rule)
+        return judge(losses, rule)
 
     def _stop(self) -> NoReturn:
         if self.position.step > self._saved_step:
@@ -99,11 +104,17 @@ class TrainingLoop(Generic[R]):
         self.history.add_step(metrics)
         self.event_file.add(metrics)
         self.position = Position(step=step, trained_tokens=self.position.trained_tokens + metrics.tokens)
-        if self._ends_epoch(step) or time.monotonic() - self._saved_at > self.spec.snapshot_interval_s:
+        if self._ends_epoch(step) or self._is_due(step):
             self._save()
         self.report(Stepped(metrics=metrics))
         if self._ends_epoch(step) and not self._is_over():
             self._export(metrics)
+
+    def _is_due(self, step: int) -> bool:
+        """Whether it is time for another resume point."""
+        if self.spec.checkpoint_interval is not None:
+            return step % self.spec.checkpoint_interval == 0
+        return time.monotonic() - self._saved_at > self.spec.snapshot_interval_s
 
     def _train(self, step: int, rows: list[R]) -> Metrics:
         started = time.monotonic()

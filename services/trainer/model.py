@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -75,8 +75,13 @@ def choose_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def choose_dtype(device: torch.device) -> torch.dtype:
-    """bf16 where it is fast (CUDA, CPUs with AMX); without such instructions it is several times slower than fp32."""
+def choose_dtype(device: torch.device, wanted: Literal["auto", "float32", "bfloat16"] = "auto") -> torch.dtype:
+    """What is wanted; of itself bf16 where it is fast (CUDA, CPUs with AMX).
+
+    Without such instructions it is several times slower than fp32.
+    """
+    if wanted != "auto":
+        return torch.bfloat16 if wanted == "bfloat16" else torch.float32
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
@@ -89,7 +94,7 @@ def build_model(spec: TrainSpec) -> LoraModel:
     TrainingFailed(model_not_found) when the parent's weights are not there.
     """
     device = choose_device()
-    dtype = choose_dtype(device)
+    dtype = choose_dtype(device, spec.dtype)
     base = load_base(Path(spec.base_folder), dtype, quantize_on=device if spec.quantization == "nf4" else None)
     torch.manual_seed(spec.seed)
     config = LoraConfig(

@@ -58,11 +58,19 @@ class TrainSpec(Struct, frozen=True, kw_only=True):
     warmup_ratio: float = 0.05
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    gradient_accumulation_steps: int = 1
+    neftune_noise_alpha: float | None = None
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    checkpoint_interval: int | None = None
+    """Steps between resume points; None goes by time."""
+    evaluation_interval: int | None = None
+    """Steps between evaluations of all held-out rows; None is at epochs' ends alone."""
     early_stopping: EarlyStopping | None = None
     max_length: int = 2048
     """Rows with more tokens than this are refused, never cut."""
     snapshot_interval_s: float = 60.0
-    """A resume point is written at the end of each epoch and whenever the last one is this old."""
+    """A resume point is written at the end of each epoch and, unless there is a checkpoint_interval, whenever the last
+    one is this old."""
     n_probes: int = 2
     """Held-out prompts offered for the parity check."""
 

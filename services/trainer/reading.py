@@ -13,12 +13,12 @@ from services.trainer.model import LoraModel
 
 
 class Reader:
-    """Pads examples, or packs them, and lets the model read them.
+    """Pads examples, or packs them, and lets the model read them; `most_rows` at once at most.
 
     Raises TrainingFailed for packing on a model whose layers do not keep packed examples apart.
     """
 
-    def __init__(self, model: LoraModel, *, packing: bool = False) -> None:
+    def __init__(self, model: LoraModel, *, packing: bool = False, most_rows: int | None = None) -> None:
         if packing and not model.can_pack:
             raise TrainingFailed(
                 "The base model has layers that cannot keep packed rows apart; leave out selftune.packing.",
@@ -27,11 +27,17 @@ class Reader:
             )
         self.model = model
         self.packing = packing
+        self.most_rows = most_rows
         self.shares_prefixes = model.can_share_prefixes and not packing
 
     def pieces(self, rows: Sequence[R]) -> list[list[R]]:
         """Cut rows into pieces to be read at once; each row is in one piece, with all its sides."""
-        return packs(rows) if self.packing else micro_batches(rows)
+        pieces = packs(rows) if self.packing else micro_batches(rows)
+        return [part for piece in pieces for part in self._capped(piece)]
+
+    def _capped(self, piece: list[R]) -> list[list[R]]:
+        most = self.most_rows or len(piece)
+        return [piece[at : at + most] for at in range(0, len(piece), most)]
 
     def read(self, examples: Sequence[Example]) -> tuple[Tensor, Batch]:
         """Return hidden_ND at the places whose next token is learnt, and the batch that says what is learnt there."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -68,11 +69,17 @@ def _trained(spec: TrainSpec, folder: Path, report: Reporter, should_stop: Shoul
 
 
 def _reader(spec: TrainSpec) -> Reader:
-    return Reader(build_model(spec), packing=spec.packing)
+    most_rows = math.ceil(spec.batch_size / spec.gradient_accumulation_steps)
+    return Reader(build_model(spec), packing=spec.packing, most_rows=most_rows)
 
 
 def _session(spec: TrainSpec, objective: Objective[R]) -> TrainingSession[R]:
-    return TrainingSession(objective, weight_decay=spec.weight_decay, max_grad_norm=spec.max_grad_norm)
+    return TrainingSession(
+        objective,
+        weight_decay=spec.weight_decay,
+        max_grad_norm=spec.max_grad_norm,
+        noise_alpha=spec.neftune_noise_alpha,
+    )
 
 
 def _run(loop: TrainingLoop[R], started: float, should_stop: ShouldStop) -> tuple[LoraModel, Path]:

@@ -13,6 +13,7 @@ from services.trainer import checkpoints
 from services.trainer.data.batches import R
 from services.trainer.failures import NonFiniteLoss
 from services.trainer.model import load_adapter
+from services.trainer.noise import add_noise
 from services.trainer.objectives import Measured, Objective
 from services.trainer.optim import build_optimizer
 
@@ -24,9 +25,19 @@ _MAX_LEARNING_RATE = 1e37
 class TrainingSession(Generic[R]):
     """Holds model, adapter and optimiser. Gradients add up over forward_backward calls until optim_step."""
 
-    def __init__(self, objective: Objective[R], *, weight_decay: float = 0.0, max_grad_norm: float = 1.0) -> None:
+    def __init__(
+        self,
+        objective: Objective[R],
+        *,
+        weight_decay: float = 0.0,
+        max_grad_norm: float = 1.0,
+        noise_alpha: float | None = None,
+    ) -> None:
         self.objective = objective
         self.model = objective.reader.model
+        if noise_alpha is not None:
+            objective.reader.shares_prefixes = False
+            add_noise(self.model.backbone, self.model.peft.get_input_embeddings(), noise_alpha)
         self.parameters = self.model.trainable()
         self.max_grad_norm = max_grad_norm
         self.optimizer = build_optimizer(self.parameters.values(), weight_decay)

@@ -62,6 +62,49 @@ class TrainingOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     max_grad_norm: Annotated[float, Meta(gt=0, le=1000, description="Gradients are clipped to this norm.")] | None = (
         None
     )
+    gradient_accumulation_steps: (
+        Annotated[
+            int,
+            Meta(
+                ge=1,
+                le=256,
+                description="Least number of pieces that a step's batch goes through the model in, to save memory; "
+                "batch_size stays the examples of one optimizer step.",
+            ),
+        ]
+        | None
+    ) = None
+    neftune_noise_alpha: (
+        Annotated[
+            float, Meta(gt=0, le=1000, description="Noise on the embeddings in training (NEFTune, arXiv:2310.05914).")
+        ]
+        | None
+    ) = None
+    dtype: (
+        Annotated[
+            Literal["auto", "float32", "bfloat16"],
+            Meta(description="Numbers of the frozen base; auto: bfloat16 where the trainer's hardware is fast at it."),
+        ]
+        | None
+    ) = None
+    checkpoint_interval: (
+        Annotated[
+            int,
+            Meta(ge=1, le=1_000_000, description="Steps between resume points, besides epochs' ends; null: a minute."),
+        ]
+        | None
+    ) = None
+    evaluation_interval: (
+        Annotated[
+            int,
+            Meta(
+                ge=1,
+                le=1_000_000,
+                description="Steps between evaluations of the whole validation file, besides epochs' ends.",
+            ),
+        ]
+        | None
+    ) = None
     early_stopping: EarlyStopping | None = None
     priority: (
         Annotated[

@@ -23,6 +23,7 @@ from services.trainer.memory import peak_memory_bytes
 from services.trainer.optim import BASE_LEARNING_RATE, DPO_LEARNING_RATE, learning_rate_at
 from services.trainer.pace import Pace
 from services.trainer.protocol import CHECKPOINTS_FOLDER, Exported, Metrics, Reporter, Stepped, TrainSpec
+from services.trainer.rehearsal import Rehearsal
 from services.trainer.session import TrainingSession
 
 
@@ -59,6 +60,13 @@ class TrainingLoop(Generic[R]):
         self._saved_step = self.position.step
         self.history.rewind(self.position.step)
         return self.position.step
+
+    def rehearse(self) -> None:
+        """Report what a look ahead finds: memory for the longest rows, and the loss to start from."""
+        if self._is_over():
+            return
+        rehearsal = Rehearsal(self.session, self.spec, self.data)
+        self.report(rehearsal.run(baseline=self.position.step == 0))
 
     def run(self, should_stop: Callable[[], bool]) -> Exported:
         """Train to the end; report and return the final adapter. Raises StopRequested (having saved), NonFiniteLoss."""

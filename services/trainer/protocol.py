@@ -128,6 +128,20 @@ class Started(Struct, frozen=True, kw_only=True, tag="started"):
     startup_s: float
 
 
+class Rehearsed(Struct, frozen=True, kw_only=True, tag="rehearsed", omit_defaults=True):
+    """The longest rows have gone through the model, before any training of this attempt.
+
+    The losses are those of the model that training starts from; None in a later attempt, without a validation file, and
+    where evaluating it would cost much beside the training.
+    """
+
+    seconds: float
+    """What this took."""
+    peak_memory_bytes: int
+    full_valid_loss: float | None = None
+    full_valid_mean_token_accuracy: float | None = None
+
+
 class Stepped(Struct, frozen=True, kw_only=True, tag="stepped"):
     metrics: Metrics
 
@@ -169,7 +183,7 @@ class Stopped(Struct, frozen=True, kw_only=True, tag="stopped"):
     step: int
 
 
-Message = Started | Stepped | Exported | ParityMeasured | Failed | Stopped
+Message = Started | Rehearsed | Stepped | Exported | ParityMeasured | Failed | Stopped
 
 Reporter = Callable[[Message], None]
 

@@ -96,6 +96,8 @@ def _run(loop: TrainingLoop[R], started: float, should_stop: ShouldStop) -> tupl
             startup_s=round(time.monotonic() - started, 2),
         )
     )
+    if not should_stop():
+        loop.rehearse()
     final = loop.run(should_stop)
     return model, Path(final.folder)
 

@@ -47,6 +47,15 @@ class TrainingSession(Generic[R]):
         self.model.peft.train()
         return _finite(self.objective.measure(rows, backward=True))
 
+    def rehearse(self, rows: Sequence[R]) -> Measured:
+        """Go forward and backward as in a step, and leave everything as it was. Raises NonFiniteLoss."""
+        devices = [self.model.device] if self.model.device.type == "cuda" else []
+        try:
+            with torch.random.fork_rng(devices):
+                return self.forward_backward(rows)
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
+
     def optim_step(self, learning_rate: float) -> float:
         """Clip the gradient, apply and clear it. Returns the norm before clipping. Raises NonFiniteLoss."""
         norm = float(torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.max_grad_norm))

@@ -26,16 +26,18 @@ from services.trainer.child_process import ChildProcess
 from services.trainer.failures import TrainingFailed
 from services.trainer.holding import Lease, holding
 from services.trainer.job_folder import CheckpointNames
-from services.trainer.narration import step_event
+from services.trainer.narration import rehearsed_event, step_event
 from services.trainer.pace import Estimates
-from services.trainer.protocol import Exported, Failed, Metrics, Started, Stepped
+from services.trainer.protocol import Exported, Failed, Metrics, Rehearsed, Started, Stepped, TrainSpec
 from services.trainer.publishing import Publication
 from services.trainer.serving import Serving
+from services.trainer.shortages import advice
 from services.trainer.stores import Stores, persist
 from services.trainer.tracking import Tracker, tracking
 from services.trainer.validating import fail
 from shared.errors import LeaseLost, NotFound, SelftuneError, TransitionRefused
 from shared.records import JobRecord
+from shared.schemas.events import Event
 from shared.states import TERMINAL, JobState
 
 WATCH_S = 0.5
@@ -75,6 +77,7 @@ class _Attempt:
         self._lease = lease
         self._token = lease.token
         self._reported_step = 0
+        self._rehearsal_told = False
         self._last_step_at = 0.0
         self._estimates = Estimates()
         self._stop_asked_at: float | None = None
@@ -107,12 +110,16 @@ class _Attempt:
         return record
 
     async def _last_reported_step(self) -> int:
-        """Find the newest step in the job's story: a resumed process repeats the steps after its checkpoint."""
+        """Find the newest step in the job's story: a resumed process repeats the steps after its checkpoint.
+
+        0 if there is none, or only what came before the first.
+        """
         after = None
         more = True
         while more:
             page, more = await self._stores.jobs.events(self._job_id, after=after, limit=100)
             for told in page:
+                self._rehearsal_told |= told.data.get("step") == 0
                 if told.type == "metrics":
                     return int(told.data.get("step", 0))
             after = page[-1].id if page else None
@@ -127,7 +134,7 @@ class _Attempt:
             child = await ChildProcess.start(folder, self._stores.settings)
             log.info("child.started", pid=child.pid)
             try:
-                await self._until_ended(self._follow(child, publication, tracker), self._watch(child))
+                await self._until_ended(self._follow(child, spec, publication, tracker), self._watch(child))
             except LeaseLost:
                 await child.kill()
                 raise
@@ -167,12 +174,14 @@ class _Attempt:
             child.ask_to_stop()
         return self._concluding or time.monotonic() - self._stop_asked_at > SAVE_GRACE_S
 
-    async def _follow(self, child: ChildProcess, publication: Publication, tracker: Tracker) -> None:
+    async def _follow(self, child: ChildProcess, spec: TrainSpec, publication: Publication, tracker: Tracker) -> None:
         """Pass on what the child says, and conclude. Raises TrainingFailed with the child's reason, or that it died."""
         async for message in child.messages():
             match message:
                 case Started():
                     log.info("child.ready", **msgspec.to_builtins(message))
+                case Rehearsed():
+                    await self._report_rehearsal(message)
                 case Stepped(metrics=metrics):
                     self._last_step_at = time.time()
                     await self._report_step(metrics, tracker)
@@ -191,15 +200,22 @@ class _Attempt:
                     log.info("child.said", message=type(message).__name__)
         status = await child.wait()
         if self._stop_asked_at is None:
-            raise _died(status)
+            raise _died(status, spec)
         log.info("child.stopped", status=status)
+
+    async def _report_rehearsal(self, rehearsed: Rehearsed) -> None:
+        """Tell it once, in the attempt that trains the first step."""
+        if self._reported_step == 0 and not self._rehearsal_told:
+            await self._tell(rehearsed_event(rehearsed))
+
+    async def _tell(self, told: Event) -> None:
+        await persist(lambda: self._stores.jobs.append_events(self._job_id, [told], fence=self._token))
 
     async def _report_step(self, metrics: Metrics, tracker: Tracker) -> None:
         if metrics.step <= self._reported_step:
             return
         self._reported_step = metrics.step
-        told = step_event(metrics)
-        await persist(lambda: self._stores.jobs.append_events(self._job_id, [told], fence=self._token))
+        await self._tell(step_event(metrics))
         tracker.step(metrics)
         await self._estimate(metrics)
 
@@ -222,11 +238,11 @@ class _Attempt:
             await persist(partial(self._stores.registry.retire, name))
 
 
-def _died(status: int) -> TrainingFailed:
+def _died(status: int, spec: TrainSpec) -> TrainingFailed:
     if status >= 0:
         return TrainingFailed(f"The training process ended with status {status} and without a result.")
     name = signal.Signals(-status).name
-    hint = ""
+    died = f"The training process was killed by signal {-status} ({name})."
     if -status == signal.SIGKILL:
-        hint = " The machine probably ran out of memory: try a smaller batch_size or shorter examples."
-    return TrainingFailed(f"The training process was killed by signal {-status} ({name}).{hint}")
+        return TrainingFailed(f"{died} The machine probably ran out of memory. {advice(spec)}")
+    return TrainingFailed(died)

@@ -151,3 +151,22 @@ def test_preferences_are_learnt_on_a_quantised_base(
         assert (Path(settings.home) / "jobs" / ended.id / "reference.json").exists()
 
     with_client(settings, story)
+
+
+def test_diverged_job_fails_with_its_reason_and_keeps_its_last_resume_point(
+    trainer: TrainerProcess,  # noqa: F811
+    settings: Settings,  # noqa: F811
+) -> None:
+    async def story(client: Client) -> None:
+        asked = replace(SHORT, learning_rate_multiplier=1e30)
+        options = TrainingOptions(checkpoint_interval=1)
+        file_id = await client.upload(training_rows(24))
+        record = await client.ended(await submitted(client, job(file_id, requested=asked, options=options)))
+        assert record.status is JobState.FAILED and record.error is not None
+        assert record.error.code == "non_finite_loss" and "learning_rate_multiplier" in record.error.message
+        points = sorted((client.stores.paths.job_folder(record.id) / "checkpoints").iterdir())
+        steps = await client.steps(record.id)
+        assert points[-1].name == f"step-{steps[-1]:08d}"
+        assert await client.stores.registry.listed(DEFAULT_PROJECT) == []
+
+    with_client(settings, story)

@@ -37,6 +37,7 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.requested = False
+        self.is_waiting = False
         signal.signal(signal.SIGTERM, self._request)
 
     def __call__(self) -> bool:
@@ -44,6 +45,26 @@ class StopFlag:
 
     def _request(self, *_: object) -> None:
         self.requested = True
+        if self.is_waiting:
+            raise InterruptedError
+
+
+class _Commands:
+    """The supervisor's commands, until SIGTERM: waiting for one ends then, as if the supervisor had closed the pipe."""
+
+    def __init__(self, pipe: BinaryIO, flag: StopFlag) -> None:
+        self._pipe = pipe
+        self._flag = flag
+
+    def readline(self) -> bytes:
+        # Python goes on reading after a signal unless its handler raises (PEP 475).
+        try:
+            self._flag.is_waiting = True
+            return b"" if self._flag.requested else self._pipe.readline()
+        except InterruptedError:
+            return b""
+        finally:
+            self._flag.is_waiting = False
 
 
 def main(folder: Path, report: Reporter, commands: BinaryIO) -> int:
@@ -56,7 +77,7 @@ def main(folder: Path, report: Reporter, commands: BinaryIO) -> int:
             sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
         from services.trainer.run_job import run_job
 
-        run_job(folder, report, should_stop, commands)
+        run_job(folder, report, should_stop, _Commands(commands, should_stop))
     except StopRequested as stop:
         report(Stopped(step=stop.step))
     except SelftuneError as error:

@@ -37,7 +37,7 @@ class TrainingLoop(Generic[R]):
         self.spec = spec
         self.data = data
         self.points = folder / CHECKPOINTS_FOLDER
-        self.history = History(folder)
+        self.history = History(folder, Path(spec.adapters_folder))
         self.event_file = EventFile(folder)
         self.pace = Pace()
         self.report = report

@@ -32,6 +32,8 @@ class TrainSpec(Struct, frozen=True, kw_only=True):
     base_id: str
     base_folder: str
     base_fingerprint: str
+    base_weights: str = ""
+    """base_weights.weights_digest() of base_folder when the job began; empty in a spec of an earlier version."""
     adapters_folder: str
     """Where finished adapter folders go, each named by its digest."""
     training_path: str

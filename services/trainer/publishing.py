@@ -14,7 +14,7 @@ import structlog
 from services.trainer.child_process import ChildProcess
 from services.trainer.failures import ParityMismatch, TrainingFailed
 from services.trainer.history import History
-from services.trainer.job_folder import CheckpointNames
+from services.trainer.job_folder import CheckpointNames, result_file_id
 from services.trainer.narration import (
     RESULT_FILE_NAME,
     checkpoint_event,
@@ -51,7 +51,7 @@ class Publication:
         self._record = record
         self._spec = spec
         self._token = token
-        self._history = History(stores.paths.job_folder(record.id))
+        self._history = History(stores.paths.job_folder(record.id), Path(spec.adapters_folder))
         self._names = CheckpointNames(stores.paths.job_folder(record.id), record.model_name)
 
     async def announce(self, step: int) -> None:
@@ -160,10 +160,10 @@ class Publication:
         )
 
     async def _store_result(self) -> str:
-        """Store the metrics of every step as a file of the job's project and return its id."""
+        """Store the metrics of every step as a file of the job's project, once, and return its id."""
         content = result_csv(self._history.steps())
         record = FileRecord(
-            id=ids.new_file_id(),
+            id=await asyncio.to_thread(result_file_id, self._stores.paths.job_folder(self._record.id)),
             project=self._record.project,
             filename=RESULT_FILE_NAME,
             purpose="fine-tune-results",
@@ -177,7 +177,7 @@ class Publication:
 
     def _write_result(self, record: FileRecord, content: bytes) -> None:
         folder = self._stores.paths.file_folder(record.id)
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         write_atomic(self._stores.paths.file_content(record.id), content)
         write_atomic(folder / "manifest.json", msgspec.json.encode(record))
 

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Protocol
 
 from msgspec.structs import replace
 from transformers import AutoTokenizer
@@ -39,7 +39,13 @@ from shared.training_data import read_examples
 ShouldStop = Callable[[], bool]
 
 
-def run_job(folder: Path, report: Reporter, should_stop: ShouldStop, commands: BinaryIO) -> None:
+class Commands(Protocol):
+    """Lines from the supervisor; empty at their end."""
+
+    def readline(self) -> bytes: ...
+
+
+def run_job(folder: Path, report: Reporter, should_stop: ShouldStop, commands: Commands) -> None:
     """Do everything a job needs from torch. Raises StopRequested, or SelftuneError with the reason."""
     answer(train(folder, report, should_stop), report, commands)
 
@@ -136,7 +142,7 @@ def _tokenizer(spec: TrainSpec) -> ChatTokenizer:
     return tokenizer  # type: ignore[no-any-return]
 
 
-def answer(model: LoraModel, report: Reporter, commands: BinaryIO) -> None:
+def answer(model: LoraModel, report: Reporter, commands: Commands) -> None:
     """Serve commands until Finish, or until the supervisor closes the pipe."""
     while line := commands.readline():
         command = command_decoder.decode(line)

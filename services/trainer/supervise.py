@@ -46,7 +46,7 @@ SAVE_GRACE_S = 60.0
 """How long a paused job's process may take to end its step and save; it is stopped after that, and goes on from an
 earlier step. As long as the longest time between two resume points."""
 MAX_ATTEMPTS = 5
-"""A job whose worker died so often is given up: it probably takes the machine down with it."""
+"""A job whose worker died so often without a new resume point is given up: it probably takes the machine down."""
 
 log = structlog.get_logger()
 
@@ -127,7 +127,10 @@ class _Attempt:
 
     async def _train(self, record: JobRecord) -> None:
         if record.attempts > MAX_ATTEMPTS:
-            raise TrainingFailed(f"The trainer died {record.attempts - 1} times while it worked on this job.")
+            raise TrainingFailed(
+                f"The trainer died {record.attempts - 1} times while it worked on this job, after step "
+                f"{record.reached_step} each time."
+            )
         folder, spec = await persist(lambda: job_folder.prepare(self._stores, record))
         publication = Publication(self._stores, self._serving, record, spec, self._token)
         async with tracking(self._stores, record, spec, self._token) as tracker:

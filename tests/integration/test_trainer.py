@@ -117,7 +117,8 @@ def test_job_of_a_killed_worker_goes_on_from_its_checkpoint(trainer: TrainerProc
         assert not any(orphan.is_running() for orphan in orphans), "the training process outlived its worker"
         trainer.start()
         record = await client.ended(job_id)
-        assert (record.status, record.attempts) == (JobState.SUCCEEDED, 2)
+        assert (record.status, record.attempts) == (JobState.SUCCEEDED, 1), "a death after progress does not count"
+        assert record.reached_step >= 24
         assert "Fine-tuning job resumed" in await client.story(job_id)
         assert await client.steps(job_id) == list(range(1, 361)), "each step is told once"
         metrics = (client.stores.paths.job_folder(job_id) / "train.log").read_text()

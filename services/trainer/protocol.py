@@ -6,6 +6,7 @@ cannot be mistaken for one; it reads `Command`s as JSON lines from stdin. `Train
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Annotated, Literal
 
@@ -75,6 +76,13 @@ class TrainSpec(Struct, frozen=True, kw_only=True):
     one is this old."""
     n_probes: int = 2
     """Held-out prompts offered for the parity check."""
+
+    @property
+    def rows_at_once(self) -> int | None:
+        """Most rows to go through the model at once; None leaves it to their tokens."""
+        if self.gradient_accumulation_steps == 1:
+            return None
+        return math.ceil(self.batch_size / self.gradient_accumulation_steps)
 
 
 class Metrics(Struct, frozen=True, kw_only=True, omit_defaults=True):

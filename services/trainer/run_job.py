@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -75,8 +74,7 @@ def _trained(spec: TrainSpec, folder: Path, report: Reporter, should_stop: Shoul
 
 
 def _reader(spec: TrainSpec) -> Reader:
-    most_rows = math.ceil(spec.batch_size / spec.gradient_accumulation_steps)
-    return Reader(build_model(spec), packing=spec.packing, most_rows=most_rows)
+    return Reader(build_model(spec), packing=spec.packing, most_rows=spec.rows_at_once)
 
 
 def _session(spec: TrainSpec, objective: Objective[R]) -> TrainingSession[R]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from array import array
 from collections.abc import Callable, Sequence
@@ -38,9 +37,8 @@ STEPS = 12
 
 
 def supervised(spec: TrainSpec) -> TrainingSession[Example]:
-    most_rows = math.ceil(spec.batch_size / spec.gradient_accumulation_steps)
     return TrainingSession(
-        Supervised(Reader(build_model(spec), packing=spec.packing, most_rows=most_rows)),
+        Supervised(Reader(build_model(spec), packing=spec.packing, most_rows=spec.rows_at_once)),
         weight_decay=spec.weight_decay, max_grad_norm=spec.max_grad_norm, noise_alpha=spec.neftune_noise_alpha,
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ import structlog
 from msgspec.structs import replace
 
 from services.trainer.job_folder import newest_point
-from services.trainer.stores import Stores, persist
+from services.trainer.stores import Stores, persist_once
 from shared.errors import LeaseLost, StoreUnavailable
 from shared.records import JobRecord
 from shared.schemas.events import Event
@@ -36,7 +36,9 @@ async def begin(stores: Stores, job_id: str, token: str) -> JobRecord:
     record = await stores.jobs.get(job_id)
     reached = await asyncio.to_thread(newest_point, stores.paths.job_folder(job_id))
     message = "Fine-tuning job resumed" if record.started or record.attempts else "Fine-tuning job started"
-    return await stores.jobs.update(job_id, start, [event(message)], fence=token)
+    return await persist_once(
+        lambda nonce: stores.jobs.update(job_id, start, [event(message)], fence=token, nonce=nonce)
+    )
 
 
 async def hand_back(stores: Stores, job_id: str, token: str) -> None:
@@ -67,7 +69,7 @@ async def put_down(stores: Stores, job_id: str, token: str) -> bool:
     def discount(current: JobRecord) -> JobRecord:
         return current if current.status in {JobState.RUNNING, *TERMINAL} else _discounted(current)
 
-    left = await persist(lambda: stores.jobs.update(job_id, discount, fence=token))
+    left = await persist_once(lambda nonce: stores.jobs.update(job_id, discount, fence=token, nonce=nonce))
     return left.status is JobState.QUEUED
 
 

@@ -25,7 +25,7 @@ from services.trainer.narration import (
 )
 from services.trainer.protocol import CheckParity, Exported, Finish, ParityMeasured, TrainSpec
 from services.trainer.serving import AdapterRefused, Answers, Serving
-from services.trainer.stores import Stores, persist
+from services.trainer.stores import Stores, persist, persist_once
 from shared import ids
 from shared.errors import NoReplica
 from shared.paths import write_atomic
@@ -182,4 +182,5 @@ class Publication:
         write_atomic(folder / "manifest.json", msgspec.json.encode(record))
 
     async def _say(self, told: Event) -> None:
-        await persist(lambda: self._stores.jobs.append_events(self._record.id, [told], fence=self._token))
+        job_id, jobs = self._record.id, self._stores.jobs
+        await persist_once(lambda nonce: jobs.append_events(job_id, [told], fence=self._token, nonce=nonce))

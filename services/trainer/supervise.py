@@ -32,7 +32,7 @@ from services.trainer.protocol import Exported, Failed, Metrics, Rehearsed, Star
 from services.trainer.publishing import Publication
 from services.trainer.serving import Serving
 from services.trainer.shortages import advice
-from services.trainer.stores import Stores, persist
+from services.trainer.stores import Stores, persist, persist_once
 from services.trainer.tracking import Tracker, tracking
 from services.trainer.validating import fail
 from shared.errors import LeaseLost, NotFound, SelftuneError, TransitionRefused
@@ -212,7 +212,8 @@ class _Attempt:
             await self._tell(rehearsed_event(rehearsed))
 
     async def _tell(self, told: Event) -> None:
-        await persist(lambda: self._stores.jobs.append_events(self._job_id, [told], fence=self._token))
+        job_id, jobs = self._job_id, self._stores.jobs
+        await persist_once(lambda nonce: jobs.append_events(job_id, [told], fence=self._token, nonce=nonce))
 
     async def _report_step(self, metrics: Metrics, tracker: Tracker) -> None:
         if metrics.step <= self._reported_step:

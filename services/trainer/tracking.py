@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from services.trainer.child_process import pipe_reader
 from services.trainer.protocol import Metrics, Stepped, TrainSpec, encode_line
-from services.trainer.stores import Stores, persist
+from services.trainer.stores import Stores, persist_once
 from services.trainer.tracking_protocol import Ended, Opened, TrackSpec, Trouble, output_decoder
 from shared.errors import LeaseLost, NotFound
 from shared.records import JobRecord
@@ -140,17 +140,19 @@ class Tracker:
 
         where = "sent as training goes" if opened.online else "kept in files for `wandb sync`"
         told = event(f"Weights & Biases: run {opened.run_id} is {where}", data={"run_id": opened.run_id})
-        await self._persist(lambda: self._stores.jobs.update(self._record.id, show, [told], fence=self._token))
+        job_id, jobs = self._record.id, self._stores.jobs
+        await self._persist(lambda nonce: jobs.update(job_id, show, [told], fence=self._token, nonce=nonce))
 
     async def _warn(self, trouble: str) -> None:
         log.warning("tracking.trouble", reason=trouble)
         told = event(f"Weights & Biases: {trouble}", level="warn")
-        await self._persist(lambda: self._stores.jobs.append_events(self._record.id, [told], fence=self._token))
+        job_id, jobs = self._record.id, self._stores.jobs
+        await self._persist(lambda nonce: jobs.append_events(job_id, [told], fence=self._token, nonce=nonce))
 
-    async def _persist(self, write: Callable[[], Awaitable[object]]) -> None:
+    async def _persist(self, write: Callable[[str], Awaitable[object]]) -> None:
         """Write to the job; one that is gone or in other hands is not ours to write to."""
         with suppress(LeaseLost, NotFound):
-            await persist(write)
+            await persist_once(write)
 
 
 def _ended_early(status: int) -> str:

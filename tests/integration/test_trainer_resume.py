@@ -12,7 +12,10 @@ from msgspec.structs import replace
 from services.trainer import attempt_record
 from services.trainer.failures import TrainingFailed
 from services.trainer.job_folder import prepare
+from services.trainer.reaper import reap
 from services.trainer.supervise import MAX_ATTEMPTS
+from services.trainer.validating import MAX_VALIDATIONS, validate_job
+from shared import queue
 from shared.records import DEFAULT_PROJECT, JobRecord, ReplicaRecord
 from shared.settings import Settings
 from shared.states import JobState
@@ -119,5 +122,70 @@ def test_base_with_other_weights_under_the_same_name_fails_a_resumed_job(
         with pytest.raises(TrainingFailed, match="another one than when this job began") as caught:
             await prepare(client.stores, record)
         assert caught.value.code == "base_model_changed"
+
+    with_client(settings, story)
+
+
+def test_files_that_take_down_their_workers_are_given_up(settings: Settings) -> None:
+    async def story(client: Client) -> None:
+        await client.stores.registry.put_base(make_base(BASE_ID))
+        file_id = await client.upload(training_rows(12))
+        poisoned, paused = await client.submit(file_id), await client.submit(file_id)
+        jobs = client.stores.jobs
+        await jobs.update(poisoned, lambda record: replace(record, validations=MAX_VALIDATIONS))
+        await validate_job(client.stores, poisoned)
+        record = await jobs.get(poisoned)
+        assert record.status is JobState.FAILED and record.error is not None
+        assert "died 5 times while it read this job's files" in record.error.message
+
+        await jobs.update(paused, lambda record: replace(record, validations=MAX_VALIDATIONS - 1))
+        await validate_job(client.stores, paused)
+        record = await jobs.get(paused)
+        assert (record.status, record.validations) == (JobState.QUEUED, 0)
+
+    with_client(settings, story)
+
+
+def test_validation_that_was_paused_and_resumed_while_it_ended_is_taken_up_again_at_once(settings: Settings) -> None:
+    async def story(client: Client) -> None:
+        job_id = await client.submit(await client.upload(b"no json\n" * 12))
+        update, calls = client.stores.jobs.update, iter(range(100))
+
+        async def be_paused_and_resumed(*arguments: object, **more: object) -> JobRecord:
+            if next(calls) == 1:  # the one that would fail it
+                client.stores.jobs.update = update  # type: ignore[method-assign]
+                await client.pause(job_id)
+                try:
+                    return await update(*arguments, **more)  # type: ignore[arg-type]
+                finally:
+                    await client.resume(job_id)
+            return await update(*arguments, **more)  # type: ignore[arg-type]
+
+        client.stores.jobs.update = be_paused_and_resumed  # type: ignore[method-assign]
+        assert await validate_job(client.stores, job_id), "arq drops the message of a job that is in progress"
+        assert not await validate_job(client.stores, job_id)
+        assert (await client.stores.jobs.get(job_id)).status is JobState.FAILED
+
+    with_client(settings, story)
+
+
+def test_messages_that_a_dead_worker_had_in_hand_do_not_block_the_queue(settings: Settings) -> None:
+    async def story(client: Client) -> None:
+        pool = await queue.connect(settings.redis_url)
+        jobs = client.stores.jobs
+        file_id = await client.upload(training_rows(12))
+        cancelled, waits = await client.submit(file_id), await client.submit(file_id)
+        for job_id in (cancelled, waits):
+            record = await jobs.update(job_id, lambda record: replace(record, status=JobState.QUEUED))
+            await client.stores.enqueue(record)
+            await pool.set(f"arq:in-progress:train:{job_id}", b"1")
+        await client.control.cancel(cancelled, project=DEFAULT_PROJECT)
+        assert len(await queue.messages(pool, queue.TRAIN_QUEUE)) == 2
+        await reap(client.stores, pool)
+        assert await queue.messages(pool, queue.TRAIN_QUEUE) == [waits]
+        assert await queue.messages(pool, queue.VALIDATE_QUEUE) == [waits]
+        left = sorted(key.decode() for key in await pool.keys("arq:*"))
+        assert left == [f"arq:job:train:{waits}", f"arq:job:validate:{waits}"]
+        await pool.aclose()
 
     with_client(settings, story)

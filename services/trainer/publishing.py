@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -40,6 +41,13 @@ KEPT_CHECKPOINTS = 3
 PARITY_TIMEOUT_S = 120.0
 
 log = structlog.get_logger()
+
+
+async def withdraw(stores: Stores, record: JobRecord) -> None:
+    """Take back all that was published of a job that did not succeed; twice is the same as once."""
+    for name in CheckpointNames(stores.paths.job_folder(record.id), record.model_name).all():
+        await persist(partial(stores.registry.retire, name))
+    await persist(lambda: stores.jobs.forget_checkpoints(record.id))
 
 
 class Publication:

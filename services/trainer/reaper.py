@@ -8,6 +8,7 @@ import structlog
 from arq.connections import ArqRedis
 from redis.exceptions import RedisError
 
+from services.trainer.publishing import withdraw
 from services.trainer.stores import Stores
 from shared import queue
 from shared.errors import NotFound, StoreUnavailable
@@ -32,7 +33,8 @@ async def reap(stores: Stores, arq: ArqRedis) -> None:
     """Queue every unfinished job that has no lease and is not paused; one that waits in its queue stays there once.
 
     Messages of jobs that have ended are removed: those that a dead worker had in hand would never be taken again, and
-    arq looks at the first few of a queue only.
+    arq looks at the first few of a queue only. Such a job may have been cancelled while its model was published; that
+    is taken back.
     """
     active = await stores.jobs.active()
     for job_id in active:
@@ -57,16 +59,19 @@ async def _requeue(stores: Stores, arq: ArqRedis, job_id: str) -> None:
 async def _clear(stores: Stores, arq: ArqRedis, active: set[str]) -> None:
     for function, name in queue.QUEUES.items():
         for job_id in await queue.messages(arq, name):
-            if job_id not in active and await _has_ended(stores, job_id):
+            if job_id not in active and await _is_over(stores, job_id):
                 log.info("queue.cleared", job_id=job_id, function=function)
                 await queue.remove(arq, function, job_id)
 
 
-async def _has_ended(stores: Stores, job_id: str) -> bool:
-    """Whether nobody works on a job any more, and nobody will."""
+async def _is_over(stores: Stores, job_id: str) -> bool:
+    """Whether nobody works on a job any more, and nobody will; what one that did not succeed published is withdrawn."""
     if await stores.leases.held(job_id):
         return False
     try:
-        return (await stores.jobs.get(job_id)).status in TERMINAL
+        record = await stores.jobs.get(job_id)
     except NotFound:
         return True
+    if record.status in TERMINAL - {JobState.SUCCEEDED}:
+        await withdraw(stores, record)
+    return record.status in TERMINAL

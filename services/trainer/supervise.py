@@ -25,11 +25,10 @@ from services.trainer import attempt_record, job_folder
 from services.trainer.child_process import ChildProcess
 from services.trainer.failures import TrainingFailed
 from services.trainer.holding import Lease, holding
-from services.trainer.job_folder import CheckpointNames
 from services.trainer.narration import rehearsed_event, step_event
 from services.trainer.pace import Estimates
 from services.trainer.protocol import Exported, Failed, Metrics, Rehearsed, Started, Stepped, TrainSpec
-from services.trainer.publishing import Publication
+from services.trainer.publishing import Publication, withdraw
 from services.trainer.serving import Serving
 from services.trainer.shortages import advice
 from services.trainer.stores import Stores, persist, persist_once
@@ -236,10 +235,8 @@ class _Attempt:
     async def _withdraw_unless_succeeded(self, record: JobRecord) -> None:
         """Take back the names of a job that failed, was cancelled or paused, whatever was published by then."""
         ended = await persist(lambda: self._stores.jobs.get(self._job_id))
-        if ended.status is JobState.SUCCEEDED:
-            return
-        for name in CheckpointNames(self._stores.paths.job_folder(record.id), record.model_name).all():
-            await persist(partial(self._stores.registry.retire, name))
+        if ended.status is not JobState.SUCCEEDED:
+            await withdraw(self._stores, record)
 
 
 def _died(status: int, spec: TrainSpec) -> TrainingFailed:

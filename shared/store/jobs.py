@@ -212,6 +212,10 @@ class JobStore:
         )
         _raise_for(outcome, job_id)
 
+    async def forget_checkpoints(self, job_id: str) -> None:
+        """Remove what append_checkpoint recorded: the job did not succeed."""
+        await self._client.call("DEL", keys.job_checkpoints(job_id))
+
     async def checkpoints(self, job_id: str) -> Sequence[Checkpoint]:
         """Return all checkpoints, newest first; there are at most as many as epochs."""
         found = await self._client.call("LRANGE", keys.job_checkpoints(job_id), 0, -1)

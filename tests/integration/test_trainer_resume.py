@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import signal
 from pathlib import Path
@@ -13,9 +14,11 @@ from services.trainer import attempt_record
 from services.trainer.failures import TrainingFailed
 from services.trainer.job_folder import prepare
 from services.trainer.reaper import reap
-from services.trainer.supervise import MAX_ATTEMPTS
+from services.trainer.serving import Serving
+from services.trainer.supervise import MAX_ATTEMPTS, train_job
 from services.trainer.validating import MAX_VALIDATIONS, validate_job
 from shared import queue
+from shared.errors import StoreUnavailable
 from shared.records import DEFAULT_PROJECT, JobRecord, ReplicaRecord
 from shared.settings import Settings
 from shared.states import JobState
@@ -187,5 +190,46 @@ def test_messages_that_a_dead_worker_had_in_hand_do_not_block_the_queue(settings
         left = sorted(key.decode() for key in await pool.keys("arq:*"))
         assert left == [f"arq:job:train:{waits}", f"arq:job:validate:{waits}"]
         await pool.aclose()
+
+    with_client(settings, story)
+
+
+def test_job_cancelled_while_it_concludes_leaves_no_model_and_no_checkpoint(
+    settings: Settings, tiny_base: Path
+) -> None:
+    async def story(client: Client) -> None:
+        stores = client.stores
+        await stores.registry.put_base(replace(make_base(BASE_ID), path=str(tiny_base), context_length=128))
+        job_id = await client.submit(await client.upload(training_rows(12)))
+        await validate_job(stores, job_id)
+        append, listed = stores.jobs.append_checkpoint, []
+
+        async def append_and_be_cancelled(*arguments: object, **more: object) -> None:
+            await append(*arguments, **more)  # type: ignore[arg-type]
+            listed.extend(await stores.registry.listed(DEFAULT_PROJECT))
+            await client.control.cancel(job_id, project=DEFAULT_PROJECT)
+
+        stores.jobs.append_checkpoint = append_and_be_cancelled  # type: ignore[method-assign]
+        serving = Serving(stores)
+        assert not await train_job(stores, serving, job_id)
+        await serving.close()
+        record = await stores.jobs.get(job_id)
+        assert (record.status, record.fine_tuned_model) == (JobState.CANCELLED, None)
+        assert listed, "a checkpoint was listed when the job was cancelled"
+        assert await stores.registry.listed(DEFAULT_PROJECT) == []
+        assert await stores.registry.get(record.model_name) is None
+        assert await stores.jobs.checkpoints(job_id) == []
+
+    with_client(settings, story)
+
+
+def test_database_that_does_not_answer_is_away(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(client: Client) -> None:
+        monkeypatch.setattr(queue, "TIMEOUT_S", 0.2)
+        server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(StoreUnavailable):
+            await asyncio.wait_for(queue.connect(f"redis://127.0.0.1:{port}"), 5)
+        server.close()
 
     with_client(settings, story)

@@ -16,6 +16,16 @@ class EarlyStopping(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     min_delta: Annotated[float, Meta(ge=0, le=10, description="Least fall of the loss, in nats, that counts.")] = 0.0
 
 
+class MlflowSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Log every step to a run on the MLflow server that the operator has configured."""
+
+    experiment: Annotated[str, Meta(min_length=1, max_length=256, description="Made if it does not exist.")]
+    name: (
+        Annotated[str, Meta(min_length=1, max_length=256, description="Name of the run; the job's id if left out.")]
+        | None
+    ) = None
+
+
 class TrainingOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Options of this server. Null, or left out, means the server's default; a job shows the values that it uses."""
 
@@ -106,6 +116,7 @@ class TrainingOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         | None
     ) = None
     early_stopping: EarlyStopping | None = None
+    mlflow: MlflowSettings | None = None
     priority: (
         Annotated[
             Literal["low", "normal", "high"], Meta(description="Place in the queue; order of submission within it.")

@@ -215,6 +215,7 @@ def test_ended_jobs_are_noted_once(create: Callable[..., Any], sdk: openai.OpenA
         ({"checkpoint_interval": 0}, {}, "checkpoint_interval", "1"),
         ({"neftune_noise_alpha": 0}, {}, "neftune_noise_alpha", "0"),
         ({"dtype": "float16"}, {}, "dtype", "float16"),
+        ({"mlflow": {"experiment": "pets"}}, {}, "mlflow", "mlflow_tracking_uri"),
     ],
 )
 def test_options_of_the_run_are_checked(

@@ -61,6 +61,8 @@ def check_options(request: CreateJob, settings: Settings, *, context_length: int
         _refuse("early_stopping", "it watches the loss of a validation file; give the job a 'validation_file'")
     if options.evaluation_interval is not None and request.validation_file is None:
         _refuse("evaluation_interval", "it evaluates a validation file; give the job a 'validation_file'")
+    if options.mlflow is not None and not settings.mlflow_tracking_uri:
+        _refuse("mlflow", "this server knows no MLflow server; the operator sets mlflow_tracking_uri")
     _check_accumulation(request, options)
     for name in _ADAPTER_SHAPE:
         if parent_rank is not None and getattr(options, name) is not None:

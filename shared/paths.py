@@ -10,7 +10,7 @@ DATA_DIR/
   files/.unrecorded/<file id>      marks of files that may lack their record
   uploads/<upload id>/<part id>/   parts of uploads under way, each with content and manifest.json
   batches/<batch id>/              input.jsonl, results/; gone when the batch has ended
-  jobs/<job id>/                   spec.json, checkpoints/, train.log; with DPO reference.json, with W&B wandb/
+  jobs/<job id>/                   spec.json, checkpoints/, tensorboard/, train.log; for some reference.json, wandb/
   tokens/<key>/                    tokenised files, kept for other jobs: shared/token_cache.py
   adapters/<base>/<sha256>/        published adapters, immutable
   logs/                            one file a service

@@ -92,7 +92,11 @@ class JobRecord(Struct, frozen=True, kw_only=True):
     estimated_finish: int | None = None
     error: JobError | None = None
     attempts: int = 0
-    """How often a training process was started for it."""
+    """How often a training process was started for it without getting further than the one before."""
+    reached_step: int = 0
+    """Step of its newest resume point when the last attempt began."""
+    validations: int = 0
+    """How often its files were begun to be read and not read to the end."""
     started: bool = False
     """Whether a training process was ever started for it."""
     method: Literal["supervised", "dpo"] = "supervised"

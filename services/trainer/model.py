@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -79,8 +79,13 @@ def choose_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def choose_dtype(device: torch.device) -> torch.dtype:
-    """bf16 where it is fast (CUDA, CPUs with AMX); without such instructions it is several times slower than fp32."""
+def choose_dtype(device: torch.device, wanted: Literal["auto", "float32", "bfloat16"] = "auto") -> torch.dtype:
+    """What is wanted; of itself bf16 where it is fast (CUDA, CPUs with AMX).
+
+    Without such instructions it is several times slower than fp32.
+    """
+    if wanted != "auto":
+        return torch.bfloat16 if wanted == "bfloat16" else torch.float32
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
@@ -95,7 +100,7 @@ def build_model(spec: TrainSpec, *, fast: bool = True) -> LoraModel:
     TrainingFailed(model_not_found) when the parent's weights are not there.
     """
     device = choose_device()
-    dtype = choose_dtype(device)
+    dtype = choose_dtype(device, spec.dtype)
     base = load_base(Path(spec.base_folder), dtype, quantize_on=device if spec.quantization == "nf4" else None)
     torch.manual_seed(spec.seed)
     config = LoraConfig(

@@ -46,7 +46,7 @@ def measure_parity(model: LoraModel, samples: Sequence[ServedSample]) -> ParityM
 def score(model: LoraModel, prompt: Sequence[int], answer: Sequence[int]) -> Scores:
     """Force `answer` after `prompt` in one forward pass."""
     model.peft.eval()
-    tokens = np.array([*prompt, *answer], dtype=np.int64)
+    tokens = np.array([*prompt, *answer], dtype=np.int32)
     is_answer = np.arange(len(tokens)) >= len(prompt)
     example = Example(0, tokens, is_answer.astype(np.uint8))
     with torch.no_grad():

@@ -14,12 +14,12 @@ from services.trainer.model import LoraModel
 
 
 class Reader:
-    """Lets the model read examples: flat on the fast path, else padded or packed.
+    """Lets the model read examples, `most_rows` at once at most: flat on the fast path, else padded or packed.
 
     Raises TrainingFailed for packing on a model whose layers do not keep packed examples apart.
     """
 
-    def __init__(self, model: LoraModel, *, packing: bool = False) -> None:
+    def __init__(self, model: LoraModel, *, packing: bool = False, most_rows: int | None = None) -> None:
         if packing and not model.can_pack:
             raise TrainingFailed(
                 "The base model has layers that cannot keep packed rows apart; leave out selftune.packing.",
@@ -28,6 +28,7 @@ class Reader:
             )
         self.model = model
         self.packing = packing
+        self.most_rows = most_rows
         self.shares = model.can_share
         """Whether tokens that rows begin alike with are read once; the fast path alone does it."""
 
@@ -37,9 +38,12 @@ class Reader:
 
     def pieces(self, rows: Sequence[R]) -> list[list[R]]:
         """Cut rows into pieces to be read at once; each row is in one piece, with all its sides."""
-        if self.is_fast:
-            return flat_pieces(rows)
-        return packs(rows) if self.packing else micro_batches(rows)
+        pieces = flat_pieces(rows) if self.is_fast else packs(rows) if self.packing else micro_batches(rows)
+        return [part for piece in pieces for part in self._capped(piece)]
+
+    def _capped(self, piece: list[R]) -> list[list[R]]:
+        most = self.most_rows or len(piece)
+        return [piece[at : at + most] for at in range(0, len(piece), most)]
 
     def read(self, examples: Sequence[Example]) -> tuple[Tensor, Batch | FlatBatch]:
         """Return hidden_ND at the places whose next token is learnt, and the batch that says what is learnt there."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Protocol
 
 from msgspec.structs import replace
 
@@ -36,7 +36,13 @@ from services.trainer.session import TrainingSession
 ShouldStop = Callable[[], bool]
 
 
-def run_job(folder: Path, report: Reporter, should_stop: ShouldStop, commands: BinaryIO) -> None:
+class Commands(Protocol):
+    """Lines from the supervisor; empty at their end."""
+
+    def readline(self) -> bytes: ...
+
+
+def run_job(folder: Path, report: Reporter, should_stop: ShouldStop, commands: Commands) -> None:
     """Do everything a job needs from torch. Raises StopRequested, or SelftuneError with the reason."""
     answer(train(folder, report, should_stop), report, commands)
 
@@ -66,11 +72,18 @@ def _trained(spec: TrainSpec, folder: Path, report: Reporter, should_stop: Shoul
 
 
 def _reader(spec: TrainSpec) -> Reader:
-    return Reader(build_model(spec), packing=spec.packing)
+    # NEFTune's noise depends on each row's length, which the flat rows of the fast path do not show.
+    model = build_model(spec, fast=spec.neftune_noise_alpha is None)
+    return Reader(model, packing=spec.packing, most_rows=spec.rows_at_once)
 
 
 def _session(spec: TrainSpec, objective: Objective[R]) -> TrainingSession[R]:
-    return TrainingSession(objective, weight_decay=spec.weight_decay, max_grad_norm=spec.max_grad_norm)
+    return TrainingSession(
+        objective,
+        weight_decay=spec.weight_decay,
+        max_grad_norm=spec.max_grad_norm,
+        noise_alpha=spec.neftune_noise_alpha,
+    )
 
 
 def _run(loop: TrainingLoop[R], started: float, should_stop: ShouldStop) -> tuple[LoraModel, Path]:
@@ -87,6 +100,8 @@ def _run(loop: TrainingLoop[R], started: float, should_stop: ShouldStop) -> tupl
             startup_s=round(time.monotonic() - started, 2),
         )
     )
+    if not should_stop():
+        loop.rehearse()
     final = loop.run(should_stop)
     return model, Path(final.folder)
 
@@ -114,7 +129,7 @@ def _load(spec: TrainSpec, rows_of: Callable[[TokenTable, Fitting], list[R]]) ->
     return Dataset(rows(spec.training_path, "training_file"), valid)
 
 
-def answer(model: LoraModel, report: Reporter, commands: BinaryIO) -> None:
+def answer(model: LoraModel, report: Reporter, commands: Commands) -> None:
     """Serve commands until Finish, or until the supervisor closes the pipe."""
     while line := commands.readline():
         command = command_decoder.decode(line)

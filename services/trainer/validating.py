@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,7 @@ from services.trainer.options import job_options, offered_base, settle
 from services.trainer.stores import Stores
 from services.trainer.tokenizing_process import overlong_events, tokenize_files
 from services.trainer.tokenizing_protocol import Tokenized
-from shared.errors import InvalidTrainingData, NotFound, SelftuneError, TransitionRefused
+from shared.errors import InvalidTrainingData, LeaseLost, NotFound, SelftuneError, StoreUnavailable, TransitionRefused
 from shared.records import JobRecord
 from shared.schemas.jobs import JobError
 from shared.schemas.options import TrainingOptions
@@ -26,23 +27,55 @@ from shared.training_data import validate
 log = structlog.get_logger()
 
 
-async def validate_job(stores: Stores, job_id: str) -> None:
-    """Move a job from validating_files to queued, or fail it. Safe to call twice, and for a job that is gone."""
+MAX_VALIDATIONS = 5
+"""A job whose files took down so many workers is given up."""
+
+
+async def validate_job(stores: Stores, job_id: str) -> bool:
+    """Move a job from validating_files to queued, or fail it. Safe to call twice, and for a job that is gone.
+
+    Returns whether to take it up again at once: it was paused, and resumed before it was put down.
+    """
+    wanted_again = False
     async with holding(stores, job_id) as lease:
         if lease is None:
-            return
+            return False
         try:
             await _validate(stores, job_id, lease.token)
+            wanted_again = await _put_down(stores, job_id, lease.token)
         except NotFound:
             log.info("validation.job_gone", job_id=job_id)
+        except asyncio.CancelledError:  # this worker is stopping, which is no death
+            with suppress(StoreUnavailable, LeaseLost, NotFound):
+                await _put_down(stores, job_id, lease.token)
+            raise
+    return wanted_again
+
+
+async def _put_down(stores: Stores, job_id: str, token: str) -> bool:
+    """Note that an attempt has ended in order; returns whether the job waits for another."""
+
+    def forget(current: JobRecord) -> JobRecord:
+        return replace(current, validations=0) if current.validations else current
+
+    return (await stores.jobs.update(job_id, forget, fence=token)).status is JobState.VALIDATING_FILES
 
 
 async def _validate(stores: Stores, job_id: str, token: str) -> None:
     record = await stores.jobs.get(job_id)
     if record.status is not JobState.VALIDATING_FILES:
         return
-    await stores.jobs.append_events(job_id, [event(_announcement(record))], fence=token)
+
+    def begin(current: JobRecord) -> JobRecord:
+        waits = current.status is JobState.VALIDATING_FILES
+        return replace(current, validations=current.validations + 1) if waits else current
+
+    record = await stores.jobs.update(job_id, begin, [event(_announcement(record))], fence=token)
+    if record.status is not JobState.VALIDATING_FILES:
+        return
     try:
+        if record.validations > MAX_VALIDATIONS:
+            raise TrainingFailed(f"The trainer died {MAX_VALIDATIONS} times while it read this job's files.")
         await _read_files(stores, record)
         options = await job_options(stores, record)
         base = await offered_base(stores, record)

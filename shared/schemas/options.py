@@ -16,6 +16,16 @@ class EarlyStopping(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     min_delta: Annotated[float, Meta(ge=0, le=10, description="Least fall of the loss, in nats, that counts.")] = 0.0
 
 
+class MlflowSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Log every step to a run on the MLflow server that the operator has configured."""
+
+    experiment: Annotated[str, Meta(min_length=1, max_length=256, description="Made if it does not exist.")]
+    name: (
+        Annotated[str, Meta(min_length=1, max_length=256, description="Name of the run; the job's id if left out.")]
+        | None
+    ) = None
+
+
 class TrainingOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Options of this server. Null, or left out, means the server's default; a job shows the values that it uses."""
 
@@ -72,7 +82,51 @@ class TrainingOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     max_grad_norm: Annotated[float, Meta(gt=0, le=1000, description="Gradients are clipped to this norm.")] | None = (
         None
     )
+    gradient_accumulation_steps: (
+        Annotated[
+            int,
+            Meta(
+                ge=1,
+                le=256,
+                description="Least number of pieces that a step's batch goes through the model in, to save memory; "
+                "batch_size stays the examples of one optimizer step.",
+            ),
+        ]
+        | None
+    ) = None
+    neftune_noise_alpha: (
+        Annotated[
+            float, Meta(gt=0, le=1000, description="Noise on the embeddings in training (NEFTune, arXiv:2310.05914).")
+        ]
+        | None
+    ) = None
+    dtype: (
+        Annotated[
+            Literal["auto", "float32", "bfloat16"],
+            Meta(description="Numbers of the frozen base; auto: bfloat16 where the trainer's hardware is fast at it."),
+        ]
+        | None
+    ) = None
+    checkpoint_interval: (
+        Annotated[
+            int,
+            Meta(ge=1, le=1_000_000, description="Steps between resume points, besides epochs' ends; null: a minute."),
+        ]
+        | None
+    ) = None
+    evaluation_interval: (
+        Annotated[
+            int,
+            Meta(
+                ge=1,
+                le=1_000_000,
+                description="Steps between evaluations of the whole validation file, besides epochs' ends.",
+            ),
+        ]
+        | None
+    ) = None
     early_stopping: EarlyStopping | None = None
+    mlflow: MlflowSettings | None = None
     priority: (
         Annotated[
             Literal["low", "normal", "high"], Meta(description="Place in the queue; order of submission within it.")

@@ -36,6 +36,11 @@ class Row(Protocol):
         ...
 
     @property
+    def n_supervised(self) -> int:
+        """Tokens of all its sides that are learnt."""
+        ...
+
+    @property
     def sides(self) -> int: ...
 
     @property

@@ -37,6 +37,11 @@ class Pair:
         return self.chosen.n_tokens + self.rejected.n_tokens
 
     @property
+    def n_supervised(self) -> int:
+        """Tokens of both answers."""
+        return self.chosen.n_supervised + self.rejected.n_supervised
+
+    @property
     def sides(self) -> int:
         return 2
 

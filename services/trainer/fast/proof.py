@@ -97,7 +97,7 @@ def _read_plain(model: LoraModel, rows: list[Example]) -> Tensor:
 
 def _rows(vocabulary: int) -> list[Example]:
     draw = np.random.default_rng(0)
-    shared = draw.integers(vocabulary, size=_SHARED_TOKENS)
-    rows = [np.concatenate((shared, draw.integers(vocabulary, size=count))) for count in _OWN_TOKENS]
-    rows.append(draw.integers(vocabulary, size=_SHARED_TOKENS))
+    shared = draw.integers(vocabulary, size=_SHARED_TOKENS, dtype=np.int32)
+    rows = [np.concatenate((shared, draw.integers(vocabulary, size=count, dtype=np.int32))) for count in _OWN_TOKENS]
+    rows.append(draw.integers(vocabulary, size=_SHARED_TOKENS, dtype=np.int32))
     return [Example(0, tokens, np.arange(len(tokens)).clip(max=1).astype(np.uint8)) for tokens in rows]

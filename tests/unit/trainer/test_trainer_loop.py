@@ -37,9 +37,10 @@ STEPS = 12
 
 
 def supervised(spec: TrainSpec, *, fast: bool = True) -> TrainingSession[Example]:
+    fast = fast and spec.neftune_noise_alpha is None
     return TrainingSession(
-        Supervised(Reader(build_model(spec, fast=fast), packing=spec.packing)), weight_decay=spec.weight_decay,
-        max_grad_norm=spec.max_grad_norm,
+        Supervised(Reader(build_model(spec, fast=fast), packing=spec.packing, most_rows=spec.rows_at_once)),
+        weight_decay=spec.weight_decay, max_grad_norm=spec.max_grad_norm, noise_alpha=spec.neftune_noise_alpha,
     )  # fmt: skip
 
 

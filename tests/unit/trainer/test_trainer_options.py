@@ -39,6 +39,7 @@ DEFAULTS = TrainingOptions(
     rank=8, alpha=16.0, dropout=0.0, use_rslora=False, quantization="none", packing=False, max_length=512,
     overlong="refuse",    target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
     lr_schedule="linear", warmup_ratio=0.05, weight_decay=0.0, max_grad_norm=1.0, priority="normal",
+    gradient_accumulation_steps=1, dtype="auto",
 )  # fmt: skip
 
 
@@ -53,7 +54,8 @@ def test_given_options_stay() -> None:
     given = TrainingOptions(
         rank=2, alpha=3.5, dropout=0.1, target_modules=["q_proj"], use_rslora=True, quantization="nf4", packing=True,
         max_length=64, overlong="drop", lr_schedule="cosine", warmup_ratio=0.0, weight_decay=0.1, max_grad_norm=0.5,
-        early_stopping=EarlyStopping(patience=2), priority="high",
+        early_stopping=EarlyStopping(patience=2), priority="high", gradient_accumulation_steps=2, dtype="float32",
+        neftune_noise_alpha=5.0, checkpoint_interval=10, evaluation_interval=20,
     )  # fmt: skip
     assert effective(given, SETTINGS, 2048) == given
 
@@ -76,6 +78,9 @@ def test_a_queued_job_shows_what_it_will_train_with() -> None:
     assert job.method.dpo is not None and job.method.dpo.hyperparameters.beta == 0.1
     assert job.method.dpo.hyperparameters.n_epochs == 3
     assert settle(replace(record, method="supervised"), 100, DEFAULTS).resolved_beta is None
+    settled = settle(record, 300, replace(DEFAULTS, gradient_accumulation_steps=64))
+    assert settled.resolved is not None
+    assert settled.options.gradient_accumulation_steps == settled.resolved.batch_size == 4
     assert resolve_beta(0.3) == 0.3
 
 

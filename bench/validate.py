@@ -101,7 +101,7 @@ def _validate(path: Path, method: Method) -> None:
 
 
 def _careful(path: Path, method: Method) -> None:
-    with mock.patch.dict(training_data._QUICK, {"supervised": lambda _: 0, "dpo": lambda _: 0}):
+    with mock.patch.dict(training_data._QUICK, dict.fromkeys(training_data._QUICK, lambda _: 0)):
         validate(path, method=method)
 
 

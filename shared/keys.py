@@ -22,7 +22,7 @@
 | selftune:upload:{id}             | hash   | record, received: bytes, counted: of project's | a day past it  |
 | selftune:upload_parts:{id}       | hash   | part id → PartRecord                           | until swept    |
 | selftune:uploads                 | zset   | upload ids by the time they expire             | until swept    |
-| selftune:job:{id}                | hash   | record: JobRecord, version: counter            | for ever       |
+| selftune:job:{id}                | hash   | record: JobRecord, version: counter, nonces    | for ever       |
 | selftune:jobs:{project}          | zset   | job ids by order of creation                   | for ever       |
 | selftune:active_jobs             | set    | ids of jobs that are not at their end          | for ever       |
 | selftune:project_jobs:{project}  | set    | those of one project                           | for ever       |

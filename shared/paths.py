@@ -10,7 +10,8 @@ DATA_DIR/
   files/.unrecorded/<file id>      marks of files that may lack their record
   uploads/<upload id>/<part id>/   parts of uploads under way, each with content and manifest.json
   batches/<batch id>/              input.jsonl, results/; gone when the batch has ended
-  jobs/<job id>/                   spec.json, checkpoints/, train.log; with DPO reference.json, with W&B wandb/
+  jobs/<job id>/                   spec.json, checkpoints/, tensorboard/, train.log; for some reference.json, wandb/
+  tokens/<key>/                    tokenised files, kept for other jobs: shared/token_cache.py
   adapters/<base>/<sha256>/        published adapters, immutable
   logs/                            one file a service
 """
@@ -41,6 +42,7 @@ class Paths:
         self.uploads = home / "uploads"
         self.batches = home / "batches"
         self.jobs = home / "jobs"
+        self.tokens = home / "tokens"
         self.adapters = home / "adapters"
         self.logs = home / "logs"
 
@@ -55,6 +57,7 @@ class Paths:
             self.uploads,
             self.batches,
             self.jobs,
+            self.tokens,
             self.adapters,
             self.logs,
         )
@@ -90,6 +93,9 @@ class Paths:
 
     def adapter_folder(self, base: str, digest: str) -> Path:
         return self.adapters / slug(base) / _name(digest)
+
+    def token_folder(self, name: str) -> Path:
+        return self.tokens / _name(name)
 
     def relative(self, path: Path) -> str:
         """Return `path` as it is stored: relative to the data folder, so that the folder may move."""

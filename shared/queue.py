@@ -21,7 +21,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import msgspec
-from arq.connections import ArqRedis, RedisSettings, create_pool
+from arq.connections import ArqRedis
+from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_prefix
 from redis import exceptions
 
 from shared.errors import StoreUnavailable
@@ -30,6 +31,13 @@ from shared.states import JobState
 
 VALIDATE_QUEUE = "selftune:queue:validate"
 TRAIN_QUEUE = "selftune:queue:train"
+
+TIMEOUT_S = 5.0
+"""How long Redis may take to answer a command."""
+CONNECT_TIMEOUT_S = 2.0
+
+Function = Literal["validate", "train"]
+QUEUES: dict[Function, str] = {"validate": VALIDATE_QUEUE, "train": TRAIN_QUEUE}
 
 Priority = Literal["low", "normal", "high"]
 
@@ -47,10 +55,37 @@ def deserialize(raw: bytes) -> dict[str, Any]:
 
 async def connect(url: str) -> ArqRedis:
     """Open arq's own pool. Raises StoreUnavailable."""
+    # Not arq's create_pool: its connections wait for ever for a server that has gone silent.
+    pool: ArqRedis = ArqRedis.from_url(url, socket_timeout=TIMEOUT_S, socket_connect_timeout=CONNECT_TIMEOUT_S)
+    pool.job_serializer, pool.job_deserializer = serialize, deserialize
     try:
-        return await create_pool(RedisSettings.from_dsn(url), job_serializer=serialize, job_deserializer=deserialize)
+        await pool.ping()
     except (exceptions.RedisError, OSError) as error:
+        await pool.aclose()
         raise StoreUnavailable("The database does not answer at the moment; please try again.") from error
+    return pool
+
+
+async def messages(pool: ArqRedis, queue: str) -> list[str]:
+    """List the ids of the jobs that have a message in a queue, worked on ones included."""
+    return [member.decode().partition(":")[2] for member in await pool.zrange(queue, 0, -1)]
+
+
+async def unmark(pool: ArqRedis, function: Function, job_id: str) -> bool:
+    """Remove the mark of a job in progress that a dead worker has left; tells whether there was one.
+
+    arq marks a job as in progress for the longest time that a job may take.
+    """
+    return bool(await pool.delete(f"{in_progress_key_prefix}{function}:{job_id}"))
+
+
+async def remove(pool: ArqRedis, function: Function, job_id: str) -> None:
+    """Remove a job's message from its queue, with all that arq keeps of it."""
+    message = f"{function}:{job_id}"
+    async with pool.pipeline(transaction=True) as pipe:
+        pipe.zrem(QUEUES[function], message)
+        pipe.delete(*(f"{prefix}{message}" for prefix in (job_key_prefix, in_progress_key_prefix, retry_key_prefix)))
+        await pipe.execute()
 
 
 class Queue:

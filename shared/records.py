@@ -92,7 +92,11 @@ class JobRecord(Struct, frozen=True, kw_only=True):
     estimated_finish: int | None = None
     error: JobError | None = None
     attempts: int = 0
-    """How often a training process was started for it."""
+    """How often a training process was started for it without getting further than the one before."""
+    reached_step: int = 0
+    """Step of its newest resume point when the last attempt began."""
+    validations: int = 0
+    """How often its files were begun to be read and not read to the end."""
     started: bool = False
     """Whether a training process was ever started for it."""
     method: Literal["supervised", "dpo"] = "supervised"
@@ -103,6 +107,9 @@ class JobRecord(Struct, frozen=True, kw_only=True):
     """The fine-tuned model that training goes on from; None starts at the base."""
     options: TrainingOptions = TrainingOptions()
     integrations: list[JobIntegration] = []
+    training_tokens: str = ""
+    validation_tokens: str = ""
+    """Names of the folders of tokens that the files were found to have; empty before, and without a file."""
 
     def public(self, *, paused_as: Literal["paused", "queued"] = "paused") -> Job:
         """Show the job to a client; `paused_as` is the status of a paused one, for clients with a closed list."""

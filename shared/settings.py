@@ -116,6 +116,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     batch_concurrency: Annotated[
         int, _setting("Requests of batches that one API process has under way at a time.", ge=1, le=512)
     ] = 8
+    mlflow_tracking_uri: Annotated[
+        str, _setting("MLflow server that jobs may write to, http://…; empty: none.", pattern=r"\A(https?://.+)?\Z")
+    ] = ""
     log_level: Annotated[str, _setting("Least level that is logged.", pattern=r"\A(DEBUG|INFO|WARNING|ERROR)\Z")] = (
         "INFO"
     )

@@ -1,7 +1,13 @@
 """Reading the files of a job, checked line by line without a tokenizer.
 
-One example a line, UTF-8. For supervised training {"messages": [{"role": …, "content": …, "weight": 0 or 1}, …],
-"tools": […]}, where every assistant message is trained on unless its weight is 0; for DPO see preference_data.py.
+One example a line, UTF-8, and one format a file; the first line decides which. For supervised training
+
+    chat         {"messages": [{"role": …, "content": …, "weight": 0 or 1}, …], "tools": […]}: every assistant message
+                 is trained on unless its weight is 0
+    completion   {"prompt": "…", "completion": "…"}: the completion is trained on
+    text         {"text": "…"}: all of it is trained on
+
+and for DPO see preference_data.py.
 """
 
 from __future__ import annotations
@@ -16,8 +22,10 @@ from msgspec import Struct
 from shared.chat_data import ChatExample, Message, check_example
 from shared.errors import InvalidTrainingData
 from shared.json_lines import check_text, read_blocks, read_lines
+from shared.plain_data import CompletionExample, TextExample, check_completion, check_plain_text
 from shared.preference_data import PreferenceExample, check_preference
 from shared.quick_check import quick_check
+from shared.token_cache import Format
 
 __all__ = ["MIN_EXAMPLES", "Census", "ChatExample", "Message", "read_examples", "validate"]
 
@@ -28,12 +36,18 @@ FileRole: TypeAlias = Literal["training", "validation"]
 
 _decode = msgspec.json.Decoder(ChatExample).decode
 _decode_preference = msgspec.json.Decoder(PreferenceExample).decode
+_decode_completion = msgspec.json.Decoder(CompletionExample).decode
+_decode_text = msgspec.json.Decoder(TextExample).decode
 _decode_keys = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
-_FORMATS: dict[Method, tuple[str, ...]] = {
-    "supervised": ("messages",),
-    "dpo": ("input", "preferred_output", "non_preferred_output"),
+_KEYS: dict[Format, tuple[str, ...]] = {
+    "chat": ("messages",),
+    "completion": ("prompt", "completion"),
+    "text": ("text",),
+    "preference": ("input", "preferred_output", "non_preferred_output"),
 }
+_FORMATS: dict[Method, tuple[Format, ...]] = {"supervised": ("chat", "completion", "text"), "dpo": ("preference",)}
+"""The first is assumed of a line that is of none."""
 
 
 class Census(Struct, frozen=True, kw_only=True):
@@ -41,6 +55,7 @@ class Census(Struct, frozen=True, kw_only=True):
 
     examples: int
     trained_messages: int
+    format: Format = "chat"
 
 
 def read_examples(path: Path) -> Iterator[tuple[int, ChatExample]]:
@@ -49,13 +64,20 @@ def read_examples(path: Path) -> Iterator[tuple[int, ChatExample]]:
         yield number, _decode(check_text(line))
 
 
-def validate(path: Path, *, role: FileRole = "training", file_id: str = "", method: Method = "supervised") -> Census:
-    """Check every line and return what the file holds.
+def validate(
+    path: Path,
+    *,
+    role: FileRole = "training",
+    file_id: str = "",
+    method: Method = "supervised",
+    expected: Format | None = None,
+) -> Census:
+    """Check every line and return what the file holds; its format must be `expected`, if that is given.
 
     Raises InvalidTrainingData; its message names the first bad line, what is wrong with it, and how many lines are bad.
     A training file needs at least 10 examples, a validation file one. Memory: a block, and the longest line.
     """
-    tally = _Tally(method)
+    tally = _Tally(method, expected)
     for number, block in read_blocks(path):
         tally.add(number, block)
     problem = tally.verdict(MIN_EXAMPLES if role == "training" else 1, role)
@@ -66,20 +88,33 @@ def validate(path: Path, *, role: FileRole = "training", file_id: str = "", meth
             code=f"invalid_{role}_file",
             param=f"{role}_file",
         )
-    return Census(examples=tally.examples, trained_messages=tally.trained)
+    return Census(examples=tally.examples, trained_messages=tally.trained, format=tally.format or "chat")
+
+
+def format_of(path: Path, method: Method) -> Format:
+    """Look at the first line of a file."""
+    first = next((line for _, line in read_lines(path)), b"")
+    return _format_of(first, method) or _FORMATS[method][0]
 
 
 class _Tally:
     """Counts good and bad lines."""
 
-    def __init__(self, method: Method) -> None:
+    def __init__(self, method: Method, expected: Format | None) -> None:
         self._method = method
+        self._expected = expected
+        self.format = expected
         self.examples = self.trained = self.bad = 0
         self.first = ""
 
     def add(self, number: int, block: bytes) -> None:
         """Count a block of lines, of which the first has `number`: each quickly if it is an ordinary one."""
-        quick = _QUICK[self._method]
+        if self.format is None:
+            first = next((line for line in block.split(b"\n") if line and not line.isspace()), None)
+            if first is None:
+                return
+            self.format = _format_of(first, self._method) or _FORMATS[self._method][0]
+        quick = _QUICK[self.format]
         for position, line in enumerate(block.split(b"\n"), number):
             try:
                 trained = quick(line)
@@ -89,15 +124,34 @@ class _Tally:
                 self.examples += 1
                 self.trained += trained
             elif line and not line.isspace():
-                self._look_closely(position, line)
+                self._look_closely(self.format, position, line)
 
-    def _look_closely(self, number: int, line: bytes) -> None:
+    def _look_closely(self, format_: Format, number: int, line: bytes) -> None:
         try:
-            self.trained += _CAREFUL[self._method](line)
+            self.trained += _CAREFUL[format_](line)
             self.examples += 1
         except (ValueError, RecursionError) as error:  # msgspec's and our own complaints
             self.bad += 1
-            self.first = self.first or f"line {number}: {_wrong_format(line, self._method) or error}"
+            self.first = self.first or f"line {number}: {self._wrong_format(format_, line) or error}"
+
+    def _wrong_format(self, format_: Format, line: bytes) -> str:
+        """Say so when a line is of another format; empty for any other complaint."""
+        found = _keys_of(line)
+        if not found.isdisjoint(_KEYS[format_]):
+            return ""
+        other: Method = "dpo" if self._method == "supervised" else "supervised"
+        for candidate in (*_FORMATS[self._method], *_FORMATS[other]):
+            if not found.isdisjoint(_KEYS[candidate]):
+                has = ", ".join(f"'{name}'" for name in _KEYS[candidate] if name in found)
+                needs = ", ".join(f"'{name}'" for name in _KEYS[format_])
+                if candidate in _FORMATS[other]:
+                    return (
+                        f"a {self._method} job needs lines with {needs}; "
+                        f"this one has {has}, which is the format of a {other} job"
+                    )
+                what = "the training file" if self._expected else "the file's first line"
+                return f"{what} has {needs}, and this line has {has}; all lines of a job have one format"
+        return ""
 
     def verdict(self, least: int, role: FileRole) -> str:
         """Say what is wrong with the file; empty if nothing is."""
@@ -118,20 +172,32 @@ def _check_preference(line: bytes) -> int:
     return check_preference(_decode_preference(check_text(line)))
 
 
-_CAREFUL: dict[Method, Callable[[bytes], int]] = {"supervised": _check_chat, "dpo": _check_preference}
+def _check_completion(line: bytes) -> int:
+    return check_completion(_decode_completion(check_text(line)))
+
+
+def _check_plain_text(line: bytes) -> int:
+    return check_plain_text(_decode_text(check_text(line)))
+
+
+_CAREFUL: dict[Format, Callable[[bytes], int]] = {
+    "chat": _check_chat,
+    "completion": _check_completion,
+    "text": _check_plain_text,
+    "preference": _check_preference,
+}
 """Return how many messages of a line are trained on; raise ValueError with what is wrong."""
-_QUICK: dict[Method, Callable[[bytes], int]] = {"supervised": quick_check, "dpo": _check_preference}
+_QUICK: dict[Format, Callable[[bytes], int]] = {**_CAREFUL, "chat": quick_check}
 
 
-def _wrong_format(line: bytes, method: Method) -> str:
-    """Say so when a line is of the other method's format; empty for any other."""
+def _keys_of(line: bytes) -> frozenset[str]:
+    """Return the keys of the object on a line; none when it is no object."""
     try:
-        found = _decode_keys(check_text(line)).keys()
+        return frozenset(_decode_keys(check_text(line)))
     except (ValueError, RecursionError):
-        return ""
-    other: Method = "dpo" if method == "supervised" else "supervised"
-    if found.isdisjoint(_FORMATS[other]) or not found.isdisjoint(_FORMATS[method]):
-        return ""
-    needs = ", ".join(f"'{name}'" for name in _FORMATS[method])
-    has = ", ".join(f"'{name}'" for name in _FORMATS[other] if name in found)
-    return f"a {method} job needs lines with {needs}; this one has {has}, which is the format of a {other} job"
+        return frozenset()
+
+
+def _format_of(line: bytes, method: Method) -> Format | None:
+    keys = _keys_of(line)
+    return next((format_ for format_ in _FORMATS[method] if not keys.isdisjoint(_KEYS[format_])), None)

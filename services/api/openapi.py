@@ -32,6 +32,7 @@ from shared.schemas.files import File
 from shared.schemas.jobs import CreateJob, Job
 from shared.schemas.models import Model, ModelList
 from shared.schemas.paging import CompletionDeleted, Deleted, Page, ResponseDeleted
+from shared.schemas.preview import Preview
 from shared.schemas.responses import TokenCount
 from shared.schemas.uploads import CompleteUpload, CreateUpload, Upload, UploadPart
 from shared.schemas.webhooks import (
@@ -57,7 +58,7 @@ _TYPES = [
     WebhookEndpointWithSecret, DeletedWebhookEndpoint, WebhookTestResult, WebhookEventTypeList, Page[WebhookEndpoint],
     CreateBatch, Batch, Page[Batch],
     *organization.TYPES,
-    UpdateCompletion, CompletionDeleted, ResponseDeleted, TokenCount, AnthropicErrorResponse,
+    Preview, UpdateCompletion, CompletionDeleted, ResponseDeleted, TokenCount, AnthropicErrorResponse,
 ]  # fmt: skip
 _REF = "#/components/schemas/{name}"
 _QUALIFIED = re.compile(r"(?<=#/components/schemas/)(\w+)_[\w.]+\.(\w+)_\Z")

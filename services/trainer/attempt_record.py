@@ -1,15 +1,20 @@
 """What a job's record says of an attempt: begun, handed back by a worker that stops, put down for a pause.
 
 `attempts` counts the attempts that were begun and not ended in order, so in the end the deaths of workers: it goes up
-when one begins, and down when it is handed back or put down. Every write is fenced by the lease's token.
+when one begins, and down when it is handed back or put down. It begins anew when the attempt before has left a newer
+resume point: a long job outlives many machines, and one that dies at the same place again and again is given up. Every
+write is fenced by the lease's token.
 """
 
 from __future__ import annotations
 
+import asyncio
+
 import structlog
 from msgspec.structs import replace
 
-from services.trainer.stores import Stores, persist
+from services.trainer.job_folder import newest_point
+from services.trainer.stores import Stores, persist_once
 from shared.errors import LeaseLost, StoreUnavailable
 from shared.records import JobRecord
 from shared.schemas.events import Event
@@ -25,11 +30,15 @@ async def begin(stores: Stores, job_id: str, token: str) -> JobRecord:
     def start(current: JobRecord) -> JobRecord:
         if current.status not in (JobState.QUEUED, JobState.RUNNING):
             return current
-        return replace(current, status=JobState.RUNNING, attempts=current.attempts + 1, started=True)
+        attempts = 1 if reached > current.reached_step else current.attempts + 1
+        return replace(current, status=JobState.RUNNING, attempts=attempts, reached_step=reached, started=True)
 
     record = await stores.jobs.get(job_id)
+    reached = await asyncio.to_thread(newest_point, stores.paths.job_folder(job_id))
     message = "Fine-tuning job resumed" if record.started or record.attempts else "Fine-tuning job started"
-    return await stores.jobs.update(job_id, start, [event(message)], fence=token)
+    return await persist_once(
+        lambda nonce: stores.jobs.update(job_id, start, [event(message)], fence=token, nonce=nonce)
+    )
 
 
 async def hand_back(stores: Stores, job_id: str, token: str) -> None:
@@ -60,7 +69,7 @@ async def put_down(stores: Stores, job_id: str, token: str) -> bool:
     def discount(current: JobRecord) -> JobRecord:
         return current if current.status in {JobState.RUNNING, *TERMINAL} else _discounted(current)
 
-    left = await persist(lambda: stores.jobs.update(job_id, discount, fence=token))
+    left = await persist_once(lambda nonce: stores.jobs.update(job_id, discount, fence=token, nonce=nonce))
     return left.status is JobState.QUEUED
 
 

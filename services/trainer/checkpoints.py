@@ -49,10 +49,16 @@ def save(
     staged = folder / f".partial-{position.step}"
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)
-    save_file(_tensors(parameters, optimizer), staged / _TENSORS)
-    state = _State(position=position, tensors_bytes=(staged / _TENSORS).stat().st_size)
-    (staged / _STATE).write_bytes(msgspec.json.encode(state))
-    publish_folder(staged, folder / f"step-{position.step:08d}")
+    try:
+        save_file(_tensors(parameters, optimizer), staged / _TENSORS)
+        state = _State(position=position, tensors_bytes=(staged / _TENSORS).stat().st_size)
+        (staged / _STATE).write_bytes(msgspec.json.encode(state))
+        final = folder / f"step-{position.step:08d}"
+        shutil.rmtree(final, ignore_errors=True)  # a damaged one: whole ones are not reached a second time
+        publish_folder(staged, final)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
     for old in saved_points(folder)[KEPT:]:
         shutil.rmtree(old)
 
@@ -64,16 +70,26 @@ def saved_points(folder: Path) -> list[Path]:
 
 def load_newest(folder: Path, parameters: Mapping[str, Parameter], optimizer: torch.optim.Optimizer) -> Position | None:
     """Restore the newest point that is whole; damaged ones are passed over."""
+    for partial in folder.glob(".partial-*"):  # of a process that died while it wrote
+        shutil.rmtree(partial)
     for point in saved_points(folder):
         try:
             state = msgspec.json.decode((point / _STATE).read_bytes(), type=_State)
-            tensors = load_file(point / _TENSORS)
+            tensors = _load(point / _TENSORS, state.tensors_bytes)
         except (OSError, msgspec.MsgspecError, SafetensorError) as error:
             log.warning("checkpoint.damaged", folder=point.name, reason=str(error))
             continue
         _restore(tensors, parameters, optimizer)
         return state.position
     return None
+
+
+def _load(path: Path, size_bytes: int) -> dict[str, Tensor]:
+    """Read all tensors. Raises OSError, SafetensorError when they are not all there."""
+    if path.stat().st_size != size_bytes:
+        raise OSError(f"{path.name} has {path.stat().st_size} bytes instead of {size_bytes}")
+    tensors: dict[str, Tensor] = load_file(path)
+    return tensors
 
 
 def _tensors(parameters: Mapping[str, Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

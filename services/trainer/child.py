@@ -17,7 +17,17 @@ from pathlib import Path
 from typing import BinaryIO
 
 from services.trainer.failures import StopRequested
-from services.trainer.protocol import SPEC_FILE, Failed, Message, Reporter, Stopped, encode_line, spec_decoder
+from services.trainer.protocol import (
+    SPEC_FILE,
+    Failed,
+    Message,
+    Reporter,
+    Stopped,
+    TrainSpec,
+    encode_line,
+    spec_decoder,
+)
+from services.trainer.shortages import shortage
 from shared.errors import SelftuneError
 from shared.process import die_with_parent, let_others_go_first
 
@@ -27,6 +37,7 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.requested = False
+        self.is_waiting = False
         signal.signal(signal.SIGTERM, self._request)
 
     def __call__(self) -> bool:
@@ -34,19 +45,39 @@ class StopFlag:
 
     def _request(self, *_: object) -> None:
         self.requested = True
+        if self.is_waiting:
+            raise InterruptedError
+
+
+class _Commands:
+    """The supervisor's commands, until SIGTERM: waiting for one ends then, as if the supervisor had closed the pipe."""
+
+    def __init__(self, pipe: BinaryIO, flag: StopFlag) -> None:
+        self._pipe = pipe
+        self._flag = flag
+
+    def readline(self) -> bytes:
+        # Python goes on reading after a signal unless its handler raises (PEP 475).
+        try:
+            self._flag.is_waiting = True
+            return b"" if self._flag.requested else self._pipe.readline()
+        except InterruptedError:
+            return b""
+        finally:
+            self._flag.is_waiting = False
 
 
 def main(folder: Path, report: Reporter, commands: BinaryIO) -> int:
     """Run the job in `folder`; every failure is reported before the exit status says so."""
     should_stop = StopFlag()
     try:
-        if not _quantizes(folder):
+        if _spec(folder).quantization == "none":
             # peft would import bitsandbytes, and with it a compiler, for two seconds.
             # None is Python's own way to say that a module is not to be had.
             sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
         from services.trainer.run_job import run_job
 
-        run_job(folder, report, should_stop, commands)
+        run_job(folder, report, should_stop, _Commands(commands, should_stop))
     except StopRequested as stop:
         report(Stopped(step=stop.step))
     except SelftuneError as error:
@@ -54,13 +85,20 @@ def main(folder: Path, report: Reporter, commands: BinaryIO) -> int:
         return 1
     except Exception as error:  # noqa: BLE001 - the supervisor needs a reason, the log the traceback
         traceback.print_exc()
-        report(Failed(code="training_failed", message=f"The training process failed: {type(error).__name__}."))
+        report(_failed(error, folder))
         return 1
     return 0
 
 
-def _quantizes(folder: Path) -> bool:
-    return spec_decoder.decode((folder / SPEC_FILE).read_bytes()).quantization != "none"
+def _spec(folder: Path) -> TrainSpec:
+    return spec_decoder.decode((folder / SPEC_FILE).read_bytes())
+
+
+def _failed(error: Exception, folder: Path) -> Failed:
+    short = shortage(error, _spec(folder))
+    if short is not None:
+        return Failed(code=short.code or "training_failed", message=short.message)
+    return Failed(code="training_failed", message=f"The training process failed: {type(error).__name__}.")
 
 
 def pipe_reporter(descriptor: int) -> Reporter:

@@ -1,4 +1,4 @@
-"""Looking at held-out rows: a batch of them now and then, all of them at an epoch's end."""
+"""Looking at held-out rows: a batch of them now and then, all of them at an epoch's end and when it was asked for."""
 
 from __future__ import annotations
 
@@ -20,13 +20,20 @@ class Evaluation(Generic[R]):
     """Adds what held-out rows say to a step's metrics; which rows follows from the step alone."""
 
     def __init__(
-        self, session: TrainingSession[R], rows: Sequence[R], *, batch_size: int, steps_per_epoch: int
+        self,
+        session: TrainingSession[R],
+        rows: Sequence[R],
+        *,
+        batch_size: int,
+        steps_per_epoch: int,
+        full_interval: int | None = None,
     ) -> None:
         self._session = session
         self._rows = rows
         self._batch_size = batch_size
         self._steps_per_epoch = steps_per_epoch
         self._interval = max(INTERVAL, steps_per_epoch // 20)
+        self._full_interval = full_interval or steps_per_epoch
 
     def added_to(self, metrics: Metrics) -> Metrics:
         """Return the metrics of a step with what there is to say after it; without held-out rows, nothing."""
@@ -34,7 +41,7 @@ class Evaluation(Generic[R]):
             return metrics
         step = metrics.step
         ends_epoch = step % self._steps_per_epoch == 0
-        if ends_epoch:
+        if ends_epoch or step % self._full_interval == 0:
             full = self._session.evaluate(self._rows)
             metrics = replace(
                 metrics,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +22,7 @@ from shared.paths import publish_folder
 _VERSIONED = ("torch", "transformers", "peft", "safetensors")
 _TRAINING = (
     "quantization", "packing", "max_length", "lr_schedule", "warmup_ratio", "weight_decay", "max_grad_norm",
-    "early_stopping",
+    "early_stopping", "gradient_accumulation_steps", "neftune_noise_alpha", "dtype", "evaluation_interval",
 )  # fmt: skip
 
 
@@ -50,8 +51,18 @@ def export_adapter(peft: PeftModel, spec: TrainSpec, metrics: Metrics) -> tuple[
     Staged, fsynced and renamed: the folder is whole as soon as it is visible.
     """
     parent = Path(spec.adapters_folder)
-    staged = parent / f".partial-{secrets.token_hex(4)}"
+    for partial in parent.glob(f".partial-{spec.job_id}-*"):  # of a process that died while it wrote
+        shutil.rmtree(partial)
+    staged = parent / f".partial-{spec.job_id}-{secrets.token_hex(4)}"
     staged.mkdir(parents=True)
+    try:
+        return _publish(peft, spec, metrics, staged)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+
+
+def _publish(peft: PeftModel, spec: TrainSpec, metrics: Metrics, staged: Path) -> tuple[Path, str]:
     state = get_peft_model_state_dict(peft, save_embedding_layers=False)
     weights = {name: tensor.contiguous().cpu() for name, tensor in state.items()}
     save_file(weights, staged / WEIGHTS_NAME, metadata={"format": "pt"})
@@ -59,8 +70,9 @@ def export_adapter(peft: PeftModel, spec: TrainSpec, metrics: Metrics) -> tuple[
     digest = adapter_digest(staged)
     (staged / "manifest.json").write_bytes(_pretty(_manifest(spec, metrics)))
     (staged / "README.md").write_text(_readme(spec, metrics), encoding="utf-8")
-    publish_folder(staged, parent / digest)
-    return parent / digest, digest
+    final = staged.parent / digest
+    publish_folder(staged, final)
+    return final, digest
 
 
 def _config(peft: PeftModel, base_id: str) -> bytes:

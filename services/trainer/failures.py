@@ -3,6 +3,8 @@
 SelftuneError
 └── TrainingFailed            the job ends as failed with this code and message
     ├── NonFiniteLoss         the training diverged
+    ├── OutOfMemory           the machine has too little memory for the job
+    ├── DiskFull              the data folder takes no more
     └── ParityMismatch        the served model is not the trained one
 """
 
@@ -21,6 +23,18 @@ class NonFiniteLoss(TrainingFailed):
     """Loss or gradient became infinite or not a number, or a step is larger than the weights' numbers hold."""
 
     default_code = "non_finite_loss"
+
+
+class OutOfMemory(TrainingFailed):
+    """A step needs more memory than there is."""
+
+    default_code = "out_of_memory"
+
+
+class DiskFull(TrainingFailed):
+    """A resume point or an adapter could not be written."""
+
+    default_code = "disk_full"
 
 
 class ParityMismatch(TrainingFailed):

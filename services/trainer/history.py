@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from services.trainer.protocol import EXPORTS_FILE, METRICS_FILE, Exported, Metrics, encode_line, metrics_decoder
 from shared.paths import write_atomic
@@ -14,9 +15,13 @@ _decode_export = msgspec.json.Decoder(Exported).decode
 
 
 class History:
-    """Metrics of each step, and each epoch's export, one JSON line each."""
+    """Metrics of each step, and each epoch's export, one JSON line each.
 
-    def __init__(self, folder: Path) -> None:
+    Of an export's folder only the name is kept, below `adapters_folder`: the data folder may move.
+    """
+
+    def __init__(self, folder: Path, adapters_folder: Path) -> None:
+        self._adapters = adapters_folder
         self._metrics = folder / METRICS_FILE
         self._exports = folder / EXPORTS_FILE
 
@@ -24,20 +29,25 @@ class History:
         _append(self._metrics, metrics)
 
     def add_export(self, exported: Exported) -> None:
-        _append(self._exports, exported)
+        _append(self._exports, _named(exported))
 
     def steps(self) -> list[Metrics]:
         return [metrics_decoder.decode(line) for line in _lines(self._metrics)]
 
     def exports(self) -> list[Exported]:
-        return [_decode_export(line) for line in _lines(self._exports)]
+        found = [_named(_decode_export(line)) for line in _lines(self._exports)]
+        return [replace(exported, folder=str(self._adapters / exported.folder)) for exported in found]
 
     def rewind(self, step: int) -> None:
         """Forget what comes after `step`: it is about to happen again."""
         steps = [encode_line(metrics) for metrics in self.steps() if metrics.step <= step]
-        exports = [encode_line(exported) for exported in self.exports() if exported.metrics.step <= step]
+        exports = [encode_line(_named(exported)) for exported in self.exports() if exported.metrics.step <= step]
         write_atomic(self._metrics, b"".join(steps))
         write_atomic(self._exports, b"".join(exports))
+
+
+def _named(exported: Exported) -> Exported:
+    return replace(exported, folder=Path(exported.folder).name)
 
 
 def _append(path: Path, value: msgspec.Struct) -> None:

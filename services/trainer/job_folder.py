@@ -8,10 +8,12 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
+from services.trainer.base_weights import weights_digest
+from services.trainer.failures import TrainingFailed
 from services.trainer.hyperparameters import resolve
 from services.trainer.options import effective, offered_base, resolve_beta
 from services.trainer.parents import check_parent, find_parent, read_shape
-from services.trainer.protocol import SPEC_FILE, TrainSpec, encoder, spec_decoder
+from services.trainer.protocol import CHECKPOINTS_FOLDER, SPEC_FILE, TrainSpec, encoder, spec_decoder
 from services.trainer.stores import Stores
 from shared import ids
 from shared.errors import InvalidTrainingData, NotFound
@@ -20,6 +22,7 @@ from shared.records import AdapterRecord, BaseRecord, FileRecord, JobRecord
 from shared.schemas.methods import SupervisedHyperparameters
 from shared.training_data import validate
 
+_RESULT_FILE = "result_file"
 _NAMES_FILE = "checkpoint_names.json"
 _FINAL = 0
 """Stands for the final model among the steps; an early epoch may be it, under its checkpoint's name too."""
@@ -68,11 +71,13 @@ def _write_first_spec(
 def _update_spec(stores: Stores, record: JobRecord, base: BaseRecord, folder: Path) -> TrainSpec:
     """Put the paths of today into spec.json."""
     spec = spec_decoder.decode((folder / SPEC_FILE).read_bytes())
+    _check_base(spec, base)
     validation = record.validation_file
     parent = spec.parent_sha256
     spec = replace(
         spec,
         base_folder=base.path,
+        tokens_folder=str(stores.paths.tokens),
         adapters_folder=str(stores.paths.adapter_folder(base.id, "0").parent),
         training_path=str(stores.paths.file_content(record.training_file)),
         validation_path=str(stores.paths.file_content(validation)) if validation else None,
@@ -80,6 +85,25 @@ def _update_spec(stores: Stores, record: JobRecord, base: BaseRecord, folder: Pa
     )
     write_atomic(folder / SPEC_FILE, encoder.encode(spec))
     return spec
+
+
+def _check_base(spec: TrainSpec, base: BaseRecord) -> None:
+    """Raise TrainingFailed unless the base is the one that the job's first attempt trained on."""
+    same = spec.base_fingerprint == base.fingerprint
+    if same and spec.base_weights:
+        same = spec.base_weights == weights_digest(Path(base.path))
+    if not same:
+        raise TrainingFailed(
+            f"The base model {base.id} is another one than when this job began: its shape or its weights have changed. "
+            "Put the earlier one back, or create the job again to train on this one.",
+            code="base_model_changed",
+        )
+
+
+def newest_point(folder: Path) -> int:
+    """Return the step of a job folder's newest resume point, whole or not; 0 if there is none."""
+    points = (folder / CHECKPOINTS_FOLDER).glob("step-*")
+    return max((int(point.name.removeprefix("step-")) for point in points), default=0)
 
 
 def _first_spec(
@@ -93,11 +117,13 @@ def _first_spec(
     assert options.dropout is not None and options.max_length is not None and options.quantization is not None
     assert options.lr_schedule is not None and options.warmup_ratio is not None
     assert options.weight_decay is not None and options.max_grad_norm is not None
+    assert options.gradient_accumulation_steps is not None and options.dtype is not None
     return TrainSpec(
         job_id=record.id,
         base_id=base.id,
         base_folder=base.path,
         base_fingerprint=base.fingerprint,
+        base_weights=weights_digest(Path(base.path)),
         adapters_folder="",
         training_path="",
         training_sha256=training.sha256,
@@ -116,10 +142,16 @@ def _first_spec(
         quantization=options.quantization,
         packing=bool(options.packing),
         max_length=options.max_length,
+        overlong=options.overlong or "refuse",
         lr_schedule=options.lr_schedule,
         warmup_ratio=options.warmup_ratio,
         weight_decay=options.weight_decay,
         max_grad_norm=options.max_grad_norm,
+        gradient_accumulation_steps=options.gradient_accumulation_steps,
+        neftune_noise_alpha=options.neftune_noise_alpha,
+        dtype=options.dtype,
+        checkpoint_interval=options.checkpoint_interval,
+        evaluation_interval=options.evaluation_interval,
         early_stopping=options.early_stopping,
     )
 
@@ -150,3 +182,11 @@ class CheckpointNames:
     def all(self) -> list[str]:
         """List the names given so far."""
         return list(dict.fromkeys(self._names.values()))
+
+
+def result_file_id(folder: Path) -> str:
+    """Return the id of the job's result file, chosen at the first call: a second conclusion makes no second file."""
+    path = folder / _RESULT_FILE
+    if not path.exists():
+        write_atomic(path, ids.new_file_id().encode())
+    return path.read_text(encoding="utf-8")

@@ -15,11 +15,15 @@ from services.trainer.data.batches import R, epoch_batches
 from services.trainer.data.dataset import Dataset
 from services.trainer.early_stopping import Verdict, judge
 from services.trainer.evaluation import Evaluation, rewards
+from services.trainer.event_files import EventFile
 from services.trainer.export import export_adapter
 from services.trainer.failures import StopRequested
 from services.trainer.history import History
+from services.trainer.memory import peak_memory_bytes
 from services.trainer.optim import BASE_LEARNING_RATE, DPO_LEARNING_RATE, learning_rate_at
+from services.trainer.pace import Pace
 from services.trainer.protocol import CHECKPOINTS_FOLDER, Exported, Metrics, Reporter, Stepped, TrainSpec
+from services.trainer.rehearsal import Rehearsal
 from services.trainer.session import TrainingSession
 
 
@@ -33,12 +37,18 @@ class TrainingLoop(Generic[R]):
         self.spec = spec
         self.data = data
         self.points = folder / CHECKPOINTS_FOLDER
-        self.history = History(folder)
+        self.history = History(folder, Path(spec.adapters_folder))
+        self.event_file = EventFile(folder)
+        self.pace = Pace()
         self.report = report
         self.steps_per_epoch = math.ceil(len(data.train) / spec.batch_size)
         self.total_steps = self.steps_per_epoch * spec.n_epochs
         self.evaluation = Evaluation(
-            session, data.valid, batch_size=spec.batch_size, steps_per_epoch=self.steps_per_epoch
+            session,
+            data.valid,
+            batch_size=spec.batch_size,
+            steps_per_epoch=self.steps_per_epoch,
+            full_interval=spec.evaluation_interval,
         )
         self.position = Position(step=0, trained_tokens=0)
         self._saved_at = time.monotonic()
@@ -50,6 +60,13 @@ class TrainingLoop(Generic[R]):
         self._saved_step = self.position.step
         self.history.rewind(self.position.step)
         return self.position.step
+
+    def rehearse(self) -> None:
+        """Report what a look ahead finds: memory for the longest rows, and the loss to start from."""
+        if self._is_over():
+            return
+        rehearsal = Rehearsal(self.session, self.spec, self.data)
+        self.report(rehearsal.run(baseline=self.position.step == 0))
 
     def run(self, should_stop: Callable[[], bool]) -> Exported:
         """Train to the end; report and return the final adapter. Raises StopRequested (having saved), NonFiniteLoss."""
@@ -74,10 +91,11 @@ class TrainingLoop(Generic[R]):
     def _verdict(self) -> Verdict:
         """Judge the epochs so far; without early stopping the last one is the best."""
         rule = self.spec.early_stopping
-        epochs = [metrics for metrics in self.history.steps() if metrics.full_valid_loss is not None]
-        if rule is None or not epochs:
+        epochs = [metrics.full_valid_loss for metrics in self.history.steps() if self._ends_epoch(metrics.step)]
+        losses = [loss for loss in epochs if loss is not None]
+        if rule is None or not losses:
             return Verdict(best=self.position.step // self.steps_per_epoch - 1, over=False)
-        return judge([m.full_valid_loss for m in epochs if m.full_valid_loss is not None], rule)
+        return judge(losses, rule)
 
     def _stop(self) -> NoReturn:
         if self.position.step > self._saved_step:
@@ -90,21 +108,28 @@ class TrainingLoop(Generic[R]):
 
     def _advance(self, step: int, rows: list[R]) -> None:
         """One step. At an epoch's end it is saved before it is reported: a reported epoch is never taken back."""
-        metrics = self.evaluation.added_to(self._train(step, rows))
+        metrics = self._accounted(self.evaluation.added_to(self._train(step, rows)), rows)
         self.history.add_step(metrics)
+        self.event_file.add(metrics)
         self.position = Position(step=step, trained_tokens=self.position.trained_tokens + metrics.tokens)
-        if self._ends_epoch(step) or time.monotonic() - self._saved_at > self.spec.snapshot_interval_s:
+        if self._ends_epoch(step) or self._is_due(step):
             self._save()
         self.report(Stepped(metrics=metrics))
         if self._ends_epoch(step) and not self._is_over():
             self._export(metrics)
+
+    def _is_due(self, step: int) -> bool:
+        """Whether it is time for another resume point."""
+        if self.spec.checkpoint_interval is not None:
+            return step % self.spec.checkpoint_interval == 0
+        return time.monotonic() - self._saved_at > self.spec.snapshot_interval_s
 
     def _train(self, step: int, rows: list[R]) -> Metrics:
         started = time.monotonic()
         measured = self.session.forward_backward(rows)
         learning_rate = self._learning_rate(step)
         grad_norm = self.session.optim_step(learning_rate)
-        return Metrics(
+        metrics = Metrics(
             step=step,
             total_steps=self.total_steps,
             epoch=(step - 1) // self.steps_per_epoch + 1,
@@ -114,7 +139,16 @@ class TrainingLoop(Generic[R]):
             tokens_per_s=round(measured.n_tokens / (time.monotonic() - started), 1),
             learning_rate=learning_rate,
             grad_norm=grad_norm,
-            **rewards(measured, ""),
+        )
+        return replace(metrics, **rewards(measured, ""))
+
+    def _accounted(self, metrics: Metrics, rows: list[R]) -> Metrics:
+        """Add what was learnt from, and what the step and the evaluation behind it have cost."""
+        return replace(
+            metrics,
+            supervised_tokens=sum(row.n_supervised for row in rows),
+            peak_memory_bytes=peak_memory_bytes(self.session.model.device),
+            seconds_left=self.pace.seconds_left(metrics.step, self.total_steps),
         )
 
     def _learning_rate(self, step: int) -> float:

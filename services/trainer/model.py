@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -13,9 +12,12 @@ from peft.utils import set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, DynamicCache
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from services.trainer.data.segments import FlatBatch
 from services.trainer.failures import TrainingFailed
+from services.trainer.fast.attention import Segments
+from services.trainer.fast.proof import install_if_equal
 from services.trainer.protocol import TrainSpec
 from shared.adapters import WEIGHTS_NAME
 
@@ -32,38 +34,40 @@ class LoraModel:
     head_VD: Tensor
     device: torch.device
     dtype: torch.dtype
+    plain_because: str = "it was not tried"
+    """Why rows are read the plain way, padded; empty where the fast path is taken."""
 
-    def hidden_states(
-        self, inputs_BT: Tensor, prefix: Sequence[int] = (), *, positions_BT: Tensor | None = None
-    ) -> Tensor:
+    def read_padded(self, inputs_BT: Tensor, positions_BT: Tensor | None = None) -> Tensor:
         """Run the layers below the output layer; returns B, T, D. No mask: see batches.Batch.
 
-        `prefix` stands before every row, is read once for all of them, and gets its gradient from all of them. Where
-        `positions_BT` starts anew, another example begins, which sees nothing before it (transformers masks so by
+        Where `positions_BT` starts anew, another example begins, which sees nothing before it (transformers masks so by
         itself, masking_utils.find_packed_sequence_indices).
         """
-        cache = None
-        if prefix:
-            cache = DynamicCache(config=self.peft.config)
-            prefix_1P = torch.tensor([list(prefix)], device=inputs_BT.device)
-            self.backbone(input_ids=prefix_1P, past_key_values=cache, use_cache=True)
-            cache.batch_repeat_interleave(len(inputs_BT))
-        output: Any = self.backbone(
-            input_ids=inputs_BT, position_ids=positions_BT, past_key_values=cache, use_cache=cache is not None
-        )
+        output: Any = self.backbone(input_ids=inputs_BT, position_ids=positions_BT, use_cache=False)
         return output.last_hidden_state  # type: ignore[no-any-return]
 
+    def read_flat(self, batch: FlatBatch, segments: Segments | None = None) -> Tensor:
+        """Do the same for rows without padding, on the fast path; returns T, D."""
+        output: Any = self.backbone(
+            input_ids=batch.inputs_T[None],
+            position_ids=batch.positions_T[None],
+            use_cache=False,
+            segments=segments or Segments(batch.segments),
+        )
+        return output.last_hidden_state[0]  # type: ignore[no-any-return]
+
     @property
-    def can_share_prefixes(self) -> bool:
-        """Whether reading a prefix once is the same as reading it in each row: full attention only, no dropout."""
-        return self._layer_kinds() == {"full_attention"} and self.peft.peft_config["default"].lora_dropout == 0
+    def can_share(self) -> bool:
+        """Whether tokens may stand once for several rows: not when each row draws its own dropout."""
+        return float(self.peft.peft_config["default"].lora_dropout) == 0
 
     @property
     def can_pack(self) -> bool:
         """Whether all layers keep packed examples apart: attention does, recurrent layers do not."""
-        return self._layer_kinds() <= {"full_attention", "sliding_attention"}
+        return self.layer_kinds <= {"full_attention", "sliding_attention"}
 
-    def _layer_kinds(self) -> set[str]:
+    @property
+    def layer_kinds(self) -> set[str]:
         return set(getattr(self.peft.config, "layer_types", None) or ["full_attention"])
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -75,21 +79,28 @@ def choose_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def choose_dtype(device: torch.device) -> torch.dtype:
-    """bf16 where it is fast (CUDA, CPUs with AMX); without such instructions it is several times slower than fp32."""
+def choose_dtype(device: torch.device, wanted: Literal["auto", "float32", "bfloat16"] = "auto") -> torch.dtype:
+    """What is wanted; of itself bf16 where it is fast (CUDA, CPUs with AMX).
+
+    Without such instructions it is several times slower than fp32.
+    """
+    if wanted != "auto":
+        return torch.bfloat16 if wanted == "bfloat16" else torch.float32
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
 
 
-def build_model(spec: TrainSpec) -> LoraModel:
+def build_model(spec: TrainSpec, *, fast: bool = True) -> LoraModel:
     """Load the base and put a LoRA adapter on it: the parent's, else one whose start depends on spec.seed alone.
+
+    The model computes on the fast path where that gives the same, unless `fast` is false.
 
     Raises TrainingFailed(unsupported_base_model) for architectures whose loss would come out wrong, and
     TrainingFailed(model_not_found) when the parent's weights are not there.
     """
     device = choose_device()
-    dtype = choose_dtype(device)
+    dtype = choose_dtype(device, spec.dtype)
     base = load_base(Path(spec.base_folder), dtype, quantize_on=device if spec.quantization == "nf4" else None)
     torch.manual_seed(spec.seed)
     config = LoraConfig(
@@ -107,7 +118,8 @@ def build_model(spec: TrainSpec) -> LoraModel:
     peft.to(device)
     causal: Any = peft.get_base_model()
     head = causal.get_output_embeddings()
-    return LoraModel(peft, getattr(causal, causal.base_model_prefix), head.weight, device, dtype)
+    model = LoraModel(peft, getattr(causal, causal.base_model_prefix), head.weight, device, dtype)
+    return replace(model, plain_because=install_if_equal(model)) if fast else model
 
 
 def load_adapter(peft: PeftModel, folder: Path) -> None:

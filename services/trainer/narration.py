@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from services.trainer.protocol import Exported, Metrics, ParityMeasured
+from services.trainer.protocol import Exported, Metrics, ParityMeasured, Rehearsed
 from shared.schemas.checkpoints import CheckpointMetrics
 from shared.schemas.events import Event
 from shared.store.jobs import event
@@ -24,6 +24,14 @@ def step_event(metrics: Metrics) -> Event:
         parts.append(f"full validation loss={metrics.full_valid_loss:.2f}")
     message = f"Step {metrics.step}/{metrics.total_steps}: {', '.join(parts)}"
     return event(message, type="metrics", data=msgspec.to_builtins(metrics))
+
+
+def rehearsed_event(rehearsed: Rehearsed) -> Event:
+    """Form the event that comes before the first step."""
+    loss = rehearsed.full_valid_loss
+    baseline = "" if loss is None else f"full validation loss={loss:.2f}; "
+    message = f"Before training: {baseline}the longest rows fit, with {rehearsed.peak_memory_bytes / 1e9:.2f} GB"
+    return event(message, data={"step": 0, **msgspec.to_builtins(rehearsed)})
 
 
 def checkpoint_event(step: int, name: str) -> Event:

@@ -8,9 +8,12 @@
 | use_rslora     | no; with a parent, the parent's                                                |
 | dropout        | 0                                                                              |
 | max_length     | what the server serves, or the base's context if that is shorter               |
+| overlong       | refuse                                                                         |
 | lr_schedule    | linear, after a warm-up over a twentieth of the steps                          |
 | weight_decay   | 0: the low rank itself keeps an adapter small                                  |
 | max_grad_norm  | 1                                                                              |
+| dtype          | auto: the training process sees what the hardware is fast at                   |
+| gradient_accumulation_steps | 1; no more than the batch has rows                                |
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ def effective(
 ) -> TrainingOptions:
     """Replace every None by the value used; `base_context` is in tokens. Twice is the same as once.
 
-    early_stopping stays None where it was not asked for: then there is none.
+    What is off by default stays None: early_stopping, neftune_noise_alpha, and the intervals in steps.
     """
     shape = parent or _shape(options, settings)
     return replace(
@@ -53,10 +56,13 @@ def effective(
         quantization=options.quantization or "none",
         packing=bool(options.packing),
         max_length=options.max_length or min(settings.max_model_len, base_context),
+        overlong=options.overlong or "refuse",
         lr_schedule=options.lr_schedule or "linear",
         warmup_ratio=0.05 if options.warmup_ratio is None else options.warmup_ratio,
         weight_decay=0.0 if options.weight_decay is None else options.weight_decay,
         max_grad_norm=1.0 if options.max_grad_norm is None else options.max_grad_norm,
+        gradient_accumulation_steps=options.gradient_accumulation_steps or 1,
+        dtype=options.dtype or "auto",
         priority=options.priority or "normal",
     )
 
@@ -90,7 +96,11 @@ async def offered_base(stores: Stores, record: JobRecord) -> BaseRecord:
 def settle(record: JobRecord, n_examples: int, options: TrainingOptions) -> JobRecord:
     """Write down what a job will train with, so that it shows it from the queue on."""
     beta = resolve_beta(record.requested_beta) if record.method == "dpo" else None
-    return replace(record, resolved=resolve(record.requested, n_examples), resolved_beta=beta, options=options)
+    chosen = resolve(record.requested, n_examples)
+    assert chosen.batch_size != "auto"
+    pieces = min(options.gradient_accumulation_steps or 1, chosen.batch_size)
+    options = replace(options, gradient_accumulation_steps=pieces)
+    return replace(record, resolved=chosen, resolved_beta=beta, options=options)
 
 
 def resolve_beta(asked: float | Literal["auto"]) -> float:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
+from services.trainer.data.chat import Example
 from services.trainer.losses import Scores, score_tokens
 from services.trainer.model import LoraModel
 from services.trainer.protocol import ParityMeasured, ServedSample
+from services.trainer.reading import Reader
 
 # fp32 sums in another order differ by about 1e-4 nats here; a wrong adapter by more than 0.1. bf16 keeps 8 bits.
 TOLERANCE = {torch.float32: 2e-2, torch.bfloat16: 0.25, torch.float16: 0.1}
@@ -43,7 +46,9 @@ def measure_parity(model: LoraModel, samples: Sequence[ServedSample]) -> ParityM
 def score(model: LoraModel, prompt: Sequence[int], answer: Sequence[int]) -> Scores:
     """Force `answer` after `prompt` in one forward pass."""
     model.peft.eval()
-    tokens = torch.tensor([[*prompt, *answer]], device=model.device)
+    tokens = np.array([*prompt, *answer], dtype=np.int32)
+    is_answer = np.arange(len(tokens)) >= len(prompt)
+    example = Example(0, tokens, is_answer.astype(np.uint8))
     with torch.no_grad():
-        hidden_ND = model.hidden_states(tokens[:, :-1])[0, len(prompt) - 1 :]
-        return score_tokens(hidden_ND, model.head_VD, tokens[0, len(prompt) :])
+        hidden_ND, batch = Reader(model).read([example])
+        return score_tokens(hidden_ND, model.head_VD, batch.targets_N)

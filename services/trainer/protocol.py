@@ -6,18 +6,21 @@ cannot be mistaken for one; it reads `Command`s as JSON lines from stdin. `Train
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
+from shared.overlong import Overlong
 from shared.schemas.options import EarlyStopping
 
 SPEC_FILE = "spec.json"
 METRICS_FILE = "metrics.jsonl"
 EXPORTS_FILE = "exports.jsonl"
 LOG_FILE = "train.log"
+EVENT_FILES_FOLDER = "tensorboard"
 CHECKPOINTS_FOLDER = "checkpoints"
 REFERENCE_FILE = "reference.json"
 
@@ -31,6 +34,8 @@ class TrainSpec(Struct, frozen=True, kw_only=True):
     base_id: str
     base_folder: str
     base_fingerprint: str
+    base_weights: str = ""
+    """base_weights.weights_digest() of base_folder when the job began; empty in a spec of an earlier version."""
     adapters_folder: str
     """Where finished adapter folders go, each named by its digest."""
     training_path: str
@@ -57,13 +62,32 @@ class TrainSpec(Struct, frozen=True, kw_only=True):
     warmup_ratio: float = 0.05
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    gradient_accumulation_steps: int = 1
+    neftune_noise_alpha: float | None = None
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    checkpoint_interval: int | None = None
+    """Steps between resume points; None goes by time."""
+    evaluation_interval: int | None = None
+    """Steps between evaluations of all held-out rows; None is at epochs' ends alone."""
     early_stopping: EarlyStopping | None = None
     max_length: int = 2048
-    """Rows with more tokens than this are refused, never cut."""
+    """Longest row in tokens."""
+    overlong: Overlong = "refuse"
+    """What becomes of longer ones."""
+    tokens_folder: str = ""
+    """Where tokenised files are kept; "" keeps none."""
     snapshot_interval_s: float = 60.0
-    """A resume point is written at the end of each epoch and whenever the last one is this old."""
+    """A resume point is written at the end of each epoch and, unless there is a checkpoint_interval, whenever the last
+    one is this old."""
     n_probes: int = 2
     """Held-out prompts offered for the parity check."""
+
+    @property
+    def rows_at_once(self) -> int | None:
+        """Most rows to go through the model at once; None leaves it to their tokens."""
+        if self.gradient_accumulation_steps == 1:
+            return None
+        return math.ceil(self.batch_size / self.gradient_accumulation_steps)
 
 
 class Metrics(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -84,6 +108,12 @@ class Metrics(Struct, frozen=True, kw_only=True, omit_defaults=True):
     tokens_per_s: float
     learning_rate: float
     grad_norm: float
+    supervised_tokens: int | None = None
+    """Tokens of this step that are learnt; with DPO those of both answers."""
+    peak_memory_bytes: int | None = None
+    """Most memory so far: tensors on the GPU, or on a CPU the training process's resident set."""
+    seconds_left: float | None = None
+    """Time until the last step at the pace of this attempt; None after its first step."""
     valid_loss: float | None = None
     valid_mean_token_accuracy: float | None = None
     full_valid_loss: float | None = None
@@ -111,6 +141,20 @@ class Started(Struct, frozen=True, kw_only=True, tag="started"):
     total_steps: int
     resumed_from_step: int
     startup_s: float
+
+
+class Rehearsed(Struct, frozen=True, kw_only=True, tag="rehearsed", omit_defaults=True):
+    """The longest rows have gone through the model, before any training of this attempt.
+
+    The losses are those of the model that training starts from; None in a later attempt, without a validation file, and
+    where evaluating it would cost much beside the training.
+    """
+
+    seconds: float
+    """What this took."""
+    peak_memory_bytes: int
+    full_valid_loss: float | None = None
+    full_valid_mean_token_accuracy: float | None = None
 
 
 class Stepped(Struct, frozen=True, kw_only=True, tag="stepped"):
@@ -154,7 +198,7 @@ class Stopped(Struct, frozen=True, kw_only=True, tag="stopped"):
     step: int
 
 
-Message = Started | Stepped | Exported | ParityMeasured | Failed | Stopped
+Message = Started | Rehearsed | Stepped | Exported | ParityMeasured | Failed | Stopped
 
 Reporter = Callable[[Message], None]
 

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -14,7 +15,7 @@ import structlog
 from services.trainer.child_process import ChildProcess
 from services.trainer.failures import ParityMismatch, TrainingFailed
 from services.trainer.history import History
-from services.trainer.job_folder import CheckpointNames
+from services.trainer.job_folder import CheckpointNames, result_file_id
 from services.trainer.narration import (
     RESULT_FILE_NAME,
     checkpoint_event,
@@ -25,7 +26,7 @@ from services.trainer.narration import (
 )
 from services.trainer.protocol import CheckParity, Exported, Finish, ParityMeasured, TrainSpec
 from services.trainer.serving import AdapterRefused, Answers, Serving
-from services.trainer.stores import Stores, persist
+from services.trainer.stores import Stores, persist, persist_once
 from shared import ids
 from shared.errors import NoReplica
 from shared.paths import write_atomic
@@ -42,6 +43,13 @@ PARITY_TIMEOUT_S = 120.0
 log = structlog.get_logger()
 
 
+async def withdraw(stores: Stores, record: JobRecord) -> None:
+    """Take back all that was published of a job that did not succeed; twice is the same as once."""
+    for name in CheckpointNames(stores.paths.job_folder(record.id), record.model_name).all():
+        await persist(partial(stores.registry.retire, name))
+    await persist(lambda: stores.jobs.forget_checkpoints(record.id))
+
+
 class Publication:
     """The end of one job; `token` fences every write to its record."""
 
@@ -51,7 +59,7 @@ class Publication:
         self._record = record
         self._spec = spec
         self._token = token
-        self._history = History(stores.paths.job_folder(record.id))
+        self._history = History(stores.paths.job_folder(record.id), Path(spec.adapters_folder))
         self._names = CheckpointNames(stores.paths.job_folder(record.id), record.model_name)
 
     async def announce(self, step: int) -> None:
@@ -160,10 +168,10 @@ class Publication:
         )
 
     async def _store_result(self) -> str:
-        """Store the metrics of every step as a file of the job's project and return its id."""
+        """Store the metrics of every step as a file of the job's project, once, and return its id."""
         content = result_csv(self._history.steps())
         record = FileRecord(
-            id=ids.new_file_id(),
+            id=await asyncio.to_thread(result_file_id, self._stores.paths.job_folder(self._record.id)),
             project=self._record.project,
             filename=RESULT_FILE_NAME,
             purpose="fine-tune-results",
@@ -177,9 +185,10 @@ class Publication:
 
     def _write_result(self, record: FileRecord, content: bytes) -> None:
         folder = self._stores.paths.file_folder(record.id)
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         write_atomic(self._stores.paths.file_content(record.id), content)
         write_atomic(folder / "manifest.json", msgspec.json.encode(record))
 
     async def _say(self, told: Event) -> None:
-        await persist(lambda: self._stores.jobs.append_events(self._record.id, [told], fence=self._token))
+        job_id, jobs = self._record.id, self._stores.jobs
+        await persist_once(lambda nonce: jobs.append_events(job_id, [told], fence=self._token, nonce=nonce))

@@ -6,19 +6,20 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from services.trainer.data.batches import Batch, R, collate, collate_packed, micro_batches, packs, shared_prefix
+from services.trainer.data.batches import Batch, R, collate, collate_packed, flat_pieces, micro_batches, packs
 from services.trainer.data.chat import Example
+from services.trainer.data.segments import FlatBatch, lay_out
 from services.trainer.failures import TrainingFailed
 from services.trainer.model import LoraModel
 
 
 class Reader:
-    """Pads examples, or packs them, and lets the model read them.
+    """Lets the model read examples, `most_rows` at once at most: flat on the fast path, else padded or packed.
 
     Raises TrainingFailed for packing on a model whose layers do not keep packed examples apart.
     """
 
-    def __init__(self, model: LoraModel, *, packing: bool = False) -> None:
+    def __init__(self, model: LoraModel, *, packing: bool = False, most_rows: int | None = None) -> None:
         if packing and not model.can_pack:
             raise TrainingFailed(
                 "The base model has layers that cannot keep packed rows apart; leave out selftune.packing.",
@@ -27,16 +28,28 @@ class Reader:
             )
         self.model = model
         self.packing = packing
-        self.shares_prefixes = model.can_share_prefixes and not packing
+        self.most_rows = most_rows
+        self.shares = model.can_share
+        """Whether tokens that rows begin alike with are read once; the fast path alone does it."""
+
+    @property
+    def is_fast(self) -> bool:
+        return not self.model.plain_because
 
     def pieces(self, rows: Sequence[R]) -> list[list[R]]:
         """Cut rows into pieces to be read at once; each row is in one piece, with all its sides."""
-        return packs(rows) if self.packing else micro_batches(rows)
+        pieces = flat_pieces(rows) if self.is_fast else packs(rows) if self.packing else micro_batches(rows)
+        return [part for piece in pieces for part in self._capped(piece)]
 
-    def read(self, examples: Sequence[Example]) -> tuple[Tensor, Batch]:
+    def _capped(self, piece: list[R]) -> list[list[R]]:
+        most = self.most_rows or len(piece)
+        return [piece[at : at + most] for at in range(0, len(piece), most)]
+
+    def read(self, examples: Sequence[Example]) -> tuple[Tensor, Batch | FlatBatch]:
         """Return hidden_ND at the places whose next token is learnt, and the batch that says what is learnt there."""
-        prefix = shared_prefix(examples) if self.shares_prefixes else []
-        batch = collate_packed(examples) if self.packing else collate(examples, skip=len(prefix))
-        batch = batch.to(self.model.device)
-        hidden_BTD = self.model.hidden_states(batch.inputs_BT, prefix, positions_BT=batch.positions_BT)
+        if self.is_fast:
+            flat = lay_out(examples, share=self.shares).to(self.model.device)
+            return self.model.read_flat(flat).index_select(0, flat.places_N), flat
+        batch = (collate_packed(examples) if self.packing else collate(examples)).to(self.model.device)
+        hidden_BTD = self.model.read_padded(batch.inputs_BT, batch.positions_BT)
         return hidden_BTD[batch.rows_N, batch.columns_N], batch

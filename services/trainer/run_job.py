@@ -5,16 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Protocol
 
 from msgspec.structs import replace
-from transformers import AutoTokenizer
 
 from services.trainer.data.batches import R
-from services.trainer.data.chat import ChatTokenizer, Example, tokenize_rows
+from services.trainer.data.chat import Example
 from services.trainer.data.dataset import Dataset
-from services.trainer.data.pairs import Pair, tokenize_pairs
-from services.trainer.failures import TrainingFailed
+from services.trainer.data.loading import TokenSource
+from services.trainer.data.pairs import Pair
+from services.trainer.data.table import Fitting, TokenTable, examples, fit, pairs
 from services.trainer.loop import TrainingLoop
 from services.trainer.model import LoraModel, build_model
 from services.trainer.objectives import Objective, Preference, Supervised
@@ -32,13 +32,17 @@ from services.trainer.protocol import (
 from services.trainer.reading import Reader
 from services.trainer.references import with_reference
 from services.trainer.session import TrainingSession
-from shared.preference_data import read_preferences
-from shared.training_data import read_examples
 
 ShouldStop = Callable[[], bool]
 
 
-def run_job(folder: Path, report: Reporter, should_stop: ShouldStop, commands: BinaryIO) -> None:
+class Commands(Protocol):
+    """Lines from the supervisor; empty at their end."""
+
+    def readline(self) -> bytes: ...
+
+
+def run_job(folder: Path, report: Reporter, should_stop: ShouldStop, commands: Commands) -> None:
     """Do everything a job needs from torch. Raises StopRequested, or SelftuneError with the reason."""
     answer(train(folder, report, should_stop), report, commands)
 
@@ -68,11 +72,18 @@ def _trained(spec: TrainSpec, folder: Path, report: Reporter, should_stop: Shoul
 
 
 def _reader(spec: TrainSpec) -> Reader:
-    return Reader(build_model(spec), packing=spec.packing)
+    # NEFTune's noise depends on each row's length, which the flat rows of the fast path do not show.
+    model = build_model(spec, fast=spec.neftune_noise_alpha is None)
+    return Reader(model, packing=spec.packing, most_rows=spec.rows_at_once)
 
 
 def _session(spec: TrainSpec, objective: Objective[R]) -> TrainingSession[R]:
-    return TrainingSession(objective, weight_decay=spec.weight_decay, max_grad_norm=spec.max_grad_norm)
+    return TrainingSession(
+        objective,
+        weight_decay=spec.weight_decay,
+        max_grad_norm=spec.max_grad_norm,
+        noise_alpha=spec.neftune_noise_alpha,
+    )
 
 
 def _run(loop: TrainingLoop[R], started: float, should_stop: ShouldStop) -> tuple[LoraModel, Path]:
@@ -89,45 +100,36 @@ def _run(loop: TrainingLoop[R], started: float, should_stop: ShouldStop) -> tupl
             startup_s=round(time.monotonic() - started, 2),
         )
     )
+    if not should_stop():
+        loop.rehearse()
     final = loop.run(should_stop)
     return model, Path(final.folder)
 
 
 def load_data(spec: TrainSpec) -> Dataset[Example]:
-    """Read and tokenise both files. Raises InvalidTrainingData, TrainingFailed for a base without a chat template."""
-    tokenizer = _tokenizer(spec)
-
-    def examples(path: str | None, param: str) -> list[Example]:
-        rows = list(read_examples(Path(path))) if path else []
-        return tokenize_rows(rows, tokenizer, max_length=spec.max_length, param=param)
-
-    valid = examples(spec.validation_path, "validation_file")
-    return Dataset(examples(spec.training_path, "training_file"), valid)
+    """Have both files as rows. Raises InvalidTrainingData, and TrainingFailed for a base without a chat template."""
+    return _load(spec, examples)
 
 
 def load_pairs(spec: TrainSpec) -> Dataset[Pair]:
     """The same for preferences."""
-    tokenizer = _tokenizer(spec)
-
-    def pairs(path: str | None, param: str) -> list[Pair]:
-        rows = list(read_preferences(Path(path))) if path else []
-        return tokenize_pairs(rows, tokenizer, max_length=spec.max_length, param=param)
-
-    valid = pairs(spec.validation_path, "validation_file")
-    return Dataset(pairs(spec.training_path, "training_file"), valid)
+    return _load(spec, pairs)
 
 
-def _tokenizer(spec: TrainSpec) -> ChatTokenizer:
-    tokenizer: Any = AutoTokenizer.from_pretrained(spec.base_folder, local_files_only=True, trust_remote_code=False)
-    if not tokenizer.chat_template:
-        raise TrainingFailed(
-            f"The base model {spec.base_id} has no chat template, so it cannot be fine-tuned on conversations.",
-            code="unsupported_base_model",
-        )
-    return tokenizer  # type: ignore[no-any-return]
+def _load(spec: TrainSpec, rows_of: Callable[[TokenTable, Fitting], list[R]]) -> Dataset[R]:
+    source = TokenSource(spec.base_folder, spec.tokens_folder, spec.method)
+
+    def rows(path: str | None, param: str) -> list[R]:
+        if path is None:
+            return []
+        _, table = source.table(path, param)
+        return rows_of(table, fit(table, spec.max_length, spec.overlong, param))
+
+    valid = rows(spec.validation_path, "validation_file")
+    return Dataset(rows(spec.training_path, "training_file"), valid)
 
 
-def answer(model: LoraModel, report: Reporter, commands: BinaryIO) -> None:
+def answer(model: LoraModel, report: Reporter, commands: Commands) -> None:
     """Serve commands until Finish, or until the supervisor closes the pipe."""
     while line := commands.readline():
         command = command_decoder.decode(line)

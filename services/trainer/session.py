@@ -13,6 +13,7 @@ from services.trainer import checkpoints
 from services.trainer.data.batches import R
 from services.trainer.failures import NonFiniteLoss
 from services.trainer.model import load_adapter
+from services.trainer.noise import add_noise
 from services.trainer.objectives import Measured, Objective
 from services.trainer.optim import build_optimizer
 
@@ -24,9 +25,20 @@ _MAX_LEARNING_RATE = 1e37
 class TrainingSession(Generic[R]):
     """Holds model, adapter and optimiser. Gradients add up over forward_backward calls until optim_step."""
 
-    def __init__(self, objective: Objective[R], *, weight_decay: float = 0.0, max_grad_norm: float = 1.0) -> None:
+    def __init__(
+        self,
+        objective: Objective[R],
+        *,
+        weight_decay: float = 0.0,
+        max_grad_norm: float = 1.0,
+        noise_alpha: float | None = None,
+    ) -> None:
         self.objective = objective
         self.model = objective.reader.model
+        if noise_alpha is not None:
+            if objective.reader.is_fast:
+                raise ValueError("noise is for models on the plain path")
+            add_noise(self.model.backbone, self.model.peft.get_input_embeddings(), noise_alpha)
         self.parameters = self.model.trainable()
         self.max_grad_norm = max_grad_norm
         self.optimizer = build_optimizer(self.parameters.values(), weight_decay)
@@ -35,6 +47,15 @@ class TrainingSession(Generic[R]):
         """Add the gradient of the mean loss of `rows`, in pieces that fit into memory. Raises NonFiniteLoss."""
         self.model.peft.train()
         return _finite(self.objective.measure(rows, backward=True))
+
+    def rehearse(self, rows: Sequence[R]) -> Measured:
+        """Go forward and backward as in a step, and leave everything as it was. Raises NonFiniteLoss."""
+        devices = [self.model.device] if self.model.device.type == "cuda" else []
+        try:
+            with torch.random.fork_rng(devices):
+                return self.forward_backward(rows)
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
 
     def optim_step(self, learning_rate: float) -> float:
         """Clip the gradient, apply and clear it. Returns the norm before clipping. Raises NonFiniteLoss."""

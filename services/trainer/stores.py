@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import structlog
 
+from shared import ids
 from shared.errors import StoreUnavailable
 from shared.paths import Paths, internal_key
 from shared.queue import Queue
@@ -51,6 +52,12 @@ class Stores:
     async def close(self) -> None:
         await self.queue.close()
         await self.client.close()
+
+
+async def persist_once(write: Callable[[str], Awaitable[T]]) -> T:
+    """The same for a write that must not be done twice: it gets a nonce to tell that it is a repetition by."""
+    nonce = ids.new_token()
+    return await persist(lambda: write(nonce))
 
 
 async def persist(write: Callable[[], Awaitable[T]]) -> T:

@@ -25,17 +25,18 @@ from services.trainer import attempt_record, job_folder
 from services.trainer.child_process import ChildProcess
 from services.trainer.failures import TrainingFailed
 from services.trainer.holding import Lease, holding
-from services.trainer.job_folder import CheckpointNames
-from services.trainer.narration import step_event
-from services.trainer.pace import Pace
-from services.trainer.protocol import Exported, Failed, Metrics, Started, Stepped
-from services.trainer.publishing import Publication
+from services.trainer.narration import rehearsed_event, step_event
+from services.trainer.pace import Estimates
+from services.trainer.protocol import Exported, Failed, Metrics, Rehearsed, Started, Stepped, TrainSpec
+from services.trainer.publishing import Publication, withdraw
 from services.trainer.serving import Serving
-from services.trainer.stores import Stores, persist
+from services.trainer.shortages import advice
+from services.trainer.stores import Stores, persist, persist_once
 from services.trainer.tracking import Tracker, tracking
 from services.trainer.validating import fail
 from shared.errors import LeaseLost, NotFound, SelftuneError, TransitionRefused
 from shared.records import JobRecord
+from shared.schemas.events import Event
 from shared.states import TERMINAL, JobState
 
 WATCH_S = 0.5
@@ -44,7 +45,7 @@ SAVE_GRACE_S = 60.0
 """How long a paused job's process may take to end its step and save; it is stopped after that, and goes on from an
 earlier step. As long as the longest time between two resume points."""
 MAX_ATTEMPTS = 5
-"""A job whose worker died so often is given up: it probably takes the machine down with it."""
+"""A job whose worker died so often without a new resume point is given up: it probably takes the machine down."""
 
 log = structlog.get_logger()
 
@@ -75,8 +76,9 @@ class _Attempt:
         self._lease = lease
         self._token = lease.token
         self._reported_step = 0
+        self._rehearsal_told = False
         self._last_step_at = 0.0
-        self._pace = Pace()
+        self._estimates = Estimates()
         self._stop_asked_at: float | None = None
         self._concluding = False
 
@@ -107,12 +109,16 @@ class _Attempt:
         return record
 
     async def _last_reported_step(self) -> int:
-        """Find the newest step in the job's story: a resumed process repeats the steps after its checkpoint."""
+        """Find the newest step in the job's story: a resumed process repeats the steps after its checkpoint.
+
+        0 if there is none, or only what came before the first.
+        """
         after = None
         more = True
         while more:
             page, more = await self._stores.jobs.events(self._job_id, after=after, limit=100)
             for told in page:
+                self._rehearsal_told |= told.data.get("step") == 0
                 if told.type == "metrics":
                     return int(told.data.get("step", 0))
             after = page[-1].id if page else None
@@ -120,14 +126,17 @@ class _Attempt:
 
     async def _train(self, record: JobRecord) -> None:
         if record.attempts > MAX_ATTEMPTS:
-            raise TrainingFailed(f"The trainer died {record.attempts - 1} times while it worked on this job.")
+            raise TrainingFailed(
+                f"The trainer died {record.attempts - 1} times while it worked on this job, after step "
+                f"{record.reached_step} each time."
+            )
         folder, spec = await persist(lambda: job_folder.prepare(self._stores, record))
         publication = Publication(self._stores, self._serving, record, spec, self._token)
         async with tracking(self._stores, record, spec, self._token) as tracker:
             child = await ChildProcess.start(folder, self._stores.settings)
             log.info("child.started", pid=child.pid)
             try:
-                await self._until_ended(self._follow(child, publication, tracker), self._watch(child))
+                await self._until_ended(self._follow(child, spec, publication, tracker), self._watch(child))
             except LeaseLost:
                 await child.kill()
                 raise
@@ -167,12 +176,14 @@ class _Attempt:
             child.ask_to_stop()
         return self._concluding or time.monotonic() - self._stop_asked_at > SAVE_GRACE_S
 
-    async def _follow(self, child: ChildProcess, publication: Publication, tracker: Tracker) -> None:
+    async def _follow(self, child: ChildProcess, spec: TrainSpec, publication: Publication, tracker: Tracker) -> None:
         """Pass on what the child says, and conclude. Raises TrainingFailed with the child's reason, or that it died."""
         async for message in child.messages():
             match message:
                 case Started():
                     log.info("child.ready", **msgspec.to_builtins(message))
+                case Rehearsed():
+                    await self._report_rehearsal(message)
                 case Stepped(metrics=metrics):
                     self._last_step_at = time.time()
                     await self._report_step(metrics, tracker)
@@ -191,20 +202,28 @@ class _Attempt:
                     log.info("child.said", message=type(message).__name__)
         status = await child.wait()
         if self._stop_asked_at is None:
-            raise _died(status)
+            raise _died(status, spec)
         log.info("child.stopped", status=status)
+
+    async def _report_rehearsal(self, rehearsed: Rehearsed) -> None:
+        """Tell it once, in the attempt that trains the first step."""
+        if self._reported_step == 0 and not self._rehearsal_told:
+            await self._tell(rehearsed_event(rehearsed))
+
+    async def _tell(self, told: Event) -> None:
+        job_id, jobs = self._job_id, self._stores.jobs
+        await persist_once(lambda nonce: jobs.append_events(job_id, [told], fence=self._token, nonce=nonce))
 
     async def _report_step(self, metrics: Metrics, tracker: Tracker) -> None:
         if metrics.step <= self._reported_step:
             return
         self._reported_step = metrics.step
-        told = step_event(metrics)
-        await persist(lambda: self._stores.jobs.append_events(self._job_id, [told], fence=self._token))
+        await self._tell(step_event(metrics))
         tracker.step(metrics)
         await self._estimate(metrics)
 
     async def _estimate(self, metrics: Metrics) -> None:
-        finish = self._pace.finish(metrics)
+        finish = self._estimates.finish(metrics.seconds_left)
         if finish is None:
             return
 
@@ -216,17 +235,15 @@ class _Attempt:
     async def _withdraw_unless_succeeded(self, record: JobRecord) -> None:
         """Take back the names of a job that failed, was cancelled or paused, whatever was published by then."""
         ended = await persist(lambda: self._stores.jobs.get(self._job_id))
-        if ended.status is JobState.SUCCEEDED:
-            return
-        for name in CheckpointNames(self._stores.paths.job_folder(record.id), record.model_name).all():
-            await persist(partial(self._stores.registry.retire, name))
+        if ended.status is not JobState.SUCCEEDED:
+            await withdraw(self._stores, record)
 
 
-def _died(status: int) -> TrainingFailed:
+def _died(status: int, spec: TrainSpec) -> TrainingFailed:
     if status >= 0:
         return TrainingFailed(f"The training process ended with status {status} and without a result.")
     name = signal.Signals(-status).name
-    hint = ""
+    died = f"The training process was killed by signal {-status} ({name})."
     if -status == signal.SIGKILL:
-        hint = " The machine probably ran out of memory: try a smaller batch_size or shorter examples."
-    return TrainingFailed(f"The training process was killed by signal {-status} ({name}).{hint}")
+        return TrainingFailed(f"{died} The machine probably ran out of memory. {advice(spec)}")
+    return TrainingFailed(died)

@@ -1,4 +1,4 @@
-"""A job's integrations: each step goes to Weights & Biases as well, and never at the cost of the training.
+"""A job's integrations: each step goes to Weights & Biases or MLflow as well, and never at the cost of the training.
 
 wandb runs in a process of its own (tracking_child.py), in files under the job's folder, and online if the trainer's
 environment has WANDB_API_KEY. What goes wrong there becomes a warning in the job's story.
@@ -12,6 +12,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
 import structlog
 from msgspec import Struct
@@ -19,8 +20,16 @@ from msgspec.structs import replace
 
 from services.trainer.child_process import pipe_reader
 from services.trainer.protocol import Metrics, Stepped, TrainSpec, encode_line
-from services.trainer.stores import Stores, persist
-from services.trainer.tracking_protocol import Ended, Opened, TrackSpec, Trouble, output_decoder
+from services.trainer.stores import Stores, persist_once
+from services.trainer.tracking_protocol import (
+    Ended,
+    MlflowOpened,
+    MlflowTarget,
+    Opened,
+    TrackSpec,
+    Trouble,
+    output_decoder,
+)
 from shared.errors import LeaseLost, NotFound
 from shared.records import JobRecord
 from shared.store.jobs import event
@@ -38,7 +47,7 @@ log = structlog.get_logger()
 async def tracking(stores: Stores, record: JobRecord, spec: TrainSpec, token: str) -> AsyncIterator[Tracker]:
     """Track a job's steps until the block ends, then finish its runs; a job without integrations costs nothing."""
     tracker = Tracker(stores, record, token)
-    if record.integrations:
+    if record.integrations or record.options.mlflow:
         await tracker.start(spec)
     try:
         yield tracker
@@ -78,7 +87,7 @@ class Tracker:
             await self._warn("the process that writes there could not be started; the training goes on without it")
             return
         self._listener = asyncio.create_task(self._listen(messages))
-        self._send(_track_spec(self._record, folder, spec))
+        self._send(_track_spec(self._record, folder, spec, self._stores.settings.mlflow_tracking_uri))
 
     def step(self, metrics: Metrics) -> None:
         """Pass a step on, without waiting."""
@@ -122,8 +131,10 @@ class Tracker:
             match output_decoder.decode(line):
                 case Opened() as opened:
                     await self._show(opened)
-                case Trouble(message=message):
-                    await self._warn(message)
+                case MlflowOpened() as mlflow:
+                    await self._tell(f"MLflow: run {mlflow.run_id} in experiment {mlflow.experiment}")
+                case Trouble() as trouble:
+                    await self._warn(trouble.message, trouble.target)
         status = await self._process.wait()
         if not self._closing:
             self._closed = True
@@ -140,29 +151,39 @@ class Tracker:
 
         where = "sent as training goes" if opened.online else "kept in files for `wandb sync`"
         told = event(f"Weights & Biases: run {opened.run_id} is {where}", data={"run_id": opened.run_id})
-        await self._persist(lambda: self._stores.jobs.update(self._record.id, show, [told], fence=self._token))
+        job_id, jobs = self._record.id, self._stores.jobs
+        await self._persist(lambda nonce: jobs.update(job_id, show, [told], fence=self._token, nonce=nonce))
 
-    async def _warn(self, trouble: str) -> None:
+    async def _warn(self, trouble: str, target: str | None = None) -> None:
         log.warning("tracking.trouble", reason=trouble)
-        told = event(f"Weights & Biases: {trouble}", level="warn")
-        await self._persist(lambda: self._stores.jobs.append_events(self._record.id, [told], fence=self._token))
+        target = target or ("Weights & Biases" if self._record.integrations else "MLflow")
+        await self._tell(f"{target}: {trouble}", level="warn")
 
-    async def _persist(self, write: Callable[[], Awaitable[object]]) -> None:
+    async def _tell(self, message: str, *, level: Literal["info", "warn"] = "info") -> None:
+        told = event(message, level=level)
+        job_id, jobs = self._record.id, self._stores.jobs
+        await self._persist(lambda nonce: jobs.append_events(job_id, [told], fence=self._token, nonce=nonce))
+
+    async def _persist(self, write: Callable[[str], Awaitable[object]]) -> None:
         """Write to the job; one that is gone or in other hands is not ours to write to."""
         with suppress(LeaseLost, NotFound):
-            await persist(write)
+            await persist_once(write)
 
 
 def _ended_early(status: int) -> str:
     return f"the process that writes there has ended with status {status}; the training goes on without it"
 
 
-def _track_spec(record: JobRecord, folder: Path, spec: TrainSpec) -> TrackSpec:
+def _track_spec(record: JobRecord, folder: Path, spec: TrainSpec, mlflow_uri: str) -> TrackSpec:
+    mlflow = record.options.mlflow
     return TrackSpec(
         job_id=record.id,
         folder=str(folder),
         online=bool(os.environ.get("WANDB_API_KEY")),
         runs=[integration.wandb for integration in record.integrations],
+        mlflow=None
+        if mlflow is None
+        else MlflowTarget(tracking_uri=mlflow_uri, experiment=mlflow.experiment, name=mlflow.name),
         tags=["selftune/finetune", f"selftune/{record.model}", f"selftune/{record.id}"],
         config={
             "model": record.parent or record.model,

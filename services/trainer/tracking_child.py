@@ -1,4 +1,6 @@
-"""The process that writes a job's metrics to Weights & Biases: `python -m services.trainer.tracking_child FD PARENT`.
+"""The process that writes a job's metrics to Weights & Biases and MLflow.
+
+Its command is `python -m services.trainer.tracking_child FD PARENT`.
 
 A process of its own, so that whatever wandb does (wait for the network, print, crash) never touches the training.
 It reads TrackSpec and then steps from stdin, and reports to the file descriptor FD; PARENT is the process to end with.
@@ -15,14 +17,15 @@ from typing import Any, BinaryIO
 import msgspec
 
 from services.trainer.protocol import Stepped, encode_line
-from services.trainer.tracking_protocol import Opened, TrackSpec, Trouble, input_decoder, spec_decoder
+from services.trainer.tracking_mlflow import MlflowRun
+from services.trainer.tracking_protocol import MlflowOpened, Opened, TrackSpec, Trouble, input_decoder, spec_decoder
 from shared.process import die_with_parent
 from shared.schemas.integrations import WandbRun
 
 INIT_TIMEOUT_S = 15
 """How long wandb tries to reach its server before the run is written to files only."""
 
-Report = Callable[[Opened | Trouble], None]
+Report = Callable[[Opened | MlflowOpened | Trouble], None]
 
 
 class Run:
@@ -108,7 +111,7 @@ def _quiet_settings() -> Any:
 def open_runs(spec: TrackSpec, report: Report) -> list[Run]:
     """Open every run online if that is wanted and works for all of them, else in files."""
     runs = [Run(spec, number, report) for number in range(len(spec.runs))]
-    if spec.online:
+    if spec.online and runs:
         if all(run.open(online=True) for run in runs):
             return runs
         import wandb
@@ -121,7 +124,12 @@ def open_runs(spec: TrackSpec, report: Report) -> list[Run]:
 
 def main(commands: BinaryIO, report: Report) -> None:
     """Open the runs, write every step, and finish them when told, or when the supervisor closes the pipe."""
-    runs = open_runs(spec_decoder.decode(commands.readline()), report)
+    spec = spec_decoder.decode(commands.readline())
+    runs: list[Run | MlflowRun] = [*open_runs(spec, report)]
+    if spec.mlflow is not None:
+        mlflow = MlflowRun(spec, spec.mlflow, report)
+        mlflow.open()
+        runs.append(mlflow)
     exit_code = 0
     while line := commands.readline():
         command = input_decoder.decode(line)
@@ -138,7 +146,7 @@ def pipe_reporter(descriptor: int) -> Report:
     """Write messages to an inherited pipe, each at once."""
     pipe = os.fdopen(descriptor, "wb")
 
-    def report(message: Opened | Trouble) -> None:
+    def report(message: Opened | MlflowOpened | Trouble) -> None:
         pipe.write(encode_line(message))
         pipe.flush()
 

@@ -1,4 +1,4 @@
-"""What the supervisor and the process that writes to Weights & Biases say to each other, one JSON line each."""
+"""What the supervisor and the process that writes to Weights & Biases and MLflow say to each other, in JSON lines."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ from msgspec import Struct
 
 from services.trainer.protocol import Stepped
 from shared.schemas.integrations import WandbRun
+
+
+class MlflowTarget(Struct, frozen=True, kw_only=True):
+    """Where the job's MLflow run is."""
+
+    tracking_uri: str
+    experiment: str
+    name: str | None = None
 
 
 class TrackSpec(Struct, frozen=True, kw_only=True):
@@ -20,6 +28,7 @@ class TrackSpec(Struct, frozen=True, kw_only=True):
     runs: list[WandbRun]
     tags: list[str]
     config: dict[str, str | int | float | None]
+    mlflow: MlflowTarget | None = None
 
 
 class Ended(Struct, frozen=True, kw_only=True, tag="ended"):
@@ -36,12 +45,22 @@ class Opened(Struct, frozen=True, kw_only=True, tag="opened"):
     online: bool
 
 
+class MlflowOpened(Struct, frozen=True, kw_only=True, tag="mlflow_opened"):
+    """The MLflow run exists."""
+
+    run_id: str
+    experiment: str
+
+
 class Trouble(Struct, frozen=True, kw_only=True, tag="trouble"):
-    """What wandb could not do, as a sentence for the job's owner."""
+    """What wandb or MLflow could not do, as a sentence for the job's owner."""
 
     message: str
+    target: str = "Weights & Biases"
 
 
 spec_decoder = msgspec.json.Decoder(TrackSpec)
 input_decoder: msgspec.json.Decoder[Stepped | Ended] = msgspec.json.Decoder(Stepped | Ended)
-output_decoder: msgspec.json.Decoder[Opened | Trouble] = msgspec.json.Decoder(Opened | Trouble)
+output_decoder: msgspec.json.Decoder[Opened | MlflowOpened | Trouble] = msgspec.json.Decoder(
+    Opened | MlflowOpened | Trouble
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -11,9 +12,11 @@ from msgspec.structs import replace
 
 from services.trainer.failures import TrainingFailed
 from services.trainer.holding import holding
-from services.trainer.options import job_options, settle
+from services.trainer.options import job_options, offered_base, settle
 from services.trainer.stores import Stores
-from shared.errors import InvalidTrainingData, NotFound, SelftuneError, TransitionRefused
+from services.trainer.tokenizing_process import overlong_events, tokenize_files
+from services.trainer.tokenizing_protocol import Tokenized
+from shared.errors import InvalidTrainingData, LeaseLost, NotFound, SelftuneError, StoreUnavailable, TransitionRefused
 from shared.records import JobRecord
 from shared.schemas.jobs import JobError
 from shared.schemas.options import TrainingOptions
@@ -24,29 +27,63 @@ from shared.training_data import validate
 log = structlog.get_logger()
 
 
-async def validate_job(stores: Stores, job_id: str) -> None:
-    """Move a job from validating_files to queued, or fail it. Safe to call twice, and for a job that is gone."""
+MAX_VALIDATIONS = 5
+"""A job whose files took down so many workers is given up."""
+
+
+async def validate_job(stores: Stores, job_id: str) -> bool:
+    """Move a job from validating_files to queued, or fail it. Safe to call twice, and for a job that is gone.
+
+    Returns whether to take it up again at once: it was paused, and resumed before it was put down.
+    """
+    wanted_again = False
     async with holding(stores, job_id) as lease:
         if lease is None:
-            return
+            return False
         try:
             await _validate(stores, job_id, lease.token)
+            wanted_again = await _put_down(stores, job_id, lease.token)
         except NotFound:
             log.info("validation.job_gone", job_id=job_id)
+        except asyncio.CancelledError:  # this worker is stopping, which is no death
+            with suppress(StoreUnavailable, LeaseLost, NotFound):
+                await _put_down(stores, job_id, lease.token)
+            raise
+    return wanted_again
+
+
+async def _put_down(stores: Stores, job_id: str, token: str) -> bool:
+    """Note that an attempt has ended in order; returns whether the job waits for another."""
+
+    def forget(current: JobRecord) -> JobRecord:
+        return replace(current, validations=0) if current.validations else current
+
+    return (await stores.jobs.update(job_id, forget, fence=token)).status is JobState.VALIDATING_FILES
 
 
 async def _validate(stores: Stores, job_id: str, token: str) -> None:
     record = await stores.jobs.get(job_id)
     if record.status is not JobState.VALIDATING_FILES:
         return
-    await stores.jobs.append_events(job_id, [event(_announcement(record))], fence=token)
+
+    def begin(current: JobRecord) -> JobRecord:
+        waits = current.status is JobState.VALIDATING_FILES
+        return replace(current, validations=current.validations + 1) if waits else current
+
+    record = await stores.jobs.update(job_id, begin, [event(_announcement(record))], fence=token)
+    if record.status is not JobState.VALIDATING_FILES:
+        return
     try:
-        n_examples = await _read_files(stores, record)
+        if record.validations > MAX_VALIDATIONS:
+            raise TrainingFailed(f"The trainer died {MAX_VALIDATIONS} times while it read this job's files.")
+        await _read_files(stores, record)
         options = await job_options(stores, record)
+        base = await offered_base(stores, record)
+        tokens = await tokenize_files(stores, record, base.path, options)
     except (InvalidTrainingData, TrainingFailed) as error:
         await fail(stores, job_id, error, fence=token)
     else:
-        await _move_to_queue(stores, job_id, n_examples, options, token)
+        await _move_to_queue(stores, job_id, tokens, options, token)
 
 
 def _announcement(record: JobRecord) -> str:
@@ -54,15 +91,14 @@ def _announcement(record: JobRecord) -> str:
     return f"Validating training file: {record.training_file}{second}"
 
 
-async def _read_files(stores: Stores, record: JobRecord) -> int:
-    """Check both files and return the number of training examples."""
+async def _read_files(stores: Stores, record: JobRecord) -> None:
+    """Check both files, without a tokenizer: what is wrong with most bad ones is found at once."""
     method = record.method
     path = await _content(stores, record, record.training_file, "training")
     census = await asyncio.to_thread(validate, path, method=method)
     if record.validation_file:
         path = await _content(stores, record, record.validation_file, "validation")
-        await asyncio.to_thread(validate, path, role="validation", method=method)
-    return census.examples
+        await asyncio.to_thread(validate, path, role="validation", method=method, expected=census.format)
 
 
 async def _content(stores: Stores, record: JobRecord, file_id: str, role: Literal["training", "validation"]) -> Path:
@@ -79,14 +115,22 @@ async def _content(stores: Stores, record: JobRecord, file_id: str, role: Litera
     return path
 
 
-async def _move_to_queue(stores: Stores, job_id: str, n_examples: int, options: TrainingOptions, token: str) -> None:
+async def _move_to_queue(stores: Stores, job_id: str, tokens: Tokenized, options: TrainingOptions, token: str) -> None:
     def queue(record: JobRecord) -> JobRecord:
         if record.status is not JobState.VALIDATING_FILES:
             return record
-        return settle(replace(record, status=JobState.QUEUED), n_examples, options)
+        moved = replace(
+            record,
+            status=JobState.QUEUED,
+            training_tokens=tokens.training.key,
+            validation_tokens=tokens.validation.key if tokens.validation else "",
+        )
+        return settle(moved, tokens.training.rows, options)
 
     # A job that was paused meanwhile stays as it is; resuming it validates again.
-    moved = await stores.jobs.update(job_id, queue, [event("Files validated, moving job to queued state")], fence=token)
+    assert options.max_length is not None
+    story = [*overlong_events(tokens, options.max_length), event("Files validated, moving job to queued state")]
+    moved = await stores.jobs.update(job_id, queue, story, fence=token)
     if moved.status is JobState.QUEUED:
         await stores.enqueue(moved)
 

@@ -93,7 +93,8 @@ class Trainer:
         )
 
     async def _validate(self, _context: dict[Any, Any], job_id: str) -> None:
-        await validate_job(self._stores, job_id)
+        if await validate_job(self._stores, job_id):
+            raise Retry
 
     async def _train(self, _context: dict[Any, Any], job_id: str) -> None:
         self._job_id = job_id

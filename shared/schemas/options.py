@@ -16,6 +16,16 @@ class EarlyStopping(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     min_delta: Annotated[float, Meta(ge=0, le=10, description="Least fall of the loss, in nats, that counts.")] = 0.0
 
 
+class MlflowSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Log every step to a run on the MLflow server that the operator has configured."""
+
+    experiment: Annotated[str, Meta(min_length=1, max_length=256, description="Made if it does not exist.")]
+    name: (
+        Annotated[str, Meta(min_length=1, max_length=256, description="Name of the run; the job's id if left out.")]
+        | None
+    ) = None
+
+
 class TrainingOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Options of this server. Null, or left out, means the server's default; a job shows the values that it uses."""
 
@@ -49,6 +59,16 @@ class TrainingOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     max_length: (
         Annotated[int, Meta(ge=16, le=1 << 20, description="Longest row in tokens; at most the server's limit.")] | None
     ) = None
+    overlong: (
+        Annotated[
+            Literal["refuse", "drop", "truncate_prompt"],
+            Meta(
+                description="What becomes of rows with more than `max_length` tokens: the job is refused, they are "
+                "left out, or they lose the left of their prompt, never anything that is learnt."
+            ),
+        ]
+        | None
+    ) = None
     lr_schedule: (
         Annotated[
             Literal["linear", "cosine", "constant"], Meta(description="Course of the learning rate after warm-up.")
@@ -62,7 +82,51 @@ class TrainingOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     max_grad_norm: Annotated[float, Meta(gt=0, le=1000, description="Gradients are clipped to this norm.")] | None = (
         None
     )
+    gradient_accumulation_steps: (
+        Annotated[
+            int,
+            Meta(
+                ge=1,
+                le=256,
+                description="Least number of pieces that a step's batch goes through the model in, to save memory; "
+                "batch_size stays the examples of one optimizer step.",
+            ),
+        ]
+        | None
+    ) = None
+    neftune_noise_alpha: (
+        Annotated[
+            float, Meta(gt=0, le=1000, description="Noise on the embeddings in training (NEFTune, arXiv:2310.05914).")
+        ]
+        | None
+    ) = None
+    dtype: (
+        Annotated[
+            Literal["auto", "float32", "bfloat16"],
+            Meta(description="Numbers of the frozen base; auto: bfloat16 where the trainer's hardware is fast at it."),
+        ]
+        | None
+    ) = None
+    checkpoint_interval: (
+        Annotated[
+            int,
+            Meta(ge=1, le=1_000_000, description="Steps between resume points, besides epochs' ends; null: a minute."),
+        ]
+        | None
+    ) = None
+    evaluation_interval: (
+        Annotated[
+            int,
+            Meta(
+                ge=1,
+                le=1_000_000,
+                description="Steps between evaluations of the whole validation file, besides epochs' ends.",
+            ),
+        ]
+        | None
+    ) = None
     early_stopping: EarlyStopping | None = None
+    mlflow: MlflowSettings | None = None
     priority: (
         Annotated[
             Literal["low", "normal", "high"], Meta(description="Place in the queue; order of submission within it.")

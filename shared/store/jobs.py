@@ -10,7 +10,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec.structs import replace
 
-from shared import keys
+from shared import ids, keys
 from shared.errors import LeaseLost, NotFound, RateLimited
 from shared.records import JobRecord
 from shared.schemas.checkpoints import Checkpoint
@@ -96,11 +96,14 @@ class JobStore:
         *,
         project: str | None = None,
         fence: str = "",
+        nonce: str = "",
     ) -> JobRecord:
         """Apply `change` to the newest record, retrying while others write, and append events in the same step.
 
+        Repeating a call that got no answer, with the `nonce` of the first, is the same as once.
         Raises NotFound, LeaseLost, or TransitionRefused when `change` asks for a state that is not allowed from here.
         """
+        nonce = nonce or ids.new_token()
         while True:
             current, version = await self._read(job_id, project)
             changed = change(current)
@@ -125,11 +128,14 @@ class JobStore:
                     job_id,
                     changed.status.value,
                     int(changed.status in TERMINAL),
+                    nonce,
                     *map(_encode, additions),
                 ],
             )
             if outcome == 1:
                 return changed
+            if outcome == 2:
+                return (await self._read(job_id, project))[0]
             _raise_for(outcome, job_id)
 
     async def finish(
@@ -152,12 +158,15 @@ class JobStore:
         """List ids of the jobs that are not at their end."""
         return sorted(member.decode() for member in await self._client.call("SMEMBERS", keys.ACTIVE_JOBS))
 
-    async def append_events(self, job_id: str, events: Iterable[Event], *, fence: str = "") -> None:
-        """Add to a job's story without changing its record."""
+    async def append_events(self, job_id: str, events: Iterable[Event], *, fence: str = "", nonce: str = "") -> None:
+        """Add to a job's story without changing its record.
+
+        Repeating a call that got no answer, with the `nonce` of the first, tells nothing twice.
+        """
         outcome = await self._client.script(
             "append_event",
             [keys.job(job_id), keys.job_events(job_id), keys.job_lease(job_id)],
-            [fence, *map(_encode, events)],
+            [fence, nonce or ids.new_token(), *map(_encode, events)],
         )
         _raise_for(outcome, job_id)
 
@@ -202,6 +211,10 @@ class JobStore:
             [fence, _encode(checkpoint), checkpoint.step_number],
         )
         _raise_for(outcome, job_id)
+
+    async def forget_checkpoints(self, job_id: str) -> None:
+        """Remove what append_checkpoint recorded: the job did not succeed."""
+        await self._client.call("DEL", keys.job_checkpoints(job_id))
 
     async def checkpoints(self, job_id: str) -> Sequence[Checkpoint]:
         """Return all checkpoints, newest first; there are at most as many as epochs."""

@@ -205,3 +205,23 @@ def test_ended_jobs_are_noted_once(create: Callable[..., Any], sdk: openai.OpenA
         sdk.fine_tuning.jobs.cancel(job.id)
     noted = with_store(redis_url, lambda client: client.call("ZRANGE", "selftune:outcomes", 0, -1))
     assert noted == [f"{job.id} cancelled".encode()]
+
+
+@pytest.mark.parametrize(
+    ("options", "fields", "option", "reason"),
+    [
+        ({"evaluation_interval": 5}, {}, "evaluation_interval", "validation_file"),
+        ({"gradient_accumulation_steps": 8}, {"batch_size": 4}, "gradient_accumulation_steps", "4 rows"),
+        ({"checkpoint_interval": 0}, {}, "checkpoint_interval", "1"),
+        ({"neftune_noise_alpha": 0}, {}, "neftune_noise_alpha", "0"),
+        ({"dtype": "float16"}, {}, "dtype", "float16"),
+        ({"mlflow": {"experiment": "pets"}}, {}, "mlflow", "mlflow_tracking_uri"),
+    ],
+)
+def test_options_of_the_run_are_checked(
+    create: Callable[..., Any], options: dict[str, Any], fields: dict[str, Any], option: str, reason: str
+) -> None:
+    method = {"type": "supervised", "supervised": {"hyperparameters": fields}}
+    with pytest.raises(openai.BadRequestError) as caught:
+        create(method=method, extra_body={"selftune": options})
+    assert caught.value.param == f"selftune.{option}" and reason in caught.value.message

@@ -106,6 +106,39 @@ def test_worker_without_the_lease_cannot_write(redis_url: str) -> None:
     run(redis_url, story)
 
 
+def test_write_that_is_repeated_for_want_of_an_answer_is_done_once(redis_url: str) -> None:
+    async def story(client: Client) -> None:
+        jobs = JobStore(client)
+        await jobs.create(a_job(), [])
+        script = client.script
+
+        async def answer_is_lost(*arguments: Any) -> Any:
+            await script(*arguments)
+            client.script = script  # type: ignore[method-assign]
+            raise StoreUnavailable("no answer")
+
+        def more(record: JobRecord) -> JobRecord:
+            return replace(record, attempts=record.attempts + 1)
+
+        for nonce in ("a" * 32, "b" * 32):
+            client.script = answer_is_lost  # type: ignore[method-assign]
+            with pytest.raises(StoreUnavailable):
+                await jobs.append_events("ftjob-1", [event("told")], nonce=nonce)
+            await jobs.append_events("ftjob-1", [event("told")], nonce=nonce)
+        client.script = answer_is_lost  # type: ignore[method-assign]
+        with pytest.raises(StoreUnavailable):
+            await jobs.update("ftjob-1", more, [event("changed")], nonce="c" * 32)
+        repeated = await jobs.update("ftjob-1", more, [event("changed")], nonce="c" * 32)
+        assert repeated.attempts == (await jobs.get("ftjob-1")).attempts == 1
+        for _ in range(10):
+            await jobs.append_events("ftjob-1", [event("told")])
+        messages = [item.message for item in (await jobs.events("ftjob-1"))[0]]
+        assert messages == [*["told"] * 10, "changed", "told", "told"]
+        assert len(await client.call("HGET", keys.job("ftjob-1"), "nonces")) == 8 * 33
+
+    run(redis_url, story)
+
+
 def test_lists_are_paged_newest_first_by_project(redis_url: str) -> None:
     async def story(client: Client) -> None:
         jobs = JobStore(client)

@@ -54,6 +54,8 @@ def test_job_succeeds_without_a_replica_and_says_that_serving_is_pending(
             "Files validated, moving job to queued state",
             "Fine-tuning job started",
         ]
+        assert told[4].startswith("Before training: full validation loss=") and "the longest rows fit" in told[4]
+        told = told[1:]
         assert told[4].startswith("Step 1/6: training loss=") and "validation loss=" in told[4]
         assert "full validation loss=" in told[6]
         assert told[7].startswith("Checkpoint created at step 3 with Snapshot ID: ft:tiny-llama:selftune:t:")
@@ -115,7 +117,8 @@ def test_job_of_a_killed_worker_goes_on_from_its_checkpoint(trainer: TrainerProc
         assert not any(orphan.is_running() for orphan in orphans), "the training process outlived its worker"
         trainer.start()
         record = await client.ended(job_id)
-        assert (record.status, record.attempts) == (JobState.SUCCEEDED, 2)
+        assert (record.status, record.attempts) == (JobState.SUCCEEDED, 1), "a death after progress does not count"
+        assert record.reached_step >= 24
         assert "Fine-tuning job resumed" in await client.story(job_id)
         assert await client.steps(job_id) == list(range(1, 361)), "each step is told once"
         metrics = (client.stores.paths.job_folder(job_id) / "train.log").read_text()
@@ -152,7 +155,8 @@ def test_killed_training_process_fails_the_job_with_the_signal(trainer: TrainerP
         record = await client.ended(job_id)
         assert record.status is JobState.FAILED and record.error is not None
         assert record.error.code == "training_failed"
-        assert "killed by signal 9 (SIGKILL)" in record.error.message and "memory" in record.error.message
+        assert "killed by signal 9 (SIGKILL)" in record.error.message
+        assert "set selftune.quantization to nf4" in record.error.message
 
     with_client(settings, story)
 

@@ -10,7 +10,7 @@ from services.trainer.reaper import reap
 from services.trainer.validating import validate_job
 from shared import queue
 from shared.errors import TransitionRefused
-from shared.records import DEFAULT_PROJECT, ReplicaRecord
+from shared.records import DEFAULT_PROJECT, JobRecord, ReplicaRecord
 from shared.schemas.methods import SupervisedHyperparameters
 from shared.settings import Settings
 from shared.states import JobState
@@ -236,15 +236,16 @@ def test_job_paused_during_validation_is_validated_again(
         jobs = client.stores.jobs
         await client.stores.registry.put_base(make_base(BASE_ID))
         job_id = await client.submit(await client.upload(content or training_rows(12)))
-        append = jobs.append_events
+        update = jobs.update
 
-        async def announce_and_be_paused(*arguments: object, **more: object) -> None:
-            await append(*arguments, **more)  # type: ignore[arg-type]
+        async def announce_and_be_paused(*arguments: object, **more: object) -> JobRecord:
+            record = await update(*arguments, **more)  # type: ignore[arg-type]
+            monkeypatch.setattr(jobs, "update", update)
             await client.pause(job_id)
+            return record
 
-        with monkeypatch.context() as patch:
-            patch.setattr(jobs, "append_events", announce_and_be_paused)
-            await validate_job(client.stores, job_id)
+        monkeypatch.setattr(jobs, "update", announce_and_be_paused)
+        assert not await validate_job(client.stores, job_id)
         paused = await jobs.get(job_id)
         assert (paused.status, paused.error) == (JobState.PAUSED, None)
         assert await waiting(client, queue.TRAIN_QUEUE) == []

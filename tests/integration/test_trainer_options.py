@@ -83,7 +83,7 @@ def test_job_goes_on_from_a_fine_tuned_model_with_its_shape(
 def filled(options: TrainingOptions) -> dict[str, Any]:
     """What a job shows of options that were left out."""
     names = ("dropout", "quantization", "packing", "max_length", "lr_schedule", "warmup_ratio", "weight_decay",
-             "max_grad_norm", "priority")  # fmt: skip
+             "max_grad_norm", "gradient_accumulation_steps", "dtype", "priority")  # fmt: skip
     found = {name: getattr(options, name) for name in names}
     assert None not in found.values()
     return found
@@ -149,5 +149,24 @@ def test_preferences_are_learnt_on_a_quantised_base(
         assert abs(steps[0]["train_loss"] - 0.6931) < 1e-4
         assert {"rewards_margin", "rewards_accuracy", "full_valid_rewards_margin"} <= steps[-1].keys()
         assert (Path(settings.home) / "jobs" / ended.id / "reference.json").exists()
+
+    with_client(settings, story)
+
+
+def test_diverged_job_fails_with_its_reason_and_keeps_its_last_resume_point(
+    trainer: TrainerProcess,  # noqa: F811
+    settings: Settings,  # noqa: F811
+) -> None:
+    async def story(client: Client) -> None:
+        asked = replace(SHORT, learning_rate_multiplier=1e30)
+        options = TrainingOptions(checkpoint_interval=1)
+        file_id = await client.upload(training_rows(24))
+        record = await client.ended(await submitted(client, job(file_id, requested=asked, options=options)))
+        assert record.status is JobState.FAILED and record.error is not None
+        assert record.error.code == "non_finite_loss" and "learning_rate_multiplier" in record.error.message
+        points = sorted((client.stores.paths.job_folder(record.id) / "checkpoints").iterdir())
+        steps = await client.steps(record.id)
+        assert points[-1].name == f"step-{steps[-1]:08d}"
+        assert await client.stores.registry.listed(DEFAULT_PROJECT) == []
 
     with_client(settings, story)

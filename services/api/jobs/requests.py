@@ -59,9 +59,21 @@ def check_options(request: CreateJob, settings: Settings, *, context_length: int
         _refuse("max_length", f"this server trains and serves at most {longest} tokens")
     if options.early_stopping is not None and request.validation_file is None:
         _refuse("early_stopping", "it watches the loss of a validation file; give the job a 'validation_file'")
+    if options.evaluation_interval is not None and request.validation_file is None:
+        _refuse("evaluation_interval", "it evaluates a validation file; give the job a 'validation_file'")
+    if options.mlflow is not None and not settings.mlflow_tracking_uri:
+        _refuse("mlflow", "this server knows no MLflow server; the operator sets mlflow_tracking_uri")
+    _check_accumulation(request, options)
     for name in _ADAPTER_SHAPE:
         if parent_rank is not None and getattr(options, name) is not None:
             _refuse(name, "a job that goes on from a fine-tuned model has that model's adapter shape; leave it out")
+
+
+def _check_accumulation(request: CreateJob, options: TrainingOptions) -> None:
+    """A batch is not cut into more pieces than it has rows; one of size `auto` is not known yet."""
+    batch_size, pieces = asked(request).hyperparameters.batch_size, options.gradient_accumulation_steps
+    if pieces is not None and batch_size != "auto" and pieces > batch_size:
+        _refuse("gradient_accumulation_steps", f"a batch of {batch_size} rows cannot be cut into {pieces} pieces")
 
 
 def _check_rank(options: TrainingOptions, settings: Settings, parent_rank: int | None) -> None:

@@ -13,14 +13,17 @@ from services.api.bodies import decode, read_json
 from services.api.documents import EVENTS, METADATA, json_body
 from services.api.idempotency import object_id_for
 from services.api.jobs.control import JobControl
+from services.api.jobs.preview import PreviewFile, preview
 from services.api.jobs.sse import follow
 from services.api.jobs.submission import Submission
 from services.api.listing import cut, matching_jobs, metadata_filter, page
 from shared import ids
+from shared.paths import Paths
 from shared.records import KeyRecord
 from shared.schemas.checkpoints import Checkpoint
 from shared.schemas.jobs import CreateJob, Job
 from shared.schemas.paging import Page
+from shared.schemas.preview import Preview
 from shared.settings import Settings
 from shared.store.api_keys import Identity
 from shared.store.idempotency import IdempotencyStore
@@ -28,6 +31,8 @@ from shared.store.jobs import JobStore
 
 _CREATE = msgspec.json.Decoder(CreateJob)
 
+FirstRow: TypeAlias = Annotated[int, QueryParameter(ge=0)]
+RowLimit: TypeAlias = Annotated[int, QueryParameter(ge=1, le=20)]
 Limit: TypeAlias = Annotated[int, QueryParameter(ge=1, le=1000)]
 
 
@@ -160,4 +165,24 @@ async def list_checkpoints(
     return cut(await jobs.checkpoints(job_id), after=after or None, limit=limit)
 
 
-ROUTES = [create_job, list_jobs, retrieve_job, cancel_job, pause_job, resume_job, list_events, list_checkpoints]
+@get("/v1/fine_tuning/jobs/{job_id:str}/preview", operation_id="previewFineTuningJob")
+async def preview_rows(
+    job_id: FromPath[str],
+    caller: NamedDependency[KeyRecord],
+    jobs: NamedDependency[JobStore],
+    paths: NamedDependency[Paths],
+    file: FromQuery[PreviewFile] = "training",
+    row: FirstRow = 0,
+    limit: RowLimit = 1,
+) -> Preview:
+    """Show rows of a job's file token by token: what is trained on, what is only read, what is cut.
+
+    From the end of validation on. `row` counts the file's rows from 0.
+    """
+    record = await jobs.get(job_id, project=caller.project)
+    return await asyncio.to_thread(preview, paths, record, file, row=row, limit=limit)
+
+
+ROUTES = [
+    create_job, list_jobs, retrieve_job, cancel_job, pause_job, resume_job, list_events, list_checkpoints, preview_rows,
+]  # fmt: skip

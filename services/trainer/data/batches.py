@@ -16,10 +16,10 @@ WINDOW_BATCHES = 32
 """Rows are sorted by length inside windows of so many batches: little padding, and order stays random beyond that."""
 MICRO_BATCH_TOKENS = 8192
 """Padded tokens that go through the model at once; a larger batch is accumulated."""
+FLAT_TOKENS = 4096
+"""The same where there is no padding."""
 PACKED_TOKENS = 2048
 """Tokens that packed rows fill together; attention's cost grows with the square of it."""
-SHORTEST_SHARED_PREFIX = 8
-"""A shared beginning of fewer tokens is cheaper to read again in each row."""
 
 
 class Row(Protocol):
@@ -33,6 +33,11 @@ class Row(Protocol):
     @property
     def n_tokens(self) -> int:
         """Tokens of all its sides."""
+        ...
+
+    @property
+    def n_supervised(self) -> int:
+        """Tokens of all its sides that are learnt."""
         ...
 
     @property
@@ -78,18 +83,15 @@ class Batch:
         )
 
 
-def collate(examples: Sequence[Example], *, skip: int = 0, pad_id: int = 0) -> Batch:
-    """Pad examples into one batch, leaving out the first `skip` tokens of each, which must not be supervised.
-
-    The last token of a row is only a target, so T is the longest row less one.
-    """
-    width = max(len(example.tokens) for example in examples) - skip - 1
+def collate(examples: Sequence[Example], *, pad_id: int = 0) -> Batch:
+    """Pad examples into one batch. The last token of a row is only a target, so T is the longest row less one."""
+    width = max(len(example.tokens) for example in examples) - 1
     inputs_BT = torch.full((len(examples), width), pad_id, dtype=torch.int64)
     rows, columns, targets = [], [], []
     for row, example in enumerate(examples):
-        tokens = torch.tensor(example.tokens, dtype=torch.int64)[skip:]
+        tokens = torch.tensor(example.tokens, dtype=torch.int64)
         inputs_BT[row, : len(tokens) - 1] = tokens[:-1]
-        places = _places(example, skip)
+        places = _places(example)
         rows.append(torch.full_like(places, row))
         columns.append(places)
         targets.append(tokens[places + 1])
@@ -104,7 +106,7 @@ def collate_packed(examples: Sequence[Example]) -> Batch:
     start = 0
     for example in examples:
         tokens = torch.tensor(example.tokens, dtype=torch.int64)
-        places = _places(example, 0)
+        places = _places(example)
         inputs.append(tokens[:-1])
         positions.append(torch.arange(len(tokens) - 1))
         columns.append(places + start)
@@ -122,25 +124,9 @@ def collate_packed(examples: Sequence[Example]) -> Batch:
     )
 
 
-def _places(example: Example, skip: int) -> Tensor:
-    """Find where the next token is a target, counted from token `skip`."""
-    return torch.frombuffer(bytearray(example.supervised[skip + 1 :]), dtype=torch.uint8).nonzero()[:, 0]
-
-
-def shared_prefix(examples: Sequence[Example]) -> list[int]:
-    """Find the tokens that all rows begin with and that lie before every row's last prompt token.
-
-    Rows of one data set often share a system prompt; a causal model has to read it only once for all of them.
-    Empty where it would not pay.
-    """
-    if len(examples) < 2:
-        return []
-    limit = min(example.prompt_length for example in examples) - 1
-    first, last = (list(row) for row in (min(e.tokens for e in examples), max(e.tokens for e in examples)))
-    # Between the smallest and the greatest row in dictionary order, all share what these two share.
-    length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-    length = min(length, limit)
-    return first[:length] if length >= SHORTEST_SHARED_PREFIX else []
+def _places(example: Example) -> Tensor:
+    """Find where the next token is a target."""
+    return torch.frombuffer(bytearray(example.supervised[1:]), dtype=torch.uint8).nonzero()[:, 0]
 
 
 def epoch_batches(lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int) -> list[list[int]]:
@@ -159,6 +145,19 @@ def epoch_batches(lengths: Sequence[int], batch_size: int, *, seed: int, epoch: 
         batches += [by_length[at : at + batch_size] for at in range(0, len(by_length), batch_size)]
     order.shuffle(batches)
     return batches
+
+
+def flat_pieces(rows: Sequence[R], *, max_tokens: int = FLAT_TOKENS) -> list[list[R]]:
+    """Cut rows into pieces of at most `max_tokens` tokens (one row may have more, alone), keeping their order."""
+    pieces: list[list[R]] = []
+    used = 0
+    for row in rows:
+        if not pieces or used + row.n_tokens > max_tokens:
+            pieces.append([])
+            used = 0
+        pieces[-1].append(row)
+        used += row.n_tokens
+    return pieces
 
 
 def micro_batches(rows: Sequence[R], *, max_tokens: int = MICRO_BATCH_TOKENS) -> list[list[R]]:

@@ -37,6 +37,11 @@ class Pair:
         return self.chosen.n_tokens + self.rejected.n_tokens
 
     @property
+    def n_supervised(self) -> int:
+        """Tokens of both answers."""
+        return self.chosen.n_supervised + self.rejected.n_supervised
+
+    @property
     def sides(self) -> int:
         return 2
 
@@ -53,10 +58,19 @@ def tokenize_pairs(
 
     Raises InvalidTrainingData as tokenize_rows does; `max_length` tokens are for each side.
     """
-    chosen = [(line, _answered(row.input, row.preferred_output)) for line, row in rows]
-    rejected = [(line, _answered(row.input, row.non_preferred_output)) for line, row in rows]
-    sides = [tokenize_rows(side, tokenizer, max_length=max_length, param=param) for side in (chosen, rejected)]
-    return [Pair(*pair) for pair in zip(*sides, strict=True)]
+    if not rows:
+        return []
+    sides = zip(*(sides_of(row) for _, row in rows), strict=True)
+    lines = [line for line, _ in rows]
+    chosen, rejected = (
+        tokenize_rows(zip(lines, side, strict=True), tokenizer, max_length=max_length, param=param) for side in sides
+    )
+    return [Pair(*pair) for pair in zip(chosen, rejected, strict=True)]
+
+
+def sides_of(row: PreferenceExample) -> tuple[ChatExample, ChatExample]:
+    """Return both conversations of a pair, each with one learnt answer, the preferred one first."""
+    return _answered(row.input, row.preferred_output), _answered(row.input, row.non_preferred_output)
 
 
 def _answered(asked: PreferenceInput, output: Sequence[Message]) -> ChatExample:

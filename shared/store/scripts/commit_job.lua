@@ -1,10 +1,11 @@
 -- Replace a job's record if nobody else did meanwhile, and append its events, in one step.
 -- A job that comes to its end leaves the sets of active jobs and is noted among the outcomes, once.
 -- KEYS: job hash, event stream, lease, active jobs, active jobs of the project, outcomes
--- ARGV: expected version, new record, lease token or "", job id, status, "1" if that is terminal, events ...
--- Returns 1 done, 0 somebody wrote first, -1 no such job, -2 the lease belongs to somebody else.
+-- ARGV: expected version, new record, lease token or "", job id, status, "1" if that is terminal, nonce, events ...
+-- Returns 1 done, 2 done before, 0 somebody wrote first, -1 no such job, -2 the lease belongs to somebody else.
 local version = redis.call('HGET', KEYS[1], 'version')
 if not version then return -1 end
+if is_done(KEYS[1], ARGV[7]) then return 2 end
 if ARGV[3] ~= '' and redis.call('GET', KEYS[3]) ~= ARGV[3] then return -2 end
 if version ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[1], 'record', ARGV[2], 'version', tonumber(version) + 1)
@@ -15,5 +16,6 @@ else
   redis.call('SADD', KEYS[4], ARGV[4])
   redis.call('SADD', KEYS[5], ARGV[4])
 end
-for i = 7, #ARGV do redis.call('XADD', KEYS[2], '*', 'event', ARGV[i]) end
+for i = 8, #ARGV do redis.call('XADD', KEYS[2], '*', 'event', ARGV[i]) end
+note_done(KEYS[1], ARGV[7])
 return 1

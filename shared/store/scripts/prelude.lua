@@ -7,3 +7,13 @@ local function leave_list(list, id, places)
   redis.call('SET', places .. id, place, 'EX', 3600)
   redis.call('ZREM', list, id)
 end
+-- Whether a write to a job was done before: its caller repeats it, with the same nonce, when no answer came.
+local function is_done(job, nonce)
+  return nonce ~= '' and string.find(redis.call('HGET', job, 'nonces') or '', nonce, 1, true) ~= nil
+end
+-- Note that it is done; the last eight are known, as many as writers there may be at once, and more.
+local function note_done(job, nonce)
+  if nonce == '' then return end
+  local known = (redis.call('HGET', job, 'nonces') or '') .. ' ' .. nonce
+  redis.call('HSET', job, 'nonces', string.sub(known, -8 * (#nonce + 1)))
+end

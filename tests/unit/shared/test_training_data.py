@@ -51,7 +51,7 @@ def test_good_file_is_counted_and_blank_lines_are_not(tmp_path: Path) -> None:
         (b"\xc3\x28", "line 11: not UTF-8 at byte 0"),
         (b'{"tools":' + b"[" * 100_000, "line 11: "),
         ({"messages": []}, "line 11: Expected `array` of length >= 1"),
-        ({"prompt": "a", "completion": "b"}, "line 11: Object contains unknown field `prompt`"),
+        ({"prompt": "a", "completion": "b"}, "line 11: the file's first line has 'messages', and this line has"),
         (message_for({"role": "bot", "content": "x"}), "line 11: Invalid enum value 'bot' - at `$.messages[0].role`"),
         (message_for({"role": "user", "content": "x"}), "line 11: no assistant message"),
         (message_for({"role": "assistant"}), "line 11: messages[0] has no content"),
@@ -169,7 +169,7 @@ def pair(**changes: object) -> dict[str, object]:
 
 def test_good_pairs_are_counted_and_read(tmp_path: Path) -> None:
     path = written(tmp_path, *[pair()] * 10)
-    assert validate(path, method="dpo") == Census(examples=10, trained_messages=20)
+    assert validate(path, method="dpo") == Census(examples=10, trained_messages=20, format="preference")
     number, example = next(read_preferences(path))
     assert (number, example.input.messages[0].text) == (1, "q")
     assert (example.preferred_output[-1].text, example.non_preferred_output[-1].text) == ("good", "bad")

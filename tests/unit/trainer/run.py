@@ -28,4 +28,5 @@ class Run(Generic[R]):
         return [message for message in self.messages if isinstance(message, Exported)]
 
     def curve(self) -> list[Metrics]:
-        return [replace(metrics, tokens_per_s=0.0) for metrics in self.steps]
+        """What every run of the job says alike: time and memory are the machine's."""
+        return [replace(metrics, tokens_per_s=0.0, peak_memory_bytes=None, seconds_left=None) for metrics in self.steps]

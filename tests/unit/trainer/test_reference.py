@@ -28,6 +28,8 @@ REFUSED = ("gemma2",)
 """What is refused before training: its attention and its logits have soft caps."""
 TRAINED = tuple(name for name in ARCHITECTURES if name not in REFUSED)
 BATCH = 6
+FLAT = ("flat", "flat, row by row", "flat, nothing shared")
+WAYS = (*FLAT, "padded", "packed")
 
 
 @pytest.fixture(scope="session", params=TRAINED)
@@ -56,43 +58,48 @@ def plain(spec: TrainSpec, loss: Any, *arguments: Any) -> tuple[float, Gradients
     return value.item(), reference.gradients(value, parameters)
 
 
-def row_by_row(reader: Reader) -> Reader:
-    reader.pieces = lambda rows: [[row] for row in rows]  # type: ignore[method-assign]
-    return reader
+def reader(spec: TrainSpec, way: str) -> Reader:
+    """Read rows flat (at once or row by row), or as the model's own code does (padded or packed)."""
+    found = Reader(build_model(spec, fast=way in FLAT), packing=way == "packed")
+    assert found.is_fast == (way in FLAT), found.model.plain_because
+    if way == "flat, row by row":
+        found.pieces = lambda rows: [[row] for row in rows]  # type: ignore[method-assign]
+    if way == "flat, nothing shared":
+        found.shares = False
+    return found
 
 
-@pytest.mark.parametrize("way", ["at once", "row by row", "packed"])
+@pytest.mark.parametrize("way", WAYS)
 def test_supervised_loss_and_gradients_are_the_plain_ones(base: Path, tmp_path: Path, way: str) -> None:
     spec = make_spec(base, tmp_path)
     rows = load_data(spec).train[:BATCH]
-    reader = Reader(build_model(spec), packing=way == "packed")
-    found = ours(Supervised(row_by_row(reader) if way == "row by row" else reader), rows)
+    found = ours(Supervised(reader(spec, way)), rows)
     assert_equal(found, plain(spec, reference.sft_loss, rows))
 
 
-@pytest.mark.parametrize("way", ["at once", "row by row", "packed"])
+@pytest.mark.parametrize("way", WAYS)
 def test_preference_loss_and_gradients_are_the_plain_ones(base: Path, tmp_path: Path, way: str) -> None:
     spec = dpo_spec(base, tmp_path, beta=0.3)
-    reader = Reader(build_model(spec), packing=way == "packed")
-    preference = Preference(row_by_row(reader) if way == "row by row" else reader, spec.beta)
+    preference = Preference(reader(spec, way), spec.beta)
     pairs = with_reference(load_pairs(spec), preference, tmp_path / REFERENCE_FILE, never).train[:BATCH]
     assert_equal(ours(preference, pairs), plain(spec, reference.dpo_loss, pairs, spec.beta))
 
 
+@pytest.mark.parametrize("way", ["flat", "padded"])
 @pytest.mark.parametrize("method", ["supervised", "dpo"])
 def test_quantised_loss_and_gradients_are_those_of_peft_on_bitsandbytes(
-    llama: Path, tmp_path: Path, method: str
+    llama: Path, tmp_path: Path, method: str, way: str
 ) -> None:
     changes = {"quantization": "nf4", "beta": 0.3}
     if method == "dpo":
         spec = dpo_spec(llama, tmp_path, **changes)
-        preference = Preference(Reader(build_model(spec)), spec.beta)
+        preference = Preference(reader(spec, way), spec.beta)
         pairs = with_reference(load_pairs(spec), preference, tmp_path / REFERENCE_FILE, never).train[:BATCH]
         assert_equal(ours(preference, pairs), plain(spec, reference.dpo_loss, pairs, spec.beta))
     else:
         spec = make_spec(llama, tmp_path, **changes)
         rows = load_data(spec).train[:BATCH]
-        found = ours(Supervised(Reader(build_model(spec))), rows)
+        found = ours(Supervised(reader(spec, way)), rows)
         assert_equal(found, plain(spec, reference.sft_loss, rows))
         unquantised = plain(make_spec(llama, tmp_path), reference.sft_loss, rows)
         with pytest.raises(AssertionError):

@@ -49,12 +49,11 @@ def test_template_without_end_of_turn_gets_the_end_of_text_token() -> None:
 def test_functions_stand_in_the_prompt_as_tools_do() -> None:
     function = {"name": "look", "parameters": {"type": "object"}}
     row = conversation(("user", "dog?"), ("assistant", "animal"))
-    seen: list[Any] = []
-    tokenizer = tiny_tokenizer(CHATML)
-    render = tokenizer.apply_chat_template
-    tokenizer.apply_chat_template = lambda *args, **more: seen.append(more.get("tools")) or render(*args, **more)
-    tokenize_rows([(1, replace(row, functions=[function]))], tokenizer, max_length=256, param="training_file")
-    assert seen and all(tools == [{"type": "function", "function": function}] for tools in seen)
+    template = "{{ tools | tojson }}" + CHATML
+    tool = {"type": "function", "function": function}
+    tokenizer, example = tokenize(replace(row, functions=[function]), template)
+    assert list(example.tokens) == list(tokenize(replace(row, tools=[tool]), template)[1].tokens)
+    assert "look" in tokenizer.decode(list(example.tokens))
 
 
 def test_weight_zero_is_context_only() -> None:

@@ -45,9 +45,9 @@ def dpo_spec(base: Path, folder: Path, **changes: Any) -> TrainSpec:
     return make_spec(base, folder, **{**values, **changes})
 
 
-def prepare(spec: TrainSpec, folder: Path) -> tuple[TrainingSession[Pair], Any]:
+def prepare(spec: TrainSpec, folder: Path, *, fast: bool = True) -> tuple[TrainingSession[Pair], Any]:
     torch.set_num_threads(1)
-    objective = Preference(Reader(build_model(spec), packing=spec.packing), spec.beta)
+    objective = Preference(Reader(build_model(spec, fast=fast), packing=spec.packing), spec.beta)
     data = with_reference(load_pairs(spec), objective, folder / REFERENCE_FILE, never)
     return TrainingSession(objective), data
 
@@ -158,7 +158,7 @@ def test_loss_and_gradients_equal_the_textbook_s(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packing: bool, max_tokens: int
 ) -> None:
     spec = dpo_spec(tiny_base, tmp_path, beta=0.3, packing=packing)
-    session, data = prepare(spec, tmp_path)
+    session, data = prepare(spec, tmp_path, fast=False)
     reader = session.objective.reader  # type: ignore[attr-defined]
     cut = type(reader).pieces
     monkeypatch.setattr(

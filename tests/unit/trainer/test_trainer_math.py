@@ -7,7 +7,7 @@ from array import array
 import pytest
 import torch
 
-from services.trainer.data.batches import collate, epoch_batches, micro_batches, shared_prefix
+from services.trainer.data.batches import collate, epoch_batches, micro_batches
 from services.trainer.data.chat import Example
 from services.trainer.hyperparameters import resolve
 from services.trainer.losses import chunked_nll, score_tokens
@@ -55,23 +55,6 @@ def test_collate_points_each_target_at_the_place_before_it() -> None:
     places = list(zip(batch.rows_N.tolist(), batch.columns_N.tolist(), batch.targets_N.tolist(), strict=True))
     assert places == [(0, 1, 102), (0, 2, 103), (1, 0, 101), (1, 1, 102)]
     assert batch.n_tokens == 7
-
-
-def test_collate_leaves_out_a_shared_beginning() -> None:
-    batch = collate([make_example(5, first=3), make_example(4, first=3)], skip=2)
-    assert batch.inputs_BT.tolist() == [[102, 103], [102, 0]]
-    places = list(zip(batch.rows_N.tolist(), batch.columns_N.tolist(), batch.targets_N.tolist(), strict=True))
-    assert places == [(0, 0, 103), (0, 1, 104), (1, 0, 103)]
-    assert batch.n_tokens == 9
-
-
-def test_shared_prefix_ends_before_the_first_prediction_and_the_first_difference() -> None:
-    same = [make_example(30, first=20), make_example(25, first=18)]
-    assert shared_prefix(same) == list(range(100, 117))
-    other = Example(1, array("q", [*range(100, 110), 7, *range(111, 130)]), bytes(20) + b"\x01" * 10)
-    assert shared_prefix([*same, other]) == list(range(100, 110))
-    assert shared_prefix(same[:1]) == []
-    assert shared_prefix([make_example(9, first=7), make_example(9, first=7)]) == []
 
 
 def test_an_epoch_visits_each_row_once_in_an_order_given_by_seed_and_epoch() -> None:

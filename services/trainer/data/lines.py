@@ -1,0 +1,89 @@
+"""Lines of a training file -> tokens and masks, whatever their format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from services.trainer.data.chat import NOTHING_TO_LEARN, ChatMarker
+from services.trainer.data.coder import Coder
+from services.trainer.data.masks import Marked, mark_completion, mark_text
+from services.trainer.data.pairs import sides_of
+from shared.chat_data import ChatExample
+from shared.json_lines import check_text, split_lines
+from shared.plain_data import CompletionExample, TextExample
+from shared.preference_data import PreferenceExample
+from shared.token_cache import Format
+
+LineMarker = Callable[[bytes], tuple[Marked, ...]]
+"""Gives the sides of a row, one or two. Raises ValueError with what is wrong with the line."""
+
+N_SIDES: dict[Format, int] = {"chat": 1, "completion": 1, "text": 1, "preference": 2}
+
+_chat = msgspec.json.Decoder(ChatExample).decode
+_preference = msgspec.json.Decoder(PreferenceExample).decode
+_completion = msgspec.json.Decoder(CompletionExample).decode
+_text = msgspec.json.Decoder(TextExample).decode
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The rows of some lines, in order; lines are counted from the block's first, which is 0."""
+
+    ids: bytes
+    mask: bytes
+    lengths: list[int]
+    """Tokens of each side."""
+    used: list[int]
+    lines: list[int]
+    """Of each row."""
+    problems: list[tuple[int, str]]
+    """What is wrong with which line; such a line has no row."""
+    n_lines: int
+
+
+def line_marker(format_: Format, tokenizer: Any) -> LineMarker:
+    """Make the function for a format; chat and preference rows need a tokenizer with a chat template."""
+    if format_ == "completion":
+        coder = Coder(tokenizer)
+        return lambda line: (_complete(_completion(line), coder),)
+    if format_ == "text":
+        coder = Coder(tokenizer)
+        return lambda line: (mark_text(_text(line).text, coder),)
+    marker = ChatMarker(tokenizer)
+    if format_ == "preference":
+        return lambda line: tuple(map(marker, sides_of(_preference(line))))
+    return lambda line: (marker(_chat(line)),)
+
+
+def _complete(row: CompletionExample, coder: Coder) -> Marked:
+    return mark_completion(row.prompt, row.completion, coder)
+
+
+def tokenize_block(block: bytes, marker: LineMarker) -> Block:
+    """Tokenise whole lines; blank ones are no rows."""
+    sides: list[Marked] = []
+    lines: list[int] = []
+    problems: list[tuple[int, str]] = []
+    for number, line in split_lines(0, block):
+        try:
+            row = marker(check_text(line))
+            if not all(side.used for side in row):
+                raise ValueError(NOTHING_TO_LEARN)
+        except (ValueError, RecursionError) as error:
+            problems.append((number, str(error)))
+        else:
+            sides += row
+            lines.append(number)
+    return Block(
+        ids=b"".join([side.ids for side in sides]),
+        mask=b"".join([side.mask for side in sides]),
+        lengths=[len(side.mask) for side in sides],
+        used=[side.used for side in sides],
+        lines=lines,
+        problems=problems,
+        n_lines=block.count(b"\n") + (not block.endswith(b"\n")),
+    )

@@ -1,0 +1,103 @@
+"""Does the fast path compute what the model computes? Tried on a few rows before training, or else it is not taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import structlog
+import torch
+from torch import Tensor
+
+from services.trainer.data.batches import collate
+from services.trainer.data.chat import Example
+from services.trainer.data.segments import lay_out
+from services.trainer.fast.attention import Segments
+from services.trainer.fast.install import Installation
+
+if TYPE_CHECKING:
+    from services.trainer.model import LoraModel
+
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 2e-2}
+"""How far hidden states and gradients may be apart, as a share of their norm: rounding differs with the order."""
+_SHARED_TOKENS = 12
+_OWN_TOKENS = (9, 5, 14)
+_REFUSALS = (NotImplementedError, TypeError, ValueError, RuntimeError, AttributeError, KeyError)
+
+log = structlog.get_logger()
+
+
+def install_if_equal(model: LoraModel) -> str:
+    """Put the model on the fast path; returns why not, empty when it is. A model that is not is as it was before."""
+    if not model.can_pack:
+        return f"it has layers of other kinds than attention: {', '.join(sorted(model.layer_kinds))}"
+    if getattr(model.peft.config, "attention_dropout", 0):
+        return "it drops attention weights while it trains"
+    model.peft.eval()
+    plain = _measure(model, _read_plain)
+    installation = Installation(model.peft, model.peft.config, model.dtype)
+    try:
+        problem = _compare(model, plain)
+    except _REFUSALS as error:
+        log.info("fast.refused", exc_info=True)
+        problem = f"its attention is of another kind ({type(error).__name__})"
+    if problem:
+        installation.undo()
+    return problem
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    hidden_ND: Tensor
+    gradients: list[Tensor]
+
+
+def _compare(model: LoraModel, plain: _Measured) -> str:
+    windows: list[int | None] = []
+
+    def read(rows: list[Example]) -> Tensor:
+        batch = lay_out(rows, share=model.can_share).to(model.device)
+        segments = Segments(batch.segments)
+        hidden_TD = model.read_flat(batch, segments)
+        windows.extend(segments.windows)
+        return hidden_TD.index_select(0, batch.places_N)
+
+    fast = _measure(model, lambda _, rows: read(rows))
+    if len(windows) != model.peft.config.num_hidden_layers or {*windows} - {None} != _expected_windows(model):
+        return "its attention does not go through the interface for attention functions"
+    pairs = [(plain.hidden_ND, fast.hidden_ND), *zip(plain.gradients, fast.gradients, strict=True)]
+    worst = max(float((one - other).norm() / one.norm().clamp_min(1e-30)) for one, other in pairs)
+    return "" if worst <= TOLERANCE[model.dtype] else f"its results differ by a share of {worst:.1e}"
+
+
+def _expected_windows(model: LoraModel) -> set[int]:
+    """Find the sliding windows that the layers should ask for: a short row alone would not show one left out."""
+    config: Any = model.peft.config
+    kinds = getattr(config, "layer_types", None)
+    slides = "sliding_attention" in kinds if kinds else True
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    return {window} if slides and window else set()
+
+
+def _measure(model: LoraModel, read: Callable[[LoraModel, list[Example]], Tensor]) -> _Measured:
+    """Compute hidden states of a few rows, and a gradient in every adapter matrix."""
+    hidden_ND = read(model, _rows(model.peft.config.vocab_size))
+    signs = torch.randn(hidden_ND.shape, generator=torch.Generator().manual_seed(1)).to(hidden_ND)
+    parameters = list(model.trainable().values())
+    gradients = torch.autograd.grad((hidden_ND * signs).float().sum(), parameters, allow_unused=True)
+    return _Measured(hidden_ND.detach().float(), [g.float() for g in gradients if g is not None])
+
+
+def _read_plain(model: LoraModel, rows: list[Example]) -> Tensor:
+    batch = collate(rows).to(model.device)
+    return model.read_padded(batch.inputs_BT)[batch.rows_N, batch.columns_N]
+
+
+def _rows(vocabulary: int) -> list[Example]:
+    draw = np.random.default_rng(0)
+    shared = draw.integers(vocabulary, size=_SHARED_TOKENS, dtype=np.int32)
+    rows = [np.concatenate((shared, draw.integers(vocabulary, size=count, dtype=np.int32))) for count in _OWN_TOKENS]
+    rows.append(draw.integers(vocabulary, size=_SHARED_TOKENS, dtype=np.int32))
+    return [Example(0, tokens, np.arange(len(tokens)).clip(max=1).astype(np.uint8)) for tokens in rows]

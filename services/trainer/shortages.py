@@ -1,0 +1,59 @@
+"""Memory or disk that is not enough, told from other errors, and what to lower. No torch: the worker asks, too."""
+
+from __future__ import annotations
+
+import errno
+import re
+
+from services.trainer.failures import DiskFull, OutOfMemory, TrainingFailed
+from services.trainer.protocol import TrainSpec
+
+_OUT_OF_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory|alloc_cpu", re.IGNORECASE)
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# safetensors is written in Rust, which gives the number in the text.
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+
+
+def shortage(error: BaseException, spec: TrainSpec) -> TrainingFailed | None:
+    """Say of an error that ended a training what was short; None if it was something else."""
+    if is_out_of_memory(error):
+        return OutOfMemory(f"The training ran out of memory. {advice(spec)}")
+    if is_disk_full(error):
+        return DiskFull(
+            "The trainer's disk is full, so the training could not be saved. The resume points written before are "
+            "whole; free some space in the data folder and create the job again."
+        )
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Recognise Python's own error, CUDA's, and torch's on a CPU, which is a RuntimeError with a text."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Recognise a full disk, a quota, and a file that may not grow, also behind a library's own error."""
+    if isinstance(error, OSError):
+        return error.errno in _DISK_ERRORS
+    numbers = _OS_ERROR.findall(str(error)) if type(error).__name__ == "SafetensorError" else []
+    return any(int(number) in _DISK_ERRORS for number in numbers)
+
+
+def advice(spec: TrainSpec) -> str:
+    """Name what a job can lower, the cheapest first: pieces change no result."""
+    ways = []
+    if spec.gradient_accumulation_steps < spec.batch_size:
+        ways.append(
+            f"raise selftune.gradient_accumulation_steps (now {spec.gradient_accumulation_steps}; up to the batch_size "
+            f"of {spec.batch_size}, with the same result)"
+        )
+    elif spec.batch_size > 1:
+        ways.append(f"lower batch_size (now {spec.batch_size})")
+    ways.append(f"use shorter rows, or lower selftune.max_length (now {spec.max_length})")
+    if spec.quantization == "none":
+        ways.append("set selftune.quantization to nf4")
+    return f"To need less: {'; '.join(ways)}."

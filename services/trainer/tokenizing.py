@@ -1,0 +1,69 @@
+"""The process that tokenises a job's files before it is queued: `python -m services.trainer.tokenizing PARENT_PID`.
+
+It reads a Request from stdin and answers with one line on stdout: Tokenized, or Failed with the first bad line.
+torch is kept out: nothing here needs it, and importing it takes longer than most files do.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import msgspec
+
+from services.trainer.protocol import Failed, encode_line
+from services.trainer.tokenizing_protocol import FileTokens, Request, Tokenized
+from shared.errors import InvalidTrainingData, SelftuneError
+from shared.process import die_with_parent, let_others_go_first
+from shared.training_data import MIN_EXAMPLES
+
+
+def tokenize(request: Request) -> Tokenized:
+    """Tokenise and judge both files. Raises InvalidTrainingData, TrainingFailed."""
+    from services.trainer.data.loading import TokenSource
+    from services.trainer.data.table import FIRST_LINES, fit
+
+    source = TokenSource(request.base_folder, request.tokens_folder, request.method, is_alone=True)
+
+    def tokens(path: str, param: str, least: int) -> FileTokens:
+        key, table = source.table(path, param)
+        fitting = fit(table, request.max_length, request.overlong, param)
+        rows = len(table.lines_R) - len(fitting.dropped)
+        if rows < least:
+            raise InvalidTrainingData(
+                f"{len(fitting.dropped)} rows have more than {request.max_length} tokens and are left out; "
+                f"of the {rows} that remain at least {least} are needed.",
+                code=f"invalid_{param}",
+                param=param,
+            )
+        return FileTokens(
+            key=key,
+            rows=rows,
+            n_dropped=len(fitting.dropped),
+            n_cut=len(fitting.cut),
+            dropped_lines=fitting.dropped[:FIRST_LINES],
+            cut_lines=fitting.cut[:FIRST_LINES],
+        )
+
+    validation = tokens(request.validation_path, "validation_file", 1) if request.validation_path else None
+    return Tokenized(training=tokens(request.training_path, "training_file", MIN_EXAMPLES), validation=validation)
+
+
+def main() -> int:
+    """Answer the request on stdin; the exit status is 0 when there is an answer."""
+    request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
+    answer: Tokenized | Failed
+    try:
+        answer = tokenize(request)
+    except SelftuneError as error:
+        answer = Failed(code=error.code or "training_failed", message=error.message, param=error.param)
+    sys.stdout.buffer.write(encode_line(answer))
+    return 0
+
+
+if __name__ == "__main__":
+    die_with_parent(parent_pid=int(sys.argv[1]))
+    let_others_go_first()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the work is shared among processes, which fork
+    sys.modules["torch"] = None  # type: ignore[assignment]  # Python's own way to say that a module is not to be had
+    sys.exit(main())

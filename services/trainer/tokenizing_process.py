@@ -1,0 +1,92 @@
+"""Having a job's files tokenised, from the worker's side."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+
+import msgspec
+import structlog
+
+from services.trainer.failures import TrainingFailed
+from services.trainer.protocol import Failed
+from services.trainer.stores import Stores
+from services.trainer.tokenizing_protocol import FileTokens, Request, Tokenized, answer_decoder
+from shared.records import JobRecord
+from shared.schemas.events import Event
+from shared.schemas.options import TrainingOptions
+from shared.store.jobs import event
+
+_LAST_BYTES = 2000
+
+log = structlog.get_logger()
+
+
+async def tokenize_files(stores: Stores, record: JobRecord, base_folder: str, options: TrainingOptions) -> Tokenized:
+    """Have a job's files in the folder of tokens. Raises TrainingFailed with the reason."""
+    assert options.max_length is not None and options.overlong is not None
+    validation = record.validation_file
+    request = Request(
+        base_folder=base_folder,
+        tokens_folder=str(stores.paths.tokens),
+        method=record.method,
+        max_length=options.max_length,
+        overlong=options.overlong,
+        training_path=str(stores.paths.file_content(record.training_file)),
+        validation_path=str(stores.paths.file_content(validation)) if validation else None,
+    )
+    status, output, errors = await _run(msgspec.json.encode(request))
+    if status != 0 or not output:
+        log.error("tokenizing.died", status=status, output=errors[-_LAST_BYTES:].decode(errors="replace"))
+        raise TrainingFailed(f"The process that tokenises the files ended unexpectedly (exit status {status}).")
+    answer = answer_decoder.decode(output)
+    if isinstance(answer, Failed):
+        raise TrainingFailed(answer.message, code=answer.code, param=answer.param)
+    return answer
+
+
+async def _run(request: bytes) -> tuple[int, bytes, bytes]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "services.trainer.tokenizing", str(os.getpid()),
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}, start_new_session=True,
+    )  # fmt: skip
+    try:
+        output, errors = await process.communicate(request)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode is not None
+    return process.returncode, output, errors
+
+
+def overlong_events(tokens: Tokenized, max_length: int) -> list[Event]:
+    """Say of each file which rows were dropped or cut, if any."""
+    files = [("training", tokens.training)]
+    if tokens.validation:
+        files.append(("validation", tokens.validation))
+    return [each for role, file in files for each in _file_events(role, file, max_length)]
+
+
+def _file_events(role: str, file: FileTokens, max_length: int) -> list[Event]:
+    found = [
+        (file.n_dropped, file.dropped_lines, "left out", "dropped"),
+        (file.n_cut, file.cut_lines, "cut at the left of their prompt", "cut"),
+    ]
+    return [
+        event(
+            f"{count} row{'s' if count > 1 else ''} of the {role} file with more than {max_length} tokens "
+            f"{'are' if count > 1 else 'is'} {fate}: {_listed(lines, count)}",
+            level="warn",
+            data={"file": role, name: count, "lines": lines},
+        )
+        for count, lines, fate, name in found
+        if count
+    ]
+
+
+def _listed(lines: list[int], count: int) -> str:
+    more = ", …" if count > len(lines) else ""
+    return f"line{'s' if count > 1 else ''} {', '.join(map(str, lines))}{more}"

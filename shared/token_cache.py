@@ -1,0 +1,137 @@
+"""Tokenised files, kept so that no job tokenises again what one has: where they lie, and how to look at a row.
+
+tokens/<key>/
+  meta.json     Meta: sizes, checksums
+  ids           int32, little-endian: the tokens of all rows, one after the other; of a pair the preferred side first
+  mask          a byte a token: 1 where it is learnt
+  ends          int64: where each side ends among the ids
+  used          int64: how many tokens of each side matter; those behind the last target have no effect
+  lines         int64: the line of each row in its file
+tokens/pieces-<digest>/
+  ends, bytes   what each token id stands for: bytes of UTF-8, and int64 where each ends
+
+A folder appears whole. Its key follows from the file's content, the tokenizer with its chat template, the format of the
+rows, and VERSION. Opening a folder renews its time; the oldest go when there is too much.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+VERSION = 1
+"""To be raised with every change of what becomes of a row."""
+
+Format: TypeAlias = Literal["chat", "completion", "text", "preference"]
+
+ARRAYS = ("ids", "mask", "ends", "used", "lines")
+
+
+class Meta(Struct, frozen=True, kw_only=True):
+    """What a folder holds."""
+
+    format: Format
+    sides: int
+    rows: int
+    tokens: int
+    checksums: dict[str, int]
+    """CRC-32 of each array."""
+    pieces: str
+    """Digest of the tokenizer, which names its pieces' folder."""
+    bos_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One side of a row: a byte of `mask` is 1 where a token is learnt; tokens from `used` on have no effect."""
+
+    ids: list[int]
+    mask: bytes
+    used: int
+
+    @property
+    def prompt(self) -> int:
+        """Number of tokens before the first target."""
+        return self.mask.find(1)
+
+
+def cache_key(file_sha256: str, tokenizer_digest: str, format_: Format) -> str:
+    return hashlib.sha256(f"{VERSION}:{file_sha256}:{tokenizer_digest}:{format_}".encode()).hexdigest()
+
+
+def read_meta(folder: Path) -> Meta:
+    """Raises FileNotFoundError, or ValueError for what is not of this version."""
+    return msgspec.json.decode((folder / "meta.json").read_bytes(), type=Meta)
+
+
+class TokenRows:
+    """A folder opened for looking at single rows, without any numeric library; close() it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.meta = read_meta(folder)
+        os.utime(folder)
+        self._maps = {name: _map(folder / name) for name in ARRAYS}
+        self._ends = _numbers(self._maps["ends"], "q")
+        self._used = _numbers(self._maps["used"], "q")
+        self._ids = _numbers(self._maps["ids"], "i")
+        self._mask = self._maps["mask"]
+        self._lines = _numbers(self._maps["lines"], "q")
+
+    def line(self, row: int) -> int:
+        return self._lines[row]
+
+    def row(self, row: int) -> list[Side]:
+        """Return the sides of a row, counted from 0."""
+        first = row * self.meta.sides
+        return [self._side(index) for index in range(first, first + self.meta.sides)]
+
+    def _side(self, index: int) -> Side:
+        start = self._ends[index - 1] if index else 0
+        end = self._ends[index]
+        return Side(list(self._ids[start:end]), bytes(self._mask[start:end]), self._used[index])
+
+    def close(self) -> None:
+        for view in (self._ends, self._used, self._ids, self._lines):
+            view.release()
+        for mapped in self._maps.values():
+            if isinstance(mapped, mmap.mmap):
+                mapped.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Pieces:
+    """What the tokens of a tokenizer stand for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._ends = memoryview((folder / "ends").read_bytes()).cast("q")
+        self._bytes = (folder / "bytes").read_bytes()
+
+    def of(self, token: int) -> bytes:
+        """Return the bytes of a token, none for an id that the tokenizer does not have."""
+        if not 0 <= token < len(self._ends):
+            return b""
+        return self._bytes[self._ends[token - 1] if token else 0 : self._ends[token]]
+
+
+def _map(path: Path) -> mmap.mmap | bytes:
+    with path.open("rb") as handle:
+        size = os.fstat(handle.fileno()).st_size
+        return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+
+
+def _numbers(mapped: mmap.mmap | bytes, kind: Literal["i", "q"]) -> memoryview[int]:
+    assert sys.byteorder == "little"
+    return memoryview(mapped).cast(kind)

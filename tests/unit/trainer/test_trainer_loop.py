@@ -192,6 +192,12 @@ def test_loss_equals_the_model_s_own_with_mask_and_labels(tiny_base: Path, tmp_p
     assert session.evaluate(rows).loss == pytest.approx(float(expected), rel=1e-5)
 
 
+def gradient(session: TrainingSession[Example], rows: Sequence[Example]) -> tuple[float, dict[str, torch.Tensor]]:
+    session.optimizer.zero_grad()
+    loss = session.forward_backward(rows).loss
+    return loss, {name: p.grad.clone() for name, p in session.parameters.items() if p.grad is not None}
+
+
 @pytest.mark.parametrize("multiplier", [1e30, 1e43, 1e308])
 def test_diverged_training_ends_with_a_reason(tiny_base: Path, tmp_path: Path, multiplier: float) -> None:
     with pytest.raises(NonFiniteLoss, match="learning_rate_multiplier") as caught:

@@ -71,6 +71,11 @@ async def messages(pool: ArqRedis, queue: str) -> list[str]:
     return [member.decode().partition(":")[2] for member in await pool.zrange(queue, 0, -1)]
 
 
+async def marked(pool: ArqRedis, function: Function, job_id: str) -> bool:
+    """Tell whether arq takes a job to be in progress."""
+    return bool(await pool.exists(f"{in_progress_key_prefix}{function}:{job_id}"))
+
+
 async def unmark(pool: ArqRedis, function: Function, job_id: str) -> bool:
     """Remove the mark of a job in progress that a dead worker has left; tells whether there was one.
 

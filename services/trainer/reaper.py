@@ -15,6 +15,8 @@ from shared.errors import NotFound, StoreUnavailable
 from shared.states import TERMINAL, JobState
 
 PERIOD_S = 5.0
+CLAIM_S = 0.5
+"""How long a worker may take from arq's mark to the job's lease; a mark without one is a dead worker's."""
 
 log = structlog.get_logger()
 
@@ -51,7 +53,11 @@ async def _requeue(stores: Stores, arq: ArqRedis, job_id: str) -> None:
     if record.status is JobState.PAUSED or record.status in TERMINAL:
         return
     function: queue.Function = "validate" if record.status is JobState.VALIDATING_FILES else "train"
-    if await queue.unmark(arq, function, job_id):
+    if await queue.marked(arq, function, job_id):
+        await asyncio.sleep(CLAIM_S)
+        if await stores.leases.held(job_id):
+            return
+        await queue.unmark(arq, function, job_id)
         log.warning("job.requeued", job_id=job_id, function=function)
     await stores.enqueue(record)
 

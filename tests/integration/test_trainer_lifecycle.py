@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from services.trainer.reaper import reap
 from services.trainer.validating import validate_job
@@ -230,11 +232,12 @@ def test_job_paused_while_its_model_is_awaited_takes_it_back_and_publishes_it_la
 
 @pytest.mark.parametrize("content", [None, b"no json\n" * 12], ids=["good file", "bad file"])
 def test_job_paused_during_validation_is_validated_again(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, content: bytes | None
+    settings: Settings, tiny_base: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None
 ) -> None:
     async def story(client: Client) -> None:
         jobs = client.stores.jobs
-        await client.stores.registry.put_base(make_base(BASE_ID))
+        base = replace(make_base(BASE_ID), path=str(tiny_base), context_length=128)
+        await client.stores.registry.put_base(base)
         job_id = await client.submit(await client.upload(content or training_rows(12)))
         update = jobs.update
 

@@ -129,9 +129,10 @@ def test_base_with_other_weights_under_the_same_name_fails_a_resumed_job(
     with_client(settings, story)
 
 
-def test_files_that_take_down_their_workers_are_given_up(settings: Settings) -> None:
+def test_files_that_take_down_their_workers_are_given_up(settings: Settings, tiny_base: Path) -> None:
     async def story(client: Client) -> None:
-        await client.stores.registry.put_base(make_base(BASE_ID))
+        base = replace(make_base(BASE_ID), path=str(tiny_base), context_length=128)
+        await client.stores.registry.put_base(base)
         file_id = await client.upload(training_rows(12))
         poisoned, paused = await client.submit(file_id), await client.submit(file_id)
         jobs = client.stores.jobs

@@ -20,6 +20,7 @@ import hashlib
 import mmap
 import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self, TypeAlias
@@ -77,7 +78,8 @@ class TokenRows:
 
     def __init__(self, folder: Path) -> None:
         self.meta = read_meta(folder)
-        os.utime(folder)
+        with suppress(PermissionError):
+            os.utime(folder)
         self._maps = {name: _map(folder / name) for name in ARRAYS}
         self._ends = _numbers(self._maps["ends"], "q")
         self._used = _numbers(self._maps["used"], "q")

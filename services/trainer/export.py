@@ -21,7 +21,7 @@ from shared.paths import publish_folder
 
 _VERSIONED = ("torch", "transformers", "peft", "safetensors")
 _TRAINING = (
-    "quantization", "packing", "max_length", "lr_schedule", "warmup_ratio", "weight_decay", "max_grad_norm",
+    "quantization", "packing", "max_length", "overlong", "lr_schedule", "warmup_ratio", "weight_decay", "max_grad_norm",
     "early_stopping", "gradient_accumulation_steps", "neftune_noise_alpha", "dtype", "evaluation_interval",
 )  # fmt: skip
 

@@ -59,6 +59,7 @@ class TokenCache:
     def __init__(self, folder: Path, base_folder: Path, tokenizer: Any, *, is_alone: bool) -> None:
         self.digest = tokenizer_digest(base_folder)
         self._folder = folder
+        self._pieces = folder / f"pieces-{self.digest}"
         self._tokenizer = tokenizer
         self._blocks = tokenize_file if is_alone else tokenize_here
 
@@ -69,7 +70,9 @@ class TokenCache:
         """Map a folder; None when there is none. A damaged one is removed, and counts as none."""
         folder = self._folder / key
         try:
-            return map_table(folder)
+            table = map_table(folder)
+            write_pieces(self._pieces, self._tokenizer)
+            return table
         except FileNotFoundError:
             if not folder.exists():
                 return None
@@ -86,7 +89,7 @@ class TokenCache:
         staged.mkdir()
         try:
             self._write(staged, path, format_, param)
-            write_pieces(self._folder / f"pieces-{self.digest}", self._tokenizer)
+            write_pieces(self._pieces, self._tokenizer)
             publish_folder(staged, self._folder / key)
         finally:
             shutil.rmtree(staged, ignore_errors=True)

@@ -31,7 +31,11 @@ def write_pieces(folder: Path, tokenizer: Any) -> None:
 
 def token_pieces(tokenizer: Any) -> list[bytes]:
     """Return the bytes of every token, by id; none for numbers that are no token's."""
-    added = {number: token.content.encode() for number, token in tokenizer.added_tokens_decoder.items()}
+    added = {
+        number: token.content.encode()
+        for number, token in tokenizer.added_tokens_decoder.items()
+        if not _BYTE.fullmatch(token.content)
+    }
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     pieces = [b""] * (max(vocabulary.values(), default=-1) + 1)
     decode = _byte_level if _is_byte_level(tokenizer) else _sentencepiece

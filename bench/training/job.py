@@ -40,6 +40,7 @@ def run_job(folder: Path, base: Path, rows: Path, *, only_start: bool = False, *
         "job_id": f"ftjob-{folder.name}", "base_id": "base", "base_folder": str(base), "base_fingerprint": "",
         "adapters_folder": str(folder / "adapters"), "training_path": str(rows), "n_epochs": 1, "batch_size": 8,
         "learning_rate_multiplier": 0.4, "seed": 1, "lr_schedule": "constant",
+        "tokens_folder": str(folder.parent / "tokens"),
     }  # fmt: skip
     (folder / SPEC_FILE).write_bytes(encoder.encode(TrainSpec(**{**values, **changes})))
     read_end, write_end = os.pipe()

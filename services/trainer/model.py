@@ -34,7 +34,7 @@ class LoraModel:
     head_VD: Tensor
     device: torch.device
     dtype: torch.dtype
-    plain_because: str = "it was not tried"
+    plain_because: str
     """Why rows are read the plain way, padded; empty where the fast path is taken."""
 
     def read_padded(self, inputs_BT: Tensor, positions_BT: Tensor | None = None) -> Tensor:
@@ -91,10 +91,10 @@ def choose_dtype(device: torch.device, wanted: Literal["auto", "float32", "bfloa
     return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
 
 
-def build_model(spec: TrainSpec, *, fast: bool = True) -> LoraModel:
+def build_model(spec: TrainSpec, *, why_plain: str = "") -> LoraModel:
     """Load the base and put a LoRA adapter on it: the parent's, else one whose start depends on spec.seed alone.
 
-    The model computes on the fast path where that gives the same, unless `fast` is false.
+    The model computes on the fast path where that gives the same, unless `why_plain` says why it is not to.
 
     Raises TrainingFailed(unsupported_base_model) for architectures whose loss would come out wrong, and
     TrainingFailed(model_not_found) when the parent's weights are not there.
@@ -118,8 +118,8 @@ def build_model(spec: TrainSpec, *, fast: bool = True) -> LoraModel:
     peft.to(device)
     causal: Any = peft.get_base_model()
     head = causal.get_output_embeddings()
-    model = LoraModel(peft, getattr(causal, causal.base_model_prefix), head.weight, device, dtype)
-    return replace(model, plain_because=install_if_equal(model)) if fast else model
+    model = LoraModel(peft, getattr(causal, causal.base_model_prefix), head.weight, device, dtype, why_plain)
+    return model if why_plain else replace(model, plain_because=install_if_equal(model))
 
 
 def load_adapter(peft: PeftModel, folder: Path) -> None:

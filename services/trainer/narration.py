@@ -26,6 +26,11 @@ def step_event(metrics: Metrics) -> Event:
     return event(message, type="metrics", data=msgspec.to_builtins(metrics))
 
 
+def plain_event(reason: str) -> Event:
+    """Tell why training takes longer than it could."""
+    return event(f"The model is trained the plain way, which is slower: {reason}", data={"plain_because": reason})
+
+
 def rehearsed_event(rehearsed: Rehearsed) -> Event:
     """Form the event that comes before the first step."""
     loss = rehearsed.full_valid_loss

@@ -141,6 +141,8 @@ class Started(Struct, frozen=True, kw_only=True, tag="started"):
     total_steps: int
     resumed_from_step: int
     startup_s: float
+    plain_because: str = ""
+    """Why the fast path is not taken; empty where it is."""
 
 
 class Rehearsed(Struct, frozen=True, kw_only=True, tag="rehearsed", omit_defaults=True):

@@ -72,8 +72,8 @@ def _trained(spec: TrainSpec, folder: Path, report: Reporter, should_stop: Shoul
 
 
 def _reader(spec: TrainSpec) -> Reader:
-    # NEFTune's noise depends on each row's length, which the flat rows of the fast path do not show.
-    model = build_model(spec, fast=spec.neftune_noise_alpha is None)
+    why_plain = "" if spec.neftune_noise_alpha is None else "NEFTune's noise depends on the length of padded rows"
+    model = build_model(spec, why_plain=why_plain)
     return Reader(model, packing=spec.packing, most_rows=spec.rows_at_once)
 
 
@@ -98,6 +98,7 @@ def _run(loop: TrainingLoop[R], started: float, should_stop: ShouldStop) -> tupl
             total_steps=loop.total_steps,
             resumed_from_step=resumed_from,
             startup_s=round(time.monotonic() - started, 2),
+            plain_because=model.plain_because,
         )
     )
     if not should_stop():

@@ -25,7 +25,7 @@ from services.trainer import attempt_record, job_folder
 from services.trainer.child_process import ChildProcess
 from services.trainer.failures import TrainingFailed
 from services.trainer.holding import Lease, holding
-from services.trainer.narration import rehearsed_event, step_event
+from services.trainer.narration import plain_event, rehearsed_event, step_event
 from services.trainer.pace import Estimates
 from services.trainer.protocol import Exported, Failed, Metrics, Rehearsed, Started, Stepped, TrainSpec
 from services.trainer.publishing import Publication, withdraw
@@ -182,6 +182,7 @@ class _Attempt:
             match message:
                 case Started():
                     log.info("child.ready", **msgspec.to_builtins(message))
+                    await self._report_path(message)
                 case Rehearsed():
                     await self._report_rehearsal(message)
                 case Stepped(metrics=metrics):
@@ -204,6 +205,11 @@ class _Attempt:
         if self._stop_asked_at is None:
             raise _died(status, spec)
         log.info("child.stopped", status=status)
+
+    async def _report_path(self, started: Started) -> None:
+        """Tell in the attempt that trains the first step."""
+        if started.plain_because and self._reported_step == 0:
+            await self._tell(plain_event(started.plain_because))
 
     async def _report_rehearsal(self, rehearsed: Rehearsed) -> None:
         """Tell it once, in the attempt that trains the first step."""

@@ -16,7 +16,7 @@ WINDOW_BATCHES = 32
 """Rows are sorted by length inside windows of so many batches: little padding, and order stays random beyond that."""
 MICRO_BATCH_TOKENS = 8192
 """Padded tokens that go through the model at once; a larger batch is accumulated."""
-FLAT_TOKENS = 4096
+FLAT_TOKENS = 2048
 """The same where there is no padding."""
 PACKED_TOKENS = 2048
 """Tokens that packed rows fill together; attention's cost grows with the square of it."""

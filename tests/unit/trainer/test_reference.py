@@ -60,7 +60,7 @@ def plain(spec: TrainSpec, loss: Any, *arguments: Any) -> tuple[float, Gradients
 
 def reader(spec: TrainSpec, way: str) -> Reader:
     """Read rows flat (at once or row by row), or as the model's own code does (padded or packed)."""
-    found = Reader(build_model(spec, fast=way in FLAT), packing=way == "packed")
+    found = Reader(build_model(spec, why_plain="" if way in FLAT else way), packing=way == "packed")
     assert found.is_fast == (way in FLAT), found.model.plain_because
     if way == "flat, row by row":
         found.pieces = lambda rows: [[row] for row in rows]  # type: ignore[method-assign]

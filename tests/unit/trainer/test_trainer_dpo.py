@@ -47,7 +47,8 @@ def dpo_spec(base: Path, folder: Path, **changes: Any) -> TrainSpec:
 
 def prepare(spec: TrainSpec, folder: Path, *, fast: bool = True) -> tuple[TrainingSession[Pair], Any]:
     torch.set_num_threads(1)
-    objective = Preference(Reader(build_model(spec, fast=fast), packing=spec.packing), spec.beta)
+    model = build_model(spec, why_plain="" if fast else "a test")
+    objective = Preference(Reader(model, packing=spec.packing), spec.beta)
     data = with_reference(load_pairs(spec), objective, folder / REFERENCE_FILE, never)
     return TrainingSession(objective), data
 

@@ -37,9 +37,11 @@ STEPS = 12
 
 
 def supervised(spec: TrainSpec, *, fast: bool = True) -> TrainingSession[Example]:
-    fast = fast and spec.neftune_noise_alpha is None
+    why_plain = "" if fast and spec.neftune_noise_alpha is None else "a test"
     return TrainingSession(
-        Supervised(Reader(build_model(spec, fast=fast), packing=spec.packing, most_rows=spec.rows_at_once)),
+        Supervised(
+            Reader(build_model(spec, why_plain=why_plain), packing=spec.packing, most_rows=spec.rows_at_once)
+        ),
         weight_decay=spec.weight_decay, max_grad_norm=spec.max_grad_norm, noise_alpha=spec.neftune_noise_alpha,
     )  # fmt: skip
 

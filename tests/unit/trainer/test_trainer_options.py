@@ -309,7 +309,7 @@ def test_patience_that_is_not_used_up_still_gives_the_best_epoch(tiny_base: Path
 
 def test_packed_row_does_not_see_its_neighbours(tiny_base: Path, tmp_path: Path) -> None:
     spec = make_spec(tiny_base, tmp_path, packing=True)
-    model = build_model(spec, fast=False)
+    model = build_model(spec, why_plain="a test")
     rows = load_data(spec).train[:3]
     batch = collate_packed(rows)
     changed = batch.inputs_BT.clone()

@@ -59,7 +59,9 @@ class LoraModel:
     @property
     def can_share(self) -> bool:
         """Whether tokens may stand once for several rows: not when each row draws its own dropout."""
-        return float(self.peft.peft_config["default"].lora_dropout) == 0
+        asked = [v for name, v in self.peft.config.to_dict().items() if "drop" in name and isinstance(v, float | int)]
+        layers = [module.p for module in self.peft.modules() if isinstance(module, nn.Dropout)]
+        return not any(probability > 0 for probability in (*asked, *layers))
 
     @property
     def can_pack(self) -> bool:
@@ -170,4 +172,16 @@ def load_base(folder: Path, dtype: torch.dtype, *, quantize_on: torch.device | N
             code="unsupported_base_model",
         )
     base.requires_grad_(False)
+    if quantize_on is not None:
+        _keep_layout(base)
     return base  # type: ignore[no-any-return]
+
+
+def _keep_layout(base: nn.Module) -> None:
+    """Keep bitsandbytes from repacking weights for inference at the first evaluation: there is no way back to training.
+
+    It does so on CPUs with AVX512-BF16 (bitsandbytes 0.50, Linear4bit.forward).
+    """
+    for module in base.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]

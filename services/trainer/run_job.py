@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -53,7 +54,8 @@ def train(folder: Path, report: Reporter, should_stop: ShouldStop) -> LoraModel:
     model, adapter = _trained(spec, folder, report, should_stop)
     if spec.quantization == "none":
         return model
-    del model  # two of them may not fit into memory
+    del model  # two of them may not fit into memory, and its replaced parts refer to one another
+    gc.collect()
     return build_model(replace(spec, quantization="none", parent_folder=str(adapter)))
 
 

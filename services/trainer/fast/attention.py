@@ -24,6 +24,8 @@ SUPPORTED = frozenset({"dropout", "scaling", "sliding_window", "softcap", "posit
 """What a model may ask of it; another argument that is not None would be left out silently, so it is refused."""
 _CAUSAL_KEYS = 768
 """From so many keys on the kernel gains by leaving out what lies after a query."""
+_QUERY_BLOCK = 1024
+"""Queries that share a mask: a sliding layer's mask grows with the window, not with the row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,7 @@ def attend(
             window=asked.get("sliding_window"),
             scaling=asked.get("scaling"),
         )
-        outputs.append(run.capped(segments, asked["softcap"]) if asked.get("softcap") else run.attend(segments))
+        outputs.append(run.attend(segments, asked.get("softcap")))
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 
@@ -108,31 +110,45 @@ class _Run:
     def _cutting_window(self) -> int | None:
         return self.window if self.window is not None and self.window < self._n_keys else None
 
-    def attend(self, segments: Segments) -> Tensor:
-        """Attend with the library's kernel, which can leave out half of the work only for whole, unwindowed rows."""
-        keys, values = self.key_1GSD, self.value_1GSD
-        if self._cutting_window is None and (
-            len(self.queries) == 1 or _CAUSAL_KEYS < self._n_keys < 2 * self._n_queries
-        ):
+    def attend(self, segments: Segments, softcap: float | None) -> Tensor:
+        """Return (1, H, T, D) for the T queries of this segment."""
+        wants_mask = softcap or self._cutting_window is not None
+        if not wants_mask and (len(self.queries) == 1 or _CAUSAL_KEYS < self._n_keys < 2 * self._n_queries):
             # A few more queries, whose results are dropped, are cheaper than scores that a mask drops.
             whole = scaled_dot_product_attention(
-                _joined(self.queries), keys, values, is_causal=True, scale=self.scaling, enable_gqa=True
+                _joined(self.queries),
+                self.key_1GSD,
+                self.value_1GSD,
+                is_causal=True,
+                scale=self.scaling,
+                enable_gqa=True,
             )
             return whole[:, :, self._n_keys - self._n_queries :]
-        mask = segments.mask(self._n_queries, self._n_keys, self._cutting_window, keys)
-        return scaled_dot_product_attention(
-            self.queries[-1], keys, values, attn_mask=mask, scale=self.scaling, enable_gqa=True
-        )
+        blocks = [self._block(start, segments, softcap) for start in range(0, self._n_queries, _QUERY_BLOCK)]
+        return _joined(blocks)
 
-    def capped(self, segments: Segments, softcap: float) -> Tensor:
-        """Attend with scores squeezed into ±softcap (Gemma 2, arXiv:2408.00118), which not every kernel does."""
-        query = self.queries[-1]
-        groups = query.shape[1] // self.key_1GSD.shape[1]
-        keys, values = (tensor.repeat_interleave(groups, dim=1) for tensor in (self.key_1GSD, self.value_1GSD))
-        scale = query.shape[-1] ** -0.5 if self.scaling is None else self.scaling
-        scores = torch.tanh(query @ keys.transpose(2, 3) * (scale / softcap)) * softcap
-        scores = scores + segments.mask(self._n_queries, self._n_keys, self._cutting_window, keys)
-        return scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype) @ values
+    def _block(self, start: int, segments: Segments, softcap: float | None) -> Tensor:
+        """Attend from some of the queries to the keys that they see, so that no mask is larger than it has to be."""
+        end = min(start + _QUERY_BLOCK, self._n_queries)
+        before = self._n_keys - self._n_queries
+        window = self._cutting_window
+        seen = slice(0 if window is None else max(0, before + start - window + 1), before + end)
+        query, keys, values = self.queries[-1][:, :, start:end], self.key_1GSD[:, :, seen], self.value_1GSD[:, :, seen]
+        mask = segments.mask(end - start, keys.shape[2], window, keys)
+        if softcap:
+            return _capped(query, keys, values, mask, scaling=self.scaling, softcap=softcap)
+        return scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=self.scaling, enable_gqa=True)
+
+
+def _capped(
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, *, scaling: float | None, softcap: float
+) -> Tensor:
+    """Attend with scores squeezed into ±softcap (Gemma 2, arXiv:2408.00118), which not every kernel does."""
+    groups = query.shape[1] // keys.shape[1]
+    keys, values = (tensor.repeat_interleave(groups, dim=1) for tensor in (keys, values))
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = torch.tanh(query @ keys.transpose(2, 3) * (scale / softcap)) * softcap + mask
+    return scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype) @ values
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

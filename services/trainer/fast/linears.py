@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 
@@ -61,13 +61,20 @@ class Siblings:
         quantized = any(hasattr(base.weight, "quant_state") for base in bases)
         self.weight: Weight = QuantizedWeight(bases, dtype) if quantized else DenseWeight(bases)
         self.widths = [base.out_features for base in bases]
-        biases: list[Tensor] = [
-            base.bias if base.bias is not None else base.weight.new_zeros(base.out_features) for base in bases
-        ]
-        self.bias_O = torch.cat(biases).to(dtype) if any(base.bias is not None for base in bases) else None
         self.device = bases[0].weight.device
+        self.bias_O = self._joint_bias(bases, dtype) if any(base.bias is not None for base in bases) else None
         self._input: Tensor | None = None
         self._outputs: dict[int, Tensor] = {}
+
+    def _joint_bias(self, layers: Sequence[nn.Linear], dtype: torch.dtype) -> Tensor:
+        nothing = [torch.zeros(layer.out_features, device=self.device) for layer in layers]
+        return torch.cat(
+            [zero if layer.bias is None else layer.bias for layer, zero in zip(layers, nothing, strict=True)]
+        ).to(dtype)
+
+    def forget(self) -> None:
+        """Let go of results that nobody asked for."""
+        self._input, self._outputs = None, {}
 
     def output(self, index: int, inputs: Tensor) -> Tensor:
         """Return what layer `index` makes of the input; the results for the others wait for their calls."""
@@ -93,24 +100,28 @@ class Siblings:
 
 
 def base_layer(layer: nn.Module) -> nn.Linear:
-    return layer.get_base_layer() if isinstance(layer, LoraLinear) else layer  # type: ignore[return-value]
+    return layer.get_base_layer() if isinstance(layer, LoraLayer) else layer  # type: ignore[return-value]
 
 
 def is_simple(layer: nn.Module) -> bool:
     """Whether a layer is y = x W' + b, with or without + s x A' B': no dropout, nothing else that peft can do."""
     base = base_layer(layer)
-    if not isinstance(base, nn.Linear) or base.weight.requires_grad:
+    if not isinstance(base, nn.Linear) or base.weight.requires_grad or not _can_be_dense(base.weight):
         return False
-    if not isinstance(layer, LoraLinear):
+    if not isinstance(layer, LoraLayer):
         return True
     plain = not any((layer.merged, layer.disable_adapters, layer.lora_bias.get("default"), layer.lora_variant))
     dropout = layer.lora_dropout["default"]
     return plain and list(layer.active_adapters) == ["default"] and isinstance(dropout, nn.Identity)
 
 
+def _can_be_dense(weight: Tensor) -> bool:
+    return weight.dtype in (torch.float32, torch.bfloat16, torch.float16) or hasattr(weight, "quant_state")
+
+
 def _adapter(layer: nn.Module, like: Tensor) -> tuple[Tensor, Tensor, float]:
     """Return A (R, I), B (O, R) and their scale."""
-    if isinstance(layer, LoraLinear):
+    if isinstance(layer, LoraLayer):
         return layer.lora_A["default"].weight, layer.lora_B["default"].weight, float(layer.scaling["default"])
     base = base_layer(layer)
     return like.new_empty(0, base.in_features), like.new_empty(base.out_features, 0), 0.0

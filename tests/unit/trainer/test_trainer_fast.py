@@ -14,11 +14,12 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from services.trainer.data.chat import Example
 from services.trainer.data.segments import FlatBatch, lay_out
-from services.trainer.fast import attention
+from services.trainer.fast import attention, linears
 from services.trainer.fast.elementwise import rms_norm, swiglu
-from services.trainer.model import build_model
+from services.trainer.model import LoraModel, build_model
 from services.trainer.run_job import load_data
-from tests.unit.trainer.test_trainer_loop import supervised
+from tests.unit.trainer.reference import assert_equal, move_away_from_base
+from tests.unit.trainer.test_trainer_loop import gradient, supervised
 from tests.unit.trainer.tiny import make_spec
 from tests.unit.trainer.tiny_models import ARCHITECTURES, save_tiny_model
 
@@ -91,17 +92,21 @@ def test_norm_and_gate_equal_the_plain_ones_forward_and_back() -> None:
     torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("keys", [attention._CAUSAL_KEYS, 4])
+@pytest.mark.parametrize("architecture", ["llama", "mistral-sliding"])
+@pytest.mark.parametrize("limits", [{}, {"_CAUSAL_KEYS": 4}, {"_QUERY_BLOCK": 3}], ids=str)
 def test_long_segments_behind_others_attend_alike(
-    keys: int, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    architecture: str, limits: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session = supervised(make_spec(tiny_base, tmp_path))
-    rows = load_data(make_spec(tiny_base, tmp_path)).train[:5]
+    spec = make_spec(save_tiny_model(tmp_path / "base", architecture), tmp_path)
+    session = supervised(spec)
+    move_away_from_base(session.parameters)
+    rows = load_data(spec).train[:5]
     session.objective.reader.shares = False  # type: ignore[attr-defined]
-    expected = session.evaluate(rows).loss
+    expected = gradient(session, rows)
     session.objective.reader.shares = True  # type: ignore[attr-defined]
-    monkeypatch.setattr(attention, "_CAUSAL_KEYS", keys)
-    assert session.evaluate(rows).loss == pytest.approx(expected, rel=1e-6)
+    for name, value in limits.items():
+        monkeypatch.setattr(attention, name, value)
+    assert_equal(gradient(session, rows), expected)
 
 
 # --- what it is taken for
@@ -111,48 +116,93 @@ def test_long_segments_behind_others_attend_alike(
 def test_known_architectures_take_it_with_all_its_parts(architecture: str, tmp_path: Path) -> None:
     model = build_model(make_spec(save_tiny_model(tmp_path / "base", architecture), tmp_path))
     assert model.plain_because == ""
-    replaced = {name.rsplit(".", 1)[-1] for name, module in model.peft.named_modules() if "forward" in vars(module)}
+    replaced = replaced_in(model)
     norms = {name for name in replaced if name.endswith("norm")}
     assert replaced - norms >= {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     assert ("mlp" in replaced) == ("gemma" not in architecture)
     assert norms >= {"norm", "post_attention_layernorm"}
 
 
-def test_layers_without_an_adapter_or_with_dropout_take_part_as_they_are(tiny_base: Path, tmp_path: Path) -> None:
-    some = build_model(make_spec(tiny_base, tmp_path, targets=("q_proj", "v_proj", "down_proj")))
-    assert some.plain_because == ""
-    dropping = build_model(make_spec(tiny_base, tmp_path, dropout=0.5))
-    assert dropping.plain_because == "" and not dropping.can_share
-    q_proj: Any = dropping.peft.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
-    assert "forward" not in vars(q_proj)
+def replaced_in(model: LoraModel) -> set[str]:
+    return {name.rsplit(".", 1)[-1] for name, module in model.peft.named_modules() if "forward" in vars(module)}
+
+
+@pytest.mark.parametrize("targets", [("q_proj", "v_proj", "down_proj"), ("k_proj", "gate_proj")])
+def test_layers_without_an_adapter_take_part_as_they_are(
+    targets: tuple[str, ...], tiny_base: Path, tmp_path: Path
+) -> None:
+    spec = make_spec(tiny_base, tmp_path, targets=targets)
+    found, plain = supervised(spec), supervised(spec, fast=False)
+    assert replaced_in(found.model) >= {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    for session in (found, plain):
+        move_away_from_base(session.parameters)
+    rows = load_data(spec).train[:5]
+    assert_equal(gradient(found, rows), gradient(plain, rows))
+
+
+def test_quantised_layers_are_joined_too(tiny_base: Path, tmp_path: Path) -> None:
+    model = build_model(make_spec(tiny_base, tmp_path, quantization="nf4"))
+    assert model.plain_because == ""
+    assert replaced_in(model) >= {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "mlp"}
+
+
+def test_bfloat16_is_close_to_float32(tiny_base: Path, tmp_path: Path) -> None:
+    exact = supervised(make_spec(tiny_base, tmp_path))
+    coarse = supervised(make_spec(tiny_base, tmp_path, dtype="bfloat16"))
+    assert coarse.model.dtype == torch.bfloat16 and coarse.model.plain_because == ""
+    rows = load_data(make_spec(tiny_base, tmp_path)).train[:5]
+    assert coarse.evaluate(rows).loss == pytest.approx(exact.evaluate(rows).loss, rel=1e-2)
+
+
+def test_with_dropout_nothing_is_shared_and_layers_stay(tiny_base: Path, tmp_path: Path) -> None:
+    model = build_model(make_spec(tiny_base, tmp_path, dropout=0.5))
+    assert model.plain_because == "" and not model.can_share
+    assert "q_proj" not in replaced_in(model)
+
+
+def nan_in_a_gradient(real: Any) -> Any:
+    def broken(query: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
+        output: torch.Tensor = real(query, *rest, **named)
+        if output.requires_grad:
+            output.register_hook(lambda g: g * torch.nan)
+        return output
+
+    return broken
+
+
+def refused(real: Any) -> Any:
+    def broken(*_: Any, **__: Any) -> torch.Tensor:
+        raise NotImplementedError
+
+    return broken
 
 
 @pytest.mark.parametrize(
     ("breakage", "reason"),
     [
-        (lambda query, keys: query * 1.01, "results differ"),
-        (lambda query, keys: 1 / 0, None),
-        (lambda query, keys: (_ for _ in ()).throw(NotImplementedError), "another kind"),
+        (lambda real: lambda query, *rest, **named: real(query * 1.01, *rest, **named), "results differ"),
+        (nan_in_a_gradient, "results differ"),
+        (refused, "another kind"),
     ],
 )
 def test_a_model_that_does_not_come_out_the_same_stays_on_the_plain_path(
-    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, breakage: Any, reason: str | None
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, breakage: Any, reason: str
 ) -> None:
     plain = supervised(make_spec(tiny_base, tmp_path), fast=False)
-    real = attention.scaled_dot_product_attention
-    monkeypatch.setattr(
-        attention, "scaled_dot_product_attention", lambda q, *rest, **named: real(breakage(q, rest), *rest, **named)
-    )
-    if reason is None:
-        with pytest.raises(ZeroDivisionError):
-            build_model(make_spec(tiny_base, tmp_path))
-        return
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", breakage(attention.scaled_dot_product_attention))
     session = supervised(make_spec(tiny_base, tmp_path))
-    model = session.objective.reader.model
-    assert reason in model.plain_because
-    assert not [name for name, module in model.peft.named_modules() if "forward" in vars(module)]
+    assert reason in session.model.plain_because
+    assert not replaced_in(session.model)
+    for name, parameter in plain.parameters.items():
+        assert torch.equal(session.parameters[name], parameter)
     rows = load_data(make_spec(tiny_base, tmp_path)).train[:5]
     assert session.evaluate(rows).loss == plain.evaluate(rows).loss
+
+
+def test_a_wrong_adapter_product_is_seen(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = linears._adapter
+    monkeypatch.setattr(linears, "_adapter", lambda layer, like: (*real(layer, like)[:2], 1.1 * real(layer, like)[2]))
+    assert "results differ" in build_model(make_spec(tiny_base, tmp_path)).plain_because
 
 
 def test_attention_that_would_be_computed_otherwise_is_refused(tiny_base: Path, tmp_path: Path) -> None:

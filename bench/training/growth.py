@@ -1,4 +1,7 @@
-"""Whether the cost follows the work: seconds per thousand tokens of jobs that differ in one thing only."""
+"""Whether the cost follows the work: seconds per thousand tokens of jobs that differ in one thing only.
+
+A longer context that the rows do not fill must cost nothing: trainers that pad rows to it pay for it.
+"""
 
 from __future__ import annotations
 

@@ -63,8 +63,8 @@ def run_job(folder: Path, base: Path, rows: Path, *, only_start: bool = False, *
                 process.communicate()  # closing its stdin tells it that nothing more is wanted
     finally:
         process.kill()
-    if not run.step_ends:
-        raise SystemExit(f"the job did not train:\n{(folder / 'train.log').read_text()[-3000:]}")
+    if not run.step_ends or not (only_start or run.total):
+        raise SystemExit(f"the job did not train to its end:\n{(folder / 'train.log').read_text()[-3000:]}")
     return run
 
 

@@ -40,6 +40,7 @@ def measure(base: Path, folder: Path, *, rounds: int, quick: bool) -> list[Line]
             seconds, peak_mb = found[name][-1]
             print(f"  round {number + 1} {JOBS} jobs {name}: {seconds:.1f} s, {peak_mb:.0f} MB", flush=True)
     if "together" not in found:
+        print("  together: not there yet, so neither aim is reached")
         return []
     apart, together = ([statistics.median(v) for v in zip(*runs, strict=True)] for runs in found.values())
     return [

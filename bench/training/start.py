@@ -14,7 +14,7 @@ from bench.training.job import run_job
 from bench.training.report import Line
 from bench.training.rows import chats, write_jsonl
 
-AIMS_S = {"first job": 15.0, "second job": 3.0}
+AIMS_S = {"first job": 15.0, "second job, the same file": 3.0}
 
 
 def measure(base: Path, folder: Path, *, rounds: int) -> list[Line]:

@@ -53,7 +53,9 @@ def test_kept_tokens_are_those_that_were_made_and_are_not_made_again(tmp_path: P
     with TokenRows(tmp_path / "tokens" / key) as kept:
         [side] = kept.row(7)
         example = rows_of(found)[7]
-        assert (side.ids[: side.used], list(side.mask[: side.used])) == (list(example.tokens), list(example.supervised))
+        assert side.ids(0, side.used) == list(example.tokens)
+        assert list(side.mask(0, side.used)) == list(example.supervised)
+        assert side.prompt == example.prompt_length
         assert kept.line(7) == example.line == 8
     assert cache.key(path, "text") != key
 
@@ -127,7 +129,7 @@ def test_several_processes_give_what_one_does(tmp_path: Path, tiny_base: Path) -
     with TokenRows(tmp_path / "tokens" / answer.training.key) as kept:
         assert kept.meta.tokens == len(alone.ids_T)
         for row in (0, N // 2, N - 1):
-            assert kept.row(row)[0].ids[: alone.side(row, 0).width] == list(alone.side(row, 0).tokens)
+            assert kept.row(row)[0].ids(0, alone.side(row, 0).width) == list(alone.side(row, 0).tokens)
             assert kept.line(row) == row + 1
 
 

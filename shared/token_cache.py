@@ -19,6 +19,8 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+import secrets
+import shutil
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,6 +34,9 @@ VERSION = 1
 """To be raised with every change of what becomes of a row."""
 
 Format: TypeAlias = Literal["chat", "completion", "text", "preference"]
+
+PARTIAL = ".partial-"
+"""How the names of folders begin that are being written or removed."""
 
 ARRAYS = ("ids", "mask", "ends", "used", "lines")
 
@@ -48,6 +53,8 @@ class Meta(Struct, frozen=True, kw_only=True):
     pieces: str
     """Digest of the tokenizer, which names its pieces' folder."""
     bos_id: int | None = None
+    file_sha256: str = ""
+    """Hash of the file's content; empty where an earlier version wrote the folder."""
 
 
 def cache_key(file_sha256: str, tokenizer_digest: str, format_: Format) -> str:
@@ -57,6 +64,22 @@ def cache_key(file_sha256: str, tokenizer_digest: str, format_: Format) -> str:
 def read_meta(folder: Path) -> Meta:
     """Raises FileNotFoundError, or ValueError for what is not of this version."""
     return msgspec.json.decode((folder / "meta.json").read_bytes(), type=Meta)
+
+
+def forget_file(tokens: Path, file_sha256: str) -> None:
+    """Remove what was made of a file; who has it mapped keeps it until then. Blocks on the disk."""
+    for folder in tokens.glob("[!.]*"):
+        with suppress(OSError, ValueError):
+            if read_meta(folder).file_sha256 == file_sha256:
+                discard(folder)
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder of tokens, which nobody sees in part."""
+    aside = folder.with_name(f"{PARTIAL}{secrets.token_hex(8)}")
+    with suppress(FileNotFoundError):
+        folder.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 class TokenRows:

@@ -19,6 +19,8 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+import secrets
+import shutil
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,6 +34,9 @@ VERSION = 1
 """To be raised with every change of what becomes of a row."""
 
 Format: TypeAlias = Literal["chat", "completion", "text", "preference"]
+
+PARTIAL = ".partial-"
+"""How the names of folders begin that are being written or removed."""
 
 ARRAYS = ("ids", "mask", "ends", "used", "lines")
 
@@ -48,20 +53,8 @@ class Meta(Struct, frozen=True, kw_only=True):
     pieces: str
     """Digest of the tokenizer, which names its pieces' folder."""
     bos_id: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Side:
-    """One side of a row: a byte of `mask` is 1 where a token is learnt; tokens from `used` on have no effect."""
-
-    ids: list[int]
-    mask: bytes
-    used: int
-
-    @property
-    def prompt(self) -> int:
-        """Number of tokens before the first target."""
-        return self.mask.find(1)
+    file_sha256: str = ""
+    """Hash of the file's content; empty where an earlier version wrote the folder."""
 
 
 def cache_key(file_sha256: str, tokenizer_digest: str, format_: Format) -> str:
@@ -73,14 +66,38 @@ def read_meta(folder: Path) -> Meta:
     return msgspec.json.decode((folder / "meta.json").read_bytes(), type=Meta)
 
 
+def forget_file(tokens: Path, file_sha256: str) -> None:
+    """Remove what was made of a file; who has it mapped keeps it until then. Blocks on the disk."""
+    for folder in tokens.glob("[!.]*"):
+        with suppress(OSError, ValueError):
+            if read_meta(folder).file_sha256 == file_sha256:
+                discard(folder)
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder of tokens, which nobody sees in part."""
+    aside = folder.with_name(f"{PARTIAL}{secrets.token_hex(8)}")
+    with suppress(FileNotFoundError):
+        folder.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
 class TokenRows:
-    """A folder opened for looking at single rows, without any numeric library; close() it."""
+    """A folder opened for looking at single rows, without any numeric library; close() it.
+
+    Raises FileNotFoundError, or ValueError when the sizes of its arrays, or where a row ends, cannot be.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.meta = read_meta(folder)
         with suppress(PermissionError):
             os.utime(folder)
         self._maps = {name: _map(folder / name) for name in ARRAYS}
+        n_sides = self.meta.rows * self.meta.sides
+        sizes = (4 * self.meta.tokens, self.meta.tokens, 8 * n_sides, 8 * n_sides, 8 * self.meta.rows)
+        if tuple(map(len, self._maps.values())) != sizes:
+            self._close_maps()
+            raise ValueError("the sizes of the arrays are others")
         self._ends = _numbers(self._maps["ends"], "q")
         self._used = _numbers(self._maps["used"], "q")
         self._ids = _numbers(self._maps["ids"], "i")
@@ -97,12 +114,28 @@ class TokenRows:
 
     def _side(self, index: int) -> Side:
         start = self._ends[index - 1] if index else 0
-        end = self._ends[index]
-        return Side(list(self._ids[start:end]), bytes(self._mask[start:end]), self._used[index])
+        end, used = self._ends[index], self._used[index]
+        if not (0 <= start < end <= self.meta.tokens and 0 < used <= end - start):
+            raise ValueError("the ends of the rows are others")
+        return Side(self, start, end - start, used)
+
+    def ids(self, start: int, stop: int) -> list[int]:
+        """Return tokens by their place among those of all rows."""
+        return list(self._ids[start:stop])
+
+    def mask(self, start: int, stop: int) -> bytes:
+        return self._mask[start:stop]
+
+    def first_target(self, start: int, stop: int) -> int:
+        """Return the place of the first token in a range that is learnt, -1 if none is."""
+        return self._mask.find(b"\x01", start, stop)
 
     def close(self) -> None:
         for view in (self._ends, self._used, self._ids, self._lines):
             view.release()
+        self._close_maps()
+
+    def _close_maps(self) -> None:
         for mapped in self._maps.values():
             if isinstance(mapped, mmap.mmap):
                 mapped.close()
@@ -114,12 +147,47 @@ class TokenRows:
         self.close()
 
 
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One side of a row, which may have millions of tokens; it is read a part at a time, while its rows are open."""
+
+    _rows: TokenRows
+    _start: int
+    n_tokens: int
+    used: int
+    """Tokens from here on have no effect."""
+
+    def ids(self, start: int, stop: int) -> list[int]:
+        """Return the tokens in a range of the side."""
+        return self._rows.ids(*self._places(start, stop))
+
+    def mask(self, start: int, stop: int) -> bytes:
+        """Return a byte for each token in a range of the side, 1 where it is learnt."""
+        return self._rows.mask(*self._places(start, stop))
+
+    @property
+    def prompt(self) -> int:
+        """Number of tokens before the first target; -1 if there is none."""
+        place = self._rows.first_target(*self._places(0, self.n_tokens))
+        return place if place < 0 else place - self._start
+
+    def _places(self, start: int, stop: int) -> tuple[int, int]:
+        return self._start + min(start, self.n_tokens), self._start + min(stop, self.n_tokens)
+
+
 class Pieces:
-    """What the tokens of a tokenizer stand for."""
+    """What the tokens of a tokenizer stand for. Raises FileNotFoundError, or ValueError for a damaged folder."""
 
     def __init__(self, folder: Path) -> None:
-        self._ends = memoryview((folder / "ends").read_bytes()).cast("q")
+        ends = (folder / "ends").read_bytes()
         self._bytes = (folder / "bytes").read_bytes()
+        if len(ends) % 8:
+            raise ValueError("the ends of the pieces are cut")
+        self._ends = memoryview(ends).cast("q")
+        if (self._ends[-1] if ends else 0) != len(self._bytes):
+            raise ValueError("the pieces end elsewhere")
+        with suppress(PermissionError):
+            os.utime(folder)
 
     def of(self, token: int) -> bytes:
         """Return the bytes of a token, none for an id that the tokenizer does not have."""

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 
 import msgspec
 
+from services.trainer.failures import DiskFull, OutOfMemory
 from services.trainer.protocol import Failed, encode_line
+from services.trainer.shortages import is_disk_full, is_out_of_memory
 from services.trainer.tokenizing_protocol import FileTokens, Request, Tokenized
 from shared.errors import InvalidTrainingData, SelftuneError
 from shared.process import die_with_parent, let_others_go_first
@@ -49,6 +54,33 @@ def tokenize(request: Request) -> Tokenized:
     return Tokenized(training=tokens(request.training_path, "training_file", MIN_EXAMPLES), validation=validation)
 
 
+def shortage(error: Exception, request: Request) -> SelftuneError | None:
+    """Say what was short, or gone, when files could not be tokenised; None if it was something else."""
+    if is_out_of_memory(error) or isinstance(error, BrokenProcessPool):
+        return OutOfMemory(
+            "The trainer ran out of memory while it tokenised the files, or one of its processes was ended, which is "
+            "most often the same. Shorter lines need less."
+        )
+    if is_disk_full(error):
+        return DiskFull(
+            "The trainer's disk is full, so the tokens of the files could not be kept; free some space in the data "
+            "folder and create the job again."
+        )
+    if isinstance(error, FileNotFoundError):
+        files = {"training_file": request.training_path, "validation_file": request.validation_path}
+        for param, path in files.items():
+            if path and not Path(path).exists():
+                role = param.removesuffix("_file")
+                return InvalidTrainingData(
+                    f"The {role} file was deleted while it was read.", code=f"invalid_{param}", param=param
+                )
+    return None
+
+
+def _failed(error: SelftuneError) -> Failed:
+    return Failed(code=error.code or "training_failed", message=error.message, param=error.param)
+
+
 def main() -> int:
     """Answer the request on stdin; the exit status is 0 when there is an answer."""
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
@@ -56,7 +88,13 @@ def main() -> int:
     try:
         answer = tokenize(request)
     except SelftuneError as error:
-        answer = Failed(code=error.code or "training_failed", message=error.message, param=error.param)
+        answer = _failed(error)
+    except Exception as error:
+        failure = shortage(error, request)
+        if failure is None:
+            raise
+        traceback.print_exc()
+        answer = _failed(failure)
     sys.stdout.buffer.write(encode_line(answer))
     return 0
 

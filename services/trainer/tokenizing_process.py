@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from pathlib import Path
 
 import msgspec
 import structlog
@@ -19,6 +20,8 @@ from shared.schemas.options import TrainingOptions
 from shared.store.jobs import event
 
 _LAST_BYTES = 2000
+_LEAST_S = 3600.0
+_MEGABYTE_S = 60.0
 
 log = structlog.get_logger()
 
@@ -36,7 +39,16 @@ async def tokenize_files(stores: Stores, record: JobRecord, base_folder: str, op
         training_path=str(stores.paths.file_content(record.training_file)),
         validation_path=str(stores.paths.file_content(validation)) if validation else None,
     )
-    status, output, errors = await _run(msgspec.json.encode(request))
+    size = sum(_size(path) for path in (request.training_path, request.validation_path) if path)
+    limit = time_limit(size)
+    try:
+        async with asyncio.timeout(limit):
+            status, output, errors = await _run(msgspec.json.encode(request))
+    except TimeoutError as error:
+        raise TrainingFailed(
+            f"Tokenising the files, {size / 1e6:.1f} MB, took longer than the {limit / 60:.0f} minutes that it may; "
+            "long conversations with many messages to learn take the most, so split them."
+        ) from error
     if status != 0 or not output:
         log.error("tokenizing.died", status=status, output=errors[-_LAST_BYTES:].decode(errors="replace"))
         raise TrainingFailed(f"The process that tokenises the files ended unexpectedly (exit status {status}).")
@@ -44,6 +56,18 @@ async def tokenize_files(stores: Stores, record: JobRecord, base_folder: str, op
     if isinstance(answer, Failed):
         raise TrainingFailed(answer.message, code=answer.code, param=answer.param)
     return answer
+
+
+def time_limit(size_bytes: int) -> float:
+    """Return how long files may take, in seconds: hundreds of times what they need on an idle machine."""
+    return _LEAST_S + size_bytes / 1e6 * _MEGABYTE_S
+
+
+def _size(path: str) -> int:
+    try:
+        return Path(path).stat().st_size
+    except FileNotFoundError:  # deleted just now: the process says so
+        return 0
 
 
 async def _run(request: bytes) -> tuple[int, bytes, bytes]:

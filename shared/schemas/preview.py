@@ -32,6 +32,13 @@ class PreviewSide(Struct, frozen=True, kw_only=True):
     name: Literal["row", "preferred_output", "non_preferred_output"]
     n_tokens: Annotated[int, Meta(description="Tokens that training reads.")]
     n_trained: Annotated[int, Meta(description="Tokens that are learnt.")]
+    n_omitted: Annotated[
+        int,
+        Meta(
+            description="Tokens in the middle that are not listed; the first half of `tokens`, rounded up, stands "
+            "before them. An answer lists 20,000 tokens at most."
+        ),
+    ] = 0
     tokens: list[TokenPiece]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import shutil
 import socket
@@ -27,6 +28,7 @@ from shared.records import FileRecord
 from shared.store.client import Client
 from shared.store.files import FileStore
 from shared.store.uploads import UploadStore
+from shared.token_cache import Meta
 from tests.api_server import ApiServer, know_key, wait_until, with_store
 
 LINES = b'{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}\n' * 12
@@ -158,6 +160,20 @@ def test_deleted_file_leaves_nothing(api: ApiServer) -> None:
     for call in (sdk(api).files.delete, sdk(api).files.retrieve, sdk(api).files.content):
         with pytest.raises(openai.NotFoundError, match="No such File object"):
             call(made.id)
+
+
+def test_deleted_file_takes_its_tokens_with_it(api: ApiServer) -> None:
+    made = sdk(api).files.create(file=("a.jsonl", LINES), purpose="fine-tune")
+    tokens = api.paths.tokens
+    for name, content in (("mine", LINES), ("other", b"another")):
+        meta = Meta(
+            format="chat", sides=1, rows=0, tokens=0, checksums={}, pieces="p",
+            file_sha256=hashlib.sha256(content).hexdigest(),
+        )  # fmt: skip
+        (tokens / name).mkdir(parents=True)
+        (tokens / name / "meta.json").write_bytes(msgspec.json.encode(meta))
+    sdk(api).files.delete(made.id)
+    assert [entry.name for entry in tokens.iterdir()] == ["other"]
 
 
 def test_foreign_project_sees_nothing(api: ApiServer, redis_url: str) -> None:

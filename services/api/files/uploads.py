@@ -27,6 +27,7 @@ from shared.paths import Paths
 from shared.records import FileRecord
 from shared.schemas.files import FilePurpose
 from shared.store.files import FileStore
+from shared.token_cache import forget_file
 
 _log = structlog.get_logger()
 
@@ -80,6 +81,8 @@ class Uploads:
         """Delete a file whose record is known; twice is the same as once."""
         await self._files.remove(record)
         await asyncio.to_thread(shutil.rmtree, self._paths.file_folder(record.id), ignore_errors=True)
+        # Last: who tokenises it just now looks afterwards whether it is still there.
+        await asyncio.to_thread(forget_file, self._paths.tokens, record.sha256)
         _log.info("file.deleted", file_id=record.id)
 
     def discard_abandoned(self, *, before: float) -> None:

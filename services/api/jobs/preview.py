@@ -14,6 +14,9 @@ from shared.token_cache import Pieces, Side, TokenRows
 
 PreviewFile: TypeAlias = Literal["training", "validation"]
 
+MAX_PIECES = 20_000
+"""Tokens listed in an answer, all rows together: some 2 MB; a line may have millions."""
+
 _PAIR: tuple[Literal["preferred_output"], Literal["non_preferred_output"]] = (
     "preferred_output",
     "non_preferred_output",
@@ -33,7 +36,10 @@ def preview(paths: Paths, record: JobRecord, file: PreviewFile, *, row: int, lim
             if row >= rows.meta.rows:
                 raise InvalidRequest(f"The file has {rows.meta.rows} rows, counted from 0.", param="row")
             stop = min(row + limit, rows.meta.rows)
-            data = [_row(rows, number, record, pieces) for number in range(row, stop)]
+            data, left = [], MAX_PIECES
+            for number in range(row, stop):
+                data.append(_row(rows, number, record, pieces, left // (stop - number)))
+                left -= sum(len(side.tokens) for side in data[-1].sides)
             return Preview(file=file, data=data, total_rows=rows.meta.rows, has_more=stop < rows.meta.rows)
     except (FileNotFoundError, ValueError) as error:
         raise NotFound(f"The tokens of the {file} file are not kept any more; a new job makes them again.") from error
@@ -53,7 +59,8 @@ def _tokens_of(record: JobRecord, file: PreviewFile) -> str:
     raise InvalidRequest(f"The files of {record.id} were not tokenised, so there is nothing to show.")
 
 
-def _row(rows: TokenRows, number: int, record: JobRecord, pieces: Pieces) -> PreviewRow:
+def _row(rows: TokenRows, number: int, record: JobRecord, pieces: Pieces, room: int) -> PreviewRow:
+    """Show one row in at most `room` tokens, of which each of its sides has the same share."""
     sides = rows.row(number)
     cut = _cut(sides, record)
     names: tuple[Literal["row", "preferred_output", "non_preferred_output"], ...] = (
@@ -63,7 +70,7 @@ def _row(rows: TokenRows, number: int, record: JobRecord, pieces: Pieces) -> Pre
         row=number,
         line=rows.line(number),
         sides=[
-            _side(side, name, _cut_range(side, cut, rows.meta.bos_id), pieces)
+            _side(side, name, _cut_range(side, cut, rows.meta.bos_id), pieces, room // len(sides))
             for side, name in zip(sides, names, strict=True)
         ],
     )
@@ -80,22 +87,27 @@ def _cut(sides: list[Side], record: JobRecord) -> int:
 
 def _cut_range(side: Side, cut: int, bos_id: int | None) -> range:
     if cut in (DROPPED, REFUSED):
-        return range(len(side.ids))
-    start = first_kept(side.ids[0], bos_id)
+        return range(side.n_tokens)
+    start = first_kept(side.ids(0, 1)[0], bos_id)
     return range(start, start + cut)
 
 
 def _side(
-    side: Side, name: Literal["row", "preferred_output", "non_preferred_output"], cut: range, pieces: Pieces
+    side: Side, name: Literal["row", "preferred_output", "non_preferred_output"], cut: range, pieces: Pieces, room: int
 ) -> PreviewSide:
+    """Show a side in at most `room` tokens, of which half are its first and half its last."""
+    n_omitted = max(0, side.n_tokens - room)
+    head = side.n_tokens if not n_omitted else room - room // 2
     tokens = [
-        _piece(token, pieces.of(token), "cut" if place in cut else "trained" if side.mask[place] else "masked")
-        for place, token in enumerate(side.ids)
+        _piece(token, pieces.of(token), "cut" if place in cut else "trained" if learnt else "masked")
+        for start, stop in ((0, head), (head + n_omitted, side.n_tokens))
+        for place, token, learnt in zip(range(start, stop), side.ids(start, stop), side.mask(start, stop), strict=True)
     ]
     return PreviewSide(
         name=name,
         n_tokens=max(0, side.used - len(cut)),
-        n_trained=sum(piece.state == "trained" for piece in tokens),
+        n_trained=side.mask(0, side.n_tokens).count(1) - side.mask(cut.start, cut.stop).count(1),
+        n_omitted=n_omitted,
         tokens=tokens,
     )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import secrets
 import shutil
 import time
@@ -21,7 +23,7 @@ from services.trainer.data.lines import N_SIDES
 from services.trainer.data.pieces import write_pieces
 from services.trainer.data.table import Builder, TokenTable
 from shared.paths import publish_folder, write_atomic
-from shared.token_cache import ARRAYS, Format, Meta, cache_key, read_meta
+from shared.token_cache import ARRAYS, PARTIAL, Format, Meta, cache_key, discard, read_meta
 
 KEPT_BYTES = 4 << 30
 """Tokens kept, all files together, not counting those of the last hour."""
@@ -33,7 +35,6 @@ _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json", "special_tokens_map.json",
     "added_tokens.json", "tokenizer.model", "vocab.json", "merges.txt", "tokenizer.tiktoken",
 )  # fmt: skip
-_PREFIX = ".partial-"
 
 log = structlog.get_logger()
 
@@ -68,24 +69,28 @@ class TokenCache:
 
     def find(self, key: str) -> TokenTable | None:
         """Map a folder; None when there is none. A damaged one is removed, and counts as none."""
-        folder = self._folder / key
-        try:
-            table = map_table(folder)
+        table = self._map(self._folder / key)
+        if table is not None:
             write_pieces(self._pieces, self._tokenizer)
-            return table
-        except FileNotFoundError:
+        return table
+
+    def _map(self, folder: Path) -> TokenTable | None:
+        reason = ""
+        for _ in range(2):  # another process may have made it, or removed it, meanwhile
+            try:
+                return map_table(folder)
+            except (ValueError, OSError) as error:
+                reason = str(error)
             if not folder.exists():
                 return None
-            log.warning("tokens.incomplete", key=key)
-        except (ValueError, OSError) as error:
-            log.warning("tokens.damaged", key=key, reason=str(error))
-        shutil.rmtree(folder, ignore_errors=True)
+        log.warning("tokens.damaged", key=folder.name, reason=reason)
+        discard(folder)
         return None
 
     def build(self, key: str, path: Path, format_: Format, param: str) -> TokenTable:
         """Tokenise a file, keep the result, and map it. Raises InvalidTrainingData with the first bad line."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        staged = self._folder / f"{_PREFIX}{secrets.token_hex(8)}"
+        staged = self._folder / f"{PARTIAL}{secrets.token_hex(8)}"
         staged.mkdir()
         try:
             self._write(staged, path, format_, param)
@@ -93,6 +98,9 @@ class TokenCache:
             publish_folder(staged, self._folder / key)
         finally:
             shutil.rmtree(staged, ignore_errors=True)
+        if not path.exists():  # deleted meanwhile, and its tokens with it, so nobody else would remove these
+            discard(self._folder / key)
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
         sweep(self._folder)
         return map_table(self._folder / key)
 
@@ -101,6 +109,7 @@ class TokenCache:
             builder = Builder(ids, mask)
             for block in self._blocks(path, format_, self._tokenizer):
                 builder.add(block)
+                staged.touch()  # or a sweep would take it for left behind
         arrays = builder.arrays(param)
         for name, array in arrays.items():
             array.tofile(staged / name)
@@ -112,6 +121,7 @@ class TokenCache:
             checksums={name: _checksum(staged / name) for name in ARRAYS},
             pieces=self.digest,
             bos_id=self._tokenizer.bos_token_id,
+            file_sha256=file_sha256(path),
         )
         write_atomic(staged / "meta.json", msgspec.json.encode(meta))
 
@@ -163,8 +173,8 @@ def sweep(folder: Path, *, kept_bytes: int = KEPT_BYTES, now: float | None = Non
     for used_at, size, path in sorted(_entries(folder), reverse=True):
         room -= size
         age = now - used_at
-        if age > KEPT_S or (age > RECENT_S and (room < 0 or path.name.startswith(_PREFIX))):
-            shutil.rmtree(path, ignore_errors=True)
+        if age > KEPT_S or (age > RECENT_S and (room < 0 or path.name.startswith(PARTIAL))):
+            discard(path)
             log.info("tokens.removed", key=path.name)
 
 

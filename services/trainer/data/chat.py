@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,6 +16,9 @@ from shared.errors import InvalidTrainingData
 from shared.training_data import ChatExample
 
 __all__ = ["ChatTokenizer", "Example", "tokenize_rows"]
+
+MAX_TRAINED = 1000
+"""Messages of a row that are learnt; the conversation is written twice up to each of them."""
 
 Row = tuple[int, ChatExample]
 
@@ -80,10 +82,18 @@ class ChatMarker:
 
     def __call__(self, row: ChatExample) -> Marked:
         """Raises ValueError with what is wrong with a row that the template cannot write."""
+        n_trained = sum(message.trained for message in row.messages)
+        if n_trained > MAX_TRAINED:
+            raise ValueError(
+                f"{n_trained} messages to learn, more than the {MAX_TRAINED} of a row; split it, or give some weight 0"
+            )
         try:
             text, spans = self._template.spans(row)
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
-            raise ValueError(f"the base model's chat template cannot write it: {error}") from error
+        except MemoryError:
+            raise
+        except Exception as error:  # a template is foreign code, which may raise anything
+            reason = str(error) or type(error).__name__
+            raise ValueError(f"the base model's chat template cannot write it: {reason}") from error
         return mark(text, spans, self.coder)
 
 

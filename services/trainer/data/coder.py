@@ -22,6 +22,8 @@ _MAX_WORDS = 1 << 18
 _LONGEST_WORD = 64
 _MAX_TEXTS = 256
 """Whole texts remembered, for what many rows share: system prompts, and what a template writes."""
+_LONGEST_TEXT = 1 << 14
+"""Characters of a text that is remembered, so that all of them take some 40 MB at most."""
 
 _CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"
 _BLANKS = r"|\s+(?!\S)|\s+"
@@ -130,9 +132,10 @@ class Coder:
             return known
         first, *later = _BETWEEN_WORDS.split(text)
         ids = self._first_words[first] + b"".join(map(self._later_words.__getitem__, later))
-        if len(self._texts) >= _MAX_TEXTS:
-            self._texts.clear()
-        self._texts[text] = ids
+        if len(text) <= _LONGEST_TEXT:
+            if len(self._texts) >= _MAX_TEXTS:
+                self._texts.clear()
+            self._texts[text] = ids
         return ids
 
     def starts_added(self, text: str, place: int) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,20 @@ def tokenize_file(path: Path, format_: Format, tokenizer: Any) -> Iterator[Block
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(path, marker, os.getpid())) as pool:
         try:
-            yield from pool.map(_tokenize_range, byte_ranges(path))
+            yield from in_order(pool, byte_ranges(path), 2 * workers)
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def in_order(pool: Executor, places: Iterable[tuple[int, int]], window: int) -> Iterator[Block]:
+    """Yield the block of each range, in order; no more than `window` are handed over and not yet taken."""
+    running: deque[Future[Block]] = deque()
+    for place in places:
+        if len(running) == window:
+            yield running.popleft().result()
+        running.append(pool.submit(_tokenize_range, place))
+    while running:
+        yield running.popleft().result()
 
 
 def byte_ranges(path: Path, size: int = RANGE_BYTES) -> list[tuple[int, int]]:

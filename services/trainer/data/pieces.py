@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import shutil
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,12 @@ def write_pieces(folder: Path, tokenizer: Any) -> None:
     pieces = token_pieces(tokenizer)
     staged = folder.with_name(f".partial-{secrets.token_hex(8)}")
     staged.mkdir()
-    (staged / "bytes").write_bytes(b"".join(pieces))
-    np.array(list(accumulate(map(len, pieces))), np.int64).tofile(staged / "ends")
-    publish_folder(staged, folder)
+    try:
+        (staged / "bytes").write_bytes(b"".join(pieces))
+        np.array(list(accumulate(map(len, pieces))), np.int64).tofile(staged / "ends")
+        publish_folder(staged, folder)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
 
 
 def token_pieces(tokenizer: Any) -> list[bytes]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from services.trainer.data.chat import Example, tokenize_rows
+from services.trainer.data.chat import MAX_TRAINED, Example, tokenize_rows
 from shared.errors import InvalidTrainingData
 from shared.training_data import ChatExample
 from tests.unit.trainer.tiny import CHATML, FORGETFUL, HEADERS, PLAIN, conversation, tiny_tokenizer
@@ -132,3 +132,18 @@ def _with_calls(call: dict[str, Any]) -> Any:
     from shared.training_data import Message
 
     return msgspec.convert({"role": "assistant", "content": None, "tool_calls": [call]}, Message)
+
+
+@pytest.mark.parametrize(
+    "call", ["{{ messages[0].content.nothing.more }}", "{{ 1 // 0 }}", "{{ [].pop() }}", "{{ ''.join(7) }}"]
+)
+def test_whatever_a_template_raises_names_the_line(call: str) -> None:
+    row = conversation(("user", "dog?"), ("assistant", "animal"))
+    with pytest.raises(InvalidTrainingData, match="line 1: the base model's chat template cannot write it"):
+        tokenize(row, call + CHATML)
+
+
+def test_row_has_a_thousand_messages_to_learn_at_most() -> None:
+    row = conversation(*[("user", "dog?"), ("assistant", "animal")] * (MAX_TRAINED + 1))
+    with pytest.raises(InvalidTrainingData, match="line 1: 1001 messages to learn, more than the 1000"):
+        tokenize(row, CHATML)

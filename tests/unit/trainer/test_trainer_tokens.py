@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
+import hashlib
+import io
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import Executor, Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import msgspec
+import psutil
 import pytest
 
+from services.trainer import tokenizing, tokenizing_process
 from services.trainer.data import files
-from services.trainer.data.cache import KEPT_S, RECENT_S, TokenCache, sweep, tokenize_in_memory
+from services.trainer.data.cache import KEPT_S, RECENT_S, TokenCache, map_table, sweep, tokenize_in_memory
+from services.trainer.data.coder import Coder
 from services.trainer.data.files import byte_ranges, tokenize_here
 from services.trainer.data.pieces import token_pieces
 from services.trainer.data.table import TokenTable, examples, fit, pairs
+from services.trainer.failures import TrainingFailed
 from services.trainer.protocol import Failed
 from services.trainer.run_job import load_data
-from services.trainer.tokenizing_protocol import Request, answer_decoder
+from services.trainer.tokenizing_protocol import Request, Tokenized, answer_decoder
 from shared.errors import InvalidTrainingData
-from shared.token_cache import TokenRows
+from shared.paths import publish_folder
+from shared.schemas.options import TrainingOptions
+from shared.token_cache import TokenRows, forget_file
 from tests.unit.trainer.templates import FAMILIES, family_tokenizer
 from tests.unit.trainer.tiny import make_spec, preference_rows, tiny_tokenizer, training_rows, write_rows
 
@@ -53,7 +66,9 @@ def test_kept_tokens_are_those_that_were_made_and_are_not_made_again(tmp_path: P
     with TokenRows(tmp_path / "tokens" / key) as kept:
         [side] = kept.row(7)
         example = rows_of(found)[7]
-        assert (side.ids[: side.used], list(side.mask[: side.used])) == (list(example.tokens), list(example.supervised))
+        assert side.ids(0, side.used) == list(example.tokens)
+        assert list(side.mask(0, side.used)) == list(example.supervised)
+        assert side.prompt == example.prompt_length
         assert kept.line(7) == example.line == 8
     assert cache.key(path, "text") != key
 
@@ -127,7 +142,7 @@ def test_several_processes_give_what_one_does(tmp_path: Path, tiny_base: Path) -
     with TokenRows(tmp_path / "tokens" / answer.training.key) as kept:
         assert kept.meta.tokens == len(alone.ids_T)
         for row in (0, N // 2, N - 1):
-            assert kept.row(row)[0].ids[: alone.side(row, 0).width] == list(alone.side(row, 0).tokens)
+            assert kept.row(row)[0].ids(0, alone.side(row, 0).width) == list(alone.side(row, 0).tokens)
             assert kept.line(row) == row + 1
 
 
@@ -215,3 +230,153 @@ def test_blank_lines_count_as_lines_but_are_no_rows(tmp_path: Path) -> None:
     path.write_bytes(b"\xef\xbb\xbf" + lines[0] + b"\n\n  \r\n" + lines[1] + b"\r\n" + lines[2])
     [block] = tokenize_here(path, "chat", tiny_tokenizer())
     assert (block.lines, block.problems) == ([0, 3, 4], [])
+
+
+def test_two_jobs_make_the_tokens_of_one_file(tmp_path: Path, tiny_base: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", training_rows(12))
+    cache = cache_at(tmp_path, tiny_base)
+    key = cache.key(path, "chat")
+
+    def too_early(folder: Path) -> TokenTable:
+        """Find nothing, whereupon another job publishes."""
+        cache.build(key, path, "chat", "training_file")
+        raise FileNotFoundError(folder)
+
+    first = [too_early]
+
+    def mapped(folder: Path) -> TokenTable:
+        return first.pop()(folder) if first else map_table(folder)
+
+    with mock.patch("services.trainer.data.cache.map_table", mapped):
+        found = cache.find(key)
+    assert found is not None and rows_of(found) == rows_of(in_memory(path))
+    assert (tmp_path / "tokens" / key / "meta.json").exists()
+
+
+def test_full_disk_leaves_good_tokens_alone(tmp_path: Path, tiny_base: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", training_rows(12))
+    cache = cache_at(tmp_path, tiny_base)
+    key = cache.key(path, "chat")
+    cache.build(key, path, "chat", "training_file")
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with (
+        mock.patch("services.trainer.data.cache.write_pieces", side_effect=full),
+        pytest.raises(OSError, match="space"),
+    ):
+        cache.find(key)
+    assert cache.find(key) is not None
+
+
+def test_tokens_that_are_still_being_written_look_so(tmp_path: Path, tiny_base: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", training_rows(12))
+    cache = cache_at(tmp_path, tiny_base)
+    ages = []
+
+    def slow(*given: Any) -> Any:
+        [staged] = (tmp_path / "tokens").iterdir()
+        for _ in range(2):
+            ages.append(time.time() - staged.stat().st_mtime)
+            os.utime(staged, (1, 1))
+            yield from tokenize_here(*given)
+        ages.append(time.time() - staged.stat().st_mtime)
+
+    with mock.patch.object(cache, "_blocks", slow):
+        cache.build(cache.key(path, "chat"), path, "chat", "training_file")
+    assert len(ages) == 3 and max(ages) < 60
+
+
+def test_tokens_go_with_their_file(tmp_path: Path, tiny_base: Path) -> None:
+    path, other = (write_rows(tmp_path / f"{count}.jsonl", training_rows(count)) for count in (12, 13))
+    cache = cache_at(tmp_path, tiny_base)
+    keys = [cache.key(each, "chat") for each in (path, other)]
+    for key, each in zip(keys, (path, other), strict=True):
+        cache.build(key, each, "chat", "training_file")
+    forget_file(tmp_path / "tokens", hashlib.sha256(path.read_bytes()).hexdigest())
+    assert {entry.name for entry in (tmp_path / "tokens").iterdir()} == {keys[1], f"pieces-{cache.digest}"}
+
+    def deleted_meanwhile(*given: Any) -> None:
+        publish_folder(*given)
+        path.unlink(missing_ok=True)
+
+    with mock.patch("services.trainer.data.cache.publish_folder", deleted_meanwhile), pytest.raises(FileNotFoundError):
+        cache.build(keys[0], path, "chat", "training_file")
+    assert not (tmp_path / "tokens" / keys[0]).exists()
+
+
+def test_only_a_few_ranges_are_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    submitted: list[int] = []
+
+    class Pool(Executor):
+        def submit(self, _: Any, place: Any) -> Any:  # type: ignore[override]
+            submitted.append(place)
+            future: Future[Any] = Future()
+            future.set_result(place)
+            return future
+
+    taken = []
+    for block in files.in_order(Pool(), [(n, n) for n in range(20)], 4):
+        taken.append(block)
+        assert len(submitted) - len(taken) < 4
+    assert taken == submitted == [(n, n) for n in range(20)]
+
+
+def test_long_texts_are_not_remembered() -> None:
+    coder = Coder(family_tokenizer("llama"))
+    for text in ("short one", "long " * 10_000):
+        assert coder.encode(text) == coder.ask(text)
+    assert list(coder._texts) == ["short one"]
+
+
+SHORT = Request(
+    base_folder="", tokens_folder="", method="supervised", max_length=1, overlong="drop", training_path="/no"
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (OSError(errno.ENOSPC, "full"), "disk_full"),
+        (MemoryError(), "out_of_memory"),
+        (BrokenProcessPool(), "out_of_memory"),
+        (FileNotFoundError(errno.ENOENT, "gone", "/no"), "invalid_training_file"),
+    ],
+)
+def test_what_is_short_while_files_are_tokenised_is_told(
+    error: Exception, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = io.BytesIO()
+    monkeypatch.setattr(tokenizing, "tokenize", mock.Mock(side_effect=error))
+    monkeypatch.setattr("sys.stdin", mock.Mock(buffer=io.BytesIO(msgspec.json.encode(SHORT))))
+    monkeypatch.setattr("sys.stdout", mock.Mock(buffer=said))
+    assert tokenizing.main() == 0
+    answer = answer_decoder.decode(said.getvalue())
+    assert isinstance(answer, Failed) and answer.code == code
+
+
+def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizing, "tokenize", mock.Mock(side_effect=IndexError))
+    monkeypatch.setattr("sys.stdin", mock.Mock(buffer=io.BytesIO(msgspec.json.encode(SHORT))))
+    with pytest.raises(IndexError):
+        tokenizing.main()
+
+
+def test_tokenising_that_takes_too_long_is_ended(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", training_rows(12))
+    stores = mock.Mock()
+    stores.paths.tokens = tmp_path / "tokens"
+    stores.paths.file_content.return_value = path
+    record = mock.Mock(method="supervised", training_file="file-1", validation_file=None)
+    options = TrainingOptions(max_length=128, overlong="refuse")
+
+    def tokens() -> Tokenized:
+        return asyncio.run(tokenizing_process.tokenize_files(stores, record, str(tiny_base), options))
+
+    assert tokens().training.rows == 12
+    assert tokenizing_process.time_limit(512 << 20) > tokenizing_process.time_limit(0) >= 600
+    others = psutil.Process().children()
+    monkeypatch.setattr(tokenizing_process, "time_limit", lambda _: 0.2)
+    with pytest.raises(TrainingFailed, match="took longer than"):
+        tokens()
+    assert psutil.Process().children() == others

@@ -30,8 +30,9 @@ from services.trainer.pace import Estimates
 from services.trainer.protocol import Exported, Failed, Metrics, Rehearsed, Started, Stepped, TrainSpec
 from services.trainer.publishing import Publication, withdraw
 from services.trainer.serving import Serving
-from services.trainer.shortages import advice
+from services.trainer.shortages import advice, files_failed
 from services.trainer.stores import Stores, persist, persist_once
+from services.trainer.story import newest_first
 from services.trainer.tracking import Tracker, tracking
 from services.trainer.validating import fail
 from shared.errors import LeaseLost, NotFound, SelftuneError, TransitionRefused
@@ -77,6 +78,7 @@ class _Attempt:
         self._token = lease.token
         self._reported_step = 0
         self._rehearsal_told = False
+        self._path_told = False
         self._last_step_at = 0.0
         self._estimates = Estimates()
         self._stop_asked_at: float | None = None
@@ -96,9 +98,10 @@ class _Attempt:
             raise
         except TransitionRefused:
             log.info("job.paused_at_its_end")
-        except SelftuneError as error:
+        except (SelftuneError, OSError) as error:
+            reason = files_failed(error) if isinstance(error, OSError) else error
             await self._withdraw_unless_succeeded(record)  # whoever sees the job failed finds no model of it
-            await persist(partial(fail, self._stores, self._job_id, error, fence=self._token))
+            await persist(partial(fail, self._stores, self._job_id, reason, fence=self._token))
         await self._withdraw_unless_succeeded(record)
         return await attempt_record.put_down(self._stores, self._job_id, self._token)
 
@@ -113,15 +116,11 @@ class _Attempt:
 
         0 if there is none, or only what came before the first.
         """
-        after = None
-        more = True
-        while more:
-            page, more = await self._stores.jobs.events(self._job_id, after=after, limit=100)
-            for told in page:
-                self._rehearsal_told |= told.data.get("step") == 0
-                if told.type == "metrics":
-                    return int(told.data.get("step", 0))
-            after = page[-1].id if page else None
+        async for told in newest_first(self._stores, self._job_id):
+            self._rehearsal_told |= told.data.get("step") == 0
+            self._path_told |= "plain_because" in told.data
+            if told.type == "metrics":
+                return int(told.data.get("step", 0))
         return 0
 
     async def _train(self, record: JobRecord) -> None:
@@ -207,8 +206,8 @@ class _Attempt:
         log.info("child.stopped", status=status)
 
     async def _report_path(self, started: Started) -> None:
-        """Tell in the attempt that trains the first step."""
-        if started.plain_because and self._reported_step == 0:
+        """Tell it once, in the attempt that trains the first step."""
+        if started.plain_because and self._reported_step == 0 and not self._path_told:
             await self._tell(plain_event(started.plain_because))
 
     async def _report_rehearsal(self, rehearsed: Rehearsed) -> None:

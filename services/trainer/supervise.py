@@ -24,8 +24,9 @@ from msgspec.structs import replace
 from services.trainer import attempt_record, job_folder
 from services.trainer.child_process import ChildProcess
 from services.trainer.failures import TrainingFailed
+from services.trainer.first_attempt import other_way
 from services.trainer.holding import Lease, holding
-from services.trainer.narration import plain_event, rehearsed_event, step_event
+from services.trainer.narration import other_way_event, plain_event, rehearsed_event, step_event
 from services.trainer.pace import Estimates
 from services.trainer.protocol import Exported, Failed, Metrics, Rehearsed, Started, Stepped, TrainSpec
 from services.trainer.publishing import Publication, withdraw
@@ -182,6 +183,7 @@ class _Attempt:
                 case Started():
                     log.info("child.ready", **msgspec.to_builtins(message))
                     await self._report_path(message)
+                    await self._report_other_way(message)
                 case Rehearsed():
                     await self._report_rehearsal(message)
                 case Stepped(metrics=metrics):
@@ -191,8 +193,9 @@ class _Attempt:
                     if self._stop_asked_at is not None:
                         return
                     self._concluding = True
-                    await tracker.close()
-                    await publication.conclude(child, message, self._last_step_at)
+                    await publication.prove(child, message, self._last_step_at)
+                    await tracker.close("finished")
+                    await publication.succeed(child, message)
                     return
                 case Exported(metrics=metrics):
                     await publication.announce(metrics.step)
@@ -209,6 +212,11 @@ class _Attempt:
         """Tell it once, in the attempt that trains the first step."""
         if started.plain_because and self._reported_step == 0 and not self._path_told:
             await self._tell(plain_event(started.plain_because))
+
+    async def _report_other_way(self, started: Started) -> None:
+        folder = self._stores.paths.job_folder(self._job_id)
+        if difference := other_way(folder, started):
+            await self._tell(other_way_event(difference))
 
     async def _report_rehearsal(self, rehearsed: Rehearsed) -> None:
         """Tell it once, in the attempt that trains the first step."""

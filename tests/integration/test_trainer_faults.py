@@ -7,6 +7,11 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from services.trainer import attempt_record
+from services.trainer.first_attempt import other_way
+from services.trainer.job_folder import CheckpointNames
+from services.trainer.protocol import Started
+from services.trainer.publishing import Publication
 from services.trainer.serving import Serving
 from services.trainer.supervise import train_job
 from services.trainer.validating import validate_job
@@ -15,7 +20,7 @@ from shared.settings import Settings
 from shared.states import JobState
 from tests.api_server import make_base
 from tests.integration.trainer_stack import BASE_ID, Client, settings, tiny_base, with_client
-from tests.unit.trainer.tiny import training_rows
+from tests.unit.trainer.tiny import make_spec, training_rows
 
 __all__ = ["settings", "tiny_base"]
 
@@ -84,3 +89,56 @@ def test_validation_waits_for_a_database_that_is_away(settings: Settings, tiny_b
         assert (record.status, record.validations) == (JobState.QUEUED, 0)
 
     with_client(settings, story)
+
+
+def test_checkpoint_that_a_dead_worker_named_is_told_once(settings: Settings, tmp_path: Path) -> None:
+    async def story(client: Client) -> None:
+        stores = client.stores
+        record = await stores.jobs.get(await client.submit(await client.upload(training_rows(12))))
+        spec = make_spec(tmp_path / "base", tmp_path)
+        folder = stores.paths.job_folder(record.id)
+        folder.mkdir(parents=True)
+        CheckpointNames(folder, record.model_name).of(2, final=False)  # and then the worker died
+        serving = Serving(stores)
+        token = await stores.leases.claim(record.id)
+        assert token is not None
+        for _ in range(2):
+            await Publication(stores, serving, record, spec, token).announce(2)
+        (folder / "checkpoints_told.json").unlink()  # it died after the event
+        await Publication(stores, serving, record, spec, token).announce(2)
+        await serving.close()
+        told = await client.story(record.id)
+        assert len([message for message in told if message.startswith("Checkpoint created at step 2")]) == 1
+
+    with_client(settings, story)
+
+
+def test_job_is_handed_back_to_a_database_that_is_away_for_a_moment(settings: Settings) -> None:
+    async def story(client: Client) -> None:
+        jobs = client.stores.jobs
+        job_id = await client.submit(await client.upload(training_rows(12)))
+        await jobs.update(job_id, lambda record: replace(record, status=JobState.QUEUED))
+        token = await client.stores.leases.claim(job_id)
+        assert token is not None
+        assert (await attempt_record.begin(client.stores, job_id, token)).attempts == 1
+        update, calls = jobs.update, iter(range(100))
+
+        async def away_once(*arguments: object, **more: object) -> object:
+            if next(calls) == 0:
+                raise StoreUnavailable("Redis does not answer.")
+            return await update(*arguments, **more)  # type: ignore[arg-type]
+
+        jobs.update = away_once  # type: ignore[method-assign,assignment]
+        await attempt_record.hand_back(client.stores, job_id, token)
+        record = await jobs.get(job_id)
+        assert (record.status, record.attempts) == (JobState.QUEUED, 0)
+
+    with_client(settings, story)
+
+
+def test_attempt_that_trains_another_way_than_the_first_is_noticed(tmp_path: Path) -> None:
+    first = Started(device="cuda", dtype="bfloat16", n_examples=1, total_steps=4, resumed_from_step=0, startup_s=1.0)
+    assert other_way(tmp_path, first) == ""
+    assert other_way(tmp_path, replace(first, resumed_from_step=2)) == ""
+    other = replace(first, resumed_from_step=2, device="cpu", dtype="float32", plain_because="no kernel")
+    assert other_way(tmp_path, other) == "cpu, float32, the plain path instead of cuda, bfloat16, the fast path"

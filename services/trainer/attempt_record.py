@@ -15,11 +15,14 @@ from msgspec.structs import replace
 
 from services.trainer.job_folder import newest_point
 from services.trainer.stores import Stores, persist_once
-from shared.errors import LeaseLost, StoreUnavailable
+from shared.errors import LeaseLost
 from shared.records import JobRecord
 from shared.schemas.events import Event
 from shared.states import TERMINAL, JobState
 from shared.store.jobs import event
+
+HAND_BACK_S = 2.0
+"""How long a worker that stops tries to hand its job back."""
 
 log = structlog.get_logger()
 
@@ -42,9 +45,9 @@ async def begin(stores: Stores, job_id: str, token: str) -> JobRecord:
 
 
 async def hand_back(stores: Stores, job_id: str, token: str) -> None:
-    """Put the job back into the queue while this worker stops; a paused one stays paused.
+    """Put the job back into the queue while this worker stops, within HAND_BACK_S; a paused one stays paused.
 
-    If Redis is away, the lease's end does the same.
+    If Redis is away for longer than that, the lease's end does the same, and the attempt counts as a death.
     """
 
     def requeue(current: JobRecord) -> JobRecord:
@@ -58,9 +61,10 @@ async def hand_back(stores: Stores, job_id: str, token: str) -> None:
 
     told = event("The trainer is stopping; the job goes on from its last checkpoint when it is back", level="warn")
     try:
-        await stores.jobs.update(job_id, requeue, tell, fence=token)
-    except (StoreUnavailable, LeaseLost) as error:
-        log.warning("job.not_handed_back", reason=error.message)
+        async with asyncio.timeout(HAND_BACK_S):
+            await persist_once(lambda nonce: stores.jobs.update(job_id, requeue, tell, fence=token, nonce=nonce))
+    except (TimeoutError, LeaseLost) as error:
+        log.warning("job.not_handed_back", reason=type(error).__name__)
 
 
 async def put_down(stores: Stores, job_id: str, token: str) -> bool:

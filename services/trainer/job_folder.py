@@ -24,6 +24,7 @@ from shared.training_data import validate
 
 _RESULT_FILE = "result_file"
 _NAMES_FILE = "checkpoint_names.json"
+_TOLD_FILE = "checkpoints_told.json"
 _FINAL = 0
 """Stands for the final model among the steps; an early epoch may be it, under its checkpoint's name too."""
 
@@ -166,6 +167,7 @@ class CheckpointNames:
 
     def __init__(self, folder: Path, model_name: str) -> None:
         self._path = folder / _NAMES_FILE
+        self._told_path = folder / _TOLD_FILE
         self._model_name = model_name
         known = self._path.read_bytes() if self._path.exists() else b"{}"
         self._names = msgspec.json.decode(known, type=dict[int, str])
@@ -178,6 +180,16 @@ class CheckpointNames:
             self._names[place] = self._model_name if final else ids.checkpoint_name(self._model_name, step)
             write_atomic(self._path, msgspec.json.encode(self._names))
         return self._names[place], is_new
+
+    def is_told(self, step: int, *, final: bool) -> bool:
+        """Whether the story was noted to have the checkpoint's event."""
+        return (_FINAL if final else step) in self._told()
+
+    def note_told(self, step: int, *, final: bool) -> None:
+        write_atomic(self._told_path, msgspec.json.encode([*self._told(), _FINAL if final else step]))
+
+    def _told(self) -> list[int]:
+        return msgspec.json.decode(self._told_path.read_bytes(), type=list[int]) if self._told_path.exists() else []
 
     def all(self) -> list[str]:
         """List the names given so far."""

@@ -31,6 +31,11 @@ def plain_event(reason: str) -> Event:
     return event(f"The model is trained the plain way, which is slower: {reason}", data={"plain_because": reason})
 
 
+def other_way_event(difference: str) -> Event:
+    """Tell why the numbers may differ from those of an unbroken run."""
+    return event(f"Training goes on with {difference}; its numbers may differ slightly", level="warn")
+
+
 def rehearsed_event(rehearsed: Rehearsed) -> Event:
     """Form the event that comes before the first step."""
     loss = rehearsed.full_valid_loss

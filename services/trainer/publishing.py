@@ -27,6 +27,7 @@ from services.trainer.narration import (
 from services.trainer.protocol import CheckParity, Exported, Finish, ParityMeasured, TrainSpec
 from services.trainer.serving import AdapterRefused, Answers, Serving
 from services.trainer.stores import Stores, persist, persist_once
+from services.trainer.story import newest_first
 from shared import ids
 from shared.errors import NoReplica
 from shared.paths import write_atomic
@@ -65,23 +66,21 @@ class Publication:
     async def announce(self, step: int) -> None:
         """Tell of an epoch's checkpoint, once; its name answers when the job has succeeded."""
         name, is_new = self._names.of(step, final=False)
-        if is_new:
-            await self._say(checkpoint_event(step, name))
+        await self._say_once(checkpoint_event(step, name), step, is_new=is_new, final=False)
 
-    async def conclude(self, child: ChildProcess, exported: Exported, last_step_at: float) -> None:
-        """Publish the final adapter, see it answer, then let the job succeed.
+    async def prove(self, child: ChildProcess, exported: Exported, last_step_at: float) -> None:
+        """Publish the final adapter and see it answer.
 
         `last_step_at` is Unix time. Raises ParityMismatch, or TrainingFailed when it cannot be served.
         """
-        _, is_new = self._names.of(exported.metrics.step, final=True)
-        if is_new and exported.remark:
-            await self._say(event(exported.remark, data={"step": exported.metrics.step}))
+        step = exported.metrics.step
+        _, is_new = self._names.of(step, final=True)
+        if exported.remark:
+            await self._say_once(event(exported.remark, data={"step": step}), step, is_new=is_new, final=True)
         adapter = await persist(lambda: self._stores.registry.publish(self._adapter(exported, listed=False)))
-        await self._prove(child, exported, adapter, last_step_at)
-        await child.send(Finish())
-        await self._succeed(exported)
+        await self._see_it_answer(child, exported, adapter, last_step_at)
 
-    async def _prove(
+    async def _see_it_answer(
         self, child: ChildProcess, exported: Exported, adapter: AdapterRecord, last_step_at: float
     ) -> None:
         try:
@@ -114,8 +113,9 @@ class Publication:
             raise TrainingFailed("The training process did not compare the served model in time.") from error
         raise TrainingFailed("The training process ended before the served model could be compared.")
 
-    async def _succeed(self, exported: Exported) -> None:
+    async def succeed(self, child: ChildProcess, exported: Exported) -> None:
         """List everything, then let the job succeed; whoever sees it succeeded finds model, checkpoints and results."""
+        await child.send(Finish())
         result_file = await self._store_result()
         for checkpoint in self._kept(exported):
             await self._list(checkpoint)
@@ -188,6 +188,23 @@ class Publication:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(self._stores.paths.file_content(record.id), content)
         write_atomic(folder / "manifest.json", msgspec.json.encode(record))
+
+    async def _say_once(self, told: Event, step: int, *, is_new: bool, final: bool) -> None:
+        """Say it unless the story has it: a worker may have died after the name, after the event, or after its note.
+
+        A checkpoint whose name was given just now was never told of.
+        """
+        if self._names.is_told(step, final=final):
+            return
+        if is_new or not await self._is_in_story(told):
+            await self._say(told)
+        self._names.note_told(step, final=final)
+
+    async def _is_in_story(self, told: Event) -> bool:
+        async for earlier in newest_first(self._stores, self._record.id):
+            if earlier.message == told.message:
+                return True
+        return False
 
     async def _say(self, told: Event) -> None:
         job_id, jobs = self._record.id, self._stores.jobs

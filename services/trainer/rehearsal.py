@@ -34,7 +34,7 @@ class Rehearsal(Generic[R]):
         self._data = data
 
     def run(self, *, baseline: bool) -> Rehearsed:
-        """Go through the longest rows; `baseline` asks for the validation loss, too. Raises NonFiniteLoss."""
+        """Go through the longest rows; `baseline` asks for the loss before step 1. Raises NonFiniteLoss."""
         started = time.monotonic()
         try:
             self._session.rehearse(self._heaviest_piece(self._data.train))
@@ -42,7 +42,8 @@ class Rehearsal(Generic[R]):
             if whole is None and self._data.valid:
                 self._session.evaluate(self._heaviest_piece(self._data.valid))
         except NonFiniteLoss as error:
-            raise NonFiniteLoss(f"Before any training: {error.message}") from error
+            when = "Before any training" if baseline else "Before training goes on"
+            raise NonFiniteLoss(f"{when}: {error.message}") from error
         return Rehearsed(
             seconds=round(time.monotonic() - started, 3),
             peak_memory_bytes=peak_memory_bytes(self._session.model.device),

@@ -19,11 +19,23 @@ def shortage(error: BaseException, spec: TrainSpec) -> TrainingFailed | None:
     if is_out_of_memory(error):
         return OutOfMemory(f"The training ran out of memory. {advice(spec)}")
     if is_disk_full(error):
-        return DiskFull(
-            "The trainer's disk is full, so the training could not be saved. The resume points written before are "
-            "whole; free some space in the data folder and create the job again."
-        )
+        return _disk_full()
     return None
+
+
+def files_failed(error: OSError) -> TrainingFailed:
+    """Say of an error in the worker itself, outside the training process, why the job ends."""
+    if is_disk_full(error):
+        return _disk_full()
+    reason = error.strerror or type(error).__name__
+    return TrainingFailed(f"The trainer could not work with the job's files or processes: {reason}.")
+
+
+def _disk_full() -> DiskFull:
+    return DiskFull(
+        "The trainer's disk is full, so the training could not be saved. The resume points written before are "
+        "whole; free some space in the data folder and create the job again."
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

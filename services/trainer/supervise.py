@@ -24,14 +24,16 @@ from msgspec.structs import replace
 from services.trainer import attempt_record, job_folder
 from services.trainer.child_process import ChildProcess
 from services.trainer.failures import TrainingFailed
+from services.trainer.first_attempt import other_way
 from services.trainer.holding import Lease, holding
-from services.trainer.narration import plain_event, rehearsed_event, step_event
+from services.trainer.narration import other_way_event, plain_event, rehearsed_event, step_event
 from services.trainer.pace import Estimates
 from services.trainer.protocol import Exported, Failed, Metrics, Rehearsed, Started, Stepped, TrainSpec
 from services.trainer.publishing import Publication, withdraw
 from services.trainer.serving import Serving
-from services.trainer.shortages import advice
+from services.trainer.shortages import advice, files_failed
 from services.trainer.stores import Stores, persist, persist_once
+from services.trainer.story import newest_first
 from services.trainer.tracking import Tracker, tracking
 from services.trainer.validating import fail
 from shared.errors import LeaseLost, NotFound, SelftuneError, TransitionRefused
@@ -77,6 +79,7 @@ class _Attempt:
         self._token = lease.token
         self._reported_step = 0
         self._rehearsal_told = False
+        self._path_told = False
         self._last_step_at = 0.0
         self._estimates = Estimates()
         self._stop_asked_at: float | None = None
@@ -96,9 +99,10 @@ class _Attempt:
             raise
         except TransitionRefused:
             log.info("job.paused_at_its_end")
-        except SelftuneError as error:
+        except (SelftuneError, OSError) as error:
+            reason = files_failed(error) if isinstance(error, OSError) else error
             await self._withdraw_unless_succeeded(record)  # whoever sees the job failed finds no model of it
-            await persist(partial(fail, self._stores, self._job_id, error, fence=self._token))
+            await persist(partial(fail, self._stores, self._job_id, reason, fence=self._token))
         await self._withdraw_unless_succeeded(record)
         return await attempt_record.put_down(self._stores, self._job_id, self._token)
 
@@ -113,15 +117,11 @@ class _Attempt:
 
         0 if there is none, or only what came before the first.
         """
-        after = None
-        more = True
-        while more:
-            page, more = await self._stores.jobs.events(self._job_id, after=after, limit=100)
-            for told in page:
-                self._rehearsal_told |= told.data.get("step") == 0
-                if told.type == "metrics":
-                    return int(told.data.get("step", 0))
-            after = page[-1].id if page else None
+        async for told in newest_first(self._stores, self._job_id):
+            self._rehearsal_told |= told.data.get("step") == 0
+            self._path_told |= "plain_because" in told.data
+            if told.type == "metrics":
+                return int(told.data.get("step", 0))
         return 0
 
     async def _train(self, record: JobRecord) -> None:
@@ -183,6 +183,7 @@ class _Attempt:
                 case Started():
                     log.info("child.ready", **msgspec.to_builtins(message))
                     await self._report_path(message)
+                    await self._report_other_way(message)
                 case Rehearsed():
                     await self._report_rehearsal(message)
                 case Stepped(metrics=metrics):
@@ -192,8 +193,9 @@ class _Attempt:
                     if self._stop_asked_at is not None:
                         return
                     self._concluding = True
-                    await tracker.close()
-                    await publication.conclude(child, message, self._last_step_at)
+                    await publication.prove(child, message, self._last_step_at)
+                    await tracker.close("finished")
+                    await publication.succeed(child, message)
                     return
                 case Exported(metrics=metrics):
                     await publication.announce(metrics.step)
@@ -207,9 +209,14 @@ class _Attempt:
         log.info("child.stopped", status=status)
 
     async def _report_path(self, started: Started) -> None:
-        """Tell in the attempt that trains the first step."""
-        if started.plain_because and self._reported_step == 0:
+        """Tell it once, in the attempt that trains the first step."""
+        if started.plain_because and self._reported_step == 0 and not self._path_told:
             await self._tell(plain_event(started.plain_because))
+
+    async def _report_other_way(self, started: Started) -> None:
+        folder = self._stores.paths.job_folder(self._job_id)
+        if difference := other_way(folder, started):
+            await self._tell(other_way_event(difference))
 
     async def _report_rehearsal(self, rehearsed: Rehearsed) -> None:
         """Tell it once, in the attempt that trains the first step."""

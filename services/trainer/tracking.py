@@ -26,6 +26,7 @@ from services.trainer.tracking_protocol import (
     MlflowOpened,
     MlflowTarget,
     Opened,
+    Outcome,
     TrackSpec,
     Trouble,
     output_decoder,
@@ -52,15 +53,15 @@ async def tracking(stores: Stores, record: JobRecord, spec: TrainSpec, token: st
     try:
         yield tracker
     except asyncio.CancelledError:  # this worker is stopping
-        await tracker.close(within_s=STOP_S)
+        await tracker.close("killed", within_s=STOP_S)
         raise
     except LeaseLost:  # the next attempt, with the same runs, may have begun
         raise
     except Exception:
-        await tracker.close(failed=True)
+        await tracker.close("failed")
         raise
-    else:
-        await tracker.close()
+    else:  # one that succeeded is closed already
+        await tracker.close("killed")
     finally:
         await tracker.kill()
 
@@ -93,23 +94,31 @@ class Tracker:
         """Pass a step on, without waiting."""
         self._send(Stepped(metrics=metrics))
 
-    async def close(self, *, failed: bool = False, within_s: float = CLOSE_S) -> None:
+    async def close(self, outcome: Outcome, *, within_s: float = CLOSE_S) -> None:
         """Finish the runs, in `within_s` seconds at most; twice is the same as once."""
         if self._process is None or self._listener is None or self._closed:
             return
         if not self._closing:
             self._closing = True
-            self._send(Ended(failed=failed))
+            self._send(Ended(outcome=outcome))
         try:
             async with asyncio.timeout(within_s):
                 await asyncio.shield(self._listener)
                 status = await self._process.wait()
         except TimeoutError:
-            await self._warn(f"not all was sent within {within_s:g} s; it is kept in files for `wandb sync`")
+            await self._warn_of_rest(within_s)
         else:
             if status != 0:
                 await self._warn(_ended_early(status))
         self._closed = True
+
+    async def _warn_of_rest(self, within_s: float) -> None:
+        """Say for each target where what was not sent is."""
+        late = f"not all was sent within {within_s:g} s; it is"
+        if self._record.integrations:
+            await self._warn(f"{late} kept in files for `wandb sync`", "Weights & Biases")
+        if self._record.options.mlflow:
+            await self._warn(f"{late} only in the job's own metrics", "MLflow")
 
     async def kill(self) -> None:
         """End the process, if it is still there, whatever it does."""

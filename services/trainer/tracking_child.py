@@ -18,12 +18,23 @@ import msgspec
 
 from services.trainer.protocol import Stepped, encode_line
 from services.trainer.tracking_mlflow import MlflowRun
-from services.trainer.tracking_protocol import MlflowOpened, Opened, TrackSpec, Trouble, input_decoder, spec_decoder
+from services.trainer.tracking_protocol import (
+    MlflowOpened,
+    Opened,
+    Outcome,
+    TrackSpec,
+    Trouble,
+    input_decoder,
+    spec_decoder,
+)
 from shared.process import die_with_parent
 from shared.schemas.integrations import WandbRun
 
 INIT_TIMEOUT_S = 15
 """How long wandb tries to reach its server before the run is written to files only."""
+
+EXIT_CODES: dict[Outcome, int] = {"finished": 0, "failed": 1, "killed": 255}
+"""What wandb knows an end by."""
 
 Report = Callable[[Opened | MlflowOpened | Trouble], None]
 
@@ -51,9 +62,9 @@ class Run:
         if self._run is not None and not self._attempt("written to", self._run.log, values, step.metrics.step):
             self._run = None
 
-    def finish(self, exit_code: int) -> None:
+    def finish(self, outcome: Outcome) -> None:
         if self._run is not None:
-            self._attempt("finished", self._run.finish, exit_code)
+            self._attempt("finished", self._run.finish, EXIT_CODES[outcome])
 
     def _open(self, online: bool) -> None:
         import wandb
@@ -130,16 +141,16 @@ def main(commands: BinaryIO, report: Report) -> None:
         mlflow = MlflowRun(spec, spec.mlflow, report)
         mlflow.open()
         runs.append(mlflow)
-    exit_code = 0
+    outcome: Outcome = "killed"
     while line := commands.readline():
         command = input_decoder.decode(line)
         if not isinstance(command, Stepped):
-            exit_code = int(command.failed)
+            outcome = command.outcome
             break
         for run in runs:
             run.log(command)
     for run in runs:
-        run.finish(exit_code)
+        run.finish(outcome)
 
 
 def pipe_reporter(descriptor: int) -> Report:

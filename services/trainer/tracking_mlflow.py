@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import httpx2
@@ -16,13 +16,19 @@ import msgspec
 from msgspec import Struct
 
 from services.trainer.protocol import Stepped
-from services.trainer.tracking_protocol import MlflowOpened, MlflowTarget, TrackSpec, Trouble
+from services.trainer.tracking_protocol import MlflowOpened, MlflowTarget, Outcome, TrackSpec, Trouble
 from shared.paths import write_atomic
 
 TIMEOUT_S = 10.0
 RUN_FILE = "mlflow_run"
 MAX_METRICS = 1000
 """Metrics that runs/log-batch takes at once."""
+RETRY_S = 5.0
+"""A server that is away is asked again at the first step after so long: each try may take TIMEOUT_S."""
+MAX_WAITING = 100_000
+"""Numbers that wait for a server that is away; the oldest are dropped beyond."""
+_MAY_CHANGE = {401, 403, 408, 429}
+"""Refusals that say nothing of what was sent."""
 _NO_CURVES = ("step", "total_steps")
 _NAME = "MLflow"
 
@@ -64,7 +70,10 @@ class MlflowRun:
         )  # fmt: skip
         self._run_id = ""
         self._waiting: list[Value] = []
+        self._is_open = False
         self._is_away = False
+        self._tried_at = 0.0
+        self._has_refused = False
 
     def log(self, step: Stepped) -> None:
         """Send a step's numbers."""
@@ -75,15 +84,17 @@ class MlflowRun:
             for name, value in values.items()
             if value is not None and name not in _NO_CURVES
         ]
-        self._attempt(self._send)
+        del self._waiting[:-MAX_WAITING]
+        if not self._is_away or time.monotonic() - self._tried_at > RETRY_S:
+            self._attempt(self._send)
 
     def open(self) -> None:
         """Begin, or go on with, the run; one that cannot be opened now is opened at a later step."""
         self._attempt(self._ensure_open)
 
-    def finish(self, exit_code: int) -> None:
+    def finish(self, outcome: Outcome) -> None:
         """Send what waits and end the run; what is not taken now stays in the job's own metrics."""
-        self._attempt(lambda: self._end("FAILED" if exit_code else "FINISHED"))
+        self._attempt(lambda: self._end(outcome.upper()))
         self._http.close()
 
     def _end(self, status: str) -> None:
@@ -93,18 +104,31 @@ class MlflowRun:
     def _send(self) -> None:
         self._ensure_open()
         while self._waiting:
-            self._post("runs/log-batch", {"run_id": self._run_id, "metrics": self._waiting[:MAX_METRICS]})
+            self._log_batch("metrics", self._waiting[:MAX_METRICS])
             del self._waiting[:MAX_METRICS]
 
+    def _log_batch(self, kind: str, values: Sequence[Mapping[str, object]]) -> None:
+        """Send values; what the server will never take is dropped, and the owner told of the first."""
+        try:
+            self._post("runs/log-batch", {"run_id": self._run_id, kind: values})
+        except httpx2.HTTPStatusError as error:
+            if error.response.is_server_error or error.response.status_code in _MAY_CHANGE:
+                raise
+            if not self._has_refused:
+                self._has_refused = True
+                self._report(Trouble(target=_NAME, message=f"the server refused some {kind}: {_reason(error)}"))
+
     def _ensure_open(self) -> None:
-        if self._run_id:
+        if self._is_open:
             return
         if self._file.exists():
             self._run_id = self._file.read_text(encoding="utf-8")
             self._update("RUNNING")
         else:
-            self._run_id = self._create()
+            self._run_id = self._run_id or self._create()
             write_atomic(self._file, self._run_id.encode())
+        self._log_batch("params", [{"key": name, "value": str(value)} for name, value in self._spec.config.items()])
+        self._is_open = True
         self._report(MlflowOpened(run_id=self._run_id, experiment=self._target.experiment))
 
     def _create(self) -> str:
@@ -114,10 +138,7 @@ class MlflowRun:
             "start_time": int(time.time() * 1000),
             "tags": [{"key": "selftune.job_id", "value": self._spec.job_id}],
         }
-        run_id = msgspec.json.decode(self._post("runs/create", body), type=_RunMade).run.info.run_id
-        params = [{"key": name, "value": str(value)} for name, value in self._spec.config.items()]
-        self._post("runs/log-batch", {"run_id": run_id, "params": params})
-        return run_id
+        return msgspec.json.decode(self._post("runs/create", body), type=_RunMade).run.info.run_id
 
     def _experiment(self) -> str:
         name = self._target.experiment
@@ -142,6 +163,7 @@ class MlflowRun:
             act()
             self._is_away = False
         except (httpx2.HTTPError, msgspec.MsgspecError, OSError) as error:
+            self._tried_at = time.monotonic()
             if not self._is_away:
                 self._is_away = True
                 reason = _reason(error)

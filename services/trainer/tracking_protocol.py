@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 from msgspec import Struct
 
 from services.trainer.protocol import Stepped
 from shared.schemas.integrations import WandbRun
+
+Outcome = Literal["finished", "failed", "killed"]
+"""How an attempt ended; killed is one that was cancelled, paused or handed back."""
 
 
 class MlflowTarget(Struct, frozen=True, kw_only=True):
@@ -34,7 +39,7 @@ class TrackSpec(Struct, frozen=True, kw_only=True):
 class Ended(Struct, frozen=True, kw_only=True, tag="ended"):
     """No step follows; the runs are to be finished."""
 
-    failed: bool = False
+    outcome: Outcome = "finished"
 
 
 class Opened(Struct, frozen=True, kw_only=True, tag="opened"):

@@ -13,10 +13,11 @@ from msgspec.structs import replace
 from services.trainer.failures import TrainingFailed
 from services.trainer.holding import holding
 from services.trainer.options import job_options, offered_base, settle
-from services.trainer.stores import Stores
+from services.trainer.shortages import files_failed
+from services.trainer.stores import Stores, persist, persist_once
 from services.trainer.tokenizing_process import overlong_events, tokenize_files
 from services.trainer.tokenizing_protocol import Tokenized
-from shared.errors import InvalidTrainingData, LeaseLost, NotFound, SelftuneError, StoreUnavailable, TransitionRefused
+from shared.errors import InvalidTrainingData, LeaseLost, NotFound, SelftuneError, TransitionRefused
 from shared.records import JobRecord
 from shared.schemas.jobs import JobError
 from shared.schemas.options import TrainingOptions
@@ -29,6 +30,8 @@ log = structlog.get_logger()
 
 MAX_VALIDATIONS = 5
 """A job whose files took down so many workers is given up."""
+PUT_DOWN_S = 2.0
+"""How long a worker that stops tries to note it."""
 
 
 async def validate_job(stores: Stores, job_id: str) -> bool:
@@ -46,8 +49,9 @@ async def validate_job(stores: Stores, job_id: str) -> bool:
         except NotFound:
             log.info("validation.job_gone", job_id=job_id)
         except asyncio.CancelledError:  # this worker is stopping, which is no death
-            with suppress(StoreUnavailable, LeaseLost, NotFound):
-                await _put_down(stores, job_id, lease.token)
+            with suppress(TimeoutError, LeaseLost, NotFound):
+                async with asyncio.timeout(PUT_DOWN_S):
+                    await _put_down(stores, job_id, lease.token)
             raise
     return wanted_again
 
@@ -58,32 +62,40 @@ async def _put_down(stores: Stores, job_id: str, token: str) -> bool:
     def forget(current: JobRecord) -> JobRecord:
         return replace(current, validations=0) if current.validations else current
 
-    return (await stores.jobs.update(job_id, forget, fence=token)).status is JobState.VALIDATING_FILES
+    left = await persist_once(lambda nonce: stores.jobs.update(job_id, forget, fence=token, nonce=nonce))
+    return left.status is JobState.VALIDATING_FILES
 
 
 async def _validate(stores: Stores, job_id: str, token: str) -> None:
-    record = await stores.jobs.get(job_id)
+    record = await persist(lambda: stores.jobs.get(job_id))
     if record.status is not JobState.VALIDATING_FILES:
         return
+    story = [event(_announcement(record))]
 
     def begin(current: JobRecord) -> JobRecord:
         waits = current.status is JobState.VALIDATING_FILES
         return replace(current, validations=current.validations + 1) if waits else current
 
-    record = await stores.jobs.update(job_id, begin, [event(_announcement(record))], fence=token)
+    record = await persist_once(lambda nonce: stores.jobs.update(job_id, begin, story, fence=token, nonce=nonce))
     if record.status is not JobState.VALIDATING_FILES:
         return
     try:
         if record.validations > MAX_VALIDATIONS:
             raise TrainingFailed(f"The trainer died {MAX_VALIDATIONS} times while it read this job's files.")
-        await _read_files(stores, record)
-        options = await job_options(stores, record)
-        base = await offered_base(stores, record)
-        tokens = await tokenize_files(stores, record, base.path, options)
-    except (InvalidTrainingData, TrainingFailed) as error:
-        await fail(stores, job_id, error, fence=token)
+        tokens, options = await persist(lambda: _prepare(stores, record))
+    except (InvalidTrainingData, TrainingFailed, OSError) as error:
+        reason = files_failed(error) if isinstance(error, OSError) else error
+        await persist(lambda: fail(stores, job_id, reason, fence=token))
     else:
         await _move_to_queue(stores, job_id, tokens, options, token)
+
+
+async def _prepare(stores: Stores, record: JobRecord) -> tuple[Tokenized, TrainingOptions]:
+    """Check the files and have them tokenised; reading them a second time changes nothing."""
+    await _read_files(stores, record)
+    options = await job_options(stores, record)
+    base = await offered_base(stores, record)
+    return await tokenize_files(stores, record, base.path, options), options
 
 
 def _announcement(record: JobRecord) -> str:
@@ -130,7 +142,7 @@ async def _move_to_queue(stores: Stores, job_id: str, tokens: Tokenized, options
     # A job that was paused meanwhile stays as it is; resuming it validates again.
     assert options.max_length is not None
     story = [*overlong_events(tokens, options.max_length), event("Files validated, moving job to queued state")]
-    moved = await stores.jobs.update(job_id, queue, story, fence=token)
+    moved = await persist_once(lambda nonce: stores.jobs.update(job_id, queue, story, fence=token, nonce=nonce))
     if moved.status is JobState.QUEUED:
         await stores.enqueue(moved)
 

@@ -28,7 +28,7 @@ class Installation:
         self._attention = config._attn_implementation
         self._dtype = dtype
         self._replaced: list[tuple[nn.Module, Forward | None]] = []
-        self._groups: list[Siblings] = []
+        self._groups: dict[nn.Module, Siblings] = {}
         self._model = model
 
     def install(self) -> None:
@@ -42,7 +42,7 @@ class Installation:
     def undo(self) -> None:
         """Let the model compute as it did before."""
         self._config._attn_implementation = self._attention
-        for group in self._groups:
+        for group in self._groups.values():
             group.forget()
         for module, before in reversed(self._replaced):
             del module.forward
@@ -60,17 +60,16 @@ class Installation:
             if len(layers) < len(names) or not all(map(is_simple, layers)) or not _read_alike(layers):
                 continue
             group = Siblings(layers, self._dtype)
-            self._groups.append(group)
             for index, layer in enumerate(layers):
-                layer.selftune_siblings = group  # type: ignore[assignment]
+                self._groups[layer] = group
                 self._replace(layer, partial(group.output, index))
 
     def _install_gated(self, parent: nn.Module) -> None:
         """Replace down(silu(gate(x)) * up(x)), if that is what the module computes."""
-        group = getattr(getattr(parent, "gate_proj", None), "selftune_siblings", None)
-        down = getattr(parent, "down_proj", None)
-        if group is None or down is None:
+        gate, down = getattr(parent, "gate_proj", None), getattr(parent, "down_proj", None)
+        if gate not in self._groups or down is None:
             return
+        group = self._groups[gate]
 
         def forward(inputs: Tensor) -> Any:
             return down(swiglu(group.joint(inputs)))

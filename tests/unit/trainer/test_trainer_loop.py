@@ -194,6 +194,20 @@ def test_loss_equals_the_model_s_own_with_mask_and_labels(tiny_base: Path, tmp_p
     assert session.evaluate(rows).loss == pytest.approx(float(expected), rel=1e-5)
 
 
+def assert_random_and_repeated(base: Path, folder: Path, **changes: Any) -> tuple[Run[Example], Run[Example]]:
+    """Options that draw random numbers change training, and a resumed run draws the same; returns (whole, resumed)."""
+    without = train(make_spec(base, folder / "n"), folder / "n")
+    whole = train(make_spec(base, folder / "a", **changes), folder / "a")
+    spec = make_spec(base, folder / "b", **changes)
+    first = train(spec, folder / "b", stop_after(5))
+    rest = train(spec, folder / "b")
+    assert first.curve() == whole.curve()[: len(first.steps)]
+    assert rest.curve() == whole.curve() != without.curve()
+    rows = whole.loop.data.valid
+    assert whole.session.evaluate(rows) == whole.session.evaluate(rows)
+    return whole, rest
+
+
 def gradient(session: TrainingSession[Example], rows: Sequence[Example]) -> tuple[float, dict[str, torch.Tensor]]:
     session.optimizer.zero_grad()
     loss = session.forward_backward(rows).loss

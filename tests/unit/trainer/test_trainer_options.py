@@ -31,7 +31,7 @@ from shared.schemas.methods import SupervisedHyperparameters
 from shared.schemas.options import EarlyStopping, TrainingOptions
 from shared.settings import Settings
 from tests.unit.trainer.run import Run
-from tests.unit.trainer.test_trainer_loop import logits, stop_after, supervised, train
+from tests.unit.trainer.test_trainer_loop import assert_random_and_repeated, logits, stop_after, supervised, train
 from tests.unit.trainer.tiny import make_spec
 
 SETTINGS = Settings(lora_rank=8, max_model_len=512)
@@ -142,17 +142,9 @@ def assert_loads_in_plain_peft(base_folder: Path, run: Run, exported: Exported, 
 
 
 def test_dropout_changes_training_and_a_resumed_run_repeats_it(tiny_base: Path, tmp_path: Path) -> None:
-    without = train(make_spec(tiny_base, tmp_path / "n"), tmp_path / "n")
-    whole = train(make_spec(tiny_base, tmp_path / "a", dropout=0.3), tmp_path / "a")
-    spec = make_spec(tiny_base, tmp_path / "b", dropout=0.3)
-    first = train(spec, tmp_path / "b", stop_after(5))
-    rest = train(spec, tmp_path / "b")
-    assert first.curve() == whole.curve()[: len(first.steps)]
-    assert rest.curve() == whole.curve() != without.curve()
+    whole, rest = assert_random_and_repeated(tiny_base, tmp_path, dropout=0.3)
     assert rest.exports[-1].sha256 == whole.exports[-1].sha256
     assert not whole.session.objective.reader.shares  # type: ignore[attr-defined]
-    rows = whole.loop.data.valid
-    assert whole.session.evaluate(rows) == whole.session.evaluate(rows)
 
 
 def test_weight_decay_and_clipping_reach_the_optimiser(tiny_base: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from services.trainer.noise import add_noise
 from services.trainer.protocol import CHECKPOINTS_FOLDER
 from services.trainer.run_job import load_data
 from shared.schemas.options import EarlyStopping
-from tests.unit.trainer.test_trainer_loop import gradient, stop_after, supervised, train
+from tests.unit.trainer.test_trainer_loop import assert_random_and_repeated, gradient, stop_after, supervised, train
 from tests.unit.trainer.tiny import make_spec
 
 
@@ -36,15 +36,7 @@ def test_accumulated_pieces_have_the_loss_and_gradient_of_the_whole_batch(tiny_b
 
 
 def test_noise_changes_training_alone_and_a_resumed_run_repeats_it(tiny_base: Path, tmp_path: Path) -> None:
-    without = train(make_spec(tiny_base, tmp_path / "n"), tmp_path / "n")
-    whole = train(make_spec(tiny_base, tmp_path / "a", neftune_noise_alpha=5.0), tmp_path / "a")
-    spec = make_spec(tiny_base, tmp_path / "b", neftune_noise_alpha=5.0)
-    first = train(spec, tmp_path / "b", stop_after(5))
-    rest = train(spec, tmp_path / "b")
-    assert first.curve() == whole.curve()[: len(first.steps)]
-    assert rest.curve() == whole.curve() != without.curve()
-    rows = whole.loop.data.valid
-    assert whole.session.evaluate(rows) == whole.session.evaluate(rows)
+    whole, _ = assert_random_and_repeated(tiny_base, tmp_path, neftune_noise_alpha=5.0)
     assert not whole.session.objective.reader.is_fast
 
 

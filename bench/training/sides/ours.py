@@ -20,7 +20,10 @@ def train(work: Work) -> Answer:
     from services.trainer.session import TrainingSession
 
     spec = spec_of(work)
-    reader = Reader(build_model(spec))
+    model = build_model(spec)
+    if model.plain_because:
+        raise SystemExit(f"the model is not on the fast path: {model.plain_because}")
+    reader = Reader(model)
     if work.method == "dpo":
         preference = Preference(reader, work.beta)
         pairs = with_reference(load_pairs(spec), preference, Path(work.jsonl).with_suffix(".reference"), lambda: False)

@@ -243,4 +243,6 @@ class WorkerRecord(Struct, frozen=True, kw_only=True):
     state: Literal["preparing", "idle", "training", "draining"]
     reason: str = ""
     job_id: str | None = None
+    """One of job_ids."""
+    job_ids: list[str] = []
     started_at: float = 0.0

@@ -1,25 +1,42 @@
-"""One job as a worker runs it: a training process of its own, heard through its pipe."""
+"""One job as a worker runs it: its file tokenised by one process, trained on by another, heard through its channel."""
 
 from __future__ import annotations
 
+import asyncio
 import os
-import subprocess
-import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.training.measure import ROOT, environment
-from services.trainer.protocol import SPEC_FILE, Exported, Failed, Message, Stepped, TrainSpec, encoder, message_decoder
+import msgspec
+
+from services.trainer import child, processes, tokenizing
+from services.trainer.protocol import (
+    LOG_FILE,
+    SPEC_FILE,
+    Exported,
+    Failed,
+    Finish,
+    Message,
+    Rehearsed,
+    Stepped,
+    TrainSpec,
+    encode_line,
+    encoder,
+    message_decoder,
+)
+from services.trainer.tokenizing_protocol import Request, Tokenized, answer_decoder
 
 
 @dataclass
 class JobRun:
-    """When things happened, in seconds since the process was started."""
+    """When things happened, in seconds since the job was begun."""
 
-    to_first_step: float = 0.0
+    tokenized: float = 0.0
+    ready: float = 0.0
+    """Everything is done that comes before the first step: imports, tokens, model, the look ahead."""
     step_ends: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     """Real tokens of each step."""
@@ -34,7 +51,12 @@ class JobRun:
 
 
 def run_job(folder: Path, base: Path, rows: Path, *, only_start: bool = False, **changes: Any) -> JobRun:
-    """Train on `rows` in a new process, or only as far as the first step. `folder` must not have been used before."""
+    """Train on `rows`, or only as far as the first step. `folder` must not have been used before."""
+    return asyncio.run(_run(folder, base, rows, only_start, changes))
+
+
+async def prepare(folder: Path, base: Path, rows: Path, **changes: Any) -> Path:
+    """Have the rows tokenised and the job's folder ready; returns the folder."""
     folder.mkdir(parents=True)
     values: dict[str, Any] = {
         "job_id": f"ftjob-{folder.name}", "base_id": "base", "base_folder": str(base), "base_fingerprint": "",
@@ -42,40 +64,64 @@ def run_job(folder: Path, base: Path, rows: Path, *, only_start: bool = False, *
         "learning_rate_multiplier": 0.4, "seed": 1, "lr_schedule": "constant",
         "tokens_folder": str(folder.parent / "tokens"),
     }  # fmt: skip
-    (folder / SPEC_FILE).write_bytes(encoder.encode(TrainSpec(**{**values, **changes})))
-    read_end, write_end = os.pipe()
-    run, started = JobRun(), time.perf_counter()
-    with (folder / "train.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "services.trainer.child", str(folder), str(write_end), str(os.getpid())],
-            cwd=ROOT, env=environment(), stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=[write_end],
-        )  # fmt: skip
-    os.close(write_end)
+    spec = TrainSpec(**{**values, **changes})
+    await _tokenize(spec)
+    (folder / SPEC_FILE).write_bytes(encoder.encode(spec))
+    return folder
+
+
+def peak_mb_of(pid: int) -> float:
+    """The largest resident memory of a process so far, in MB of a million bytes."""
+    return int(Path(f"/proc/{pid}/status").read_text().split("VmHWM:")[1].split()[0]) * 1024 / 1e6
+
+
+async def _run(folder: Path, base: Path, rows: Path, only_start: bool, changes: dict[str, Any]) -> JobRun:
+    run, began = JobRun(), time.perf_counter()
+    await prepare(folder, base, rows, **changes)
+    run.tokenized = time.perf_counter() - began
+    started = await processes.start(
+        child.run, str(folder), output=folder / LOG_FILE, environment={"OMP_NUM_THREADS": str(os.cpu_count() or 1)},
+        warm=changes.get("quantization", "none") == "none",
+    )  # fmt: skip
     try:
-        with os.fdopen(read_end, "rb") as pipe:
-            for line in pipe:
-                _hear(message_decoder.decode(line), run, time.perf_counter() - started, process.pid)
-                if run.total or (only_start and run.step_ends):
-                    break
-            if only_start:
-                process.terminate()
-            with suppress(BrokenPipeError):
-                process.communicate()  # closing its stdin tells it that nothing more is wanted
+        while not run.total and not (only_start and run.step_ends):
+            line = await started.reader.readline()
+            if not line:
+                raise SystemExit(f"the job died:\n{(folder / LOG_FILE).read_text()[-3000:]}")
+            _hear(message_decoder.decode(line), run, time.perf_counter() - began)
+        run.peak_mb = peak_mb_of(started.process.pid)
+        with suppress(ConnectionError):
+            started.writer.write(encode_line(Finish()))
+            await started.writer.drain()
     finally:
-        process.kill()
-    if not run.step_ends or not (only_start or run.total):
-        raise SystemExit(f"the job did not train to its end:\n{(folder / 'train.log').read_text()[-3000:]}")
+        if only_start:
+            started.process.kill()
+        await started.process.wait()
+        started.writer.close()
     return run
 
 
-def _hear(message: Message, run: JobRun, at: float, pid: int) -> None:
+async def _tokenize(spec: TrainSpec) -> None:
+    request = Request(
+        base_folder=spec.base_folder, tokens_folder=spec.tokens_folder, method=spec.method,
+        max_length=spec.max_length, overlong=spec.overlong, training_path=spec.training_path,
+    )  # fmt: skip
+    encoded = msgspec.json.encode(request).decode()
+    started = await processes.start(tokenizing.run, encoded, environment={"TOKENIZERS_PARALLELISM": "false"})
+    answer = answer_decoder.decode(await started.reader.readline())
+    await started.process.wait()
+    started.writer.close()
+    if not isinstance(answer, Tokenized):
+        raise SystemExit(f"the file cannot be tokenised: {answer.message}")
+
+
+def _hear(message: Message, run: JobRun, at: float) -> None:
     if isinstance(message, Failed):
         raise SystemExit(f"the job failed: {message.message}")
+    if isinstance(message, Rehearsed):
+        run.ready = at
     if isinstance(message, Stepped):
-        run.to_first_step = run.to_first_step or at
         run.step_ends.append(at)
         run.tokens.append(message.metrics.tokens)
     if isinstance(message, Exported) and message.final:
         run.total = at
-        status = Path(f"/proc/{pid}/status").read_text()
-        run.peak_mb = int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6

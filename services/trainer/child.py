@@ -1,22 +1,24 @@
-"""The process that trains one job: `python -m services.trainer.child JOB_FOLDER MESSAGE_FD PARENT_PID`.
+"""The process that trains one job.
 
 It reads spec.json, trains or goes on training, exports, and then stays alive to compare itself with the served model,
-since starting again would cost many times what the comparison does. Messages go to MESSAGE_FD, commands come on stdin.
-Exit status: 0 as asked, 1 failed with a message, anything else died.
+since starting again would cost many times what the comparison does. Exit status: 0 as asked, 1 failed with a message,
+anything else died.
 
-The model libraries are imported only after the process is tied to its parent: importing them takes seconds.
+The model libraries are imported inside functions: the worker imports this module too, to name what is to be run.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import traceback
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from services.trainer.failures import StopRequested
+from services.trainer.processes import enter
 from services.trainer.protocol import (
     SPEC_FILE,
     Failed,
@@ -29,7 +31,10 @@ from services.trainer.protocol import (
 )
 from services.trainer.shortages import shortage
 from shared.errors import SelftuneError
-from shared.process import die_with_parent, let_others_go_first
+
+if TYPE_CHECKING:
+    from services.trainer.bases import LoadBase
+    from services.trainer.run_job import Commands, ShouldStop
 
 
 class StopFlag:
@@ -49,7 +54,7 @@ class StopFlag:
             raise InterruptedError
 
 
-class _Commands:
+class SignalledCommands:
     """The supervisor's commands, until SIGTERM: waiting for one ends then, as if the supervisor had closed the pipe."""
 
     def __init__(self, pipe: BinaryIO, flag: StopFlag) -> None:
@@ -67,17 +72,23 @@ class _Commands:
             self._flag.is_waiting = False
 
 
-def main(folder: Path, report: Reporter, commands: BinaryIO) -> int:
-    """Run the job in `folder`; every failure is reported before the exit status says so."""
-    should_stop = StopFlag()
+def main(
+    folder: Path, report: Reporter, should_stop: ShouldStop, commands: Commands, *, load: LoadBase | None = None
+) -> int:
+    """Run the job in `folder`; every failure is reported before the exit status says so.
+
+    `load` is another way to come by the base than to load it.
+    """
     try:
         if _spec(folder).quantization == "none":
             # peft would import bitsandbytes, and with it a compiler, for two seconds.
             # None is Python's own way to say that a module is not to be had.
             sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
+        from services.trainer.model import load_base
         from services.trainer.run_job import run_job
 
-        run_job(folder, report, should_stop, _Commands(commands, should_stop))
+        use_threads()
+        run_job(folder, report, should_stop, commands, load or load_base)
     except StopRequested as stop:
         report(Stopped(step=stop.step))
     except SelftuneError as error:
@@ -88,6 +99,14 @@ def main(folder: Path, report: Reporter, commands: BinaryIO) -> int:
         report(_failed(error, folder))
         return 1
     return 0
+
+
+def use_threads() -> None:
+    """Compute with as many threads as the environment says: torch reads it when it is imported, which may be long ago."""
+    import torch
+
+    if threads := os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(int(threads))
 
 
 def _spec(folder: Path) -> TrainSpec:
@@ -101,19 +120,16 @@ def _failed(error: Exception, folder: Path) -> Failed:
     return Failed(code="training_failed", message=f"The training process failed: {type(error).__name__}.")
 
 
-def pipe_reporter(descriptor: int) -> Reporter:
-    """Write messages to an inherited pipe, each at once and whole."""
-    pipe = os.fdopen(descriptor, "wb", buffering=0)
+def run(channel: socket.socket, folder: str) -> int:
+    """Be the process that trains the job in `folder`: messages go out through the channel, commands come in."""
 
     def report(message: Message) -> None:
-        rest = memoryview(encode_line(message))
-        while rest:
-            rest = rest[pipe.write(rest) :]
+        channel.sendall(encode_line(message))
 
-    return report
+    should_stop = StopFlag()
+    with channel.makefile("rb") as pipe:
+        return main(Path(folder), report, should_stop, SignalledCommands(pipe, should_stop))
 
 
 if __name__ == "__main__":
-    die_with_parent(parent_pid=int(sys.argv[3]))
-    let_others_go_first()
-    sys.exit(main(Path(sys.argv[1]), pipe_reporter(int(sys.argv[2])), sys.stdin.buffer))
+    enter(run)

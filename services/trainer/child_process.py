@@ -4,46 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
 import structlog
 
-from services.trainer.protocol import LOG_FILE, Command, Message, encode_line, message_decoder
+from services.trainer.child import run
+from services.trainer.processes import Started, start
+from services.trainer.protocol import LOG_FILE, Command, Message, TrainSpec, encode_line, message_decoder
 from shared.settings import Settings
 
 STOP_GRACE_S = 3.0
-_MAX_LINE_BYTES = 16 << 20
 
 log = structlog.get_logger()
 
 
 class ChildProcess:
-    """A running `python -m services.trainer.child`."""
+    """A job's process, seen from the worker: services.trainer.child."""
 
-    def __init__(self, process: asyncio.subprocess.Process, messages: asyncio.StreamReader) -> None:
-        self._process = process
-        self._messages = messages
+    def __init__(self, started: Started) -> None:
+        self._process = started.process
+        self._messages = started.reader
+        self._commands = started.writer
 
     @classmethod
-    async def start(cls, folder: Path, settings: Settings) -> ChildProcess:
+    async def start(cls, folder: Path, spec: TrainSpec, settings: Settings) -> ChildProcess:
         """Start training the job in `folder`; what its libraries print is appended to train.log there."""
-        read_end, write_end = os.pipe()
-        try:
-            with (folder / LOG_FILE).open("ab") as output:
-                process = await asyncio.create_subprocess_exec(
-                    sys.executable, "-m", "services.trainer.child", str(folder), str(write_end), str(os.getpid()),
-                    stdin=asyncio.subprocess.PIPE, stdout=output, stderr=output, pass_fds=[write_end],
-                    env=_environment(settings), start_new_session=True,
-                )  # fmt: skip
-        except BaseException:
-            os.close(read_end)
-            raise
-        finally:
-            os.close(write_end)
-        return cls(process, await pipe_reader(read_end))
+        warm = spec.quantization == "none"  # see preload
+        started = await start(run, str(folder), output=folder / LOG_FILE, environment=environment(settings), warm=warm)
+        return cls(started)
 
     @property
     def pid(self) -> int:
@@ -59,10 +49,9 @@ class ChildProcess:
 
     async def send(self, command: Command) -> None:
         """Send a command; one that finds the process gone is dropped, its end tells the rest."""
-        assert self._process.stdin is not None
         try:
-            self._process.stdin.write(encode_line(command))
-            await self._process.stdin.drain()
+            self._commands.write(encode_line(command))
+            await self._commands.drain()
         except (BrokenPipeError, ConnectionResetError):
             log.warning("child.gone", pid=self.pid)
 
@@ -77,27 +66,18 @@ class ChildProcess:
 
     async def stop(self) -> None:
         """Ask it to save and end; kill it after three seconds. Nothing happens if it has ended."""
-        if self._process.returncode is not None:
-            return
         self.ask_to_stop()
         try:
             await asyncio.wait_for(self._process.wait(), STOP_GRACE_S)
         except TimeoutError:
             await self.kill()
+        self._commands.close()  # and not earlier: it may be reporting the step that it saves
 
     async def kill(self) -> None:
+        """End the process at once, with whatever else it trains."""
         if self._process.returncode is None:
             self._process.kill()
             await self._process.wait()
-
-
-async def pipe_reader(read_end: int) -> asyncio.StreamReader:
-    """Read the other end of an inherited pipe; its lines may have 16 MiB."""
-    reader = asyncio.StreamReader(limit=_MAX_LINE_BYTES)
-    protocol = asyncio.StreamReaderProtocol(reader)
-    pipe = os.fdopen(read_end, "rb", buffering=0)
-    await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, pipe)
-    return reader
 
 
 def _environment(settings: Settings) -> dict[str, str]:
@@ -105,4 +85,4 @@ def _environment(settings: Settings) -> dict[str, str]:
     quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     # OpenMP's threads spin while they wait, which is twice as fast on idle cores (450 against 205 tokens/s on two) and
     # half as fast beside a busy process; OMP_WAIT_POLICY=PASSIVE in the trainer's environment chooses the other way.
-    return {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1", **quiet}
+    return {"OMP_NUM_THREADS": str(threads), **quiet}

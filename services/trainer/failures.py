@@ -5,6 +5,7 @@ SelftuneError
     ├── NonFiniteLoss         the training diverged
     ├── OutOfMemory           the machine has too little memory for the job
     ├── DiskFull              the data folder takes no more
+    ├── ProcessDied           the training process ended without a word
     └── ParityMismatch        the served model is not the trained one
 """
 
@@ -35,6 +36,10 @@ class DiskFull(TrainingFailed):
     """A resume point or an adapter could not be written."""
 
     default_code = "disk_full"
+
+
+class ProcessDied(TrainingFailed):
+    """The training process ended without saying why: killed, most often."""
 
 
 class ParityMismatch(TrainingFailed):

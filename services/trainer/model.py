@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -20,6 +20,9 @@ from services.trainer.fast.attention import Segments
 from services.trainer.fast.proof import install_if_equal
 from services.trainer.protocol import TrainSpec
 from shared.adapters import WEIGHTS_NAME
+
+if TYPE_CHECKING:
+    from services.trainer.bases import LoadBase
 
 # These change the logits behind the output layer, which the chunked loss applies by itself.
 _LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
@@ -93,8 +96,8 @@ def choose_dtype(device: torch.device, wanted: Literal["auto", "float32", "bfloa
     return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
 
 
-def build_model(spec: TrainSpec, *, why_plain: str = "") -> LoraModel:
-    """Load the base and put a LoRA adapter on it: the parent's, else one whose start depends on spec.seed alone.
+def build_model(spec: TrainSpec, *, why_plain: str = "", load: LoadBase | None = None) -> LoraModel:
+    """Load the base, or have it from `load`, and put a LoRA adapter on it: the parent's, else one whose start depends on spec.seed alone.
 
     The model computes on the fast path where that gives the same, unless `why_plain` says why it is not to.
 
@@ -103,7 +106,9 @@ def build_model(spec: TrainSpec, *, why_plain: str = "") -> LoraModel:
     """
     device = choose_device()
     dtype = choose_dtype(device, spec.dtype)
-    base = load_base(Path(spec.base_folder), dtype, quantize_on=device if spec.quantization == "nf4" else None)
+    base = (load or load_base)(
+        Path(spec.base_folder), dtype, quantize_on=device if spec.quantization == "nf4" else None
+    )
     torch.manual_seed(spec.seed)
     config = LoraConfig(
         r=spec.rank,

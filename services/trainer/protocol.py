@@ -221,7 +221,11 @@ class Finish(Struct, frozen=True, kw_only=True, tag="finish"):
     """Nothing more is wanted: exit with status 0."""
 
 
-Command = CheckParity | Finish
+class Stop(Struct, frozen=True, kw_only=True, tag="stop"):
+    """Save and end: what SIGTERM says to a process that trains one job alone."""
+
+
+Command = CheckParity | Finish | Stop
 
 spec_decoder = msgspec.json.Decoder(TrainSpec)
 metrics_decoder = msgspec.json.Decoder(Metrics)

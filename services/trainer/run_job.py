@@ -10,6 +10,7 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
+from services.trainer.bases import LoadBase
 from services.trainer.data.batches import R
 from services.trainer.data.chat import Example
 from services.trainer.data.dataset import Dataset
@@ -17,7 +18,7 @@ from services.trainer.data.loading import TokenSource
 from services.trainer.data.pairs import Pair
 from services.trainer.data.table import Fitting, TokenTable, examples, fit, pairs
 from services.trainer.loop import TrainingLoop
-from services.trainer.model import LoraModel, build_model
+from services.trainer.model import LoraModel, build_model, load_base
 from services.trainer.objectives import Objective, Preference, Supervised
 from services.trainer.parity import measure_parity
 from services.trainer.protocol import (
@@ -35,23 +36,26 @@ from services.trainer.references import with_reference
 from services.trainer.session import TrainingSession
 
 ShouldStop = Callable[[], bool]
+"""Asked between steps, and wherever else a job may be put down; in a shared process others compute meanwhile."""
 
 
 class Commands(Protocol):
-    """Lines from the supervisor; empty at their end."""
+    """Lines from the supervisor; an empty one at their end."""
 
     def readline(self) -> bytes: ...
 
 
-def run_job(folder: Path, report: Reporter, should_stop: ShouldStop, commands: Commands) -> None:
+def run_job(
+    folder: Path, report: Reporter, should_stop: ShouldStop, commands: Commands, load: LoadBase = load_base
+) -> None:
     """Do everything a job needs from torch. Raises StopRequested, or SelftuneError with the reason."""
-    answer(train(folder, report, should_stop), report, commands)
+    answer(train(folder, report, should_stop, load), report, commands)
 
 
-def train(folder: Path, report: Reporter, should_stop: ShouldStop) -> LoraModel:
+def train(folder: Path, report: Reporter, should_stop: ShouldStop, load: LoadBase = load_base) -> LoraModel:
     """Train the job in `folder` to its end and export it; returns the finished model as it is served."""
     spec = spec_decoder.decode((folder / SPEC_FILE).read_bytes())
-    model, adapter = _trained(spec, folder, report, should_stop)
+    model, adapter = _trained(spec, folder, report, should_stop, load)
     if spec.quantization == "none":
         return model
     del model  # two of them may not fit into memory, and its replaced parts refer to one another
@@ -59,23 +63,25 @@ def train(folder: Path, report: Reporter, should_stop: ShouldStop) -> LoraModel:
     return build_model(replace(spec, quantization="none", parent_folder=str(adapter)))
 
 
-def _trained(spec: TrainSpec, folder: Path, report: Reporter, should_stop: ShouldStop) -> tuple[LoraModel, Path]:
+def _trained(
+    spec: TrainSpec, folder: Path, report: Reporter, should_stop: ShouldStop, load: LoadBase
+) -> tuple[LoraModel, Path]:
     """Return the model as it was trained, with the final adapter, and that adapter's folder."""
     started = time.monotonic()
     if spec.method == "dpo":
         pairs = load_pairs(spec)
-        preference = Preference(_reader(spec), spec.beta)
+        preference = Preference(_reader(spec, load), spec.beta)
         pairs = with_reference(pairs, preference, folder / REFERENCE_FILE, should_stop)
         preferring = TrainingLoop(_session(spec, preference), spec, pairs, folder, report)
         return _run(preferring, started, should_stop)
     data = load_data(spec)
-    supervised = Supervised(_reader(spec))
+    supervised = Supervised(_reader(spec, load))
     return _run(TrainingLoop(_session(spec, supervised), spec, data, folder, report), started, should_stop)
 
 
-def _reader(spec: TrainSpec) -> Reader:
+def _reader(spec: TrainSpec, load: LoadBase) -> Reader:
     why_plain = "" if spec.neftune_noise_alpha is None else "NEFTune's noise depends on the length of padded rows"
-    model = build_model(spec, why_plain=why_plain)
+    model = build_model(spec, why_plain=why_plain, load=load)
     return Reader(model, packing=spec.packing, most_rows=spec.rows_at_once)
 
 

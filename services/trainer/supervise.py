@@ -2,7 +2,7 @@
 
 leased ─ running ─┬─ the model answers ───────────→ succeeded
                   ├─ the process gives a reason ──→ failed
-                  ├─ the process dies ────────────→ failed, with the signal
+                  ├─ the process dies ────────────→ goes on from the last checkpoint; the third time failed
                   ├─ its owner cancels ───────────→ cancelled (the api wrote it; the process is stopped)
                   ├─ its owner pauses ────────────→ paused (the api wrote it; the process saves and ends)
                   ├─ this worker stops ───────────→ queued, goes on from the last checkpoint
@@ -23,9 +23,10 @@ from msgspec.structs import replace
 
 from services.trainer import attempt_record, job_folder
 from services.trainer.child_process import ChildProcess
-from services.trainer.failures import TrainingFailed
+from services.trainer.failures import ProcessDied, TrainingFailed
 from services.trainer.first_attempt import other_way
 from services.trainer.holding import Lease, holding
+from services.trainer.launching import Launcher
 from services.trainer.narration import other_way_event, plain_event, rehearsed_event, step_event
 from services.trainer.pace import Estimates
 from services.trainer.protocol import Exported, Failed, Metrics, Rehearsed, Started, Stepped, TrainSpec
@@ -40,22 +41,25 @@ from shared.errors import LeaseLost, NotFound, SelftuneError, TransitionRefused
 from shared.records import JobRecord
 from shared.schemas.events import Event
 from shared.states import TERMINAL, JobState
+from shared.store.jobs import event
 
 WATCH_S = 0.5
 """How often the record is read for a cancellation: with the child's three seconds to stop, well under five."""
 SAVE_GRACE_S = 60.0
 """How long a paused job's process may take to end its step and save; it is stopped after that, and goes on from an
 earlier step. As long as the longest time between two resume points."""
+MAX_PROCESS_DEATHS = 3
+"""A job whose training process died so often without a new resume point fails with what the last one died of."""
 MAX_ATTEMPTS = 5
 """A job whose worker died so often without a new resume point is given up: it probably takes the machine down."""
 
 log = structlog.get_logger()
 
 
-async def train_job(stores: Stores, serving: Serving, job_id: str) -> bool:
+async def train_job(stores: Stores, serving: Serving, launcher: Launcher, job_id: str) -> bool:
     """Bring a queued job as far as it goes. Safe to call twice, and for a job that is gone or taken.
 
-    Returns whether to take it up again at once: it was paused, and resumed before it was put down.
+    Returns whether to take it up again at once: it was paused, and resumed before it was put down, or its process died.
     Cancelling this coroutine puts the job back into the queue.
     """
     wanted_again = False
@@ -64,16 +68,17 @@ async def train_job(stores: Stores, serving: Serving, job_id: str) -> bool:
             return False
         with structlog.contextvars.bound_contextvars(job_id=job_id):
             try:
-                wanted_again = await _Attempt(stores, serving, job_id, lease).run()
+                wanted_again = await _Attempt(stores, serving, launcher, job_id, lease).run()
             except NotFound:
                 log.info("job.gone")
     return wanted_again
 
 
 class _Attempt:
-    def __init__(self, stores: Stores, serving: Serving, job_id: str, lease: Lease) -> None:
+    def __init__(self, stores: Stores, serving: Serving, launcher: Launcher, job_id: str, lease: Lease) -> None:
         self._stores = stores
         self._serving = serving
+        self._launcher = launcher
         self._job_id = job_id
         self._lease = lease
         self._token = lease.token
@@ -100,6 +105,9 @@ class _Attempt:
         except TransitionRefused:
             log.info("job.paused_at_its_end")
         except (SelftuneError, OSError) as error:
+            if isinstance(error, ProcessDied) and record.attempts < MAX_PROCESS_DEATHS:
+                await self._tell(event(f"{error.message} The job goes on from its last checkpoint.", level="warn"))
+                return True
             reason = files_failed(error) if isinstance(error, OSError) else error
             await self._withdraw_unless_succeeded(record)  # whoever sees the job failed finds no model of it
             await persist(partial(fail, self._stores, self._job_id, reason, fence=self._token))
@@ -133,7 +141,7 @@ class _Attempt:
         folder, spec = await persist(lambda: job_folder.prepare(self._stores, record))
         publication = Publication(self._stores, self._serving, record, spec, self._token)
         async with tracking(self._stores, record, spec, self._token) as tracker:
-            child = await ChildProcess.start(folder, self._stores.settings)
+            child = await self._launcher.start(folder, spec)
             log.info("child.started", pid=child.pid)
             try:
                 await self._until_ended(self._follow(child, spec, publication, tracker), self._watch(child))
@@ -252,11 +260,11 @@ class _Attempt:
             await withdraw(self._stores, record)
 
 
-def _died(status: int, spec: TrainSpec) -> TrainingFailed:
+def _died(status: int, spec: TrainSpec) -> ProcessDied:
     if status >= 0:
-        return TrainingFailed(f"The training process ended with status {status} and without a result.")
+        return ProcessDied(f"The training process ended with status {status} and without a result.")
     name = signal.Signals(-status).name
     died = f"The training process was killed by signal {-status} ({name})."
     if -status == signal.SIGKILL:
-        return TrainingFailed(f"{died} The machine probably ran out of memory. {advice(spec)}")
-    return TrainingFailed(died)
+        return ProcessDied(f"{died} The machine probably ran out of memory. {advice(spec)}")
+    return ProcessDied(died)

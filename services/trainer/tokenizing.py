@@ -1,25 +1,20 @@
-"""The process that tokenises a job's files before it is queued: `python -m services.trainer.tokenizing PARENT_PID`.
+"""The process that tokenises a job's files before it is queued; it answers Tokenized, or Failed with the first bad line.
 
-It reads a Request from stdin and answers with one line on stdout: Tokenized, or Failed with the first bad line.
-torch is kept out: nothing here needs it, and importing it takes longer than most files do.
+The tokenizer's library is imported inside functions: the worker imports this module too, to name what is to be run.
 """
 
 from __future__ import annotations
 
-import os
-import sys
+import socket
 import traceback
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-import msgspec
-
 from services.trainer.failures import DiskFull, OutOfMemory
 from services.trainer.protocol import Failed, encode_line
 from services.trainer.shortages import is_disk_full, is_out_of_memory
-from services.trainer.tokenizing_protocol import FileTokens, Request, Tokenized
+from services.trainer.tokenizing_protocol import FileTokens, Request, Tokenized, request_decoder
 from shared.errors import InvalidTrainingData, SelftuneError
-from shared.process import die_with_parent, let_others_go_first
 from shared.training_data import MIN_EXAMPLES
 
 
@@ -81,27 +76,21 @@ def _failed(error: SelftuneError) -> Failed:
     return Failed(code=error.code or "training_failed", message=error.message, param=error.param)
 
 
-def main() -> int:
-    """Answer the request on stdin; the exit status is 0 when there is an answer."""
-    request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
-    answer: Tokenized | Failed
+def answer(request: Request) -> Tokenized | Failed:
+    """Tokenise, or say why not."""
     try:
-        answer = tokenize(request)
+        return tokenize(request)
     except SelftuneError as error:
-        answer = _failed(error)
+        return _failed(error)
     except Exception as error:
         failure = shortage(error, request)
         if failure is None:
             raise
         traceback.print_exc()
-        answer = _failed(failure)
-    sys.stdout.buffer.write(encode_line(answer))
+        return _failed(failure)
+
+
+def run(channel: socket.socket, request: str) -> int:
+    """Be the process that tokenises: the request is a Request as JSON, the answer one line."""
+    channel.sendall(encode_line(answer(request_decoder.decode(request))))
     return 0
-
-
-if __name__ == "__main__":
-    die_with_parent(parent_pid=int(sys.argv[1]))
-    let_others_go_first()
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the work is shared among processes, which fork
-    sys.modules["torch"] = None  # type: ignore[assignment]  # Python's own way to say that a module is not to be had
-    sys.exit(main())

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
 from pathlib import Path
 
 import msgspec
 import structlog
 
 from services.trainer.failures import TrainingFailed
+from services.trainer.processes import start
 from services.trainer.protocol import Failed
 from services.trainer.stores import Stores
+from services.trainer.tokenizing import run
 from services.trainer.tokenizing_protocol import FileTokens, Request, Tokenized, answer_decoder
 from shared.records import JobRecord
 from shared.schemas.events import Event
 from shared.schemas.options import TrainingOptions
 from shared.store.jobs import event
 
-_LAST_BYTES = 2000
 _LEAST_S = 3600.0
 _MEGABYTE_S = 60.0
 
@@ -43,14 +42,14 @@ async def tokenize_files(stores: Stores, record: JobRecord, base_folder: str, op
     limit = time_limit(size)
     try:
         async with asyncio.timeout(limit):
-            status, output, errors = await _run(msgspec.json.encode(request))
+            status, output = await _run(msgspec.json.encode(request).decode())
     except TimeoutError as error:
         raise TrainingFailed(
             f"Tokenising the files, {size / 1e6:.1f} MB, took longer than the {limit / 60:.0f} minutes that it may; "
             "long conversations with many messages to learn take the most, so split them."
         ) from error
     if status != 0 or not output:
-        log.error("tokenizing.died", status=status, output=errors[-_LAST_BYTES:].decode(errors="replace"))
+        log.error("tokenizing.died", status=status)
         raise TrainingFailed(f"The process that tokenises the files ended unexpectedly (exit status {status}).")
     answer = answer_decoder.decode(output)
     if isinstance(answer, Failed):
@@ -70,20 +69,17 @@ def _size(path: str) -> int:
         return 0
 
 
-async def _run(request: bytes) -> tuple[int, bytes, bytes]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "services.trainer.tokenizing", str(os.getpid()),
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}, start_new_session=True,
-    )  # fmt: skip
+async def _run(request: str) -> tuple[int, bytes]:
+    # The work is shared among processes, which fork; a tokenizer's own threads would not survive that.
+    started = await start(run, request, environment={"TOKENIZERS_PARALLELISM": "false"})
     try:
-        output, errors = await process.communicate(request)
+        output = await started.reader.readline()
+        return await started.process.wait(), output
     finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert process.returncode is not None
-    return process.returncode, output, errors
+        if started.process.returncode is None:
+            started.process.kill()
+            await started.process.wait()
+        started.writer.close()
 
 
 def overlong_events(tokens: Tokenized, max_length: int) -> list[Event]:

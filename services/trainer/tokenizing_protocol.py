@@ -41,3 +41,4 @@ class Tokenized(Struct, frozen=True, kw_only=True, tag="tokenized"):
 
 
 answer_decoder: msgspec.json.Decoder[Tokenized | Failed] = msgspec.json.Decoder(Tokenized | Failed)
+request_decoder = msgspec.json.Decoder(Request)

@@ -18,7 +18,7 @@ import structlog
 from msgspec import Struct
 from msgspec.structs import replace
 
-from services.trainer.child_process import pipe_reader
+from services.trainer.processes import MAX_LINE_BYTES
 from services.trainer.protocol import Metrics, Stepped, TrainSpec, encode_line
 from services.trainer.stores import Stores, persist_once
 from services.trainer.tracking_protocol import (
@@ -222,4 +222,13 @@ async def _start(folder: Path) -> tuple[asyncio.subprocess.Process, asyncio.Stre
         raise
     finally:
         os.close(write_end)
-    return process, await pipe_reader(read_end)
+    return process, await _pipe_reader(read_end)
+
+
+async def _pipe_reader(read_end: int) -> asyncio.StreamReader:
+    """Read the other end of an inherited pipe; its lines may have 16 MiB."""
+    reader = asyncio.StreamReader(limit=MAX_LINE_BYTES)
+    protocol = asyncio.StreamReaderProtocol(reader)
+    pipe = os.fdopen(read_end, "rb", buffering=0)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, pipe)
+    return reader

@@ -15,6 +15,9 @@ import structlog
 from arq.worker import Retry, Worker, func
 from redis.exceptions import RedisError
 
+from services.trainer import processes
+from services.trainer.launching import Launcher
+from services.trainer.places import Places
 from services.trainer.preparation import prepare_base
 from services.trainer.reaper import reap_forever
 from services.trainer.serving import Serving
@@ -22,7 +25,7 @@ from services.trainer.stores import Stores, persist
 from services.trainer.supervise import train_job
 from services.trainer.validating import validate_job
 from shared import queue
-from shared.errors import StoreUnavailable
+from shared.errors import NotFound, StoreUnavailable
 from shared.records import WorkerRecord
 from shared.settings import Settings
 
@@ -46,12 +49,15 @@ class Trainer:
         self._id = f"{socket.gethostname()}-{os.getpid()}"
         self._started_at = time.time()
         self._state: tuple[str, str] = ("preparing", "preparing base model")
-        self._job_id: str | None = None
+        self._launcher = Launcher(settings)
+        self._places = Places(settings.jobs_together)
+        self._job_ids: list[str] = []
 
     async def run(self) -> None:
         """Prepare the base model, then work."""
         beating = asyncio.create_task(self._beat_forever())
         try:
+            await processes.warm_up()
             await prepare_base(self._stores, self._explain)
             self._state = ("idle", "")
             await self._work()
@@ -60,7 +66,9 @@ class Trainer:
             await self._leave()
 
     async def _work(self) -> None:
-        training = await self._worker(queue.TRAIN_QUEUE, "train", self._train, at_once=1)
+        training = await self._worker(
+            queue.TRAIN_QUEUE, "train", self._train, at_once=self._stores.settings.jobs_together
+        )
         validating = await self._worker(queue.VALIDATE_QUEUE, "validate", self._validate, at_once=VALIDATIONS_AT_ONCE)
         log.info("worker.ready", worker_id=self._id)
         try:
@@ -97,13 +105,20 @@ class Trainer:
             raise Retry
 
     async def _train(self, _context: dict[Any, Any], job_id: str) -> None:
-        self._job_id = job_id
+        async with self._places.place(await self._company(job_id)):
+            self._job_ids.append(job_id)
+            try:
+                # arq dropped the message that came with the job's resumption: this one was still in progress.
+                if await train_job(self._stores, self._serving, self._launcher, job_id):
+                    raise Retry
+            finally:
+                self._job_ids.remove(job_id)
+
+    async def _company(self, job_id: str) -> str | None:
         try:
-            # arq dropped the message that came with the job's resumption: this one was still in progress.
-            if await train_job(self._stores, self._serving, job_id):
-                raise Retry
-        finally:
-            self._job_id = None
+            return self._launcher.company(await persist(lambda: self._stores.jobs.get(job_id)))
+        except NotFound:
+            return None  # train_job has nothing to do for it
 
     async def _beat_forever(self) -> None:
         while True:
@@ -115,12 +130,13 @@ class Trainer:
 
     def _record(self) -> WorkerRecord:
         state, reason = self._state
-        is_training = state == "idle" and self._job_id is not None
+        is_training = state == "idle" and bool(self._job_ids)
         return WorkerRecord(
             id=self._id,
             state="training" if is_training else state,  # type: ignore[arg-type]
             reason=reason,
-            job_id=self._job_id,
+            job_id=self._job_ids[0] if self._job_ids else None,
+            job_ids=list(self._job_ids),
             started_at=self._started_at,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import subprocess
 import sys
@@ -146,13 +147,25 @@ def test_stopped_worker_hands_its_job_back(trainer: TrainerProcess, settings: Se
     with_client(settings, story)
 
 
-def test_killed_training_process_fails_the_job_with_the_signal(trainer: TrainerProcess, settings: Settings) -> None:
+def training_processes(trainer: TrainerProcess) -> list[psutil.Process]:
+    return [child for child in trainer.children() if any("services.trainer.child" in word for word in child.cmdline())]
+
+
+def test_job_goes_on_when_its_process_is_killed_and_fails_with_the_signal_the_third_time(
+    trainer: TrainerProcess, settings: Settings
+) -> None:
     async def story(client: Client) -> None:
-        job_id = await client.submit(await client.upload(training_rows(40)), LONG)
-        await client.reached(job_id, 3)
-        for child in trainer.children():
-            child.kill()
+        job_id = await client.submit(await client.upload(training_rows(400)), LONG)
+        for _ in range(3):
+            await client.reached(job_id, 3)
+            while not (found := training_processes(trainer)):
+                await asyncio.sleep(0.05)
+            for child in found:
+                child.kill()
+                child.wait(10)
         record = await client.ended(job_id)
+        warnings = [message for message in await client.story(job_id) if "goes on from its last checkpoint" in message]
+        assert len(warnings) == 2 and all("killed by signal 9" in warning for warning in warnings)
         assert record.status is JobState.FAILED and record.error is not None
         assert record.error.code == "training_failed"
         assert "killed by signal 9 (SIGKILL)" in record.error.message

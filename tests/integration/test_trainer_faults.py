@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from services.trainer import attempt_record
 from services.trainer.first_attempt import other_way
 from services.trainer.job_folder import CheckpointNames
+from services.trainer.launching import Launcher
 from services.trainer.protocol import Started
 from services.trainer.publishing import Publication
 from services.trainer.serving import Serving
@@ -39,7 +40,7 @@ async def queued(client: Client, base: Path) -> str:
 
 async def trained(client: Client, job_id: str) -> None:
     serving = Serving(client.stores)
-    assert not await train_job(client.stores, serving, job_id)
+    assert not await train_job(client.stores, serving, Launcher(client.stores.settings), job_id)
     await serving.close()
 
 

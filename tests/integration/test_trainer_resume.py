@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from services.trainer import attempt_record
 from services.trainer.failures import TrainingFailed
 from services.trainer.job_folder import prepare
+from services.trainer.launching import Launcher
 from services.trainer.reaper import reap
 from services.trainer.serving import Serving
 from services.trainer.supervise import MAX_ATTEMPTS, train_job
@@ -212,7 +213,7 @@ def test_job_cancelled_while_it_concludes_leaves_no_model_and_no_checkpoint(
 
         stores.jobs.append_checkpoint = append_and_be_cancelled  # type: ignore[method-assign]
         serving = Serving(stores)
-        assert not await train_job(stores, serving, job_id)
+        assert not await train_job(stores, serving, Launcher(stores.settings), job_id)
         await serving.close()
         record = await stores.jobs.get(job_id)
         assert (record.status, record.fine_tuned_model) == (JobState.CANCELLED, None)

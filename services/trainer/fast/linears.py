@@ -26,15 +26,28 @@ class DenseWeight:
     """Weights as they are; the layers get views of one tensor, so nothing is in memory twice."""
 
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
-        self._weight_OI = layers[0].weight.data
-        if len(layers) > 1:
-            self._weight_OI = torch.cat([layer.weight.data for layer in layers])
-            rows = torch.split(self._weight_OI, [layer.out_features for layer in layers])
+        stacked = _stacked([layer.weight.data for layer in layers])
+        if stacked is None:
+            stacked = torch.cat([layer.weight.data for layer in layers])
+            rows = torch.split(stacked, [layer.out_features for layer in layers])
             for layer, view in zip(layers, rows, strict=True):
                 layer.weight.data = view
+        self._weight_OI = stacked
 
     def dense(self) -> Tensor:
         return self._weight_OI
+
+
+def _stacked(weights: Sequence[Tensor]) -> Tensor | None:
+    """Return weights that lie behind one another in memory as one tensor; None if they do not."""
+    first = weights[0]
+    end = first.data_ptr()
+    for weight in weights:
+        same_memory = weight.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if weight.data_ptr() != end or not (weight.is_contiguous() and same_memory and weight.dtype == first.dtype):
+            return None
+        end += weight.nbytes
+    return first.as_strided((sum(len(weight) for weight in weights), first.shape[1]), first.stride())
 
 
 class QuantizedWeight:

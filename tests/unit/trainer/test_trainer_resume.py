@@ -15,7 +15,7 @@ import pytest
 
 from services.trainer.base_weights import weights_digest
 from services.trainer.checkpoints import saved_points
-from services.trainer.child import StopFlag, _Commands
+from services.trainer.child import SignalledCommands, StopFlag
 from services.trainer.job_folder import newest_point, result_file_id
 from services.trainer.protocol import CHECKPOINTS_FOLDER, SPEC_FILE, encoder
 from tests.unit.trainer.test_trainer_loop import stop_after, train
@@ -37,7 +37,7 @@ def publish_or_die(staged, final):
     publish(staged, final)
 
 checkpoints.publish_folder = publish_or_die
-main(Path(sys.argv[1]), lambda message: None, io.BytesIO())
+main(Path(sys.argv[1]), lambda message: None, lambda: False, io.BytesIO())
 """
 
 
@@ -114,7 +114,7 @@ def flag() -> Iterator[StopFlag]:
 def test_sigterm_ends_the_wait_for_a_command(flag: StopFlag) -> None:
     read_end, write_end = os.pipe()
     with os.fdopen(read_end, "rb") as pipe, os.fdopen(write_end, "wb") as writer:
-        commands = _Commands(pipe, flag)
+        commands = SignalledCommands(pipe, flag)
         writer.write(b"one\n")
         writer.flush()
         assert commands.readline() == b"one\n"

@@ -45,13 +45,8 @@ def run_child(folder: Path, spec: TrainSpec, hear: Callable[[Message], None] = l
         messages.append(message)
         hear(message)
 
-    child.main(folder, report, io.BytesIO(encode_line(Finish())))
+    child.main(folder, report, lambda: False, io.BytesIO(encode_line(Finish())))
     return messages
-
-
-@pytest.fixture(autouse=True)
-def _no_handler_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.trainer.child.signal.signal", lambda *_: None)
 
 
 def test_rehearsal_changes_nothing_and_tells_the_loss_to_start_from(tiny_base: Path, tmp_path: Path) -> None:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import hashlib
-import io
 import os
-import subprocess
-import sys
 import time
 from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool
@@ -125,11 +122,13 @@ def test_ranges_are_whole_lines_and_cover_the_file(tmp_path: Path) -> None:
 def ask(**values: Any) -> Any:
     """Have a process of its own tokenise, as the worker does."""
     request = Request(**{"method": "supervised", "max_length": 128, "overlong": "refuse", **values})
-    done = subprocess.run(
-        [sys.executable, "-m", "services.trainer.tokenizing", str(os.getpid())],
-        input=msgspec.json.encode(request), capture_output=True, check=True,
-    )  # fmt: skip
-    return answer_decoder.decode(done.stdout)
+
+    async def answered() -> bytes:
+        status, output = await tokenizing_process._run(msgspec.json.encode(request).decode())
+        assert status == 0
+        return output
+
+    return answer_decoder.decode(asyncio.run(answered()))
 
 
 def test_several_processes_give_what_one_does(tmp_path: Path, tiny_base: Path) -> None:
@@ -344,20 +343,15 @@ SHORT = Request(
 def test_what_is_short_while_files_are_tokenised_is_told(
     error: Exception, code: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = io.BytesIO()
     monkeypatch.setattr(tokenizing, "tokenize", mock.Mock(side_effect=error))
-    monkeypatch.setattr("sys.stdin", mock.Mock(buffer=io.BytesIO(msgspec.json.encode(SHORT))))
-    monkeypatch.setattr("sys.stdout", mock.Mock(buffer=said))
-    assert tokenizing.main() == 0
-    answer = answer_decoder.decode(said.getvalue())
+    answer = tokenizing.answer(SHORT)
     assert isinstance(answer, Failed) and answer.code == code
 
 
 def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizing, "tokenize", mock.Mock(side_effect=IndexError))
-    monkeypatch.setattr("sys.stdin", mock.Mock(buffer=io.BytesIO(msgspec.json.encode(SHORT))))
     with pytest.raises(IndexError):
-        tokenizing.main()
+        tokenizing.answer(SHORT)
 
 
 def test_tokenising_that_takes_too_long_is_ended(

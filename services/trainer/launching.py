@@ -1,0 +1,34 @@
+"""Which process trains a job: one of its own, or one that it shares with other jobs on the same base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from services.trainer.child_process import ChildProcess
+from services.trainer.protocol import TrainSpec
+from services.trainer.shared_process import SharedProcess
+from shared.records import JobRecord
+from shared.settings import Settings
+
+
+class Launcher:
+    """Starts the processes of one worker."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._shared = SharedProcess(settings)
+
+    def company(self, record: JobRecord) -> str | None:
+        """Name what jobs must have in common to be trained together; None for a job that has to be alone.
+
+        A quantised base is not shared: its process needs a library that the others start faster without.
+        """
+        if self._settings.jobs_together == 1 or record.options.quantization not in (None, "none"):
+            return None
+        return f"{record.model} {record.options.dtype or 'auto'}"
+
+    async def start(self, folder: Path, spec: TrainSpec) -> ChildProcess:
+        """Have the job in `folder` trained; what its libraries print is appended to train.log there or to our log."""
+        if self._settings.jobs_together > 1 and spec.quantization == "none":
+            return await self._shared.join(folder)
+        return await ChildProcess.start(folder, spec, self._settings)

@@ -1,0 +1,191 @@
+"""Starting processes of our own, each with a channel to it: forked from a warm one, or new.
+
+A new Python takes some five seconds to import torch, transformers and peft. The fork server (multiprocessing's) does so
+once, when the worker starts, and what is forked from it begins at once, its memory shared with the server's until it is
+written to. Nothing in the server has threads or touches a GPU, which would not survive a fork; it ends with the worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Protocol
+
+from setproctitle import setproctitle
+
+from shared.process import die_with_parent, let_others_go_first
+
+MAX_LINE_BYTES = 16 << 20
+PRELOADED = "services.trainer.preload"
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload([PRELOADED])
+
+Entry = Callable[[socket.socket, str], int]
+"""What such a process does with its end of the channel and its argument; returns its exit status."""
+
+
+class Process(Protocol):
+    """A process that was started here; `returncode` is negative for a signal, None while it runs."""
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def returncode(self) -> int | None: ...
+
+    async def wait(self) -> int: ...
+
+    def terminate(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A process, and our end of the channel: lines of at most 16 MiB, both ways."""
+
+    process: Process
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+
+async def warm_up() -> None:
+    """Start the fork server if it does not run; it goes on importing by itself."""
+    await asyncio.to_thread(forkserver.ensure_running)
+
+
+async def start(
+    entry: Entry, argument: str, *, output: Path | None = None, environment: Mapping[str, str], warm: bool = True
+) -> Started:
+    """Start a process that calls `entry`, a module's function, and ends with this one.
+
+    What it prints is appended to `output`, or goes where this process prints. With `warm` it is forked from the fork
+    server; without, its module is run by a new Python: `python -m MODULE DESCRIPTOR PARENT_PID ARGUMENT`.
+    """
+    ours, theirs = socket.socketpair()
+    begin = _fork if warm else _spawn
+    try:
+        process = await begin(entry, argument, theirs, output, environment)
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    return Started(process, *await asyncio.open_unix_connection(sock=ours, limit=MAX_LINE_BYTES))
+
+
+def enter(entry: Entry) -> None:
+    """Be a process that _spawn started: the last line of its module."""
+    descriptor, parent_pid, argument = sys.argv[1:]
+    die_with_parent(parent_pid=int(parent_pid))
+    let_others_go_first()
+    sys.exit(entry(socket.socket(fileno=int(descriptor)), argument))
+
+
+async def _spawn(
+    entry: Entry, argument: str, channel: socket.socket, output: Path | None, environment: Mapping[str, str]
+) -> Process:
+    opened = None if output is None else output.open("ab")
+    try:
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-m", entry.__module__, str(channel.fileno()), str(os.getpid()), argument,
+            stdin=asyncio.subprocess.DEVNULL, stdout=opened, stderr=opened, pass_fds=[channel.fileno()],
+            env={**os.environ, **environment, "PYTHONUNBUFFERED": "1"}, start_new_session=True,
+        )  # fmt: skip
+    finally:
+        if opened is not None:
+            opened.close()
+
+
+async def _fork(
+    entry: Entry, argument: str, channel: socket.socket, output: Path | None, environment: Mapping[str, str]
+) -> Process:
+    process = _context.Process(
+        target=_be_forked, args=(entry.__module__, entry.__name__, argument, channel, output, dict(environment))
+    )
+    # It waits for a server that is still importing. Whoever cancels this must not leave a process behind.
+    starting = asyncio.ensure_future(asyncio.to_thread(process.start))
+    try:
+        await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        with suppress(OSError, EOFError):
+            await starting
+            process.kill()
+        raise
+    return _Forked(process)
+
+
+class _Forked:
+    def __init__(self, process: ForkServerProcess) -> None:
+        self._process = process
+        self._ended = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(process.sentinel, self._note_end)
+
+    def _note_end(self) -> None:
+        self._loop.remove_reader(self._process.sentinel)
+        self._ended.set()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    async def wait(self) -> int:
+        await self._ended.wait()
+        status = self._process.exitcode
+        assert status is not None
+        return status
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+
+def _be_forked(
+    module: str, name: str, argument: str, channel: socket.socket, output: Path | None, environment: Mapping[str, str]
+) -> None:
+    """Be a process that _fork started: what exec would have done to a new one, then its work."""
+    os.setsid()
+    _end_with_worker()
+    let_others_go_first()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the server ignores it
+    os.environ.update(environment)
+    setproctitle(f"python -m {module} {argument}")
+    if output is not None:
+        _print_to(output)
+    entry: Entry = getattr(importlib.import_module(module), name)
+    sys.exit(entry(channel, argument))
+
+
+def _end_with_worker() -> None:
+    die_with_parent()  # that is the server, which ends with the worker
+    worker = multiprocessing.parent_process()
+    if worker is None or not worker.is_alive():
+        sys.exit(1)
+
+
+def _print_to(path: Path) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]

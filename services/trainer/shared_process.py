@@ -1,0 +1,122 @@
+"""Jobs that are trained by one process together, seen from the worker: who joins whom, and each job's part of it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+
+import structlog
+
+from services.trainer import processes
+from services.trainer.child_process import STOP_GRACE_S, ChildProcess, environment
+from services.trainer.processes import MAX_LINE_BYTES, Process, Started
+from services.trainer.protocol import Stop, encode_line
+from services.trainer.shared_child import run
+from shared.settings import Settings
+
+log = structlog.get_logger()
+
+
+class SharedProcess:
+    """Starts services.trainer.shared_child for the first job, lets others join, and ends it with the last.
+
+    Only jobs on the same base are together at any time: see places.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._started: Started | None = None
+        self._lock = asyncio.Lock()
+        self._members = 0
+
+    async def join(self, folder: Path) -> SharedChildProcess:
+        """Have the job in `folder` trained; leave() has to follow."""
+        self._members += 1
+        try:
+            async with self._lock:
+                process = await self._running()
+                return await self._send(process, folder)
+        except BaseException:
+            self.leave()
+            raise
+
+    def leave(self) -> None:
+        """Be one job less; without any the process ends."""
+        self._members -= 1
+        if self._members == 0 and self._started is not None:
+            self._started.writer.close()
+            self._started = None
+
+    async def _running(self) -> Started:
+        if self._started is None or self._started.process.returncode is not None:
+            self._started = await processes.start(run, "", environment=environment(self._settings))
+            log.info("shared_child.started", pid=self._started.process.pid)
+        return self._started
+
+    async def _send(self, started: Started, folder: Path) -> SharedChildProcess:
+        ours, theirs = socket.socketpair()
+        with theirs, _duplicate(started.writer) as channel:
+            socket.send_fds(channel, [str(folder).encode()], [theirs.fileno()])
+        reader, writer = await asyncio.open_unix_connection(sock=ours, limit=MAX_LINE_BYTES)
+        return SharedChildProcess(Started(_Member(started.process, reader), reader, writer), self)
+
+
+class SharedChildProcess(ChildProcess):
+    """One job's part: it stops when it is told to, and the process goes on."""
+
+    def __init__(self, started: Started, shared: SharedProcess) -> None:
+        super().__init__(started)
+        self._shared = shared
+        self._asked_to_stop = False
+
+    def ask_to_stop(self) -> None:
+        if not self._asked_to_stop and not self._commands.is_closing():
+            self._asked_to_stop = True
+            self._commands.write(encode_line(Stop()))
+
+    async def stop(self) -> None:
+        """Ask it to save and end; after three seconds its channel is closed, and it ends at its next turn."""
+        self.ask_to_stop()
+        try:
+            await asyncio.wait_for(self._process.wait(), STOP_GRACE_S)
+        except TimeoutError:
+            log.info("shared_child.abandoned", pid=self.pid)
+        self._commands.close()
+        self._shared.leave()
+
+
+class _Member:
+    """A job's part as a process: it has ended when its channel has."""
+
+    def __init__(self, process: Process, reader: asyncio.StreamReader) -> None:
+        self._process = process
+        self._reader = reader
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return (
+            self._process.returncode if self._process.returncode is not None else 0 if self._reader.at_eof() else None
+        )
+
+    async def wait(self) -> int:
+        """Return 0 for a part that ended while the process goes on, else the process's status."""
+        while await self._reader.read(MAX_LINE_BYTES):
+            pass
+        await asyncio.sleep(0.1)  # the end of a channel is often seen before the end of its process
+        return self._process.returncode or 0
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+
+def _duplicate(writer: asyncio.StreamWriter) -> socket.socket:
+    """asyncio's own socket cannot send descriptors."""
+    return socket.fromfd(writer.get_extra_info("socket").fileno(), socket.AF_UNIX, socket.SOCK_STREAM)

@@ -102,7 +102,7 @@ def main(
 
 
 def use_threads() -> None:
-    """Compute with as many threads as the environment says: torch reads it when it is imported, which may be long ago."""
+    """Compute with as many threads as the environment says; torch itself looks there when it is imported, long ago."""
     import torch
 
     if threads := os.environ.get("OMP_NUM_THREADS"):

@@ -97,9 +97,10 @@ def choose_dtype(device: torch.device, wanted: Literal["auto", "float32", "bfloa
 
 
 def build_model(spec: TrainSpec, *, why_plain: str = "", load: LoadBase | None = None) -> LoraModel:
-    """Load the base, or have it from `load`, and put a LoRA adapter on it: the parent's, else one whose start depends on spec.seed alone.
+    """Put a LoRA adapter on the base: the parent's, else one whose start depends on spec.seed alone.
 
-    The model computes on the fast path where that gives the same, unless `why_plain` says why it is not to.
+    The model computes on the fast path where that gives the same, unless `why_plain` says why it is not to. `load` is
+    where the base comes from, if it is not simply loaded.
 
     Raises TrainingFailed(unsupported_base_model) for architectures whose loss would come out wrong, and
     TrainingFailed(model_not_found) when the parent's weights are not there.

@@ -24,8 +24,11 @@ if TYPE_CHECKING:
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.2, torch.float16: 0.05}
 """How far hidden states and gradients may be apart, as a share of their norm: rounding differs with the order."""
 _ADAPTER_SCALE = 0.25
-"""Standard deviation of what an adapter matrix makes of inputs of one. With 1 a trained model turns chaotic and its own
-rounding grows past the tolerance (1.8e-4 against 1e-5 with this, SmolLM2-135M); with 0 half of the adapter would hide."""
+"""Standard deviation of what an adapter matrix makes of inputs of one.
+
+With 1 a trained model turns chaotic, and rounding alone grows past the tolerance (1.8e-4 against 1e-5 with this,
+SmolLM2-135M); with 0 half of the adapter would hide.
+"""
 _SHARED_TOKENS = 12
 _OWN_TOKENS = (9, 5, 14)
 _REFUSALS = (NotImplementedError, TypeError, ValueError, RuntimeError, AttributeError, KeyError)

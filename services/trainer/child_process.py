@@ -41,11 +41,17 @@ class ChildProcess:
 
     async def messages(self) -> AsyncIterator[Message]:
         """Yield messages until the process closes its end; lines that are no message are logged and passed over."""
-        while line := await self._messages.readline():
+        while line := await self._line():
             try:
                 yield message_decoder.decode(line)
             except msgspec.MsgspecError as error:
                 log.warning("child.unreadable", reason=str(error))
+
+    async def _line(self) -> bytes:
+        try:
+            return await self._messages.readline()
+        except ConnectionError:  # a command found the process gone
+            return b""
 
     async def send(self, command: Command) -> None:
         """Send a command; one that finds the process gone is dropped, its end tells the rest."""

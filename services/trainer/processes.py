@@ -113,7 +113,9 @@ async def _fork(
     entry: Entry, argument: str, channel: socket.socket, output: Path | None, environment: Mapping[str, str]
 ) -> Process:
     process = _context.Process(
-        target=_be_forked, args=(entry.__module__, entry.__name__, argument, channel, output, dict(environment))
+        target=_be_forked,
+        args=(entry.__module__, entry.__name__, argument, channel, output, dict(environment)),
+        daemon=True,  # what is left at this process's end is ended, instead of being waited for
     )
     # It waits for a server that is still importing. Whoever cancels this must not leave a process behind.
     starting = asyncio.ensure_future(asyncio.to_thread(process.start))
@@ -165,6 +167,7 @@ def _be_forked(
 ) -> None:
     """Be a process that _fork started: what exec would have done to a new one, then its work."""
     os.setsid()
+    multiprocessing.current_process().daemon = False  # it may have processes of its own
     _end_with_worker()
     let_others_go_first()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the server ignores it

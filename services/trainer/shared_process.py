@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -38,15 +39,21 @@ class SharedProcess:
                 process = await self._running()
                 return await self._send(process, folder)
         except BaseException:
-            self.leave()
+            await self.leave()
             raise
 
-    def leave(self) -> None:
-        """Be one job less; without any the process ends."""
+    async def leave(self) -> None:
+        """Be one job less; without any the process ends, or is ended."""
         self._members -= 1
-        if self._members == 0 and self._started is not None:
-            self._started.writer.close()
-            self._started = None
+        if self._members or self._started is None:
+            return
+        started, self._started = self._started, None
+        started.writer.close()
+        try:
+            await asyncio.wait_for(started.process.wait(), STOP_GRACE_S)
+        except TimeoutError:
+            started.process.kill()
+            await started.process.wait()
 
     async def _running(self) -> Started:
         if self._started is None or self._started.process.returncode is not None:
@@ -83,7 +90,7 @@ class SharedChildProcess(ChildProcess):
         except TimeoutError:
             log.info("shared_child.abandoned", pid=self.pid)
         self._commands.close()
-        self._shared.leave()
+        await self._shared.leave()
 
 
 class _Member:
@@ -99,14 +106,15 @@ class _Member:
 
     @property
     def returncode(self) -> int | None:
-        return (
-            self._process.returncode if self._process.returncode is not None else 0 if self._reader.at_eof() else None
-        )
+        if self._process.returncode is not None:
+            return self._process.returncode
+        return 0 if self._reader.at_eof() or self._reader.exception() else None
 
     async def wait(self) -> int:
         """Return 0 for a part that ended while the process goes on, else the process's status."""
-        while await self._reader.read(MAX_LINE_BYTES):
-            pass
+        with suppress(ConnectionError):  # so ends a channel through which something was still sent
+            while await self._reader.read(MAX_LINE_BYTES):
+                pass
         await asyncio.sleep(0.1)  # the end of a channel is often seen before the end of its process
         return self._process.returncode or 0
 

@@ -147,10 +147,6 @@ def test_stopped_worker_hands_its_job_back(trainer: TrainerProcess, settings: Se
     with_client(settings, story)
 
 
-def training_processes(trainer: TrainerProcess) -> list[psutil.Process]:
-    return [child for child in trainer.children() if any("services.trainer.child" in word for word in child.cmdline())]
-
-
 def test_job_goes_on_when_its_process_is_killed_and_fails_with_the_signal_the_third_time(
     trainer: TrainerProcess, settings: Settings
 ) -> None:
@@ -158,7 +154,7 @@ def test_job_goes_on_when_its_process_is_killed_and_fails_with_the_signal_the_th
         job_id = await client.submit(await client.upload(training_rows(400)), LONG)
         for _ in range(3):
             await client.reached(job_id, 3)
-            while not (found := training_processes(trainer)):
+            while not (found := trainer.children()):
                 await asyncio.sleep(0.05)
             for child in found:
                 child.kill()

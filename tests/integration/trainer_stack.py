@@ -67,8 +67,10 @@ class TrainerProcess:
         self.process.wait(timeout=20)
 
     def children(self) -> list[psutil.Process]:
+        """Return its processes, but for those that multiprocessing keeps until the end: its fork server and tracker."""
         assert self.process is not None
-        return psutil.Process(self.process.pid).children(recursive=True)
+        found = psutil.Process(self.process.pid).children(recursive=True)
+        return [child for child in found if not any("multiprocessing" in word for word in child.cmdline())]
 
 
 @pytest.fixture

@@ -124,7 +124,10 @@ def run(channel: socket.socket, folder: str) -> int:
     """Be the process that trains the job in `folder`: messages go out through the channel, commands come in."""
 
     def report(message: Message) -> None:
-        channel.sendall(encode_line(message))
+        try:
+            channel.sendall(encode_line(message))
+        except ConnectionError:
+            sys.exit(1)  # the worker is dead, and the kernel is about to end this process too
 
     should_stop = StopFlag()
     with channel.makefile("rb") as pipe:

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from services.trainer import child, processes, tokenizing
+from services.trainer import child_process, processes, tokenizing_process
 from services.trainer.protocol import (
     LOG_FILE,
     SPEC_FILE,
@@ -80,7 +80,8 @@ async def _run(folder: Path, base: Path, rows: Path, only_start: bool, changes: 
     await prepare(folder, base, rows, **changes)
     run.tokenized = time.perf_counter() - began
     started = await processes.start(
-        child.run, str(folder), output=folder / LOG_FILE, environment={"OMP_NUM_THREADS": str(os.cpu_count() or 1)},
+        child_process.ENTRY, str(folder), output=folder / LOG_FILE,
+        environment={"OMP_NUM_THREADS": str(os.cpu_count() or 1)},
         warm=changes.get("quantization", "none") == "none",
     )  # fmt: skip
     try:
@@ -107,7 +108,7 @@ async def _tokenize(spec: TrainSpec) -> None:
         max_length=spec.max_length, overlong=spec.overlong, training_path=spec.training_path,
     )  # fmt: skip
     encoded = msgspec.json.encode(request).decode()
-    started = await processes.start(tokenizing.run, encoded, environment={"TOKENIZERS_PARALLELISM": "false"})
+    started = await processes.start(tokenizing_process.ENTRY, encoded, environment={"TOKENIZERS_PARALLELISM": "false"})
     answer = answer_decoder.decode(await started.reader.readline())
     await started.process.wait()
     started.writer.close()

@@ -4,7 +4,7 @@ It reads spec.json, trains or goes on training, exports, and then stays alive to
 since starting again would cost many times what the comparison does. Exit status: 0 as asked, 1 failed with a message,
 anything else died.
 
-The model libraries are imported inside functions: the worker imports this module too, to name what is to be run.
+The model libraries are imported when they are needed: a new process ties itself to its parent before it spends seconds.
 """
 
 from __future__ import annotations

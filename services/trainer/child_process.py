@@ -10,11 +10,11 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from services.trainer.child import run
 from services.trainer.processes import Started, start
 from services.trainer.protocol import LOG_FILE, Command, Message, TrainSpec, encode_line, message_decoder
 from shared.settings import Settings
 
+ENTRY = "services.trainer.child:run"
 STOP_GRACE_S = 3.0
 
 log = structlog.get_logger()
@@ -32,7 +32,9 @@ class ChildProcess:
     async def start(cls, folder: Path, spec: TrainSpec, settings: Settings) -> ChildProcess:
         """Start training the job in `folder`; what its libraries print is appended to train.log there."""
         warm = spec.quantization == "none"  # see preload
-        started = await start(run, str(folder), output=folder / LOG_FILE, environment=environment(settings), warm=warm)
+        started = await start(
+            ENTRY, str(folder), output=folder / LOG_FILE, environment=environment(settings), warm=warm
+        )
         return cls(started)
 
     @property

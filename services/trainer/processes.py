@@ -67,12 +67,12 @@ async def warm_up() -> None:
 
 
 async def start(
-    entry: Entry, argument: str, *, output: Path | None = None, environment: Mapping[str, str], warm: bool = True
+    entry: str, argument: str, *, output: Path | None = None, environment: Mapping[str, str], warm: bool = True
 ) -> Started:
-    """Start a process that calls `entry`, a module's function, and ends with this one.
+    """Start a process that calls `entry`, an Entry named as MODULE:FUNCTION, and ends with this one.
 
-    What it prints is appended to `output`, or goes where this process prints. With `warm` it is forked from the fork
-    server; without, its module is run by a new Python: `python -m MODULE DESCRIPTOR PARENT_PID ARGUMENT`.
+    Only the process imports it. What it prints is appended to `output`, or goes where this process prints. With `warm`
+    it is forked from the fork server; without, a new Python runs its module: `-m MODULE DESCRIPTOR PARENT_PID ARGUMENT`.
     """
     ours, theirs = socket.socketpair()
     begin = _fork if warm else _spawn
@@ -86,21 +86,21 @@ async def start(
     return Started(process, *await asyncio.open_unix_connection(sock=ours, limit=MAX_LINE_BYTES))
 
 
-def enter(entry: Entry) -> None:
+def enter(run: Entry) -> None:
     """Be a process that _spawn started: the last line of its module."""
     descriptor, parent_pid, argument = sys.argv[1:]
     die_with_parent(parent_pid=int(parent_pid))
     let_others_go_first()
-    sys.exit(entry(socket.socket(fileno=int(descriptor)), argument))
+    sys.exit(run(socket.socket(fileno=int(descriptor)), argument))
 
 
 async def _spawn(
-    entry: Entry, argument: str, channel: socket.socket, output: Path | None, environment: Mapping[str, str]
+    entry: str, argument: str, channel: socket.socket, output: Path | None, environment: Mapping[str, str]
 ) -> Process:
     opened = None if output is None else output.open("ab")
     try:
         return await asyncio.create_subprocess_exec(
-            sys.executable, "-m", entry.__module__, str(channel.fileno()), str(os.getpid()), argument,
+            sys.executable, "-m", entry.partition(":")[0], str(channel.fileno()), str(os.getpid()), argument,
             stdin=asyncio.subprocess.DEVNULL, stdout=opened, stderr=opened, pass_fds=[channel.fileno()],
             env={**os.environ, **environment, "PYTHONUNBUFFERED": "1"}, start_new_session=True,
         )  # fmt: skip
@@ -110,11 +110,11 @@ async def _spawn(
 
 
 async def _fork(
-    entry: Entry, argument: str, channel: socket.socket, output: Path | None, environment: Mapping[str, str]
+    entry: str, argument: str, channel: socket.socket, output: Path | None, environment: Mapping[str, str]
 ) -> Process:
     process = _context.Process(
         target=_be_forked,
-        args=(entry.__module__, entry.__name__, argument, channel, output, dict(environment)),
+        args=(entry, argument, channel, output, dict(environment)),
         daemon=True,  # what is left at this process's end is ended, instead of being waited for
     )
     # It waits for a server that is still importing. Whoever cancels this must not leave a process behind.
@@ -163,7 +163,7 @@ class _Forked:
 
 
 def _be_forked(
-    module: str, name: str, argument: str, channel: socket.socket, output: Path | None, environment: Mapping[str, str]
+    entry: str, argument: str, channel: socket.socket, output: Path | None, environment: Mapping[str, str]
 ) -> None:
     """Be a process that _fork started: what exec would have done to a new one, then its work."""
     os.setsid()
@@ -172,11 +172,12 @@ def _be_forked(
     let_others_go_first()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the server ignores it
     os.environ.update(environment)
+    module, _, name = entry.partition(":")
     setproctitle(f"python -m {module} {argument}")
     if output is not None:
         _print_to(output)
-    entry: Entry = getattr(importlib.import_module(module), name)
-    sys.exit(entry(channel, argument))
+    run: Entry = getattr(importlib.import_module(module), name)
+    sys.exit(run(channel, argument))
 
 
 def _end_with_worker() -> None:

@@ -1,8 +1,6 @@
 """The process that tokenises a job's files before it is queued.
 
 It answers Tokenized, or Failed with the first bad line.
-
-The tokenizer's library is imported inside functions: the worker imports this module too, to name what is to be run.
 """
 
 from __future__ import annotations

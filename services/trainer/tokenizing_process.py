@@ -12,13 +12,13 @@ from services.trainer.failures import TrainingFailed
 from services.trainer.processes import start
 from services.trainer.protocol import Failed
 from services.trainer.stores import Stores
-from services.trainer.tokenizing import run
 from services.trainer.tokenizing_protocol import FileTokens, Request, Tokenized, answer_decoder
 from shared.records import JobRecord
 from shared.schemas.events import Event
 from shared.schemas.options import TrainingOptions
 from shared.store.jobs import event
 
+ENTRY = "services.trainer.tokenizing:run"
 _LEAST_S = 3600.0
 _MEGABYTE_S = 60.0
 
@@ -71,7 +71,7 @@ def _size(path: str) -> int:
 
 async def _run(request: str) -> tuple[int, bytes]:
     # The work is shared among processes, which fork; a tokenizer's own threads would not survive that.
-    started = await start(run, request, environment={"TOKENIZERS_PARALLELISM": "false"})
+    started = await start(ENTRY, request, environment={"TOKENIZERS_PARALLELISM": "false"})
     try:
         output = await started.reader.readline()
         return await started.process.wait(), output

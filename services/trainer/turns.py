@@ -77,7 +77,8 @@ class Turns:
 
 
 def _random_state() -> list[torch.Tensor]:
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])]
+    on_gpus = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if on_gpus else [])]
 
 
 def _set_random_state(state: list[torch.Tensor]) -> None:

@@ -72,7 +72,7 @@ async def start(
     """Start a process that calls `entry`, an Entry named as MODULE:FUNCTION, and ends with this one.
 
     Only the process imports it. What it prints is appended to `output`, or goes where this process prints. With `warm`
-    it is forked from the fork server; without, a new Python runs its module: `-m MODULE DESCRIPTOR PARENT_PID ARGUMENT`.
+    it is forked from the fork server; without, a new Python runs its module: DESCRIPTOR, PARENT_PID, ARGUMENT.
     """
     ours, theirs = socket.socketpair()
     begin = _fork if warm else _spawn

@@ -1,0 +1,77 @@
+"""The command line behind `selftune export`. Status: 0 done, 1 a fault of this program, 2 refused, 130 interrupted."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from shared.errors import SelftuneError
+from shared.settings import Settings
+
+KINDS = ("f32", "f16", "bf16", "q8_0")
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Export a model; what goes wrong is one line on stderr."""
+    arguments = _arguments(argv)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is half done is removed
+    try:
+        print(_run(arguments))  # noqa: T201
+    except SelftuneError as error:
+        return _say(str(error))
+    except MemoryError:
+        return _say("there is too little memory for the largest tensor")
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return _say(f"{arguments.to}: the disk is full" if full else str(error))
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> Path:
+    try:
+        import torch
+
+        from services.trainer.standalone.exporting import Request, export
+    except ImportError as error:
+        raise SelftuneError(f"exporting needs what training needs, selftune[trainer]: {error}") from error
+    request = Request(
+        model=arguments.model,
+        to=arguments.to,
+        merge=arguments.merge,
+        gguf=arguments.gguf,
+        dtype=getattr(torch, arguments.dtype) if arguments.dtype else None,
+        base=arguments.base,
+        force=arguments.force,
+    )
+    return export(request, Settings.load())
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m services.trainer.standalone", description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("--to", type=Path, required=True)
+    parser.add_argument("--merge", action="store_true")
+    parser.add_argument("--gguf", choices=KINDS)
+    parser.add_argument("--dtype", choices=DTYPES)
+    parser.add_argument("--base", type=Path)
+    parser.add_argument("--force", action="store_true")
+    return parser.parse_args(argv)
+
+
+def _say(message: str) -> int:
+    print(f"selftune: {message}", file=sys.stderr)  # noqa: T201
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -102,7 +102,9 @@ def _read_form(path: Path) -> _Form:
         if name in _WITHOUT_EFFECT | _HONOURED:
             continue
         if value not in _ALLOWED[name] if name in _ALLOWED else value:
-            raise ExportRefused(f"an adapter with {name} = {value!r} is more than a product of two matrices: not merged")
+            raise ExportRefused(
+                f"an adapter with {name} = {value!r} is more than a product of two matrices: not merged"
+            )
     if form.rank < 1 or any(rank < 1 for rank in form.rank_pattern.values()):
         raise ExportRefused(f"{path}: a rank below 1")
     return form

@@ -94,7 +94,9 @@ class Architecture:
         return int(getattr(self.config, "head_dim", None) or self.config.hidden_size // self.config.num_attention_heads)
 
     def _context_length(self) -> int:
-        window = getattr(self.config, "sliding_window", None) if getattr(self.config, "use_sliding_window", True) else None
+        window = (
+            getattr(self.config, "sliding_window", None) if getattr(self.config, "use_sliding_window", True) else None
+        )
         return int(min(self.config.max_position_embeddings, window or self.config.max_position_embeddings))
 
     def _rope(self) -> dict[str, Any]:

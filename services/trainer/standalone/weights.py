@@ -70,7 +70,9 @@ class MergedWeights:
                 raise ExportRefused("the adapter changes the output layer, which in this base is the embedding too")
             weight = stored.get(f"{module}.weight")
             if weight is None:
-                raise ExportRefused(f"the base's files have no weight for {module}: it is another base, or joins layers")
+                raise ExportRefused(
+                    f"the base's files have no weight for {module}: it is another base, or joins layers"
+                )
             if tuple(weight.shape) != shape:
                 raise ExportRefused(f"the adapter's {module} has shape {shape}, the base's {tuple(weight.shape)}")
 

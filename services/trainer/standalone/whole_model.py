@@ -33,7 +33,7 @@ def write_model(weights: MergedWeights, base: Path, folder: Path, dtype: torch.d
     for file, tensors in weights.files.items():
         placed, _ = _placed(tensors, dtype)
         with (folder / file).open("wb") as handle:
-            _write(handle, placed, ((name, cast(name, t, dtype, tensors[name])) for name, t in weights.read(file)))
+            _write(handle, placed, (cast(name, t, dtype, tensors[name]) for name, t in weights.read(file)))
     if len(weights.files) > 1:
         (folder / INDEX).write_bytes(_pretty(_index(weights, dtype)))
     (folder / "config.json").write_bytes(_pretty(_config(weights.config, dtype)))
@@ -44,12 +44,11 @@ def write_model(weights: MergedWeights, base: Path, folder: Path, dtype: torch.d
             shutil.copyfile(path, place)
 
 
-def _write(handle: BinaryIO, placed: dict[str, TensorInfo], tensors: Iterator[tuple[str, Tensor]]) -> None:
+def _write(handle: BinaryIO, placed: dict[str, TensorInfo], tensors: Iterator[Tensor]) -> None:
     header = msgspec.json.encode({"__metadata__": {"format": "pt"}, **placed})
     header += b" " * (-len(header) % 8)
     handle.write(len(header).to_bytes(8, "little") + header)
-    for _, tensor in tensors:
-        handle.write(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
+    handle.writelines(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()) for tensor in tensors)
 
 
 def _placed(tensors: dict[str, TensorInfo], dtype: torch.dtype | None) -> tuple[dict[str, TensorInfo], int]:

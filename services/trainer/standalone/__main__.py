@@ -9,12 +9,12 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
+from services.trainer.standalone import ExportRefused
+from services.trainer.standalone.exporting import DType, Kind, Request, export
 from shared.errors import SelftuneError
 from shared.settings import Settings
-
-KINDS = ("f32", "f16", "bf16", "q8_0")
-DTYPES = ("float32", "float16", "bfloat16")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,21 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> Path:
     try:
-        import torch
-
-        from services.trainer.standalone.exporting import Request, export
+        return export(Request(**vars(arguments)), Settings.load())
     except ImportError as error:
-        raise SelftuneError(f"exporting needs what training needs, selftune[trainer]: {error}") from error
-    request = Request(
-        model=arguments.model,
-        to=arguments.to,
-        merge=arguments.merge,
-        gguf=arguments.gguf,
-        dtype=getattr(torch, arguments.dtype) if arguments.dtype else None,
-        base=arguments.base,
-        force=arguments.force,
-    )
-    return export(request, Settings.load())
+        raise ExportRefused(f"merging needs what training needs, selftune[trainer]: {error}") from error
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -61,8 +49,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("model")
     parser.add_argument("--to", type=Path, required=True)
     parser.add_argument("--merge", action="store_true")
-    parser.add_argument("--gguf", choices=KINDS)
-    parser.add_argument("--dtype", choices=DTYPES)
+    parser.add_argument("--gguf", choices=get_args(Kind))
+    parser.add_argument("--dtype", choices=get_args(DType))
     parser.add_argument("--base", type=Path)
     parser.add_argument("--force", action="store_true")
     return parser.parse_args(argv)

@@ -1,33 +1,34 @@
-"""What is asked for, and its three forms: the adapter as it is, a whole model as a folder, a whole model as GGUF."""
+"""What is asked for, and its three forms: the adapter as it is, a whole model as a folder, a whole model as GGUF.
+
+Model libraries are imported when something is merged, so that a mistake is told at once.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import shutil
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import msgspec
-import torch
+from msgspec import Struct
 
 from services.trainer.standalone import ExportRefused
-from services.trainer.standalone.adapter import Adapter
-from services.trainer.standalone.gguf_file import GgufFile, Kind
 from services.trainer.standalone.placing import MARK, Placing
 from services.trainer.standalone.source import MANIFEST, Source, find
-from services.trainer.standalone.weights import MergedWeights
-from services.trainer.standalone.whole_model import size_bytes, write_model
 from shared.adapters import CONFIG_NAME, WEIGHTS_NAME
 from shared.paths import Paths
 from shared.settings import Settings
+
+Kind = Literal["f32", "f16", "bf16", "q8_0"]
+DType = Literal["float32", "float16", "bfloat16"]
 
 _ADAPTER_FILES = (CONFIG_NAME, WEIGHTS_NAME, MANIFEST, "README.md")
 _SMALL_BYTES = 16 << 20  # tokenizer, configuration, and what a file system needs
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(Struct, frozen=True):
     """What `selftune export` was asked for."""
 
     model: str
@@ -35,7 +36,7 @@ class Request:
     to: Path
     merge: bool = False
     gguf: Kind | None = None
-    dtype: torch.dtype | None = None
+    dtype: DType | None = None
     """Type of the merged weights; None keeps the base's."""
     base: Path | None = None
     force: bool = False
@@ -72,16 +73,21 @@ def _copy_adapter(source: Source, folder: Path) -> Path:
 
 
 def _write_whole(request: Request, source: Source, placing: Placing, folder: Path) -> Path:
+    from services.trainer.standalone.adapter import Adapter
+    from services.trainer.standalone.gguf_file import GgufFile
+    from services.trainer.standalone.weights import MergedWeights
+    from services.trainer.standalone.whole_model import WholeModel
+
     weights = MergedWeights(source.base, Adapter(source.adapter))
-    as_gguf = GgufFile(weights, source, request.gguf) if request.gguf else None
-    needed = size_bytes(weights, request.dtype) * request.merge + (as_gguf.size_bytes if as_gguf else 0)
-    placing.need(needed + _SMALL_BYTES)
-    file = folder / (f"model-{request.gguf}.gguf" if request.merge else request.to.name)
-    if as_gguf:
-        as_gguf.write(file)
-    if not request.merge:
+    as_folder = WholeModel(weights, source.base, request.dtype) if request.merge else None
+    as_file = GgufFile(weights, source, request.gguf) if request.gguf else None
+    placing.need(sum(form.size_bytes for form in (as_folder, as_file) if form) + _SMALL_BYTES)
+    file = folder / (f"model-{request.gguf}.gguf" if as_folder else request.to.name)
+    if as_file:
+        as_file.write(file)
+    if not as_folder:
         return file
-    write_model(weights, source.base, folder, request.dtype)
+    as_folder.write(folder)
     (folder / "README.md").write_text(_readme(source), encoding="utf-8")
     _mark(folder, source, "whole model")
     return folder
@@ -93,7 +99,7 @@ def _mark(folder: Path, source: Source, form: str) -> None:
         "form": form,
         "base": source.base_id,
         "adapter_sha256": source.sha256,
-        "versions": {name: version(name) for name in ("torch", "safetensors")},
+        "versions": {name: version(name) for name in ("torch", "transformers", "safetensors", "gguf")},
     }
     (folder / MARK).write_bytes(msgspec.json.format(msgspec.json.encode(facts), indent=2) + b"\n")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Literal
 
 import gguf
 import msgspec
@@ -16,13 +15,13 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from services.trainer.standalone import ExportRefused
+from services.trainer.standalone.exporting import Kind
 from services.trainer.standalone.gguf_architecture import architecture_of
 from services.trainer.standalone.gguf_tokenizer import describe_tokenizer
 from services.trainer.standalone.source import Source
 from services.trainer.standalone.weights import MergedWeights, cast
 from shared.safetensors_header import TensorInfo
 
-Kind = Literal["f32", "f16", "bf16", "q8_0"]
 _Type = gguf.GGMLQuantizationType
 _TYPES: dict[str, tuple[gguf.GGMLQuantizationType, gguf.LlamaFileType]] = {
     "f32": (_Type.F32, gguf.LlamaFileType.ALL_F32),

@@ -23,25 +23,42 @@ _WRITTEN = frozenset({"config.json", INDEX})
 _NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
-def size_bytes(weights: MergedWeights, dtype: torch.dtype | None) -> int:
-    """Return the bytes that the weights will take."""
-    return sum(_placed(tensors, dtype)[1] for tensors in weights.files.values())
+class WholeModel:
+    """A folder that can be written; `dtype` None keeps each tensor's type."""
 
+    def __init__(self, weights: MergedWeights, base: Path, dtype: str | None) -> None:
+        self._weights = weights
+        self._base = base
+        self._dtype: torch.dtype | None = getattr(torch, dtype) if dtype else None
 
-def write_model(weights: MergedWeights, base: Path, folder: Path, dtype: torch.dtype | None) -> None:
-    """Write the model into `folder`; `dtype` None keeps each tensor's type. Raises ExportRefused, OSError."""
-    for file, tensors in weights.files.items():
-        placed, _ = _placed(tensors, dtype)
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the weights."""
+        return sum(_placed(tensors, self._dtype)[1] for tensors in self._weights.files.values())
+
+    def write(self, folder: Path) -> None:
+        """Write the model into `folder`. Raises ExportRefused for a value that the type cannot hold, OSError."""
+        for file in self._weights.files:
+            self._write_weights(file, folder)
+        if len(self._weights.files) > 1:
+            (folder / INDEX).write_bytes(_pretty(self._index()))
+        (folder / "config.json").write_bytes(_pretty(_config(self._weights.config, self._dtype)))
+        for path in sorted({path for pattern in _COPIED for path in self._base.glob(pattern)}):
+            place = folder / path.relative_to(self._base)
+            if path.is_file() and path.name not in _WRITTEN:
+                place.parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, place)
+
+    def _write_weights(self, file: str, folder: Path) -> None:
+        tensors = self._weights.files[file]
+        placed, _ = _placed(tensors, self._dtype)
+        merged = self._weights.read(file)
         with (folder / file).open("wb") as handle:
-            _write(handle, placed, (cast(name, t, dtype, tensors[name]) for name, t in weights.read(file)))
-    if len(weights.files) > 1:
-        (folder / INDEX).write_bytes(_pretty(_index(weights, dtype)))
-    (folder / "config.json").write_bytes(_pretty(_config(weights.config, dtype)))
-    for path in sorted({path for pattern in _COPIED for path in base.glob(pattern)}):
-        place = folder / path.relative_to(base)
-        if path.is_file() and path.name not in _WRITTEN and not place.exists():
-            place.parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, place)
+            _write(handle, placed, (cast(name, tensor, self._dtype, tensors[name]) for name, tensor in merged))
+
+    def _index(self) -> dict[str, Any]:
+        files = {name: file for file, tensors in self._weights.files.items() for name in tensors}
+        return {"metadata": {"total_size": self.size_bytes}, "weight_map": dict(sorted(files.items()))}
 
 
 def _write(handle: BinaryIO, placed: dict[str, TensorInfo], tensors: Iterator[Tensor]) -> None:
@@ -70,11 +87,6 @@ def _count(shape: list[int]) -> int:
     for size in shape:
         product *= size
     return product
-
-
-def _index(weights: MergedWeights, dtype: torch.dtype | None) -> dict[str, Any]:
-    files = {name: file for file, tensors in weights.files.items() for name in tensors}
-    return {"metadata": {"total_size": size_bytes(weights, dtype)}, "weight_map": dict(sorted(files.items()))}
 
 
 def _config(base: dict[str, Any], dtype: torch.dtype | None) -> dict[str, Any]:

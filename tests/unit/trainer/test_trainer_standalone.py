@@ -73,7 +73,7 @@ def test_merged_files_are_the_bases_files(base: Path, adapter: Path, tmp_path: P
     sharded = tmp_path / "sharded"
     load(base).save_pretrained(sharded, max_shard_size="100KB")
     (sharded / "tokenizer.json").write_bytes((base / "tokenizer.json").read_bytes())
-    out = take(adapter, tmp_path / "out", merge=True, dtype=torch.bfloat16, base=sharded)
+    out = take(adapter, tmp_path / "out", merge=True, dtype="bfloat16", base=sharded)
     names = sorted(path.name for path in sharded.glob("*.safetensors"))
     assert len(names) > 2
     assert sorted(path.name for path in out.glob("*.safetensors")) == names
@@ -214,13 +214,13 @@ def test_values_beyond_float16_are_refused(base: Path, adapter: Path, tmp_path: 
     weights["model.norm.weight"][3] = 70000.0
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ExportRefused, match=r"model\.norm\.weight has values beyond what float16"):
-        take(adapter, tmp_path / "out", merge=True, base=other, dtype=torch.float16)
+        take(adapter, tmp_path / "out", merge=True, base=other, dtype="float16")
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"dtype": torch.float16}, "goes with --merge"), ({"gguf": "f16"}, r"ends in \.gguf")],
+    [({"dtype": "float16"}, "goes with --merge"), ({"gguf": "f16"}, r"ends in \.gguf")],
 )
 def test_contradictions_are_refused(options: dict[str, Any], message: str, adapter: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportRefused, match=message):

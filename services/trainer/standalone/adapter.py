@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
-from peft.utils.other import get_pattern_key
 from safetensors import safe_open
 from torch import Tensor
 
@@ -15,6 +16,8 @@ from services.trainer.standalone import ExportRefused
 from shared.adapters import CONFIG_NAME, WEIGHTS_NAME
 from shared.errors import AdapterRejected
 from shared.safetensors_header import TensorInfo, read_header
+
+V = TypeVar("V")
 
 _PREFIX = "base_model.model."
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
@@ -42,10 +45,10 @@ class _Form(Struct, frozen=True, rename={"rank": "r", "alpha": "lora_alpha"}):
     alpha_pattern: dict[str, float] = {}
 
     def rank_of(self, module: str) -> int:
-        return self.rank_pattern.get(get_pattern_key(list(self.rank_pattern), module), self.rank)
+        return _matching(self.rank_pattern, module, self.rank)
 
     def scale_of(self, module: str) -> float:
-        alpha = self.alpha_pattern.get(get_pattern_key(list(self.alpha_pattern), module), self.alpha)
+        alpha = _matching(self.alpha_pattern, module, self.alpha)
         rank = self.rank_of(module)
         return float(alpha / rank**0.5 if self.use_rslora else alpha / rank)
 
@@ -92,11 +95,17 @@ class Adapter:
         return up.shape[0], down.shape[1]
 
 
+def _matching(patterns: Mapping[str, V], module: str, default: V) -> V:
+    """Return the value of the first pattern that matches a module's name or its end, as PEFT does it."""
+    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)
+
+
 def _read_form(path: Path) -> _Form:
     try:
         config = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
         form = msgspec.convert(config, _Form)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        [re.compile(key) for key in (*form.rank_pattern, *form.alpha_pattern)]
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, re.error) as error:
         raise ExportRefused(f"{path} cannot be read: {error}") from error
     for name, value in sorted(config.items()):
         if name in _WITHOUT_EFFECT | _HONOURED:
@@ -115,6 +124,6 @@ def _modules(tensors: dict[str, TensorInfo]) -> set[str]:
     for name in tensors:
         kind = next((kind for kind in (_DOWN, _UP) if name.startswith(_PREFIX) and name.endswith(kind)), None)
         if kind is None:
-            raise ExportRefused(f"the adapter's tensor {name} does not belong to a linear layer: not merged")
+            raise ExportRefused(f"the adapter's tensor {name} is no half of a linear layer's: not merged")
         modules.add(name.removeprefix(_PREFIX).removesuffix(kind))
     return modules

@@ -9,7 +9,7 @@ import asyncio
 import shutil
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 from msgspec import Struct
@@ -20,6 +20,10 @@ from services.trainer.standalone.source import MANIFEST, Source, find
 from shared.adapters import CONFIG_NAME, WEIGHTS_NAME
 from shared.paths import Paths
 from shared.settings import Settings
+
+if TYPE_CHECKING:
+    from services.trainer.standalone.gguf_file import GgufFile
+    from services.trainer.standalone.weights import MergedWeights
 
 Kind = Literal["f32", "f16", "bf16", "q8_0"]
 DType = Literal["float32", "float16", "bfloat16"]
@@ -74,13 +78,12 @@ def _copy_adapter(source: Source, folder: Path) -> Path:
 
 def _write_whole(request: Request, source: Source, placing: Placing, folder: Path) -> Path:
     from services.trainer.standalone.adapter import Adapter
-    from services.trainer.standalone.gguf_file import GgufFile
     from services.trainer.standalone.weights import MergedWeights
     from services.trainer.standalone.whole_model import WholeModel
 
     weights = MergedWeights(source.base, Adapter(source.adapter))
     as_folder = WholeModel(weights, source.base, request.dtype) if request.merge else None
-    as_file = GgufFile(weights, source, request.gguf) if request.gguf else None
+    as_file = _gguf(weights, source, request.gguf) if request.gguf else None
     placing.need(sum(form.size_bytes for form in (as_folder, as_file) if form) + _SMALL_BYTES)
     file = folder / (f"model-{request.gguf}.gguf" if as_folder else request.to.name)
     if as_file:
@@ -91,6 +94,12 @@ def _write_whole(request: Request, source: Source, placing: Placing, folder: Pat
     (folder / "README.md").write_text(_readme(source), encoding="utf-8")
     _mark(folder, source, "whole model")
     return folder
+
+
+def _gguf(weights: MergedWeights, source: Source, kind: Kind) -> GgufFile:
+    from services.trainer.standalone.gguf_file import GgufFile
+
+    return GgufFile(weights, source, kind)
 
 
 def _mark(folder: Path, source: Source, form: str) -> None:

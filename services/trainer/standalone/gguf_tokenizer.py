@@ -7,6 +7,7 @@ characters with a mark for spaces (sentencepiece). What fits neither is refused:
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import gguf
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from services.trainer.standalone import ExportRefused
 
-_SPACE = "\u2581"
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _TEKKEN = (
@@ -47,7 +48,7 @@ def describe_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerFa
         _describe_sentencepiece(writer, parts, rows)
     else:
         _describe_bytes(writer, parts, rows)
-    _describe_specials(writer, tokenizer)
+    _describe_specials(writer, tokenizer, rows)
 
 
 def _describe_bytes(writer: gguf.GGUFWriter, parts: _Parts, rows: int) -> None:
@@ -72,14 +73,15 @@ def _describe_sentencepiece(writer: gguf.GGUFWriter, parts: _Parts, rows: int) -
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(tokens)
-    writer.add_token_scores(_scores(parts["model"], tokens))
+    writer.add_token_scores(_scores(parts, tokens))
     writer.add_token_types(types)
     writer.add_add_space_prefix(_puts_space_first(parts))
 
 
-def _describe_specials(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerFast) -> None:
+def _describe_specials(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerFast, rows: int) -> None:
     for name in ("bos", "eos", "unk", "pad"):
-        if (token := getattr(tokenizer, f"{name}_token_id")) is not None:
+        token = getattr(tokenizer, f"{name}_token_id")
+        if token is not None and token < rows:
             getattr(writer, f"add_{name}_token_id")(token)
     bare, whole = (tokenizer("a", add_special_tokens=chosen)["input_ids"] for chosen in (False, True))
     begins = len(whole) > len(bare) and whole[0] == tokenizer.bos_token_id
@@ -112,12 +114,15 @@ def _steps(pre_tokenizer: _Parts | None) -> tuple[Any, ...]:
 
 
 def _vocabulary(parts: _Parts, rows: int) -> tuple[list[str], list[int]]:
-    """Return the tokens by number and their types; numbers without a token are filled up."""
+    """Return the tokens by number and their types; numbers without a token are filled up.
+
+    Added tokens that have no embedding, which no model can read, are left out.
+    """
     by_number = {number: token for token, number in parts["model"]["vocab"].items()}
-    added = {token["id"]: token for token in parts["added_tokens"]}
-    by_number |= {number: token["content"] for number, token in added.items()}
     if max(by_number) >= rows:
         raise ExportRefused(f"its tokenizer has {max(by_number) + 1} tokens, the model {rows} embeddings")
+    added = {token["id"]: token for token in parts["added_tokens"] if token["id"] < rows}
+    by_number |= {number: token["content"] for number, token in added.items()}
     tokens = [by_number.get(number, f"[PAD{number}]") for number in range(rows)]
     return tokens, [_type(number, by_number, added, parts["model"]) for number in range(rows)]
 
@@ -130,7 +135,7 @@ def _type(number: int, by_number: dict[int, str], added: dict[int, _Parts], mode
         kind = gguf.TokenType.UNKNOWN
     elif number in added:
         kind = gguf.TokenType.CONTROL if added[number]["special"] else gguf.TokenType.USER_DEFINED
-    elif model.get("byte_fallback") and len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+    elif model.get("byte_fallback") and _BYTE.fullmatch(token):
         kind = gguf.TokenType.BYTE
     else:
         kind = gguf.TokenType.NORMAL
@@ -142,18 +147,22 @@ def _merges(model: _Parts) -> list[tuple[str, str]]:
     return [(left, right) for left, right in pairs]
 
 
-def _scores(model: _Parts, tokens: list[str]) -> list[float]:
+def _scores(parts: _Parts, tokens: list[str]) -> list[float]:
     """Return scores that rank the pieces as the merges that make them do.
 
     A reader joins the neighbours whose piece has the highest score, whichever two they are: so all the merges that
     make a piece must lie together, and any two pieces that are a third must be a merge. Raises ExportRefused if not.
     """
-    vocabulary, merges = model["vocab"], _merges(model)
+    vocabulary, merges = parts["model"]["vocab"], _merges(parts["model"])
     pieces = [left + right for left, right in merges]
     order = list(dict.fromkeys(pieces))
     blocks = sum(before != piece for before, piece in zip(["", *pieces], pieces, strict=False))
+    added = {token["content"] for token in parts["added_tokens"]}
     possible = sum(
-        piece[:cut] in vocabulary and piece[cut:] in vocabulary for piece in order for cut in range(1, len(piece))
+        piece[:cut] in vocabulary and piece[cut:] in vocabulary
+        for piece in vocabulary
+        if piece not in added and not _BYTE.fullmatch(piece)
+        for cut in range(1, len(piece))
     )
     if blocks != len(order) or possible != len(set(merges)):
         raise ExportRefused("its tokenizer's merges are not those of sentencepiece, which GGUF assumes for this kind")
@@ -167,7 +176,7 @@ def _puts_space_first(parts: _Parts) -> bool:
     steps = (normalizer or {}).get("normalizers") or ([normalizer] if normalizer else [])
     kinds = [step["type"] for step in steps]
     if pre_tokenizer is None and kinds in (["Prepend", "Replace"], ["Replace"]):
-        return kinds[0] == "Prepend"
+        return "Prepend" in kinds
     if not kinds and pre_tokenizer and pre_tokenizer["type"] == "Metaspace" and not pre_tokenizer.get("split", True):
         return bool(pre_tokenizer["prepend_scheme"] != "never")
     raise ExportRefused(f"its tokenizer marks spaces in a way that GGUF has no word for: {kinds}, {pre_tokenizer}")

@@ -65,7 +65,8 @@ def _write(handle: BinaryIO, placed: dict[str, TensorInfo], tensors: Iterator[Te
     header = msgspec.json.encode({"__metadata__": {"format": "pt"}, **placed})
     header += b" " * (-len(header) % 8)
     handle.write(len(header).to_bytes(8, "little") + header)
-    handle.writelines(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()) for tensor in tensors)
+    # Not with numpy's tofile, which does not tell why it could not write.
+    handle.writelines(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data for tensor in tensors)
 
 
 def _placed(tensors: dict[str, TensorInfo], dtype: torch.dtype | None) -> tuple[dict[str, TensorInfo], int]:

@@ -25,12 +25,14 @@ TEXTS = ("what is a red dog", "  two  spaces, 1234 and 5\n\n\tnaïve — 漢字 
 
 
 def read_back(file: Path, base: Path) -> Any:
-    """Load a file as transformers does, with the base's configuration: transformers drops Qwen3's width of heads and
-    sliding windows; what the file says of them is looked at by itself."""
+    """Load a file as transformers does: Mistral as a Llama, which it is.
+
+    Qwen with the base's configuration, since transformers drops the width of heads and the window; what the file says
+    of them is looked at by itself.
+    """
     config = AutoConfig.from_pretrained(base)
-    return AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, config=config, dtype=torch.float32
-    ).eval()
+    options = {"config": config} if config.model_type.startswith("qwen") else {}
+    return AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32, **options).eval()
 
 
 def fields(file: Path) -> dict[str, Any]:
@@ -43,16 +45,17 @@ def test_file_is_base_and_adapter(architecture: str, tmp_path: Path) -> None:
     base = save_tiny_model(tmp_path / "base", architecture)
     adapter = save_adapter(base, tmp_path / "adapter")
     apart = with_adapter(base, adapter)
-    expected, tokens = logits(apart), greedy(apart)
+    count = 1 if "sliding" in architecture else 12  # the prompts fill the window
+    expected, tokens = logits(apart), greedy(apart, count=count)
     model = read_back(take(adapter, tmp_path / "m32.gguf", gguf="f32"), base)
     torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=1e-5)
-    assert greedy(model) == tokens
+    assert greedy(model, count=count) == tokens
     half = read_back(take(adapter, tmp_path / "m16.gguf", gguf="f16"), base)
     assert (logits(half) - expected).norm() < 2e-3 * expected.norm()
     assert greedy(half, count=1) == greedy(apart, count=1)
 
 
-@pytest.mark.parametrize(("kind", "error"), [("bf16", 2**-8), ("q8_0", 0.51 / 127)])
+@pytest.mark.parametrize(("kind", "error"), [("bf16", 2**-8), ("q8_0", 0.5 / 127 + 2**-11)])
 def test_rounded_file_is_within_its_error(kind: Any, error: float, tmp_path: Path) -> None:
     """Of a value for bfloat16, of its block's largest value for Q8_0; what has no blocks of 32 is float16."""
     base = save_tiny_model(tmp_path / "base", "smollm")
@@ -99,9 +102,12 @@ def test_window_becomes_the_context(architecture: str, tmp_path: Path) -> None:
     assert said[f"{said['general.architecture']}.context_length"] == SLIDING_WINDOW
 
 
-def test_tokens_are_the_same(tmp_path: Path) -> None:
-    base = save_tiny_model(tmp_path / "base", "llama")
+@pytest.mark.parametrize(("architecture", "split"), [("llama", "gpt-2"), ("qwen2", "qwen2")])
+def test_tokens_are_the_same(architecture: str, split: str, tmp_path: Path) -> None:
+    """Qwen's tokenizer brings its own way to split, whatever its files say."""
+    base = save_tiny_model(tmp_path / "base", architecture)
     file = take(save_adapter(base, tmp_path / "adapter"), tmp_path / "m.gguf", gguf="f16")
+    assert fields(file)["tokenizer.ggml.pre"] == split
     before, after = AutoTokenizer.from_pretrained(base), AutoTokenizer.from_pretrained(tmp_path, gguf_file=file.name)
     assert [before(text).input_ids for text in TEXTS] == [after(text).input_ids for text in TEXTS]
     assert (after.chat_template, after.eos_token, after.pad_token) == (CHATML, before.eos_token, before.pad_token)

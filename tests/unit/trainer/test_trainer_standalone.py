@@ -165,7 +165,7 @@ def on_the_embedding(tensors: Tensors) -> Tensors:
         ({"r": 5}, dict, "do not fit its rank of 5"),
         ({}, without_one_half, "one half of model.layers.1.mlp.up_proj"),
         ({"rank_pattern": {"qkv_proj": 2}}, of_a_joint_layer, "no weight for model.layers.0.self_attn.qkv_proj"),
-        ({}, on_the_embedding, "lora_embedding_A does not belong to a linear layer"),
+        ({}, on_the_embedding, "lora_embedding_A is no half of a linear layer's"),
     ],
 )
 def test_more_than_a_product_is_refused(
@@ -268,8 +268,20 @@ def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_are_not(adapt
     assert sorted(path.name for path in tmp_path.iterdir()) == [".partial-out-alive", "out"]
 
 
+@pytest.mark.parametrize("options", [{"merge": True}, {"gguf": "f32"}])
+def test_disk_that_takes_no_more_is_told(options: dict[str, Any], adapter: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands for it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            take(adapter, tmp_path / "out.gguf", **options)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_write_that_fails_leaves_nothing(base: Path, adapter: Path, tmp_path: Path) -> None:
-    """A limit on the size of files stands for a disk that takes no more."""
     command = [sys.executable, "-m", "services.trainer.standalone", "--merge", f"--to={tmp_path / 'out'}", str(adapter)]
     done = subprocess.run(
         command, cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=120, check=False,

@@ -26,7 +26,6 @@ from shared.adapters import CONFIG_NAME, SERVED_MODULES, WEIGHTS_NAME, linear_sh
 
 RANK = 16
 FORMS = {
-    "adapter": (),
     "merged, as the base": ("--merge",),
     "merged, bfloat16": ("--merge", "--dtype=bfloat16"),
     "GGUF f16": ("--gguf=f16",),
@@ -42,7 +41,7 @@ def main() -> None:
     print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; base {size / 1e6:.0f} MB")
     print(f"{'form':<20} {'s':>6} {'MB':>7} {'peak MB':>8}")
     with tempfile.TemporaryDirectory() as folder:
-        adapter = random_adapter(base, Path(folder) / "adapter")
+        adapter = random_adapter(base, Path(folder) / "random")
         for name, options in FORMS.items():
             to = Path(folder) / ("out.gguf" if "GGUF" in name else name.replace(" ", "-"))
             seconds, peak_mb = measure(adapter, base, to, *options)

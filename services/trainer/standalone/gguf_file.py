@@ -8,7 +8,6 @@ from pathlib import Path
 import gguf
 import msgspec
 import numpy as np
-import torch
 from msgspec import Struct
 from numpy.typing import NDArray
 from torch import Tensor
@@ -19,7 +18,7 @@ from services.trainer.standalone.exporting import Kind
 from services.trainer.standalone.gguf_architecture import architecture_of
 from services.trainer.standalone.gguf_tokenizer import describe_tokenizer
 from services.trainer.standalone.source import Source
-from services.trainer.standalone.weights import MergedWeights, cast
+from services.trainer.standalone.weights import MergedWeights, check_float16
 from shared.safetensors_header import TensorInfo
 
 _Type = gguf.GGMLQuantizationType
@@ -125,7 +124,7 @@ class GgufFile:
         kind = self._type_of(info)
         values = self._architecture.arranged(name, tensor.float())
         if kind in (_Type.F16, _Type.Q8_0):  # whose scales are float16, 127 times smaller than the largest value
-            cast(name, values if kind == _Type.F16 else values / 127, torch.float16, info)
+            check_float16(name, values, scale=1 if kind == _Type.F16 else 1 / 127)
         encoded: NDArray[np.generic] = gguf.quantize(values.contiguous().numpy(), kind)
         return encoded
 

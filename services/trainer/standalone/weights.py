@@ -20,6 +20,7 @@ from shared.safetensors_header import TensorInfo, read_header
 SINGLE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_FLOAT16_MAX = torch.finfo(torch.float16).max
 _OUTPUT_LAYER = "lm_head"
 
 
@@ -84,10 +85,16 @@ def cast(name: str, tensor: Tensor, dtype: torch.dtype | None, stored: TensorInf
     """
     if not tensor.is_floating_point():
         return tensor
-    rounded = tensor.to(dtype or _FLOATS[stored.dtype])
-    if rounded.dtype == torch.float16 and not rounded.isfinite().all():
+    dtype = dtype or _FLOATS[stored.dtype]
+    if dtype == torch.float16:
+        check_float16(name, tensor)
+    return tensor.to(dtype)
+
+
+def check_float16(name: str, tensor: Tensor, *, scale: float = 1.0) -> None:
+    """Raise ExportRefused if float16 cannot hold the tensor's values times `scale`."""
+    if tensor.numel() and max(map(abs, map(float, tensor.aminmax()))) * scale > _FLOAT16_MAX:
         raise ExportRefused(f"{name} has values beyond what float16 holds (65,504); take bfloat16 or float32")
-    return rounded
 
 
 def read_config(base: Path) -> dict[str, Any]:

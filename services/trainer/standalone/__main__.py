@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import signal
 import sys
@@ -11,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
+from services.trainer.shortages import is_disk_full, is_out_of_memory
 from services.trainer.standalone import ExportRefused
 from services.trainer.standalone.exporting import DType, Kind, Request, export
 from shared.errors import SelftuneError
@@ -27,13 +27,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_run(arguments))  # noqa: T201
     except SelftuneError as error:
         return _say(str(error))
-    except MemoryError:
-        return _say("there is too little memory for the largest tensor")
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        return _say(f"{arguments.to}: the disk is full" if full else str(error))
     except KeyboardInterrupt:
         return 130
+    except (MemoryError, OSError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            return _say("there is too little memory, even for one tensor at a time")
+        if is_disk_full(error):
+            return _say(f"{arguments.to}: the disk is full, or takes no file of this size")
+        if not isinstance(error, OSError):
+            raise
+        return _say(str(error))
     return 0
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from services.trainer.standalone import ExportRefused
 from services.trainer.standalone.exporting import Kind
@@ -91,7 +91,7 @@ class GgufFile:
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         writer.add_vocab_size(rows)
         self._architecture.describe(writer)
-        tokenizer = AutoTokenizer.from_pretrained(source.base, local_files_only=True)
+        tokenizer = _load_tokenizer(source.base)
         describe_tokenizer(writer, tokenizer, rows)
         # GGUF has two more places for what ends an answer: the end of a turn, and of a message.
         ends = _other_ends(source.base, tokenizer.eos_token_id)
@@ -127,6 +127,17 @@ class GgufFile:
             check_float16(name, values, scale=1 if kind == _Type.F16 else 1 / 127)
         encoded: NDArray[np.generic] = gguf.quantize(values.contiguous().numpy(), kind)
         return encoded
+
+
+def _load_tokenizer(base: Path) -> PreTrainedTokenizerFast:
+    """Load the base's tokenizer as training and serving do."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ExportRefused(f"the tokenizer in {base} cannot be loaded: {error}") from error
+    if not tokenizer.is_fast:
+        raise ExportRefused(f"the tokenizer in {base} has no tokenizer.json, from which GGUF's is made")
+    return tokenizer
 
 
 def _other_ends(base: Path, eos_token_id: int | None) -> list[int]:

@@ -76,6 +76,8 @@ def test_rounded_file_is_within_its_error(kind: Any, error: float, tmp_path: Pat
 def test_file_says_what_the_model_is(tmp_path: Path) -> None:
     base = save_tiny_model(tmp_path / "base", "qwen3")
     adapter = save_adapter(base, tmp_path / "adapter")
+    ends = [AutoTokenizer.from_pretrained(base).eos_token_id, 5]
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
     out = take(adapter, tmp_path / "out", merge=True, gguf="f16")
     said = fields(out / "model-f16.gguf")
     tokenizer = AutoTokenizer.from_pretrained(base)
@@ -86,7 +88,7 @@ def test_file_says_what_the_model_is(tmp_path: Path) -> None:
     assert said["qwen3.context_length"] == 256
     assert said["qwen3.vocab_size"] == len(tokenizer) == len(said["tokenizer.ggml.tokens"])
     assert (said["tokenizer.ggml.model"], said["tokenizer.ggml.pre"]) == ("gpt2", "gpt-2")
-    assert said["tokenizer.ggml.eos_token_id"] == tokenizer.eos_token_id
+    assert [said["tokenizer.ggml.eos_token_id"], said["tokenizer.ggml.eot_token_id"]] == ends
     assert said["tokenizer.ggml.padding_token_id"] == tokenizer.pad_token_id
     assert "tokenizer.ggml.bos_token_id" not in said
     assert (said["tokenizer.ggml.add_bos_token"], said["tokenizer.ggml.add_eos_token"]) == (False, False)
@@ -164,15 +166,17 @@ def change_config(base: Path, **values: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
+LLAMA3_ROPE = {
+    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
+
+
 def test_rotation_of_llama_3_comes_as_divisors(tmp_path: Path) -> None:
     """Frequencies: left alone where waves are short, divided by the factor where they are long, between in between."""
     base = save_tiny_model(tmp_path / "base", "llama")
     adapter = save_adapter(base, tmp_path / "adapter")
-    rope = {
-        "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 64,
-    }  # fmt: skip
-    change_config(base, rope_parameters=rope)
+    change_config(base, rope_parameters=LLAMA3_ROPE)
     file = take(adapter, tmp_path / "m.gguf", gguf="f32")
     divisors = next(t.data for t in gguf.GGUFReader(file).tensors if t.name == "rope_freqs.weight")
     waves = 2 * np.pi * 10000 ** (np.arange(0, 16, 2) / 16)
@@ -180,7 +184,7 @@ def test_rotation_of_llama_3_comes_as_divisors(tmp_path: Path) -> None:
     assert divisors[waves < 64 / 4] == pytest.approx(1)
     assert divisors[waves > 64 / 1] == pytest.approx(8)
     assert ((divisors >= 1 - 1e-6) & (divisors <= 8 + 1e-5)).all()
-    change_config(base, rope_parameters={**rope, "rope_type": "yarn"})
+    change_config(base, rope_parameters={**LLAMA3_ROPE, "rope_type": "yarn"})
     with pytest.raises(ExportRefused, match="rotary embedding 'yarn'"):
         take(adapter, tmp_path / "n.gguf", gguf="f32")
 

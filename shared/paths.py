@@ -138,18 +138,25 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     fsync_folder(path.parent)
 
 
+def seal_folder(folder: Path) -> None:
+    """Make what is in a folder readable for everybody (0644, 0755) and survive a power cut."""
+    for path in folder.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+        if path.is_file():
+            with path.open("rb") as handle:
+                os.fsync(handle.fileno())
+        else:
+            fsync_folder(path)
+    folder.chmod(0o755)
+    fsync_folder(folder)
+
+
 def publish_folder(staged: Path, final: Path) -> None:
     """Move a finished folder to its place: fsync each file, chmod 0644/0755, rename.
 
     When `final` exists already it holds the same content (its name is its hash), and the staged copy is removed.
     """
-    for path in staged.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)
-        if path.is_file():
-            with path.open("rb") as handle:
-                os.fsync(handle.fileno())
-    staged.chmod(0o755)
-    fsync_folder(staged)
+    seal_folder(staged)
     final.parent.mkdir(parents=True, exist_ok=True)
     try:
         staged.rename(final)

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -115,6 +115,38 @@ def import_openai(
             importer.run()
         finally:
             show(importer, typer.echo)
+
+
+@app.command("export")
+def export(
+    model: Annotated[str, typer.Argument(help="A fine-tuned model's name, or the folder of an adapter.")],
+    to: Annotated[Path, typer.Option(help="Folder to write; with --gguf alone the file, which ends in .gguf.")],
+    merge: Annotated[bool, typer.Option("--merge", help="A whole model, the adapter merged into its base.")] = False,
+    gguf: Annotated[
+        Literal["f32", "f16", "bf16", "q8_0"] | None,
+        typer.Option(help="A GGUF file for llama.cpp and its kin, with weights of this type; beside --merge, too."),
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"] | None,
+        typer.Option(help="Type of the merged weights; else that of the base."),
+    ] = None,
+    base: Annotated[Path | None, typer.Option(help="Folder of the base, when it is not this server's.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
+    data_dir: Annotated[Path | None, typer.Option(envvar=f"{ENV_PREFIX}DATA_DIR", help="The server's folder.")] = None,
+    config: _CONFIG = None,
+) -> None:
+    """Take a fine-tuned model home: its adapter, a whole model for transformers and vLLM, or a GGUF file.
+
+    A model's name is looked up in the server's database, so the stack has to run; a folder needs no server.
+    """
+    from services.cli.export_model import become_exporter
+
+    with _told_errors():
+        settings = Settings.load({"data_dir": data_dir and str(data_dir)}, config=config)
+        become_exporter(
+            settings, model, to, flags={"--merge": merge, "--force": force},
+            options={"--gguf": gguf, "--dtype": dtype, "--base": base},
+        )  # fmt: skip
 
 
 @contextmanager

@@ -1,4 +1,7 @@
-"""Print, as JSON, what plain transformers and PEFT generate greedily from an adapter: DATA_DIR MODEL TOKENS PROMPT…."""
+"""Print, as JSON, what plain transformers and PEFT generate greedily: DATA_DIR MODEL TOKENS PROMPT….
+
+MODEL is a fine-tuned model's name, whose adapter is loaded on its base, or the folder of a whole model.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import asyncio
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -28,11 +32,17 @@ async def look_up(data_dir: Path, name: str) -> tuple[AdapterRecord, BaseRecord]
     return adapter, base
 
 
-def main(data_dir: str, name: str, tokens: str, *prompts: str) -> None:
-    adapter, base = asyncio.run(look_up(Path(data_dir), name))
-    tokenizer = AutoTokenizer.from_pretrained(base.path)
+def load(data_dir: Path, name: str) -> tuple[Any, Any]:
+    if Path(name).is_dir():
+        return AutoTokenizer.from_pretrained(name), AutoModelForCausalLM.from_pretrained(name).eval()
+    adapter, base = asyncio.run(look_up(data_dir, name))
     plain = AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32)
-    model = PeftModel.from_pretrained(plain, str(Path(data_dir) / adapter.folder)).eval()
+    tuned = PeftModel.from_pretrained(plain, str(data_dir / adapter.folder)).eval()
+    return AutoTokenizer.from_pretrained(base.path), tuned
+
+
+def main(data_dir: str, name: str, tokens: str, *prompts: str) -> None:
+    tokenizer, model = load(Path(data_dir), name)
     answers = []
     for prompt in prompts:
         inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)

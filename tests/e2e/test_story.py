@@ -118,25 +118,44 @@ def test_new_model_answers_within_seconds_and_without_a_restart(
     assert parity["seconds_to_first_token"] < 6.0
 
 
+PROMPTS = [
+    "<|im_start|>user\nColour of lemon? (5)<|im_end|>\n<|im_start|>assistant\n",
+    "Once upon a time",
+    "The three largest planets are",
+]
+
+
+def served(client: OpenAI, model: str) -> list[str]:
+    return [
+        client.completions.create(model=model, prompt=prompt, max_tokens=12, temperature=0).choices[0].text
+        for prompt in PROMPTS
+    ]
+
+
+def run(*arguments: str) -> str:
+    """Run a module of this project and return what it printed."""
+    command = [sys.executable, "-m", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
 def test_adapter_loads_in_plain_peft_and_gives_the_same_greedy_tokens(
     stack: RunningStack, client: OpenAI, tuned_job: FineTuningJob
 ) -> None:
     tuned = tuned_job.fine_tuned_model or ""
-    prompts = [
-        "<|im_start|>user\nColour of lemon? (5)<|im_end|>\n<|im_start|>assistant\n",
-        "Once upon a time",
-        "The three largest planets are",
-    ]
-    served = [
-        client.completions.create(model=tuned, prompt=prompt, max_tokens=12, temperature=0).choices[0].text
-        for prompt in prompts
-    ]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.e2e.generate_with_peft", str(stack.data_dir), tuned, "12", *prompts],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads(done.stdout) == served
+    answers = run("tests.e2e.generate_with_peft", str(stack.data_dir), tuned, "12", *PROMPTS)
+    assert json.loads(answers) == served(client, tuned)
+
+
+def test_exported_model_answers_without_the_server(
+    stack: RunningStack, client: OpenAI, tuned_job: FineTuningJob, tmp_path: Path
+) -> None:
+    tuned, whole = tuned_job.fine_tuned_model or "", tmp_path / "whole"
+    told = run("services.cli", "export", tuned, "--merge", f"--to={whole}", f"--data-dir={stack.data_dir}")
+    assert told.strip() == str(whole)
+    answers = run("tests.e2e.generate_with_peft", "", str(whole), "12", *PROMPTS)
+    assert json.loads(answers) == served(client, tuned)
 
 
 def test_demo_shows_a_wide_margin(stack: RunningStack, tmp_path: Path) -> None:

@@ -72,3 +72,20 @@ def test_socket_of_a_deep_folder_fits_into_its_address(tmp_path: Path) -> None:
     assert valkey.socket_path(deep) == valkey.socket_path(deep)
     assert valkey.socket_path(deep) != valkey.socket_path(deep / "other")
     assert valkey.socket_path(Path("/srv/x")) == Path("/srv/x/valkey.sock")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("ft:a:b::c", "--to", "out"), "the database that knows the models' names does not answer"),
+        (("/nowhere", "--to", "out", "--gguf", "q8_0"), "ends in .gguf"),
+        (("ft:a:b::c", "--to", "/etc/passwd", "--force"), "/etc/passwd is there already"),
+        (("ft:a:b::c", "--to", "out", "--gguf", "q2_k"), "'q2_k' is not one of"),
+    ],
+)
+def test_export_that_cannot_be_is_explained(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    done = selftune("export", *arguments, "--data-dir", str(tmp_path))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []

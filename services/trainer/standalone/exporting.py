@@ -1,0 +1,122 @@
+"""What is asked for, and its three forms: the adapter as it is, a whole model as a folder, a whole model as GGUF.
+
+Model libraries are imported when something is merged, so that a mistake is told at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+from msgspec import Struct
+
+from services.trainer.standalone import ExportRefused
+from services.trainer.standalone.placing import MARK, Placing
+from services.trainer.standalone.source import MANIFEST, Source, find
+from shared.adapters import CONFIG_NAME, WEIGHTS_NAME
+from shared.paths import Paths
+from shared.settings import Settings
+
+if TYPE_CHECKING:
+    from services.trainer.standalone.gguf_file import GgufFile
+    from services.trainer.standalone.weights import MergedWeights
+
+Kind = Literal["f32", "f16", "bf16", "q8_0"]
+DType = Literal["float32", "float16", "bfloat16"]
+
+_ADAPTER_FILES = (CONFIG_NAME, WEIGHTS_NAME, MANIFEST, "README.md")
+_SMALL_BYTES = 16 << 20  # tokenizer, configuration, and what a file system needs
+
+
+class Request(Struct, frozen=True):
+    """What `selftune export` was asked for."""
+
+    model: str
+    """A fine-tuned model's name, or a folder with an adapter."""
+    to: Path
+    merge: bool = False
+    gguf: Kind | None = None
+    dtype: DType | None = None
+    """Type of the merged weights; None keeps the base's."""
+    base: Path | None = None
+    force: bool = False
+
+    def check(self) -> None:
+        """Raise ExportRefused for what does not go together."""
+        if self.dtype is not None and not self.merge:
+            raise ExportRefused("--dtype is the type of merged weights: it goes with --merge; --gguf names its own")
+        if self.gguf and not self.merge and self.to.suffix != ".gguf":
+            raise ExportRefused("--to names the GGUF file, so it ends in .gguf; with --merge it names a folder")
+
+
+def export(request: Request, settings: Settings) -> Path:
+    """Do what is asked, and return where the result is. Raises SelftuneError or OSError, with nothing left behind."""
+    request.check()
+    target = request.to.expanduser().resolve()
+    placing = Placing(target, force=request.force)
+    source = asyncio.run(find(request.model, settings, Paths(settings.home), request.base))
+    with placing as folder:
+        if request.merge or request.gguf:
+            made = _write_whole(request, source, placing, folder)
+        else:
+            made = _copy_adapter(source, folder)
+        placing.place(made)
+    return target
+
+
+def _copy_adapter(source: Source, folder: Path) -> Path:
+    for name in _ADAPTER_FILES:
+        if (source.adapter / name).is_file():
+            shutil.copyfile(source.adapter / name, folder / name)
+    _mark(folder, source, "adapter")
+    return folder
+
+
+def _write_whole(request: Request, source: Source, placing: Placing, folder: Path) -> Path:
+    from services.trainer.standalone.adapter import Adapter
+    from services.trainer.standalone.weights import MergedWeights
+    from services.trainer.standalone.whole_model import WholeModel
+
+    weights = MergedWeights(source.base, Adapter(source.adapter))
+    as_folder = WholeModel(weights, source.base, request.dtype) if request.merge else None
+    as_file = _gguf(weights, source, request.gguf) if request.gguf else None
+    placing.need(sum(form.size_bytes for form in (as_folder, as_file) if form) + _SMALL_BYTES)
+    file = folder / (f"model-{request.gguf}.gguf" if as_folder else request.to.name)
+    if as_file:
+        as_file.write(file)
+    if not as_folder:
+        return file
+    as_folder.write(folder)
+    (folder / "README.md").write_text(_readme(source), encoding="utf-8")
+    _mark(folder, source, "whole model")
+    return folder
+
+
+def _gguf(weights: MergedWeights, source: Source, kind: Kind) -> GgufFile:
+    from services.trainer.standalone.gguf_file import GgufFile
+
+    return GgufFile(weights, source, kind)
+
+
+def _mark(folder: Path, source: Source, form: str) -> None:
+    facts = {
+        "model": source.name,
+        "form": form,
+        "base": source.base_id,
+        "adapter_sha256": source.sha256,
+        "versions": {name: version(name) for name in ("torch", "transformers", "safetensors", "gguf")},
+    }
+    (folder / MARK).write_bytes(msgspec.json.format(msgspec.json.encode(facts), indent=2) + b"\n")
+
+
+def _readme(source: Source) -> str:
+    return (
+        f"# {source.name}\n\n"
+        f"{source.base_id} with the adapter {source.sha256} merged into its weights.\n\n"
+        "Load it with `transformers.AutoModelForCausalLM.from_pretrained(folder)`, or serve it with "
+        "`vllm serve folder`.\nThe base's licence applies to it as well.\n"
+    )

@@ -1,0 +1,115 @@
+"""From what somebody calls a model to its adapter and its base: a name in the registry, or an adapter's folder."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from services.trainer.prepare_base import describe_base, resolve_base
+from services.trainer.standalone import ExportRefused
+from shared.adapters import CONFIG_NAME, adapter_digest
+from shared.errors import StoreUnavailable
+from shared.paths import Paths
+from shared.records import AdapterRecord, BaseRecord
+from shared.settings import Settings
+from shared.store.client import Client
+from shared.store.registry import Registry
+
+MANIFEST = "manifest.json"
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What is exported: an adapter whose bytes are those that were published, and the base that it was trained on."""
+
+    name: str
+    """As clients call the model; a folder's name when it was given as a folder."""
+    adapter: Path
+    sha256: str
+    base: Path
+    base_id: str
+
+
+class _Manifest(Struct):
+    base_fingerprint: str | None = None
+
+
+async def find(model: str, settings: Settings, paths: Paths, base: Path | None) -> Source:
+    """Find a model; `base` is a folder to take instead of the base that this server would.
+
+    Raises ExportRefused, TrainingFailed or StoreUnavailable that says what is missing.
+    """
+    folder = Path(model).expanduser()
+    if (folder / CONFIG_NAME).is_file():
+        return _in_folder(folder.resolve(), settings, paths, base)
+    if folder.is_dir():
+        raise ExportRefused(f"{folder} holds no {CONFIG_NAME}: it is no adapter")
+    record, registered = await _look_up(settings.model_aliases.get(model, model), settings)
+    adapter = paths.home / record.folder
+    return _checked(record.name, adapter, record.sha256, record.base_fingerprint, base or registered.path, record.base)
+
+
+async def _look_up(name: str, settings: Settings) -> tuple[AdapterRecord, BaseRecord]:
+    client = Client(settings.redis_url, connections=1)
+    try:
+        registry = Registry(client)
+        adapter = await registry.get(name)
+        if adapter is None or not adapter.listed:
+            raise ExportRefused(f"there is no fine-tuned model {name!r}, and no folder of that name")
+        base = await registry.base(adapter.base)
+    except StoreUnavailable as error:
+        raise ExportRefused(
+            f"{name!r} is no folder, and the database that knows the models' names does not answer: start the stack, "
+            f"or give the adapter's folder below {settings.home / 'adapters'}"
+        ) from error
+    finally:
+        await client.close()
+    if base is None:
+        raise ExportRefused(f"the base {adapter.base!r} of {name} is not registered any more")
+    return adapter, base
+
+
+def _in_folder(folder: Path, settings: Settings, paths: Paths, base: Path | None) -> Source:
+    base_id = _base_name(folder)
+    if base is None and Path(base_id).is_dir():
+        base = Path(base_id)
+    elif base is None and base_id == settings.public_base_id:
+        base = Path(resolve_base(settings, paths).path)
+    if base is None:
+        raise ExportRefused(f"{folder} is an adapter for {base_id!r}, which is not this server's base; give --base")
+    expected = folder.name if _DIGEST.fullmatch(folder.name) else None
+    return _checked(folder.name, folder, expected, _fingerprint(folder), base, base_id)
+
+
+def _checked(
+    name: str, adapter: Path, sha256: str | None, fingerprint: str | None, base: Path | str, base_id: str
+) -> Source:
+    digest = adapter_digest(adapter)
+    if sha256 not in (None, digest):
+        raise ExportRefused(f"{adapter}: its bytes are not those that were published: damaged or replaced")
+    base = Path(base).expanduser().resolve()
+    if fingerprint and describe_base(base, base_id).fingerprint != fingerprint:
+        raise ExportRefused(f"{name} was trained on another base than the one in {base}")
+    return Source(name, adapter, digest, base, base_id)
+
+
+def _base_name(folder: Path) -> str:
+    config = _read(folder / CONFIG_NAME, dict[str, Any])
+    return str(config.get("base_model_name_or_path") or "")
+
+
+def _fingerprint(folder: Path) -> str | None:
+    return _read(folder / MANIFEST, _Manifest).base_fingerprint if (folder / MANIFEST).is_file() else None
+
+
+def _read(path: Path, kind: type[Any]) -> Any:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ExportRefused(f"{path} cannot be read: {error}") from error

@@ -67,6 +67,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = ""
     internal_key: Annotated[str, _setting("Key between gateway and inference; empty: kept in the data folder.")] = ""
     threads: Annotated[int, _setting("Compute threads of training and inference; 0 takes every core.", ge=0)] = 0
+    trainer_processes: Annotated[
+        int,
+        _setting(
+            "Processes that train one job together, each on a GPU or a share of the threads; 0: one for each GPU, "
+            "else one.",
+            ge=0,
+        ),
+    ] = 0
     lease_ttl_s: Annotated[float, _setting("Seconds after which a silent worker's job is given to another.", ge=2)] = (
         15.0
     )

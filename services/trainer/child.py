@@ -14,9 +14,9 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-from services.trainer.failures import StopRequested
+from services.trainer.failures import PeersLost, StopRequested
 from services.trainer.protocol import (
     SPEC_FILE,
     Failed,
@@ -30,6 +30,12 @@ from services.trainer.protocol import (
 from services.trainer.shortages import shortage
 from shared.errors import SelftuneError
 from shared.process import die_with_parent, let_others_go_first
+
+if TYPE_CHECKING:
+    from services.trainer.parallel import Group
+
+PEERS_LOST = 3
+"""Exit status of a process of a group that cannot go on without another one, which has ended."""
 
 
 class StopFlag:
@@ -67,19 +73,22 @@ class _Commands:
             self._flag.is_waiting = False
 
 
-def main(folder: Path, report: Reporter, commands: BinaryIO) -> int:
-    """Run the job in `folder`; every failure is reported before the exit status says so."""
-    should_stop = StopFlag()
+def main(
+    folder: Path, report: Reporter, commands: BinaryIO, *, flag: StopFlag | None = None, group: Group | None = None
+) -> int:
+    """Run the job in `folder`, alone unless a `group` is given; a failure is reported before the exit status says so."""
+    should_stop = flag or StopFlag()
     try:
         if _spec(folder).quantization == "none":
-            # peft would import bitsandbytes, and with it a compiler, for two seconds.
-            # None is Python's own way to say that a module is not to be had.
-            sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
+            forget_bitsandbytes()
         from services.trainer.run_job import run_job
 
-        run_job(folder, report, should_stop, _Commands(commands, should_stop))
+        run_job(folder, report, should_stop, _Commands(commands, should_stop), *([group] if group else []))
     except StopRequested as stop:
         report(Stopped(step=stop.step))
+    except PeersLost:
+        traceback.print_exc()
+        return PEERS_LOST
     except SelftuneError as error:
         report(Failed(code=error.code or "training_failed", message=error.message, param=error.param))
         return 1
@@ -88,6 +97,12 @@ def main(folder: Path, report: Reporter, commands: BinaryIO) -> int:
         report(_failed(error, folder))
         return 1
     return 0
+
+
+def forget_bitsandbytes() -> None:
+    """Spare a process that needs none of it the import: peft would do it, and with it a compiler, for two seconds."""
+    # None is Python's own way to say that a module is not to be had.
+    sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
 
 
 def _spec(folder: Path) -> TrainSpec:

@@ -36,7 +36,7 @@ class ChildProcess:
                 process = await asyncio.create_subprocess_exec(
                     sys.executable, "-m", "services.trainer.child", str(folder), str(write_end), str(os.getpid()),
                     stdin=asyncio.subprocess.PIPE, stdout=output, stderr=output, pass_fds=[write_end],
-                    env=_environment(settings), start_new_session=True,
+                    env=training_environment(settings), start_new_session=True,
                 )  # fmt: skip
         except BaseException:
             os.close(read_end)
@@ -100,8 +100,9 @@ async def pipe_reader(read_end: int) -> asyncio.StreamReader:
     return reader
 
 
-def _environment(settings: Settings) -> dict[str, str]:
-    threads = settings.threads or os.cpu_count() or 1
+def training_environment(settings: Settings, processes: int = 1) -> dict[str, str]:
+    """Form the environment of each of several processes that share the threads."""
+    threads = max(1, (settings.threads or os.cpu_count() or 1) // processes)
     quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     # OpenMP's threads spin while they wait, which is twice as fast on idle cores (450 against 205 tokens/s on two) and
     # half as fast beside a busy process; OMP_WAIT_POLICY=PASSIVE in the trainer's environment chooses the other way.

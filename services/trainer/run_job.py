@@ -16,9 +16,11 @@ from services.trainer.data.dataset import Dataset
 from services.trainer.data.loading import TokenSource
 from services.trainer.data.pairs import Pair
 from services.trainer.data.table import Fitting, TokenTable, examples, fit, pairs
+from services.trainer.following import Follower
 from services.trainer.loop import TrainingLoop
 from services.trainer.model import LoraModel, build_model
 from services.trainer.objectives import Objective, Preference, Supervised
+from services.trainer.parallel import ALONE, Group
 from services.trainer.parity import measure_parity
 from services.trainer.protocol import (
     REFERENCE_FILE,
@@ -43,15 +45,28 @@ class Commands(Protocol):
     def readline(self) -> bytes: ...
 
 
-def run_job(folder: Path, report: Reporter, should_stop: ShouldStop, commands: Commands) -> None:
-    """Do everything a job needs from torch. Raises StopRequested, or SelftuneError with the reason."""
-    answer(train(folder, report, should_stop), report, commands)
+def run_job(
+    folder: Path, report: Reporter, should_stop: ShouldStop, commands: Commands, group: Group = ALONE
+) -> None:
+    """Do everything a job needs from torch; of a group's processes only the first reports and answers.
+
+    Raises StopRequested, SelftuneError with the reason, or PeersLost.
+    """
+    if model := train(folder, report, should_stop, group):
+        answer(model, report, commands)
 
 
-def train(folder: Path, report: Reporter, should_stop: ShouldStop) -> LoraModel:
-    """Train the job in `folder` to its end and export it; returns the finished model as it is served."""
+def train(folder: Path, report: Reporter, should_stop: ShouldStop, group: Group = ALONE) -> LoraModel | None:
+    """Train the job in `folder` to its end and export it; returns the finished model as it is served.
+
+    None in those processes of a group that follow the first.
+    """
     spec = spec_decoder.decode((folder / SPEC_FILE).read_bytes())
-    model, adapter = _trained(spec, folder, report, should_stop)
+    trained = _trained(spec, folder, report, should_stop, group)
+    if trained is None:
+        return None
+    model, adapter = trained
+    del trained
     if spec.quantization == "none":
         return model
     del model  # two of them may not fit into memory, and its replaced parts refer to one another
@@ -59,18 +74,19 @@ def train(folder: Path, report: Reporter, should_stop: ShouldStop) -> LoraModel:
     return build_model(replace(spec, quantization="none", parent_folder=str(adapter)))
 
 
-def _trained(spec: TrainSpec, folder: Path, report: Reporter, should_stop: ShouldStop) -> tuple[LoraModel, Path]:
+def _trained(
+    spec: TrainSpec, folder: Path, report: Reporter, should_stop: ShouldStop, group: Group
+) -> tuple[LoraModel, Path] | None:
     """Return the model as it was trained, with the final adapter, and that adapter's folder."""
     started = time.monotonic()
     if spec.method == "dpo":
-        pairs = load_pairs(spec)
-        preference = Preference(_reader(spec), spec.beta)
+        pairs = group.first_one_first(lambda: load_pairs(spec))
+        preference = Preference(_reader(spec), spec.beta, group)
         pairs = with_reference(pairs, preference, folder / REFERENCE_FILE, should_stop)
-        preferring = TrainingLoop(_session(spec, preference), spec, pairs, folder, report)
-        return _run(preferring, started, should_stop)
-    data = load_data(spec)
-    supervised = Supervised(_reader(spec))
-    return _run(TrainingLoop(_session(spec, supervised), spec, data, folder, report), started, should_stop)
+        return _run(_loop(_session(spec, preference), spec, pairs, folder, report), started, should_stop)
+    data = group.first_one_first(lambda: load_data(spec))
+    supervised = Supervised(_reader(spec), group)
+    return _run(_loop(_session(spec, supervised), spec, data, folder, report), started, should_stop)
 
 
 def _reader(spec: TrainSpec) -> Reader:
@@ -88,7 +104,15 @@ def _session(spec: TrainSpec, objective: Objective[R]) -> TrainingSession[R]:
     )
 
 
-def _run(loop: TrainingLoop[R], started: float, should_stop: ShouldStop) -> tuple[LoraModel, Path]:
+def _loop(
+    session: TrainingSession[R], spec: TrainSpec, data: Dataset[R], folder: Path, report: Reporter
+) -> TrainingLoop[R]:
+    if session.group.leads:
+        return TrainingLoop(session, spec, data, folder, report)
+    return Follower(session, spec, data, folder, lambda _: None)
+
+
+def _run(loop: TrainingLoop[R], started: float, should_stop: ShouldStop) -> tuple[LoraModel, Path] | None:
     """Train to the end; `started` is a time of time.monotonic()."""
     resumed_from = loop.resume()
     model = loop.session.model
@@ -101,12 +125,14 @@ def _run(loop: TrainingLoop[R], started: float, should_stop: ShouldStop) -> tupl
             resumed_from_step=resumed_from,
             startup_s=round(time.monotonic() - started, 2),
             plain_because=model.plain_because,
+            n_processes=loop.group.size,
+            n_restarts=loop.group.restarts,
         )
     )
-    if not should_stop():
+    if not loop.group.any(should_stop()):
         loop.rehearse()
     final = loop.run(should_stop)
-    return model, Path(final.folder)
+    return None if final is None else (model, Path(final.folder))
 
 
 def load_data(spec: TrainSpec) -> Dataset[Example]:

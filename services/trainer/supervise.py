@@ -26,8 +26,9 @@ from services.trainer.child_process import ChildProcess
 from services.trainer.failures import TrainingFailed
 from services.trainer.first_attempt import other_way
 from services.trainer.holding import Lease, holding
-from services.trainer.narration import other_way_event, plain_event, rehearsed_event, step_event
+from services.trainer.narration import other_way_event, plain_event, rehearsed_event, restarted_event, step_event
 from services.trainer.pace import Estimates
+from services.trainer.process_group import start_training
 from services.trainer.protocol import Exported, Failed, Metrics, Rehearsed, Started, Stepped, TrainSpec
 from services.trainer.publishing import Publication, withdraw
 from services.trainer.serving import Serving
@@ -133,7 +134,7 @@ class _Attempt:
         folder, spec = await persist(lambda: job_folder.prepare(self._stores, record))
         publication = Publication(self._stores, self._serving, record, spec, self._token)
         async with tracking(self._stores, record, spec, self._token) as tracker:
-            child = await ChildProcess.start(folder, self._stores.settings)
+            child = await start_training(folder, spec, self._stores.settings)
             log.info("child.started", pid=child.pid)
             try:
                 await self._until_ended(self._follow(child, spec, publication, tracker), self._watch(child))
@@ -182,6 +183,8 @@ class _Attempt:
             match message:
                 case Started():
                     log.info("child.ready", **msgspec.to_builtins(message))
+                    if message.n_restarts:
+                        await self._tell(restarted_event(message))
                     await self._report_path(message)
                     await self._report_other_way(message)
                 case Rehearsed():
@@ -211,6 +214,7 @@ class _Attempt:
     async def _report_path(self, started: Started) -> None:
         """Tell it once, in the attempt that trains the first step."""
         if started.plain_because and self._reported_step == 0 and not self._path_told:
+            self._path_told = True
             await self._tell(plain_event(started.plain_because))
 
     async def _report_other_way(self, started: Started) -> None:
@@ -221,6 +225,7 @@ class _Attempt:
     async def _report_rehearsal(self, rehearsed: Rehearsed) -> None:
         """Tell it once, in the attempt that trains the first step."""
         if self._reported_step == 0 and not self._rehearsal_told:
+            self._rehearsal_told = True
             await self._tell(rehearsed_event(rehearsed))
 
     async def _tell(self, told: Event) -> None:

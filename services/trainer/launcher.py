@@ -55,10 +55,11 @@ class Launcher:
         self._commands = commands
         self._failure_told = Once()
         self._launcher_pid = os.getpid()
-        self._has_gpus = gpu_count() >= processes
+        self._has_gpus = False
 
     def launch(self) -> int:
         """Train in several processes, to the end; returns the exit status."""
+        import torch
         from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
         from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -66,6 +67,7 @@ class Launcher:
         from services.trainer import rendezvous
 
         rendezvous.register()
+        self._has_gpus = torch.cuda.is_available() and gpu_count() >= self.processes
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -118,8 +120,9 @@ class Launcher:
             self._tell(message)
 
     def _given_up(self, status: int) -> Failed:
-        died = f"was killed by signal {-status} ({signal.Signals(-status).name})"
-        ended = died if status < 0 else f"ended with status {status}"
+        ended = f"ended with status {status}"
+        if status < 0:
+            ended = f"was killed by signal {-status} ({signal.Signals(-status).name})"
         reason = f"The processes of this training were started {RESTARTS + 1} times, and the last time one {ended}."
         if status == -signal.SIGKILL:
             spec = spec_decoder.decode((self.folder / SPEC_FILE).read_bytes())

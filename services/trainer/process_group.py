@@ -28,7 +28,7 @@ def process_count(spec: TrainSpec, settings: Settings) -> int:
 
 
 class ProcessGroup(ChildProcess):
-    """A running `python -m services.trainer.launcher`, which speaks and listens as a single process does.
+    """A running `python -m services.trainer.group_launcher`, which speaks and listens as a single process does.
 
     The processes that it has started get its SIGTERM, and are killed by the kernel when it is.
     """
@@ -39,7 +39,7 @@ class ProcessGroup(ChildProcess):
         try:
             with (folder / LOG_FILE).open("ab") as output:
                 process = await asyncio.create_subprocess_exec(
-                    sys.executable, "-m", "services.trainer.launcher",
+                    sys.executable, "-m", "services.trainer.group_launcher",
                     str(folder), str(write_end), str(os.getpid()), str(processes),
                     stdin=asyncio.subprocess.PIPE, stdout=output, stderr=output, pass_fds=[write_end],
                     env=training_environment(settings, processes), start_new_session=True,

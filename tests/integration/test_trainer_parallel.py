@@ -15,7 +15,7 @@ import torch
 from msgspec.structs import replace
 from safetensors.torch import load_file
 
-from services.trainer.launcher import RESTARTS
+from services.trainer.group_launcher import RESTARTS
 from services.trainer.process_group import ProcessGroup
 from services.trainer.protocol import (
     SPEC_FILE,
@@ -174,7 +174,7 @@ def test_job_whose_process_died_goes_on_and_cancelling_it_ends_all(trainer: Trai
     async def story(client: Client) -> None:
         job_id = await client.submit(await client.upload(training_rows(24)), replace(LONG, batch_size=2))
         await client.reached(job_id, 3)
-        [launcher] = [child for child in trainer.children() if "services.trainer.launcher" in child.cmdline()]
+        [launcher] = [child for child in trainer.children() if "services.trainer.group_launcher" in child.cmdline()]
         first = launcher.children()
         assert len(first) == 2
         assert {process.nice() for process in first} == {launcher.nice()} != {0}

@@ -1,4 +1,4 @@
-"""The process above those that train one job together: `python -m services.trainer.launcher FOLDER FD PARENT_PID N`.
+"""The process above those that train one job together: `python -m services.trainer.group_launcher FOLDER FD PARENT_PID N`.
 
 It is torch's elastic launcher, as torchrun is: it starts N processes, and all of them anew when one dies; they go on
 from the last resume point. They are forked, so they need not import anything, and have this process's pipes, which

@@ -76,7 +76,7 @@ class _Commands:
 def main(
     folder: Path, report: Reporter, commands: BinaryIO, *, flag: StopFlag | None = None, group: Group | None = None
 ) -> int:
-    """Run the job in `folder`, alone unless a `group` is given; a failure is reported before the exit status says so."""
+    """Run the job in `folder`, alone or in a group; every failure is reported before the exit status says so."""
     should_stop = flag or StopFlag()
     try:
         if _spec(folder).quantization == "none":

@@ -24,7 +24,12 @@ class Way(Struct, frozen=True):
 
 def other_way(folder: Path, started: Started) -> str:
     """Keep the first attempt's way in the job folder; say how this one's differs, "" if it does not."""
-    now = Way(started.device, started.dtype, "the plain path" if started.plain_because else "the fast path", started.n_processes)
+    now = Way(
+        started.device,
+        started.dtype,
+        "the plain path" if started.plain_because else "the fast path",
+        started.n_processes,
+    )
     file = folder / _FILE
     if started.resumed_from_step == 0 or not file.exists():
         write_atomic(file, msgspec.json.encode(now))

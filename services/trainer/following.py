@@ -31,4 +31,3 @@ class Follower(TrainingLoop[R]):
 
     def _conclude(self) -> Exported | None:
         return None
-

@@ -1,4 +1,4 @@
-"""The process above those that train one job together: `python -m services.trainer.group_launcher FOLDER FD PARENT_PID N`.
+"""The process above those that train one job together: `python -m services.trainer.group_launcher DIR FD PARENT_PID N`.
 
 It is torch's elastic launcher, as torchrun is: it starts N processes, and all of them anew when one dies; they go on
 from the last resume point. They are forked, so they need not import anything, and have this process's pipes, which
@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,8 +29,8 @@ RESTARTS = 3
 STOP_S = 60
 """How long a group may take to save and end; the worker may be less patient."""
 _STOPPED = 4
-_NOTICE_S = 1.0
-"""Whoever lost another process ends so much later: the launcher, which looks ten times a second, sees that one first."""
+_NOTICE_S = 0.5
+"""Whoever lost another process ends so much later: the launcher looks ten times a second, and sees that one first."""
 
 
 class Once:
@@ -82,6 +83,7 @@ class Launcher:
             shutdown_timeout=STOP_S,
             virtual_local_rank=self._has_gpus,  # each process sees one GPU, its own
         )
+        statuses: dict[int, int]
         try:
             statuses = elastic_launch(config, self._train)()
         except SignalException:
@@ -96,17 +98,21 @@ class Launcher:
         die_with_parent(parent_pid=self._launcher_pid)
         if self._failure_told.is_taken():
             return 1  # started anew, for nothing
-        from services.trainer.parallel import joined
+        from services.trainer.parallel import join
 
         flag = StopFlag()
-        with joined("nccl" if self._has_gpus else "gloo") as group:
-            report = self._tell if group.leads else self._tell_failure
-            status = main(self.folder, report, self._commands, flag=flag, group=group)
-            if status == PEERS_LOST:
-                time.sleep(_NOTICE_S)
-            if status or flag.requested:
-                # Returning would mean to wait for the others.
-                sys.exit(status or _STOPPED)
+        try:
+            group = join("nccl" if self._has_gpus else "gloo")
+        except RuntimeError:  # another one is gone already
+            traceback.print_exc()
+            sys.exit(PEERS_LOST)
+        report = self._tell if group.leads else self._tell_failure
+        status = main(self.folder, report, self._commands, flag=flag, group=group)
+        if status == PEERS_LOST:
+            time.sleep(_NOTICE_S)
+        if status or flag.requested:
+            sys.exit(status or _STOPPED)  # returning would mean to wait for the others
+        group.leave()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         return 0
 
@@ -147,4 +153,5 @@ if __name__ == "__main__":
     _get_ready_to_fork(Path(sys.argv[1]))
     # multiprocessing closes the standard input of what it forks.
     commands = os.fdopen(os.dup(sys.stdin.fileno()), "rb")
-    sys.exit(Launcher(Path(sys.argv[1]), pipe_reporter(int(sys.argv[2])), commands, int(sys.argv[4])).launch())
+    status = Launcher(Path(sys.argv[1]), pipe_reporter(int(sys.argv[2])), commands, int(sys.argv[4])).launch()
+    os._exit(status)  # nothing is left to be done, and Python would take two seconds to take the libraries apart

@@ -63,17 +63,17 @@ class Supervised:
 
     def measure(self, rows: Sequence[Example], *, backward: bool) -> Measured:
         n_supervised = sum(example.n_supervised for example in rows)
-        loss_sum, correct, n_tokens = 0.0, 0, 0
+        loss_sum, n_hits, n_tokens = 0.0, 0, 0
         for piece in self.reader.pieces(self.group.share(rows)):
             hidden_ND, batch = self.reader.read(piece)
             loss, hits = chunked_nll(hidden_ND, self.reader.model.head_VD, batch.targets_N)
             if backward:
                 _backward(loss / n_supervised)
             loss_sum += float(loss.detach())
-            correct += hits
+            n_hits += hits
             n_tokens += batch.n_tokens
-        losses, hits, tokens = self.group.sum([loss_sum, correct, n_tokens])
-        return Measured(losses / n_supervised, hits / n_supervised, int(tokens))
+        loss_sum, correct, tokens = self.group.sum([loss_sum, n_hits, n_tokens])
+        return Measured(loss_sum / n_supervised, correct / n_supervised, int(tokens))
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +113,10 @@ class Preference:
             n_tokens += answers.n_tokens
             policy_2P = torch.stack((answers.chosen_P, answers.rejected_P)).detach()
             rewards_4 += _summed_rewards(self.beta * (policy_2P - reference_2P), margins_P.detach())
-        losses, hits, tokens, *rewards = self.group.sum([loss_sum, n_hits, n_tokens, *rewards_4.tolist()])
+        loss_sum, correct, tokens, *rewards = self.group.sum([loss_sum, n_hits, n_tokens, *rewards_4.tolist()])
         n_supervised = sum(pair.chosen.n_supervised for pair in rows)
         mean_rewards = Rewards(*(reward / len(rows) for reward in rewards))
-        return Measured(losses / len(rows), hits / n_supervised, int(tokens), mean_rewards)
+        return Measured(loss_sum / len(rows), correct / n_supervised, int(tokens), mean_rewards)
 
     def logprobs(self, pairs: Sequence[Pair]) -> list[tuple[float, float]]:
         """Return the summed log probabilities (chosen, rejected) of each pair of one piece, without gradient."""

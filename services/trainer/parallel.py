@@ -2,8 +2,8 @@
 
 Each process holds the whole model and computes its share of a batch; gradients and measured sums are added up, so every
 one makes the same step. The gradient of an adapter is small, and a batch goes through the model in several pieces of
-different size, so one sum of all of it a step costs less than overlapping it with the backward pass would:
-torch's DistributedDataParallel, which does that, wants one forward and backward pass a step through a module of its own.
+different size, so one sum of all of it a step is little to wait for. torch's DistributedDataParallel would overlap it
+with the backward pass, but wants each pass to go through a module of its own, and as many passes in each process.
 
 What needs more than a whole model in each process, a base that is sharded (FSDP2), belongs into a Group of its own.
 """
@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import Literal, TypeVar
 
@@ -110,7 +109,7 @@ class Joined(Group):
         # A process without rows has no gradients.
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         flat = self._sum(torch.cat([part.flatten() for part in parts]))
-        for parameter, total in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        for parameter, total in zip(parameters, torch.split(flat, [p.numel() for p in parameters]), strict=True):
             parameter.grad = total.view_as(parameter).to(parameter)
 
     def any(self, flag: bool) -> bool:
@@ -123,6 +122,10 @@ class Joined(Group):
             return done
         self.any(False)
         return work()
+
+    def leave(self) -> None:
+        """Be alone from now on; for the end of a job, not after an error."""
+        dist.destroy_process_group()
 
     def seed(self, seed: int, step: int) -> None:
         """Give each process noise of its own that follows from the step, so a resumed run draws the same."""
@@ -139,10 +142,7 @@ class Joined(Group):
         return moved
 
 
-@contextmanager
-def joined(backend: Literal["gloo", "nccl"]) -> Iterator[Group]:
-    """Be one of the processes that torch's launcher has started. Leaves the group, unless it breaks up by an error."""
-    device = torch.device("cuda" if backend == "nccl" else "cpu")
+def join(backend: Literal["gloo", "nccl"]) -> Joined:
+    """Be one of the processes that torch's launcher has started. Raises RuntimeError when the others do not come."""
     dist.init_process_group(backend, timeout=TIMEOUT)
-    yield Joined(device)
-    dist.destroy_process_group()
+    return Joined(torch.device("cuda" if backend == "nccl" else "cpu"))

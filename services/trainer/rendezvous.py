@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 
-from torch.distributed import PrefixStore, TCPStore
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousParameters
 from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo, rendezvous_handler_registry
 
@@ -17,15 +17,10 @@ NAME = "selftune-loopback"
 
 
 class Loopback(RendezvousHandler):
-    """A key-value store on a free port of the loopback address, kept for all restarts of the group."""
+    """A key-value store on a free port of the loopback address; a new one at each start of the group."""
 
     def __init__(self, run_id: str) -> None:
         self._run_id = run_id
-        listener = socket.create_server((LOOPBACK, 0))
-        self._port = listener.getsockname()[1]
-        self._store = TCPStore(
-            LOOPBACK, self._port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
-        )
 
     def get_backend(self) -> str:
         return NAME
@@ -35,8 +30,10 @@ class Loopback(RendezvousHandler):
         return True
 
     def next_rendezvous(self) -> RendezvousInfo:
-        store = PrefixStore(self._run_id, self._store)
-        return RendezvousInfo(store, 0, 1, RendezvousStoreInfo(LOOPBACK, self._port))
+        listener = socket.create_server((LOOPBACK, 0))
+        port = listener.getsockname()[1]
+        store = TCPStore(LOOPBACK, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
+        return RendezvousInfo(PrefixStore(self._run_id, store), 0, 1, RendezvousStoreInfo(LOOPBACK, port))
 
     def is_closed(self) -> bool:
         return False

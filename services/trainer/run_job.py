@@ -45,9 +45,7 @@ class Commands(Protocol):
     def readline(self) -> bytes: ...
 
 
-def run_job(
-    folder: Path, report: Reporter, should_stop: ShouldStop, commands: Commands, group: Group = ALONE
-) -> None:
+def run_job(folder: Path, report: Reporter, should_stop: ShouldStop, commands: Commands, group: Group = ALONE) -> None:
     """Do everything a job needs from torch; of a group's processes only the first reports and answers.
 
     Raises StopRequested, SelftuneError with the reason, or PeersLost.

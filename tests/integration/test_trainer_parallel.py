@@ -174,7 +174,9 @@ def test_job_whose_process_died_goes_on_and_cancelling_it_ends_all(trainer: Trai
     async def story(client: Client) -> None:
         job_id = await client.submit(await client.upload(training_rows(24)), replace(LONG, batch_size=2))
         await client.reached(job_id, 3)
-        [launcher] = [child for child in trainer.children() if "services.trainer.group_launcher" in child.cmdline()]
+        assert trainer.process is not None
+        own = psutil.Process(trainer.process.pid).children()
+        [launcher] = [child for child in own if "services.trainer.group_launcher" in child.cmdline()]
         first = launcher.children()
         assert len(first) == 2
         assert {process.nice() for process in first} == {launcher.nice()} != {0}

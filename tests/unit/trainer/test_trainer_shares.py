@@ -33,7 +33,7 @@ def test_shares_are_all_rows_once_in_order_and_balanced(lengths: list[int], size
     rows = [row(line, length) for line, length in enumerate(lengths)]
     shares = [list(joined(rank, size).share(rows)) for rank in range(size)]
     lines = [[example.line for example in share] for share in shares]
-    assert sorted(sum(lines, [])) == list(range(len(rows)))
+    assert sorted(line for share in lines for line in share) == list(range(len(rows)))
     assert all(share == sorted(share) for share in lines)
     loads = [sum(example.n_tokens for example in share) for share in shares]
     assert max(loads) - min(loads) <= max(lengths, default=0)
@@ -48,7 +48,15 @@ def test_every_process_has_as_many_turns(count: int, size: int) -> None:
 
 @pytest.mark.parametrize(
     ("wanted", "batch_size", "visible", "count"),
-    [(0, 8, None, 3), (0, 8, "0,2", 2), (0, 8, "", 1), (0, 2, None, 2), (4, 8, "", 4), (1, 8, None, 1), (4, 1, None, 1)],
+    [
+        (0, 8, None, 3),
+        (0, 8, "0,2", 2),
+        (0, 8, "", 1),
+        (0, 2, None, 2),
+        (4, 8, "", 4),
+        (1, 8, None, 1),
+        (4, 1, None, 1),
+    ],
 )
 def test_processes_are_as_many_as_wanted_or_as_gpus_but_not_more_than_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: int, batch_size: int, visible: str | None, count: int

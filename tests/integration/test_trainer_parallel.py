@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from safetensors.torch import load_file
 
 from services.trainer.group_launcher import RESTARTS
+from services.trainer.job_folder import newest_point
 from services.trainer.process_group import ProcessGroup
 from services.trainer.protocol import (
     SPEC_FILE,
@@ -26,6 +27,7 @@ from services.trainer.protocol import (
     Metrics,
     Started,
     Stepped,
+    Stopped,
     TrainSpec,
     encoder,
 )
@@ -41,7 +43,7 @@ from tests.unit.trainer.tiny import make_spec, training_rows
 __all__ = ["tiny_base", "trainer"]
 
 MEASURED = ("train_loss", "train_mean_token_accuracy", "grad_norm", "valid_loss", "full_valid_loss", "rewards_margin",
-            "rewards_accuracy", "full_valid_rewards_chosen", "tokens", "supervised_tokens")  # fmt: skip
+            "full_valid_rewards_chosen", "tokens", "supervised_tokens")  # fmt: skip
 TOLERANCE = 1e-5
 
 
@@ -139,13 +141,26 @@ def test_two_processes_one_killed_mid_run_train_as_one_does(tiny_base: Path, tmp
     assert len(together.processes) == 4
 
 
-def test_preferences_on_two_processes_are_learnt_as_on_one(tiny_base: Path, tmp_path: Path) -> None:
-    changes = {"learning_rate_multiplier": 4.0, "batch_size": 3, "n_epochs": 1}
+def test_preferences_learnt_on_two_processes_are_saved_when_they_stop_and_learnt_on_by_one(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    changes = {"learning_rate_multiplier": 4.0, "batch_size": 23, "n_epochs": 4}  # each epoch ends with a single pair
     alone = train_dpo(dpo_spec(tiny_base, tmp_path / "a", **changes), tmp_path / "a")
-    together = train_together(dpo_spec(tiny_base, tmp_path / "b", **changes), tmp_path / "b")
-    assert together.status == 0
-    assert_same(together, alone.steps, alone.exports[-1])
+
+    def stop(message: Message, running: Sequence[psutil.Process]) -> None:
+        if isinstance(message, Stepped) and message.metrics.step == 3:
+            running[0].parent().terminate()  # the launcher, as the worker does
+
+    spec = dpo_spec(tiny_base, tmp_path / "b", **changes)
+    together = train_together(spec, tmp_path / "b", stop)
+    [stopped] = together.of(Stopped)
+    assert (together.status, together.of(Failed)) == (0, [])
+    assert stopped.step == max(together.steps()) < 8
+    assert newest_point(tmp_path / "b") == stopped.step
     assert_gone(together.processes)
+    rest = train_dpo(spec, tmp_path / "b")
+    together.messages += rest.messages
+    assert_same(together, alone.steps, alone.exports[-1])
 
 
 def test_group_that_dies_again_and_again_is_given_up(tiny_base: Path, tmp_path: Path) -> None:

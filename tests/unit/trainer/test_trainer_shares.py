@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -44,6 +45,17 @@ def test_every_process_has_as_many_turns(count: int, size: int) -> None:
     turns = [list(joined(rank, size).turns(range(count))) for rank in range(size)]
     assert len({len(each) for each in turns}) == 1
     assert sorted(item for each in turns for item in each if item is not None) == list(range(count))
+
+
+def test_each_process_draws_its_own_which_follow_from_the_step() -> None:
+    def drawn(rank: int, step: int) -> list[float]:
+        joined(rank, 2).seed(7, step)
+        found: list[float] = torch.rand(4).tolist()
+        return found
+
+    with torch.random.fork_rng():
+        assert drawn(0, 1) == drawn(0, 1)
+        assert len({tuple(drawn(rank, step)) for rank in (0, 1) for step in (1, 2)}) == 4
 
 
 @pytest.mark.parametrize(

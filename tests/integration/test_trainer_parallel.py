@@ -32,6 +32,7 @@ from services.trainer.protocol import (
     encoder,
 )
 from shared.adapters import WEIGHTS_NAME
+from shared.records import DEFAULT_PROJECT
 from shared.settings import Settings
 from shared.states import JobState
 from tests.integration.trainer_stack import LONG, Client, TrainerProcess, tiny_base, trainer, with_client
@@ -185,32 +186,38 @@ def test_failure_of_one_process_ends_both_with_one_message(tiny_base: Path, tmp_
     assert_gone(together.processes)
 
 
-def test_job_whose_process_died_goes_on_and_cancelling_it_ends_all(trainer: TrainerProcess, settings: Settings) -> None:
+def launchers(trainer: TrainerProcess) -> list[psutil.Process]:
+    assert trainer.process is not None
+    own = psutil.Process(trainer.process.pid).children()
+    return [child for child in own if "services.trainer.group_launcher" in child.cmdline()]
+
+
+def test_worker_s_job_succeeds_though_a_process_dies_and_a_cancelled_one_leaves_none(
+    trainer: TrainerProcess, settings: Settings
+) -> None:
     async def story(client: Client) -> None:
-        job_id = await client.submit(await client.upload(training_rows(24)), replace(LONG, batch_size=2))
+        rows = await client.upload(training_rows(24))
+        job_id = await client.submit(rows, replace(LONG, batch_size=2, n_epochs=8))
         await client.reached(job_id, 3)
-        assert trainer.process is not None
-        own = psutil.Process(trainer.process.pid).children()
-        [launcher] = [child for child in own if "services.trainer.group_launcher" in child.cmdline()]
-        first = launcher.children()
-        assert len(first) == 2
-        assert {process.nice() for process in first} == {launcher.nice()} != {0}
-        first[0].send_signal(signal.SIGKILL)
+        [launcher] = launchers(trainer)
+        together = launcher.children()
+        assert len(together) == 2
+        assert {process.nice() for process in together} == {launcher.nice()} != {0}
+        together[0].send_signal(signal.SIGKILL)
+        record = await client.ended(job_id)
+        assert (record.status, record.error, record.attempts) == (JobState.SUCCEEDED, None, 1)
+        assert await client.steps(job_id) == list(range(1, 97)), "each step is told once"
+        told = await client.story(job_id)
+        assert len([message for message in told if "2 processes that train this job died" in message]) == 1
+        assert len([message for message in told if message.startswith("Before training")]) == 1
 
-        async def told() -> bool:
-            return any("2 processes that train this job died" in message for message in await client.story(job_id))
-
-        await client.until(told, "the event of the death")
-        await client.reached(job_id, (await client.steps(job_id))[-1] + 2)
-        record = await client.control.cancel(job_id, project=(await client.stores.jobs.get(job_id)).project)
-        assert record.status is JobState.CANCELLED
-
-        async def gone() -> bool:
-            return not launcher.is_running()
-
-        await client.until(gone, "the end of the launcher")
-        steps = await client.steps(job_id)
-        assert steps == list(range(1, len(steps) + 1)), "each step is told once"
+        cancelled = await client.submit(rows, replace(LONG, batch_size=2))
+        await client.reached(cancelled, 2)
+        [launcher] = launchers(trainer)
+        together = launcher.children()
+        await client.control.cancel(cancelled, project=DEFAULT_PROJECT)
+        await client.released(cancelled)
+        assert not [process for process in (launcher, *together) if process.is_running()]
         assert not trainer.children()
 
     with_client(settings, story)

@@ -81,9 +81,10 @@ def main(
     try:
         if _spec(folder).quantization == "none":
             forget_bitsandbytes()
+        from services.trainer.parallel import ALONE
         from services.trainer.run_job import run_job
 
-        run_job(folder, report, should_stop, _Commands(commands, should_stop), *([group] if group else []))
+        run_job(folder, report, should_stop, _Commands(commands, should_stop), group or ALONE)
     except StopRequested as stop:
         report(Stopped(step=stop.step))
     except PeersLost:

@@ -59,7 +59,7 @@ class Launcher:
         self._has_gpus = False
 
     def launch(self) -> int:
-        """Train in several processes, to the end; returns the exit status."""
+        """Start them, and wait for their end."""
         import torch
         from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -136,6 +136,12 @@ class Launcher:
         return Failed(code="training_failed", message=reason)
 
 
+def launch(folder: Path, report: Reporter, commands: BinaryIO, processes: int) -> int:
+    """Train the job in `folder` in several processes, to the end; returns the exit status."""
+    _get_ready_to_fork(folder)
+    return Launcher(folder, report, commands, processes).launch()
+
+
 def _get_ready_to_fork(folder: Path) -> None:
     """Import once what every process needs, and nothing that starts CUDA, which would not survive a fork."""
     # Asked through the driver's library, the number of GPUs is known without starting CUDA.
@@ -150,8 +156,7 @@ def _get_ready_to_fork(folder: Path) -> None:
 if __name__ == "__main__":
     die_with_parent(parent_pid=int(sys.argv[3]))
     let_others_go_first()
-    _get_ready_to_fork(Path(sys.argv[1]))
     # multiprocessing closes the standard input of what it forks.
     commands = os.fdopen(os.dup(sys.stdin.fileno()), "rb")
-    status = Launcher(Path(sys.argv[1]), pipe_reporter(int(sys.argv[2])), commands, int(sys.argv[4])).launch()
+    status = launch(Path(sys.argv[1]), pipe_reporter(int(sys.argv[2])), commands, int(sys.argv[4]))
     os._exit(status)  # nothing is left to be done, and Python would take two seconds to take the libraries apart

@@ -50,7 +50,8 @@ def run_job(folder: Path, report: Reporter, should_stop: ShouldStop, commands: C
 
     Raises StopRequested, SelftuneError with the reason, or PeersLost.
     """
-    if model := train(folder, report, should_stop, group):
+    model = train(folder, report, should_stop, group)
+    if model is not None:
         answer(model, report, commands)
 
 

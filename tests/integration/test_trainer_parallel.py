@@ -127,14 +127,19 @@ def test_two_processes_one_killed_mid_run_train_as_one_does(tiny_base: Path, tmp
     changes = {"checkpoint_interval": 4, "batch_size": 5, "evaluation_interval": 3}
     alone = train(make_spec(tiny_base, tmp_path / "a", **changes), tmp_path / "a")
     victims: list[int] = []
+    addresses: set[str] = set()
 
     def kill(message: Message, running: Sequence[psutil.Process]) -> None:
+        if isinstance(message, Started) and not message.n_restarts:
+            sockets = [each for process in (running[0].parent(), *running) for each in process.net_connections("tcp")]
+            addresses.update(each.laddr.ip.removeprefix("::ffff:") for each in sockets)
         if isinstance(message, Stepped) and message.metrics.step == 6 and not victims:
             victims.append(running[-1].pid)
             running[-1].kill()
 
     together = train_together(make_spec(tiny_base, tmp_path / "b", **changes), tmp_path / "b", kill)
     assert victims and together.status == 0
+    assert addresses == {"127.0.0.1"}, "no other machine can reach the processes"
     started = [(each.n_processes, each.n_restarts, each.resumed_from_step) for each in together.of(Started)]
     assert started in [[(2, 0, 0), (2, 1, 5)], [(2, 0, 0), (2, 1, 4)], [(2, 0, 0), (2, 1, 8)]]
     assert_same(together, alone.steps, alone.exports[-1])

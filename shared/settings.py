@@ -70,6 +70,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     jobs_together: Annotated[
         int, _setting("Jobs on the same base that a trainer trains together, in turns; 1 is one after the other.", ge=1)
     ] = 1
+    trainer_processes: Annotated[
+        int,
+        _setting(
+            "Processes that train one job together, each on a GPU or a share of the threads; 0: one for each GPU, "
+            "else one.",
+            ge=0,
+        ),
+    ] = 0
     lease_ttl_s: Annotated[float, _setting("Seconds after which a silent worker's job is given to another.", ge=2)] = (
         15.0
     )

@@ -17,7 +17,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from services.trainer.failures import StopRequested
+from services.trainer.failures import PeersLost, StopRequested
 from services.trainer.processes import enter
 from services.trainer.protocol import (
     SPEC_FILE,
@@ -34,7 +34,11 @@ from shared.errors import SelftuneError
 
 if TYPE_CHECKING:
     from services.trainer.bases import LoadBase
+    from services.trainer.parallel import Group
     from services.trainer.run_job import Commands, ShouldStop
+
+PEERS_LOST = 3
+"""Exit status of a process of a group that cannot go on without another one, which has ended."""
 
 
 class StopFlag:
@@ -73,24 +77,32 @@ class SignalledCommands:
 
 
 def main(
-    folder: Path, report: Reporter, should_stop: ShouldStop, commands: Commands, *, load: LoadBase | None = None
+    folder: Path,
+    report: Reporter,
+    should_stop: ShouldStop,
+    commands: Commands,
+    *,
+    load: LoadBase | None = None,
+    group: Group | None = None,
 ) -> int:
-    """Run the job in `folder`; every failure is reported before the exit status says so.
+    """Run the job in `folder`, alone or in a group; every failure is reported before the exit status says so.
 
     `load` is another way to come by the base than to load it.
     """
     try:
         if _spec(folder).quantization == "none":
-            # peft would import bitsandbytes, and with it a compiler, for two seconds.
-            # None is Python's own way to say that a module is not to be had.
-            sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
+            forget_bitsandbytes()
         from services.trainer.model import load_base
+        from services.trainer.parallel import ALONE
         from services.trainer.run_job import run_job
 
         use_threads()
-        run_job(folder, report, should_stop, commands, load or load_base)
+        run_job(folder, report, should_stop, commands, load or load_base, group or ALONE)
     except StopRequested as stop:
         report(Stopped(step=stop.step))
+    except PeersLost:
+        traceback.print_exc()
+        return PEERS_LOST
     except SelftuneError as error:
         report(Failed(code=error.code or "training_failed", message=error.message, param=error.param))
         return 1
@@ -109,6 +121,12 @@ def use_threads() -> None:
         torch.set_num_threads(int(threads))
 
 
+def forget_bitsandbytes() -> None:
+    """Spare a process that needs none of it the import: peft would do it, and with it a compiler, for two seconds."""
+    # None is Python's own way to say that a module is not to be had.
+    sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
+
+
 def _spec(folder: Path) -> TrainSpec:
     return spec_decoder.decode((folder / SPEC_FILE).read_bytes())
 
@@ -123,15 +141,21 @@ def _failed(error: Exception, folder: Path) -> Failed:
 def run(channel: socket.socket, folder: str) -> int:
     """Be the process that trains the job in `folder`: messages go out through the channel, commands come in."""
 
+    should_stop = StopFlag()
+    with channel.makefile("rb") as pipe:
+        return main(Path(folder), reporter(channel), should_stop, SignalledCommands(pipe, should_stop))
+
+
+def reporter(channel: socket.socket) -> Reporter:
+    """Write messages to a channel, each at once and whole."""
+
     def report(message: Message) -> None:
         try:
             channel.sendall(encode_line(message))
         except ConnectionError:
             sys.exit(1)  # the worker is dead, and the kernel is about to end this process too
 
-    should_stop = StopFlag()
-    with channel.makefile("rb") as pipe:
-        return main(Path(folder), report, should_stop, SignalledCommands(pipe, should_stop))
+    return report
 
 
 if __name__ == "__main__":

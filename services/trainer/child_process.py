@@ -33,7 +33,7 @@ class ChildProcess:
         """Start training the job in `folder`; what its libraries print is appended to train.log there."""
         warm = spec.quantization == "none"  # see preload
         started = await start(
-            ENTRY, str(folder), output=folder / LOG_FILE, environment=environment(settings), warm=warm
+            ENTRY, str(folder), output=folder / LOG_FILE, environment=training_environment(settings), warm=warm
         )
         return cls(started)
 
@@ -88,9 +88,9 @@ class ChildProcess:
             await self._process.wait()
 
 
-def environment(settings: Settings) -> dict[str, str]:
-    """Return what a training process needs to know of the machine."""
-    threads = settings.threads or os.cpu_count() or 1
+def training_environment(settings: Settings, processes: int = 1) -> dict[str, str]:
+    """Return what each of several processes that share the threads needs to know of the machine."""
+    threads = max(1, (settings.threads or os.cpu_count() or 1) // processes)
     quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     # OpenMP's threads spin while they wait, which is twice as fast on idle cores (450 against 205 tokens/s on two) and
     # half as fast beside a busy process; OMP_WAIT_POLICY=PASSIVE in the trainer's environment chooses the other way.

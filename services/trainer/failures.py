@@ -48,6 +48,10 @@ class ParityMismatch(TrainingFailed):
     default_code = "parity_mismatch"
 
 
+class PeersLost(Exception):
+    """Not this process's failure: another one of its group has ended, and they start anew together."""
+
+
 class StopRequested(Exception):
     """Not a failure: training stopped between two steps, as asked; `step` is saved."""
 

@@ -19,11 +19,17 @@ class Way(Struct, frozen=True):
     device: str
     dtype: str
     path: str
+    n_processes: int = 1
 
 
 def other_way(folder: Path, started: Started) -> str:
     """Keep the first attempt's way in the job folder; say how this one's differs, "" if it does not."""
-    now = Way(started.device, started.dtype, "the plain path" if started.plain_because else "the fast path")
+    now = Way(
+        started.device,
+        started.dtype,
+        "the plain path" if started.plain_because else "the fast path",
+        started.n_processes,
+    )
     file = folder / _FILE
     if started.resumed_from_step == 0 or not file.exists():
         write_atomic(file, msgspec.json.encode(now))
@@ -33,4 +39,5 @@ def other_way(folder: Path, started: Started) -> str:
 
 
 def _named(way: Way) -> str:
-    return f"{way.device}, {way.dtype}, {way.path}"
+    together = "" if way.n_processes == 1 else f", {way.n_processes} processes"
+    return f"{way.device}, {way.dtype}, {way.path}{together}"

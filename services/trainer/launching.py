@@ -1,10 +1,11 @@
-"""Which process trains a job: one of its own, or one that it shares with other jobs on the same base."""
+"""Which process trains a job: one of its own, several of its own, or one shared with other jobs on the same base."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from services.trainer.child_process import ChildProcess
+from services.trainer.process_group import most_processes, process_count, start_group
 from services.trainer.protocol import TrainSpec
 from services.trainer.shared_process import SharedProcess
 from shared.records import JobRecord
@@ -23,12 +24,15 @@ class Launcher:
 
         A quantised base is not shared: its process needs a library that the others start faster without.
         """
-        if self._settings.jobs_together == 1 or record.options.quantization not in (None, "none"):
+        alone = self._settings.jobs_together == 1 or most_processes(self._settings) > 1
+        if alone or record.options.quantization not in (None, "none"):
             return None
         return f"{record.model} {record.options.dtype or 'auto'}"
 
     async def start(self, folder: Path, spec: TrainSpec) -> ChildProcess:
         """Have the job in `folder` trained; what its libraries print is appended to train.log there or to our log."""
+        if process_count(spec, self._settings) > 1:
+            return await start_group(folder, spec, self._settings)
         if self._settings.jobs_together > 1 and spec.quantization == "none":
             return await self._shared.join(folder)
         return await ChildProcess.start(folder, spec, self._settings)

@@ -34,6 +34,7 @@ class TrainingLoop(Generic[R]):
         self, session: TrainingSession[R], spec: TrainSpec, data: Dataset[R], folder: Path, report: Reporter
     ) -> None:
         self.session = session
+        self.group = session.group
         self.spec = spec
         self.data = data
         self.points = folder / CHECKPOINTS_FOLDER
@@ -59,21 +60,25 @@ class TrainingLoop(Generic[R]):
         self.position = self.session.load(self.points) or self.position
         self._saved_step = self.position.step
         self.history.rewind(self.position.step)
+        self.group.any(False)  # the others wait for that
         return self.position.step
 
     def rehearse(self) -> None:
         """Report what a look ahead finds: memory for the longest rows, and the loss to start from."""
-        if self._is_over():
+        if self.group.any(self._is_over()):
             return
         rehearsal = Rehearsal(self.session, self.spec, self.data)
         self.report(rehearsal.run(baseline=self.position.step == 0))
 
-    def run(self, should_stop: Callable[[], bool]) -> Exported:
-        """Train to the end; report and return the final adapter. Raises StopRequested (having saved), NonFiniteLoss."""
+    def run(self, should_stop: Callable[[], bool]) -> Exported | None:
+        """Train to the end; report and return the final adapter, in a group in its first process.
+
+        Raises StopRequested (having saved), NonFiniteLoss.
+        """
         self._repeat_reports()
         batches: list[list[int]] = []
-        while not self._is_over():
-            if should_stop():
+        while not self.group.any(self._is_over()):
+            if self.group.any(should_stop()):
                 self._stop()
             step = self.position.step + 1
             epoch, index = divmod(step - 1, self.steps_per_epoch)
@@ -126,6 +131,7 @@ class TrainingLoop(Generic[R]):
 
     def _train(self, step: int, rows: list[R]) -> Metrics:
         started = time.monotonic()
+        self.group.seed(self.spec.seed, step)
         measured = self.session.forward_backward(rows)
         learning_rate = self._learning_rate(step)
         grad_norm = self.session.optim_step(learning_rate)
@@ -184,7 +190,7 @@ class TrainingLoop(Generic[R]):
             if self._ends_epoch(last_step) and not done and not self._is_over():
                 self._export(steps[-1])
 
-    def _conclude(self) -> Exported:
+    def _conclude(self) -> Exported | None:
         """Report the final adapter: that of the last step, or with early stopping of the best epoch, now loaded."""
         last = self.history.steps()[-1]
         best_step = (self._verdict().best + 1) * self.steps_per_epoch

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from services.trainer.protocol import Exported, Metrics, ParityMeasured, Rehearsed
+from services.trainer.protocol import Exported, Metrics, ParityMeasured, Rehearsed, Started
 from shared.schemas.checkpoints import CheckpointMetrics
 from shared.schemas.events import Event
 from shared.store.jobs import event
@@ -29,6 +29,16 @@ def step_event(metrics: Metrics) -> Event:
 def plain_event(reason: str) -> Event:
     """Tell why training takes longer than it could."""
     return event(f"The model is trained the plain way, which is slower: {reason}", data={"plain_because": reason})
+
+
+def restarted_event(started: Started) -> Event:
+    """Tell that a process of a group died, and where the group goes on."""
+    return event(
+        f"One of the {started.n_processes} processes that train this job died; they go on together after step "
+        f"{started.resumed_from_step}",
+        level="warn",
+        data={"resumed_from_step": started.resumed_from_step},
+    )
 
 
 def other_way_event(difference: str) -> Event:

@@ -13,6 +13,7 @@ from services.trainer.data.batches import Row
 from services.trainer.data.chat import Example
 from services.trainer.data.pairs import Pair
 from services.trainer.losses import chunked_logprobs, chunked_nll, dpo_losses
+from services.trainer.parallel import ALONE, Group
 from services.trainer.reading import Reader
 
 RowT_contra = TypeVar("RowT_contra", bound=Row, contravariant=True)
@@ -39,10 +40,16 @@ class Measured:
 
 
 class Objective(Protocol[RowT_contra]):
-    """Measures rows; with `backward` it adds the gradient of their mean loss to the parameters'."""
+    """Measures rows; with `backward` it adds the gradient of their mean loss to the parameters'.
+
+    In a group each process computes its share: what is measured is of all rows, the gradient a part of theirs.
+    """
 
     @property
     def reader(self) -> Reader: ...
+
+    @property
+    def group(self) -> Group: ...
 
     def measure(self, rows: Sequence[RowT_contra], *, backward: bool) -> Measured: ...
 
@@ -50,21 +57,23 @@ class Objective(Protocol[RowT_contra]):
 class Supervised:
     """Cross entropy of the answers' tokens; each token counts alike, however the rows are cut."""
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: Reader, group: Group = ALONE) -> None:
         self.reader = reader
+        self.group = group
 
     def measure(self, rows: Sequence[Example], *, backward: bool) -> Measured:
         n_supervised = sum(example.n_supervised for example in rows)
-        loss_sum, correct, n_tokens = 0.0, 0, 0
-        for piece in self.reader.pieces(rows):
+        loss_sum, n_hits, n_tokens = 0.0, 0, 0
+        for piece in self.reader.pieces(self.group.share(rows)):
             hidden_ND, batch = self.reader.read(piece)
             loss, hits = chunked_nll(hidden_ND, self.reader.model.head_VD, batch.targets_N)
             if backward:
                 _backward(loss / n_supervised)
             loss_sum += float(loss.detach())
-            correct += hits
+            n_hits += hits
             n_tokens += batch.n_tokens
-        return Measured(loss_sum / n_supervised, correct / n_supervised, n_tokens)
+        loss_sum, correct, tokens = self.group.sum([loss_sum, n_hits, n_tokens])
+        return Measured(loss_sum / n_supervised, correct / n_supervised, int(tokens))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +92,15 @@ class Preference:
     Both answers of a pair are read together; each pair counts alike.
     """
 
-    def __init__(self, reader: Reader, beta: float) -> None:
+    def __init__(self, reader: Reader, beta: float, group: Group = ALONE) -> None:
         self.reader = reader
         self.beta = beta
+        self.group = group
 
     def measure(self, rows: Sequence[Pair], *, backward: bool) -> Measured:
         loss_sum, n_hits, n_tokens = 0.0, 0, 0
-        rewards: list[Tensor] = []
-        for piece in self.reader.pieces(rows):
+        rewards_4 = torch.zeros(4, dtype=torch.float64)
+        for piece in self.reader.pieces(self.group.share(rows)):
             answers = self._answers(piece)
             reference_2P = _reference(piece).to(answers.chosen_P)
             losses_P, margins_P = dpo_losses(
@@ -102,9 +112,11 @@ class Preference:
             n_hits += answers.n_hits
             n_tokens += answers.n_tokens
             policy_2P = torch.stack((answers.chosen_P, answers.rejected_P)).detach()
-            rewards.append(torch.cat((self.beta * (policy_2P - reference_2P), margins_P.detach()[None])).cpu())
+            rewards_4 += _summed_rewards(self.beta * (policy_2P - reference_2P), margins_P.detach())
+        loss_sum, correct, tokens, *rewards = self.group.sum([loss_sum, n_hits, n_tokens, *rewards_4.tolist()])
         n_supervised = sum(pair.chosen.n_supervised for pair in rows)
-        return Measured(loss_sum / len(rows), n_hits / n_supervised, n_tokens, _mean_rewards(torch.cat(rewards, dim=1)))
+        mean_rewards = Rewards(*(reward / len(rows) for reward in rewards))
+        return Measured(loss_sum / len(rows), correct / n_supervised, int(tokens), mean_rewards)
 
     def logprobs(self, pairs: Sequence[Pair]) -> list[tuple[float, float]]:
         """Return the summed log probabilities (chosen, rejected) of each pair of one piece, without gradient."""
@@ -124,9 +136,9 @@ def _reference(pairs: Sequence[Pair]) -> Tensor:
     return torch.tensor([[p.reference_chosen for p in pairs], [p.reference_rejected for p in pairs]])
 
 
-def _mean_rewards(rewards_3P: Tensor) -> Rewards:
-    chosen, rejected, margin = rewards_3P.mean(dim=1).tolist()
-    return Rewards(chosen, rejected, margin, float((rewards_3P[2] > 0).float().mean()))
+def _summed_rewards(rewards_2P: Tensor, margins_P: Tensor) -> Tensor:
+    """Add up over pairs what Rewards has, in its order."""
+    return torch.cat((rewards_2P, margins_P[None], (margins_P > 0)[None])).double().sum(dim=1).cpu()
 
 
 def _backward(loss: Tensor) -> None:

@@ -143,6 +143,10 @@ class Started(Struct, frozen=True, kw_only=True, tag="started"):
     startup_s: float
     plain_because: str = ""
     """Why the fast path is not taken; empty where it is."""
+    n_processes: int = 1
+    """How many train together."""
+    n_restarts: int = 0
+    """How often they were started anew, because one of them died."""
 
 
 class Rehearsed(Struct, frozen=True, kw_only=True, tag="rehearsed", omit_defaults=True):

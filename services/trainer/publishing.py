@@ -109,6 +109,8 @@ class Publication:
                 async for message in child.messages():
                     if isinstance(message, ParityMeasured):
                         return message
+                    if isinstance(message, Exported) and message.final:  # by a group that was started anew meanwhile
+                        await child.send(CheckParity(samples=answers.samples))
         except TimeoutError as error:
             raise TrainingFailed("The training process did not compare the served model in time.") from error
         raise TrainingFailed("The training process ended before the served model could be compared.")

@@ -42,7 +42,8 @@ def with_reference(
         stored = _Stored(
             train=_logprobs(data.train, objective, should_stop), valid=_logprobs(data.valid, objective, should_stop)
         )
-        write_atomic(path, msgspec.json.encode(stored))
+        if objective.group.leads:
+            write_atomic(path, msgspec.json.encode(stored))
     return Dataset(_filled(data.train, stored.train), _filled(data.valid, stored.valid))
 
 
@@ -59,12 +60,16 @@ def _read(path: Path, data: Dataset[Pair]) -> _Stored | None:
 
 
 def _logprobs(pairs: Sequence[Pair], objective: Preference, should_stop: Callable[[], bool]) -> list[Logprobs]:
+    """Look at every pair; in a group each process takes its turn at a piece, and all of them get all numbers."""
+    group = objective.group
     found: dict[int, Logprobs] = {}
-    for piece in objective.reader.pieces(pairs):
-        if should_stop():
+    for piece in group.turns(objective.reader.pieces(pairs)):
+        if group.any(should_stop()):
             raise StopRequested(0)
-        found |= zip(map(id, piece), objective.logprobs(piece), strict=True)
-    return [found[id(pair)] for pair in pairs]
+        if piece is not None:
+            found |= zip(map(id, piece), objective.logprobs(piece), strict=True)
+    flat = group.sum([number for pair in pairs for number in found.get(id(pair), (0.0, 0.0))])
+    return list(zip(flat[::2], flat[1::2], strict=True))
 
 
 def _filled(pairs: Sequence[Pair], logprobs: Sequence[Logprobs]) -> list[Pair]:

@@ -1,7 +1,8 @@
 """A look ahead of the first step: memory that is not enough shows at once, and so does the loss to start from.
 
 It costs one piece of a batch forward and backward, less than a step, and one evaluation of the validation file where
-that is small beside the training; else the validation file's longest batch alone.
+that is small beside the training; else the validation file's longest batch alone. In a group it is a whole batch, of
+which each process has its share as in training.
 """
 
 from __future__ import annotations
@@ -61,4 +62,6 @@ class Rehearsal(Generic[R]):
     def _heaviest_piece(self, rows: Sequence[R]) -> list[R]:
         """Pick what needs the most memory at once, of a batch of the longest rows."""
         longest = sorted(rows, key=lambda row: -row.width)[: self._spec.batch_size]
+        if self._session.group.size > 1:
+            return longest
         return max(self._session.objective.reader.pieces(longest), key=lambda piece: sum(row.n_tokens for row in piece))

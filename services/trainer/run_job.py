@@ -17,9 +17,11 @@ from services.trainer.data.dataset import Dataset
 from services.trainer.data.loading import TokenSource
 from services.trainer.data.pairs import Pair
 from services.trainer.data.table import Fitting, TokenTable, examples, fit, pairs
+from services.trainer.following import Follower
 from services.trainer.loop import TrainingLoop
 from services.trainer.model import LoraModel, build_model, load_base
 from services.trainer.objectives import Objective, Preference, Supervised
+from services.trainer.parallel import ALONE, Group
 from services.trainer.parity import measure_parity
 from services.trainer.protocol import (
     REFERENCE_FILE,
@@ -46,16 +48,35 @@ class Commands(Protocol):
 
 
 def run_job(
-    folder: Path, report: Reporter, should_stop: ShouldStop, commands: Commands, load: LoadBase = load_base
+    folder: Path,
+    report: Reporter,
+    should_stop: ShouldStop,
+    commands: Commands,
+    load: LoadBase = load_base,
+    group: Group = ALONE,
 ) -> None:
-    """Do everything a job needs from torch. Raises StopRequested, or SelftuneError with the reason."""
-    answer(train(folder, report, should_stop, load), report, commands)
+    """Do everything a job needs from torch; of a group's processes only the first reports and answers.
+
+    Raises StopRequested, SelftuneError with the reason, or PeersLost.
+    """
+    model = train(folder, report, should_stop, load, group)
+    if model is not None:
+        answer(model, report, commands)
 
 
-def train(folder: Path, report: Reporter, should_stop: ShouldStop, load: LoadBase = load_base) -> LoraModel:
-    """Train the job in `folder` to its end and export it; returns the finished model as it is served."""
+def train(
+    folder: Path, report: Reporter, should_stop: ShouldStop, load: LoadBase = load_base, group: Group = ALONE
+) -> LoraModel | None:
+    """Train the job in `folder` to its end and export it; returns the finished model as it is served.
+
+    None in those processes of a group that follow the first.
+    """
     spec = spec_decoder.decode((folder / SPEC_FILE).read_bytes())
-    model, adapter = _trained(spec, folder, report, should_stop, load)
+    trained = _trained(spec, folder, report, should_stop, load, group)
+    if trained is None:
+        return None
+    model, adapter = trained
+    del trained
     if spec.quantization == "none":
         return model
     del model  # two of them may not fit into memory, and its replaced parts refer to one another
@@ -64,19 +85,18 @@ def train(folder: Path, report: Reporter, should_stop: ShouldStop, load: LoadBas
 
 
 def _trained(
-    spec: TrainSpec, folder: Path, report: Reporter, should_stop: ShouldStop, load: LoadBase
-) -> tuple[LoraModel, Path]:
+    spec: TrainSpec, folder: Path, report: Reporter, should_stop: ShouldStop, load: LoadBase, group: Group
+) -> tuple[LoraModel, Path] | None:
     """Return the model as it was trained, with the final adapter, and that adapter's folder."""
     started = time.monotonic()
     if spec.method == "dpo":
-        pairs = load_pairs(spec)
-        preference = Preference(_reader(spec, load), spec.beta)
+        pairs = group.first_one_first(lambda: load_pairs(spec))
+        preference = Preference(_reader(spec, load), spec.beta, group)
         pairs = with_reference(pairs, preference, folder / REFERENCE_FILE, should_stop)
-        preferring = TrainingLoop(_session(spec, preference), spec, pairs, folder, report)
-        return _run(preferring, started, should_stop)
-    data = load_data(spec)
-    supervised = Supervised(_reader(spec, load))
-    return _run(TrainingLoop(_session(spec, supervised), spec, data, folder, report), started, should_stop)
+        return _run(_loop(_session(spec, preference), spec, pairs, folder, report), started, should_stop)
+    data = group.first_one_first(lambda: load_data(spec))
+    supervised = Supervised(_reader(spec, load), group)
+    return _run(_loop(_session(spec, supervised), spec, data, folder, report), started, should_stop)
 
 
 def _reader(spec: TrainSpec, load: LoadBase) -> Reader:
@@ -94,7 +114,15 @@ def _session(spec: TrainSpec, objective: Objective[R]) -> TrainingSession[R]:
     )
 
 
-def _run(loop: TrainingLoop[R], started: float, should_stop: ShouldStop) -> tuple[LoraModel, Path]:
+def _loop(
+    session: TrainingSession[R], spec: TrainSpec, data: Dataset[R], folder: Path, report: Reporter
+) -> TrainingLoop[R]:
+    if session.group.leads:
+        return TrainingLoop(session, spec, data, folder, report)
+    return Follower(session, spec, data, folder, lambda _: None)
+
+
+def _run(loop: TrainingLoop[R], started: float, should_stop: ShouldStop) -> tuple[LoraModel, Path] | None:
     """Train to the end; `started` is a time of time.monotonic()."""
     resumed_from = loop.resume()
     model = loop.session.model
@@ -107,12 +135,14 @@ def _run(loop: TrainingLoop[R], started: float, should_stop: ShouldStop) -> tupl
             resumed_from_step=resumed_from,
             startup_s=round(time.monotonic() - started, 2),
             plain_because=model.plain_because,
+            n_processes=loop.group.size,
+            n_restarts=loop.group.restarts,
         )
     )
-    if not should_stop():
+    if not loop.group.any(should_stop()):
         loop.rehearse()
     final = loop.run(should_stop)
-    return model, Path(final.folder)
+    return None if final is None else (model, Path(final.folder))
 
 
 def load_data(spec: TrainSpec) -> Dataset[Example]:

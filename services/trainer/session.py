@@ -34,6 +34,7 @@ class TrainingSession(Generic[R]):
         noise_alpha: float | None = None,
     ) -> None:
         self.objective = objective
+        self.group = objective.group
         self.model = objective.reader.model
         if noise_alpha is not None:
             if objective.reader.is_fast:
@@ -44,7 +45,10 @@ class TrainingSession(Generic[R]):
         self.optimizer = build_optimizer(self.parameters.values(), weight_decay)
 
     def forward_backward(self, rows: Sequence[R]) -> Measured:
-        """Add the gradient of the mean loss of `rows`, in pieces that fit into memory. Raises NonFiniteLoss."""
+        """Add the gradient of the mean loss of `rows`, in pieces that fit into memory; in a group, this process's part.
+
+        Raises NonFiniteLoss, in every process.
+        """
         self.model.peft.train()
         return _finite(self.objective.measure(rows, backward=True))
 
@@ -58,7 +62,8 @@ class TrainingSession(Generic[R]):
             self.optimizer.zero_grad(set_to_none=True)
 
     def optim_step(self, learning_rate: float) -> float:
-        """Clip the gradient, apply and clear it. Returns the norm before clipping. Raises NonFiniteLoss."""
+        """Clip the gradient, a group's whole, apply and clear it. Returns the norm before. Raises NonFiniteLoss."""
+        self.group.sum_gradients(list(self.parameters.values()))
         norm = float(torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.max_grad_norm))
         if not math.isfinite(norm):
             raise NonFiniteLoss(f"The gradient's norm became {norm}; {_SMALLER}.")

@@ -10,7 +10,7 @@ from pathlib import Path
 import structlog
 
 from services.trainer import processes
-from services.trainer.child_process import STOP_GRACE_S, ChildProcess, environment
+from services.trainer.child_process import STOP_GRACE_S, ChildProcess, training_environment
 from services.trainer.processes import MAX_LINE_BYTES, Process, Started
 from services.trainer.protocol import Stop, encode_line
 from shared.settings import Settings
@@ -58,7 +58,7 @@ class SharedProcess:
 
     async def _running(self) -> Started:
         if self._started is None or self._started.process.returncode is not None:
-            self._started = await processes.start(ENTRY, "", environment=environment(self._settings))
+            self._started = await processes.start(ENTRY, "", environment=training_environment(self._settings))
             log.info("shared_child.started", pid=self._started.process.pid)
         return self._started
 

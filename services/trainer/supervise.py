@@ -27,7 +27,7 @@ from services.trainer.failures import ProcessDied, TrainingFailed
 from services.trainer.first_attempt import other_way
 from services.trainer.holding import Lease, holding
 from services.trainer.launching import Launcher
-from services.trainer.narration import other_way_event, plain_event, rehearsed_event, step_event
+from services.trainer.narration import other_way_event, plain_event, rehearsed_event, restarted_event, step_event
 from services.trainer.pace import Estimates
 from services.trainer.protocol import Exported, Failed, Metrics, Rehearsed, Started, Stepped, TrainSpec
 from services.trainer.publishing import Publication, withdraw
@@ -190,6 +190,8 @@ class _Attempt:
             match message:
                 case Started():
                     log.info("child.ready", **msgspec.to_builtins(message))
+                    if message.n_restarts:
+                        await self._tell(restarted_event(message))
                     await self._report_path(message)
                     await self._report_other_way(message)
                 case Rehearsed():
@@ -219,6 +221,7 @@ class _Attempt:
     async def _report_path(self, started: Started) -> None:
         """Tell it once, in the attempt that trains the first step."""
         if started.plain_because and self._reported_step == 0 and not self._path_told:
+            self._path_told = True
             await self._tell(plain_event(started.plain_because))
 
     async def _report_other_way(self, started: Started) -> None:
@@ -229,6 +232,7 @@ class _Attempt:
     async def _report_rehearsal(self, rehearsed: Rehearsed) -> None:
         """Tell it once, in the attempt that trains the first step."""
         if self._reported_step == 0 and not self._rehearsal_told:
+            self._rehearsal_told = True
             await self._tell(rehearsed_event(rehearsed))
 
     async def _tell(self, told: Event) -> None:

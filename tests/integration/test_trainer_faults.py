@@ -141,5 +141,9 @@ def test_attempt_that_trains_another_way_than_the_first_is_noticed(tmp_path: Pat
     first = Started(device="cuda", dtype="bfloat16", n_examples=1, total_steps=4, resumed_from_step=0, startup_s=1.0)
     assert other_way(tmp_path, first) == ""
     assert other_way(tmp_path, replace(first, resumed_from_step=2)) == ""
+    together = replace(first, resumed_from_step=2, n_processes=2)
+    assert other_way(tmp_path, together) == (
+        "cuda, bfloat16, the fast path, 2 processes instead of cuda, bfloat16, the fast path"
+    )
     other = replace(first, resumed_from_step=2, device="cpu", dtype="float32", plain_because="no kernel")
     assert other_way(tmp_path, other) == "cpu, float32, the plain path instead of cuda, bfloat16, the fast path"

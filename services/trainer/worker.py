@@ -15,6 +15,8 @@ import structlog
 from arq.worker import Retry, Worker, func
 from redis.exceptions import RedisError
 
+from services.trainer.admission import admit
+from services.trainer.capacity import usable_memory_bytes
 from services.trainer.preparation import prepare_base
 from services.trainer.reaper import reap_forever
 from services.trainer.serving import Serving
@@ -47,6 +49,7 @@ class Trainer:
         self._started_at = time.time()
         self._state: tuple[str, str] = ("preparing", "preparing base model")
         self._job_id: str | None = None
+        self._memory_bytes: int | None = None
 
     async def run(self) -> None:
         """Prepare the base model, then work."""
@@ -97,6 +100,9 @@ class Trainer:
             raise Retry
 
     async def _train(self, _context: dict[Any, Any], job_id: str) -> None:
+        # A message that is let go comes back with the reaper, at the place in the queue that it had.
+        if not await admit(self._stores, job_id, await self._measure_memory()):
+            return
         self._job_id = job_id
         try:
             # arq dropped the message that came with the job's resumption: this one was still in progress.
@@ -105,8 +111,17 @@ class Trainer:
         finally:
             self._job_id = None
 
+    async def _measure_memory(self) -> int | None:
+        """See what a training process may need here, while none runs; as long as one does it stays what it was."""
+        if self._job_id is None:
+            self._memory_bytes = await asyncio.to_thread(
+                usable_memory_bytes, self._stores.settings.trainer_memory_bytes
+            )
+        return self._memory_bytes
+
     async def _beat_forever(self) -> None:
         while True:
+            await self._measure_memory()
             try:
                 await self._stores.presence.beat_worker(self._record(), ttl_s=BEAT_TTL_S)
             except StoreUnavailable:
@@ -122,6 +137,7 @@ class Trainer:
             reason=reason,
             job_id=self._job_id,
             started_at=self._started_at,
+            memory_bytes=self._memory_bytes,
         )
 
     def _explain(self, reason: str) -> None:

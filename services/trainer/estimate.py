@@ -9,6 +9,7 @@ No torch: it is known before a device is used. Everything in bytes; a "piece" is
 | adapter     | rank x (inputs + outputs) of each target, 4 times in float32: it, its gradient, AdamW's two moments   |
 | activations | tokens of the heaviest piece x what every layer keeps of a token for the backward pass                |
 | logits      | LOGIT_ROWS learnt tokens x vocabulary, twice in float32                                               |
+| reload      | with nf4, by how much more the finished adapter on the whole base needs than the training, if it does |
 """
 
 from __future__ import annotations
@@ -17,17 +18,19 @@ import math
 from typing import Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from services.trainer.shape import BaseShape
 
-RUNTIME_BYTES = 480_000_000
+RUNTIME_BYTES = 640_000_000
+"""Of them 440 MB after the imports, the rest what a training allocates whatever its size (measured)."""
 NF4_RUNTIME_BYTES = 180_000_000
 """What bitsandbytes adds."""
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes of a number in 4 bits: blocks of 64 share a scale of 8 bits, 256 of those a float32 (arXiv:2305.14314)."""
 LOGIT_ROWS = 256
 """losses.chunked_nll's chunk."""
-HEAP = 1.5
+HEAP = 1.4
 """On a CPU the C library's heap grows by so much more than is kept (measured): what is freed between stays with it."""
 FLOAT32 = 4
 
@@ -64,6 +67,7 @@ class MemoryEstimate(Struct, frozen=True, kw_only=True):
     adapter: int
     activations: int
     logits: int
+    reload: int = 0
 
     @property
     def total(self) -> int:
@@ -75,13 +79,14 @@ class MemoryEstimate(Struct, frozen=True, kw_only=True):
 
 def estimate(shape: BaseShape, plan: Plan, piece: Piece) -> MemoryEstimate:
     """Add up what a job needs."""
-    return MemoryEstimate(
+    training = MemoryEstimate(
         runtime=runtime_bytes(plan),
         weights=weight_bytes(shape, plan),
         adapter=adapter_bytes(shape, plan),
         activations=activation_bytes(shape, plan, piece),
         logits=logit_bytes(shape, plan, piece),
     )
+    return replace(training, reload=max(0, reload_bytes(shape, plan) - training.total))
 
 
 def runtime_bytes(plan: Plan) -> int:
@@ -97,6 +102,14 @@ def weight_bytes(shape: BaseShape, plan: Plan) -> int:
     matrices = [math.prod(linear) for linear in shape.linears()]
     dense = (shape.parameters - sum(matrices)) * plan.number_bytes
     return dense + round(sum(matrices) * NF4_BYTES) + max(matrices, default=0) * 2 * plan.number_bytes
+
+
+def reload_bytes(shape: BaseShape, plan: Plan) -> int:
+    """What a QLoRA job needs at its end, when its adapter is put on the base as it is served; else 0."""
+    if plan.quantization == "none":
+        return 0
+    whole = shape.parameters * plan.number_bytes + FLOAT32 * adapter_parameters(shape, plan)
+    return runtime_bytes(plan) + whole
 
 
 def adapter_parameters(shape: BaseShape, plan: Plan) -> int:
@@ -145,12 +158,11 @@ def _adapter_numbers(shape: BaseShape, plan: Plan) -> int:
 
 
 def plain_numbers(shape: BaseShape, plan: Plan) -> int:
-    """Count the same where transformers' own parts compute: norms keep three tensors more, the gate two, and each sum
-    of base and adapter another."""
-    norms = 6 * _inputs(shape, "q_proj")
-    gates = 2 * _outputs(shape, "gate_proj")
-    sums = _outputs(shape, *plan.targets)
-    return fast_numbers(shape, plan) + norms + gates + sums
+    """Count the same where transformers' own parts compute: of q, k, v only what is rotated, no second order of the
+    attention's output, but the activated gate beside the gate."""
+    attention = 2 * _inputs(shape, "q_proj") + 2 * _outputs(shape, "q_proj") + _outputs(shape, "k_proj", "v_proj")
+    gated = 2 * _inputs(shape, "gate_proj") + 2 * _outputs(shape, "gate_proj") + _outputs(shape, "up_proj")
+    return attention + gated + _inputs(shape, "down_proj") + _adapter_numbers(shape, plan)
 
 
 def logit_bytes(shape: BaseShape, plan: Plan, piece: Piece) -> int:

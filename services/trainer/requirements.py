@@ -13,6 +13,7 @@ from services.trainer.estimate import Piece, Plan, estimate
 from services.trainer.shape import read_base_shape
 from shared.records import JobRecord
 from shared.schemas.events import Event
+from shared.schemas.options import TrainingOptions
 from shared.store.jobs import event
 
 log = structlog.get_logger()
@@ -30,7 +31,7 @@ async def with_estimate(record: JobRecord, base_folder: str, heaviest: Piece | N
     except (OSError, ValueError) as error:
         log.warning("memory.not_estimated", job_id=record.id, reason=str(error))
         return record
-    found = estimate(shape, await asyncio.to_thread(plan_of, record), heaviest)
+    found = estimate(shape, await asyncio.to_thread(plan_for, record.options), heaviest)
     return replace(record, estimated_memory_bytes=found.total, memory_parts=found.parts())
 
 
@@ -46,9 +47,8 @@ def gigabytes(size_bytes: int) -> str:
     return f"about {size_bytes / 1e9:.1f} GB"
 
 
-def plan_of(record: JobRecord) -> Plan:
-    """Take from a settled job what decides its memory, on this machine."""
-    options = record.options
+def plan_for(options: TrainingOptions) -> Plan:
+    """Take from effective options what decides a job's memory, on this machine. Blocks for a moment at first."""
     assert options.rank is not None and options.target_modules is not None
     halved = options.dtype == "bfloat16" or (options.dtype != "float32" and prefers_bfloat16())
     return Plan(

@@ -27,6 +27,8 @@ async def admit(stores: Stores, job_id: str, memory_bytes: int | None) -> bool:
     needed = record.needed_memory_bytes
     if needed is None or memory_bytes is None or needed <= memory_bytes:
         return True
+    if await persist(lambda: stores.leases.held(job_id)):
+        return True  # another has it, as whoever takes it up finds out
     log.info("job.too_large", job_id=job_id, needed_bytes=needed, memory_bytes=memory_bytes)
     reason = waiting_reason(needed, await persist(stores.presence.workers))
     if reason:

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from services.trainer.admission import admit, waiting_reason
 from services.trainer.capacity import RESERVE_BYTES, available_bytes, usable_memory_bytes
+from services.trainer.holding import holding
 from shared.records import JobRecord, WorkerRecord
 from shared.schemas.options import TrainingOptions
 from shared.settings import Settings
@@ -70,6 +71,8 @@ def test_owner_may_overrule_the_estimate(settings: Settings) -> None:
         assert await admit(client.stores, insisting, SMALL)
         modest = await client.submit(rows, options=TrainingOptions(memory_gb=4.0), estimated_memory_bytes=10**6)
         assert not await admit(client.stores, modest, SMALL)
+        async with holding(client.stores, modest) as lease:
+            assert lease is not None and await admit(client.stores, modest, SMALL), "it is in other hands"
         unknown = await client.submit(rows)
         assert await admit(client.stores, unknown, SMALL)
         assert await admit(client.stores, modest, None)

@@ -16,7 +16,10 @@ from services.trainer.data.table import Fitting, TokenTable
 from services.trainer.estimate import Piece
 from services.trainer.hyperparameters import resolve
 from services.trainer.tokenizing_protocol import Request
+from shared.overlong import DROPPED
 
+_BATCHES = 500
+"""So many batches are looked at."""
 _CANDIDATES = 8
 """Of so many pieces what their rows begin alike with is looked at."""
 
@@ -66,10 +69,7 @@ def heaviest_piece(table: TokenTable, fitting: Fitting, reading: Reading) -> Pie
 
     Raises ValueError for a table without rows.
     """
-    rows = sorted(_rows(table, fitting), key=lambda row: row.width)
-    size = reading.batch_size
-    # The last batch, of the longest rows, is whole.
-    batches = [rows[max(0, end - size) : end] for end in range(len(rows), 0, -size)]
+    batches = _batches(table, fitting, reading.batch_size)
     flat = [piece for batch in batches for piece in _capped(flat_pieces(batch), reading.most_rows)]
     largest = heapq.nlargest(_CANDIDATES, flat, key=lambda piece: sum(row.n_tokens for row in piece))
     tokens = max(_distinct(table, fitting, piece, shares=reading.shares) for piece in largest)
@@ -77,13 +77,18 @@ def heaviest_piece(table: TokenTable, fitting: Fitting, reading: Reading) -> Pie
     return Piece(tokens=tokens, padded_tokens=padded)
 
 
-def _rows(table: TokenTable, fitting: Fitting) -> list[_Row]:
-    sides = table.sides
-    widths_RS = table.used_S.reshape(-1, sides).astype(np.int64, copy=True)
+def _batches(table: TokenTable, fitting: Fitting, size: int) -> list[list[_Row]]:
+    """Cut the rows by length into batches, the longest first; of a long file evenly spread ones."""
+    widths_RS = table.used_S.reshape(-1, table.sides).astype(np.int64, copy=True)
     for row, cut in fitting.cuts.items():
-        widths_RS[row] = np.maximum(widths_RS[row] - cut, 0) if cut > 0 else 0
-    longest, whole = widths_RS.max(axis=1).tolist(), widths_RS.sum(axis=1).tolist()
-    return [_Row(i, longest[i], whole[i], sides) for i in range(len(longest)) if longest[i] > 0]
+        widths_RS[row] = widths_RS[row] - cut if cut != DROPPED else 0
+    longest_R, whole_R = widths_RS.max(axis=1), widths_RS.sum(axis=1)
+    order = np.argsort(-longest_R, kind="stable")[: np.count_nonzero(longest_R)]
+    apart = math.ceil(len(order) / size / _BATCHES)
+    return [
+        [_Row(row, int(longest_R[row]), int(whole_R[row]), table.sides) for row in order[start : start + size].tolist()]
+        for start in range(0, len(order), size * apart)
+    ]
 
 
 def _capped(pieces: Sequence[list[_Row]], most_rows: int | None) -> list[list[_Row]]:

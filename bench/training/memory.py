@@ -13,7 +13,7 @@ from bench.training.report import Line
 from bench.training.rows import MAKERS, chats, write_jsonl
 
 AIM = 0.15
-ROWS = 8
+ROWS = 16
 
 
 @dataclass(frozen=True)

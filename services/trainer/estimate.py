@@ -122,7 +122,8 @@ def adapter_bytes(shape: BaseShape, plan: Plan) -> int:
 
 def activation_bytes(shape: BaseShape, plan: Plan, piece: Piece) -> int:
     tokens = piece.padded_tokens if plan.plain else piece.tokens
-    numbers = plain_numbers(shape, plan) if plan.plain else fast_numbers(shape, plan)
+    count = plain_numbers if plan.plain else dropout_numbers if plan.dropout else fast_numbers
+    numbers = count(shape, plan)
     kept = tokens * numbers * plan.number_bytes
     return kept if plan.on_gpu else round(HEAP * kept)
 
@@ -151,10 +152,17 @@ def _outputs(shape: BaseShape, *names: str) -> int:
 
 
 def _adapter_numbers(shape: BaseShape, plan: Plan) -> int:
-    """Count the low-rank products, and with dropout the adapters' own inputs and outputs."""
-    targets = shape.linears(*plan.targets)
-    low = plan.rank * len(targets)
-    return low + sum(inputs + outputs for outputs, inputs in targets) if plan.dropout else low
+    """Count the low-rank products."""
+    return plan.rank * len(shape.linears(*plan.targets))
+
+
+def dropout_numbers(shape: BaseShape, plan: Plan) -> int:
+    """Count the same where each adapter draws its own dropout: peft's layers keep an input each, and its mask;
+    the base's own products keep nothing."""
+    attention = _inputs(shape, "q_proj") + 2 * _outputs(shape, "q_proj") + _outputs(shape, "k_proj", "v_proj")
+    gated = _inputs(shape, "gate_proj") + 2 * _outputs(shape, "gate_proj") + _outputs(shape, "up_proj")
+    dropped = _inputs(shape, *plan.targets)
+    return attention + gated + 2 * dropped + _adapter_numbers(shape, plan)
 
 
 def plain_numbers(shape: BaseShape, plan: Plan) -> int:

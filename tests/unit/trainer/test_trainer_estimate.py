@@ -18,6 +18,7 @@ from services.trainer.estimate import (
     Piece,
     Plan,
     adapter_parameters,
+    dropout_numbers,
     estimate,
     fast_numbers,
     plain_numbers,
@@ -74,6 +75,11 @@ def test_what_layers_keep_of_a_token_is_counted_as_autograd_keeps_it(tiny_base: 
     assert abs((many - few) / 128 / fast_numbers(shape, PLAN) - 1) < 0.1
     few, many = (kept_numbers(tiny_base, tmp_path / "plain", tokens, neftune_noise_alpha=5.0) for tokens in (65, 193))
     assert abs((many - few) / 128 / plain_numbers(shape, PLAN) - 1) < 0.15
+
+
+def test_dropout_is_counted_as_autograd_keeps_it(tiny_base: Path, tmp_path: Path) -> None:
+    few, many = (kept_numbers(tiny_base, tmp_path, tokens, dropout=0.1) for tokens in (65, 193))
+    assert abs((many - few) / 128 / dropout_numbers(read_base_shape(tiny_base), PLAN) - 1) < 0.15
 
 
 def test_estimate_grows_with_what_a_job_asks_for(tiny_base: Path) -> None:

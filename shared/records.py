@@ -14,7 +14,7 @@ from shared.schemas.integrations import JobIntegration
 from shared.schemas.jobs import Job, JobError, JobStatus
 from shared.schemas.methods import DpoHyperparameters, DpoMethod, Method, SupervisedHyperparameters, SupervisedMethod
 from shared.schemas.models import Model
-from shared.schemas.options import TrainingOptions
+from shared.schemas.options import ShownOptions, TrainingOptions
 from shared.schemas.organization import Scope
 from shared.states import JobState
 
@@ -110,6 +110,18 @@ class JobRecord(Struct, frozen=True, kw_only=True):
     training_tokens: str = ""
     validation_tokens: str = ""
     """Names of the folders of tokens that the files were found to have; empty before, and without a file."""
+    estimated_memory_bytes: int | None = None
+    """Most that its training process is expected to hold; None before its files are read, and for unknown bases."""
+    memory_parts: dict[str, int] = {}
+    """The same, part by part."""
+    waiting_reason: str = ""
+    """Why it waits in the queue although a worker is free; empty once one has begun."""
+
+    @property
+    def needed_memory_bytes(self) -> int | None:
+        """What a worker must have to take it: what its owner says, else the estimate."""
+        said = self.options.memory_gb
+        return self.estimated_memory_bytes if said is None else round(said * 1e9)
 
     def public(self, *, paused_as: Literal["paused", "queued"] = "paused") -> Job:
         """Show the job to a client; `paused_as` is the status of a paused one, for clients with a closed list."""
@@ -137,7 +149,15 @@ class JobRecord(Struct, frozen=True, kw_only=True):
             integrations=self.integrations,
             metadata=self.metadata,
             user_provided_suffix=self.suffix,
-            selftune=self.options,
+            selftune=self._shown_options(),
+        )
+
+    def _shown_options(self) -> ShownOptions:
+        options = {name: getattr(self.options, name) for name in TrainingOptions.__struct_fields__}
+        return ShownOptions(
+            **options,
+            estimated_memory_bytes=self.estimated_memory_bytes,
+            waiting_reason=(self.waiting_reason or None) if self.status is JobState.QUEUED else None,
         )
 
     def _method(self, effective: SupervisedHyperparameters) -> Method:
@@ -246,3 +266,5 @@ class WorkerRecord(Struct, frozen=True, kw_only=True):
     """One of job_ids."""
     job_ids: list[str] = []
     started_at: float = 0.0
+    memory_bytes: int | None = None
+    """What a training process may need here; None from a worker that does not say, which takes every job."""

@@ -78,6 +78,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             ge=0,
         ),
     ] = 0
+    trainer_memory_bytes: Annotated[
+        int,
+        _setting(
+            "Memory that a training process of this trainer may need, in bytes; larger jobs are left to others. "
+            "0: what the machine has available, less half a gigabyte, or the GPU's.",
+            ge=0,
+        ),
+    ] = 0
     lease_ttl_s: Annotated[float, _setting("Seconds after which a silent worker's job is given to another.", ge=2)] = (
         15.0
     )

@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench.training import growth, rows, small_jobs, start
+from bench.training import memory as memory_estimate
 from bench.training.measure import Measured, Side, compare
 from bench.training.report import Line, memory, print_lines, print_sides, speed
 from bench.training.work import Work
@@ -126,9 +127,13 @@ def _small_jobs(bench: Bench) -> list[Line]:
     return small_jobs.measure(bench.base, bench.folder, rounds=bench.rounds, quick=bench.quick)
 
 
+def _memory(bench: Bench) -> list[Line]:
+    return memory_estimate.measure(bench.base, bench.folder, rounds=bench.rounds, quick=bench.quick)
+
+
 MEASUREMENTS: dict[str, Callable[[Bench], list[Line]]] = {
     "shared": _shared, "mixed": _mixed, "dpo": _dpo, "qlora": _qlora, "growth": _growth, "start": _start,
-    "small_jobs": _small_jobs,
+    "small_jobs": _small_jobs, "memory": _memory,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -26,13 +26,20 @@ class Part(Struct, frozen=True, kw_only=True):
     reason: str = ""
 
 
+class TrainerPart(Part, frozen=True, kw_only=True):
+    """The trainers."""
+
+    memory_bytes: int | None = None
+    """Most that a training process may need on one of them; larger jobs wait. None where none says."""
+
+
 class Report(Struct, frozen=True, kw_only=True):
     """Answer of GET /readyz."""
 
     status: Literal["ready", "not_ready"]
     redis: Part
     storage: Part
-    trainer: Part
+    trainer: TrainerPart
     inference: Part
 
 
@@ -66,7 +73,7 @@ class Readiness:
     async def report(self) -> Report:
         """Ask all parts at once; each answer is yes, or no with the reason."""
         redis, storage, trainer, inference = await asyncio.gather(
-            _guarded(self._redis()), self._storage(), _guarded(self._trainer()), _guarded(self._inference())
+            _guarded(self._redis()), self._storage(), self._trainer_or_why_not(), _guarded(self._inference())
         )
         ready = all(part.ready for part in (redis, storage, trainer, inference)) and not self._drain.is_set()
         status: Literal["ready", "not_ready"] = "ready" if ready else "not_ready"
@@ -90,12 +97,20 @@ class Readiness:
             return Part(ready=False, reason=f"the data folder cannot be written: {error.strerror}")
         return Part(ready=True)
 
-    async def _trainer(self) -> Part:
+    async def _trainer_or_why_not(self) -> TrainerPart:
+        try:
+            return await self._trainer()
+        except StoreUnavailable as error:
+            return TrainerPart(ready=False, reason=error.message)
+
+    async def _trainer(self) -> TrainerPart:
         workers = await self._presence.workers()
-        if any(worker.state in ("idle", "training") for worker in workers):
-            return Part(ready=True)
+        working = [worker for worker in workers if worker.state in ("idle", "training")]
+        if working:
+            sizes = [worker.memory_bytes for worker in working if worker.memory_bytes is not None]
+            return TrainerPart(ready=True, memory_bytes=max(sizes, default=None))
         states = sorted({_phrase(worker.state, worker.reason) for worker in workers})
-        return Part(ready=False, reason=", ".join(states) or "no trainer is running")
+        return TrainerPart(ready=False, reason=", ".join(states) or "no trainer is running")
 
     async def _inference(self) -> Part:
         bases = await self._registry.bases()

@@ -34,7 +34,14 @@ async def begin(stores: Stores, job_id: str, token: str) -> JobRecord:
         if current.status not in (JobState.QUEUED, JobState.RUNNING):
             return current
         attempts = 1 if reached > current.reached_step else current.attempts + 1
-        return replace(current, status=JobState.RUNNING, attempts=attempts, reached_step=reached, started=True)
+        return replace(
+            current,
+            status=JobState.RUNNING,
+            attempts=attempts,
+            reached_step=reached,
+            started=True,
+            waiting_reason="",
+        )
 
     record = await stores.jobs.get(job_id)
     reached = await asyncio.to_thread(newest_point, stores.paths.job_folder(job_id))

@@ -154,6 +154,7 @@ def _first_spec(
         checkpoint_interval=options.checkpoint_interval,
         evaluation_interval=options.evaluation_interval,
         early_stopping=options.early_stopping,
+        memory_parts=record.memory_parts,
     )
 
 

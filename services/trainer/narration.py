@@ -50,7 +50,8 @@ def rehearsed_event(rehearsed: Rehearsed) -> Event:
     """Form the event that comes before the first step."""
     loss = rehearsed.full_valid_loss
     baseline = "" if loss is None else f"full validation loss={loss:.2f}; "
-    message = f"Before training: {baseline}the longest rows fit, with {rehearsed.peak_memory_bytes / 1e9:.2f} GB"
+    fit = "the longest rows fit, with" if rehearsed.longest_rows else "memory is ample; so far it took"
+    message = f"Before training: {baseline}{fit} {rehearsed.peak_memory_bytes / 1e9:.2f} GB"
     return event(message, data={"step": 0, **msgspec.to_builtins(rehearsed)})
 
 

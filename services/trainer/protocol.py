@@ -81,6 +81,12 @@ class TrainSpec(Struct, frozen=True, kw_only=True):
     one is this old."""
     n_probes: int = 2
     """Held-out prompts offered for the parity check."""
+    memory_parts: dict[str, int] = {}
+    """Bytes that the training process is expected to need, part by part (estimate.MemoryEstimate); empty if unknown."""
+
+    @property
+    def estimated_memory_bytes(self) -> int | None:
+        return sum(self.memory_parts.values()) or None
 
     @property
     def rows_at_once(self) -> int | None:
@@ -150,7 +156,7 @@ class Started(Struct, frozen=True, kw_only=True, tag="started"):
 
 
 class Rehearsed(Struct, frozen=True, kw_only=True, tag="rehearsed", omit_defaults=True):
-    """The longest rows have gone through the model, before any training of this attempt.
+    """Some rows have gone through the model, before any training of this attempt.
 
     The losses are those of the model that training starts from; None in a later attempt, without a validation file, and
     where evaluating it would cost much beside the training.
@@ -159,6 +165,8 @@ class Rehearsed(Struct, frozen=True, kw_only=True, tag="rehearsed", omit_default
     seconds: float
     """What this took."""
     peak_memory_bytes: int
+    longest_rows: bool = True
+    """Whether the longest rows went through, forward and backward: not where memory is known to be ample."""
     full_valid_loss: float | None = None
     full_valid_mean_token_accuracy: float | None = None
 

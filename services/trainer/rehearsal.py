@@ -1,8 +1,9 @@
 """A look ahead of the first step: memory that is not enough shows at once, and so does the loss to start from.
 
-It costs one piece of a batch forward and backward, less than a step, and one evaluation of the validation file where
-that is small beside the training; else the validation file's longest batch alone. In a group it is a whole batch, of
-which each process has its share as in training.
+Where memory could be short it costs one piece of a batch forward and backward, less than a step, and in a group a whole
+batch, of which each process has its share as in training; where the estimate says that there is plenty, a few rows
+forward. One evaluation of the validation file comes with it where that is small beside the training; else, where memory
+could be short, the file's longest batch alone.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Generic
 from services.trainer.data.batches import R
 from services.trainer.data.dataset import Dataset
 from services.trainer.failures import NonFiniteLoss
-from services.trainer.memory import peak_memory_bytes
+from services.trainer.memory import peak_memory_bytes, reachable_memory_bytes
 from services.trainer.objectives import Measured
 from services.trainer.protocol import Rehearsed, TrainSpec
 from services.trainer.session import TrainingSession
@@ -24,6 +25,11 @@ BASELINE_SHARE = 0.2
 
 A forward pass is a third of a training step, so this adds at most some 7 % to the training.
 """
+
+AMPLE_SHARE = 0.5
+"""Memory is ample where the estimate is at most this share of what there is: estimates are right within some 15 %."""
+DRY_TOKENS = 512
+"""Tokens of the rows that are read where memory is ample."""
 
 
 class Rehearsal(Generic[R]):
@@ -35,12 +41,16 @@ class Rehearsal(Generic[R]):
         self._data = data
 
     def run(self, *, baseline: bool) -> Rehearsed:
-        """Go through the longest rows; `baseline` asks for the loss before step 1. Raises NonFiniteLoss."""
+        """Go through the rows that tell most; `baseline` asks for the loss before step 1. Raises NonFiniteLoss."""
         started = time.monotonic()
+        ample = self._memory_is_ample()
         try:
-            self._session.rehearse(self._heaviest_piece(self._data.train))
+            if ample:
+                self._session.evaluate(few_rows(self._data.train))
+            else:
+                self._session.rehearse(self._heaviest_piece(self._data.train))
             whole = self._evaluate() if baseline and self._is_small() else None
-            if whole is None and self._data.valid:
+            if whole is None and self._data.valid and not ample:
                 self._session.evaluate(self._heaviest_piece(self._data.valid))
         except NonFiniteLoss as error:
             when = "Before any training" if baseline else "Before training goes on"
@@ -48,9 +58,15 @@ class Rehearsal(Generic[R]):
         return Rehearsed(
             seconds=round(time.monotonic() - started, 3),
             peak_memory_bytes=peak_memory_bytes(self._session.model.device),
+            longest_rows=not ample,
             full_valid_loss=None if whole is None else whole.loss,
             full_valid_mean_token_accuracy=None if whole is None else whole.accuracy,
         )
+
+    def _memory_is_ample(self) -> bool:
+        estimated = self._spec.estimated_memory_bytes
+        reachable = reachable_memory_bytes(self._session.model.device)
+        return estimated is not None and reachable is not None and estimated <= AMPLE_SHARE * reachable
 
     def _is_small(self) -> bool:
         trained = self._spec.n_epochs * sum(row.n_tokens for row in self._data.train)
@@ -65,3 +81,15 @@ class Rehearsal(Generic[R]):
         if self._session.group.size > 1:
             return longest
         return max(self._session.objective.reader.pieces(longest), key=lambda piece: sum(row.n_tokens for row in piece))
+
+
+def few_rows(rows: Sequence[R]) -> list[R]:
+    """Take rows of at most DRY_TOKENS tokens together, in their order; the shortest alone if all have more."""
+    few: list[R] = []
+    used = 0
+    for row in rows:
+        if used + row.n_tokens > DRY_TOKENS:
+            break
+        few.append(row)
+        used += row.n_tokens
+    return few or [min(rows, key=lambda row: row.n_tokens)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import re
 
 from services.trainer.failures import DiskFull, OutOfMemory, TrainingFailed
@@ -12,6 +13,14 @@ _OUT_OF_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of mem
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # safetensors is written in Rust, which gives the number in the text.
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
+
+_WORDS = {
+    "activations": "what the layers keep of each token in a piece of a batch",
+    "weights": "the base's weights",
+    "adapter": "the adapter and its optimizer",
+    "logits": "the logits",
+    "runtime": "the libraries",
+}
 
 
 def shortage(error: BaseException, spec: TrainSpec) -> TrainingFailed | None:
@@ -56,8 +65,12 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def advice(spec: TrainSpec) -> str:
-    """Name what a job can lower, the cheapest first: pieces change no result."""
+    """Name what a job can lower: first what needs more than half, then the cheapest, as pieces change no result."""
     ways = []
+    if spec.quantization == "none" and _mostly(spec, "weights"):
+        ways.append("set selftune.quantization to nf4")
+    if _mostly(spec, "adapter"):
+        ways.append(f"lower selftune.rank (now {spec.rank})")
     if spec.gradient_accumulation_steps < spec.batch_size:
         ways.append(
             f"raise selftune.gradient_accumulation_steps (now {spec.gradient_accumulation_steps}; up to the batch_size "
@@ -66,6 +79,23 @@ def advice(spec: TrainSpec) -> str:
     elif spec.batch_size > 1:
         ways.append(f"lower batch_size (now {spec.batch_size})")
     ways.append(f"use shorter rows, or lower selftune.max_length (now {spec.max_length})")
-    if spec.quantization == "none":
+    if spec.quantization == "none" and not _mostly(spec, "weights"):
         ways.append("set selftune.quantization to nf4")
-    return f"To need less: {'; '.join(ways)}."
+    return f"{_expected(spec)}To need less: {'; '.join(ways)}."
+
+
+def _mostly(spec: TrainSpec, part: str) -> bool:
+    """Whether a part is more than half of the estimate."""
+    return 2 * spec.memory_parts.get(part, 0) > (spec.estimated_memory_bytes or math.inf)
+
+
+def _expected(spec: TrainSpec) -> str:
+    """Say what the job was estimated to need, and most of it for what."""
+    if not spec.memory_parts:
+        return ""
+    largest = max(spec.memory_parts, key=lambda name: spec.memory_parts[name])
+    total = sum(spec.memory_parts.values())
+    return (
+        f"It was estimated to need {total / 1e9:.1f} GB, {spec.memory_parts[largest] / 1e9:.1f} GB of them for "
+        f"{_WORDS.get(largest, largest)}. "
+    )

@@ -10,6 +10,7 @@ import traceback
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+from services.trainer.estimate import Piece
 from services.trainer.failures import DiskFull, OutOfMemory
 from services.trainer.protocol import Failed, encode_line
 from services.trainer.shortages import is_disk_full, is_out_of_memory
@@ -20,12 +21,13 @@ from shared.training_data import MIN_EXAMPLES
 
 def tokenize(request: Request) -> Tokenized:
     """Tokenise and judge both files. Raises InvalidTrainingData, TrainingFailed."""
+    from services.trainer.data.heaviest import Reading, heaviest_piece
     from services.trainer.data.loading import TokenSource
     from services.trainer.data.table import FIRST_LINES, fit
 
     source = TokenSource(request.base_folder, request.tokens_folder, request.method, is_alone=True)
 
-    def tokens(path: str, param: str, least: int) -> FileTokens:
+    def tokens(path: str, param: str, least: int) -> tuple[FileTokens, Piece]:
         key, table = source.table(path, param)
         fitting = fit(table, request.max_length, request.overlong, param)
         rows = len(table.lines_R) - len(fitting.dropped)
@@ -36,7 +38,7 @@ def tokenize(request: Request) -> Tokenized:
                 code=f"invalid_{param}",
                 param=param,
             )
-        return FileTokens(
+        file = FileTokens(
             key=key,
             rows=rows,
             n_dropped=len(fitting.dropped),
@@ -44,9 +46,11 @@ def tokenize(request: Request) -> Tokenized:
             dropped_lines=fitting.dropped[:FIRST_LINES],
             cut_lines=fitting.cut[:FIRST_LINES],
         )
+        return file, heaviest_piece(table, fitting, Reading.of(request, rows))
 
-    validation = tokens(request.validation_path, "validation_file", 1) if request.validation_path else None
-    return Tokenized(training=tokens(request.training_path, "training_file", MIN_EXAMPLES), validation=validation)
+    validation, _ = tokens(request.validation_path, "validation_file", 1) if request.validation_path else (None, None)
+    training, heaviest = tokens(request.training_path, "training_file", MIN_EXAMPLES)
+    return Tokenized(training=training, validation=validation, heaviest=heaviest)
 
 
 def shortage(error: Exception, request: Request) -> SelftuneError | None:

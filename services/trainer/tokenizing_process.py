@@ -37,6 +37,8 @@ async def tokenize_files(stores: Stores, record: JobRecord, base_folder: str, op
         overlong=options.overlong,
         training_path=str(stores.paths.file_content(record.training_file)),
         validation_path=str(stores.paths.file_content(validation)) if validation else None,
+        requested=record.requested,
+        options=options,
     )
     size = sum(_size(path) for path in (request.training_path, request.validation_path) if path)
     limit = time_limit(size)

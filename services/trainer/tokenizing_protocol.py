@@ -5,8 +5,11 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
+from services.trainer.estimate import Piece
 from services.trainer.protocol import Failed
 from shared.overlong import Overlong
+from shared.schemas.methods import SupervisedHyperparameters
+from shared.schemas.options import TrainingOptions
 from shared.training_data import Method
 
 
@@ -20,6 +23,9 @@ class Request(Struct, frozen=True, kw_only=True):
     overlong: Overlong
     training_path: str
     validation_path: str | None = None
+    requested: SupervisedHyperparameters = SupervisedHyperparameters()
+    options: TrainingOptions = TrainingOptions()
+    """How the rows will be put together, for what they need of memory."""
 
 
 class FileTokens(Struct, frozen=True, kw_only=True):
@@ -38,6 +44,8 @@ class FileTokens(Struct, frozen=True, kw_only=True):
 class Tokenized(Struct, frozen=True, kw_only=True, tag="tokenized"):
     training: FileTokens
     validation: FileTokens | None = None
+    heaviest: Piece | None = None
+    """What will need the most memory at once."""
 
 
 answer_decoder: msgspec.json.Decoder[Tokenized | Failed] = msgspec.json.Decoder(Tokenized | Failed)

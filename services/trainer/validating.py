@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from services.trainer.failures import TrainingFailed
 from services.trainer.holding import holding
 from services.trainer.options import job_options, offered_base, settle
+from services.trainer.requirements import memory_event, with_estimate
 from services.trainer.shortages import files_failed
 from services.trainer.stores import Stores, persist, persist_once
 from services.trainer.tokenizing_process import overlong_events, tokenize_files
@@ -20,7 +21,6 @@ from services.trainer.tokenizing_protocol import Tokenized
 from shared.errors import InvalidTrainingData, LeaseLost, NotFound, SelftuneError, TransitionRefused
 from shared.records import JobRecord
 from shared.schemas.jobs import JobError
-from shared.schemas.options import TrainingOptions
 from shared.states import JobState
 from shared.store.jobs import event
 from shared.training_data import validate
@@ -30,6 +30,11 @@ log = structlog.get_logger()
 
 MAX_VALIDATIONS = 5
 """A job whose files took down so many workers is given up."""
+_FOUND = (
+    "resolved", "resolved_beta", "options", "training_tokens", "validation_tokens", "estimated_memory_bytes",
+    "memory_parts",
+)  # fmt: skip
+"""What validation finds out about a job."""
 PUT_DOWN_S = 2.0
 """How long a worker that stops tries to note it."""
 
@@ -82,20 +87,30 @@ async def _validate(stores: Stores, job_id: str, token: str) -> None:
     try:
         if record.validations > MAX_VALIDATIONS:
             raise TrainingFailed(f"The trainer died {MAX_VALIDATIONS} times while it read this job's files.")
-        tokens, options = await persist(lambda: _prepare(stores, record))
+        tokens, settled = await persist(lambda: _prepare(stores, record))
     except (InvalidTrainingData, TrainingFailed, OSError) as error:
         reason = files_failed(error) if isinstance(error, OSError) else error
         await persist(lambda: fail(stores, job_id, reason, fence=token))
     else:
-        await _move_to_queue(stores, job_id, tokens, options, token)
+        await _move_to_queue(stores, job_id, tokens, settled, token)
 
 
-async def _prepare(stores: Stores, record: JobRecord) -> tuple[Tokenized, TrainingOptions]:
-    """Check the files and have them tokenised; reading them a second time changes nothing."""
+async def _prepare(stores: Stores, record: JobRecord) -> tuple[Tokenized, JobRecord]:
+    """Check the files, have them tokenised, settle what the job trains with; a second time changes nothing."""
     await _read_files(stores, record)
     options = await job_options(stores, record)
     base = await offered_base(stores, record)
-    return await tokenize_files(stores, record, base.path, options), options
+    tokens = await tokenize_files(stores, record, base.path, options)
+    settled = settle(
+        replace(
+            record,
+            training_tokens=tokens.training.key,
+            validation_tokens=tokens.validation.key if tokens.validation else "",
+        ),
+        tokens.training.rows,
+        options,
+    )
+    return tokens, await with_estimate(settled, base.path, tokens.heaviest)
 
 
 def _announcement(record: JobRecord) -> str:
@@ -127,21 +142,18 @@ async def _content(stores: Stores, record: JobRecord, file_id: str, role: Litera
     return path
 
 
-async def _move_to_queue(stores: Stores, job_id: str, tokens: Tokenized, options: TrainingOptions, token: str) -> None:
+async def _move_to_queue(stores: Stores, job_id: str, tokens: Tokenized, settled: JobRecord, token: str) -> None:
+    found = {name: getattr(settled, name) for name in _FOUND}
+
     def queue(record: JobRecord) -> JobRecord:
         if record.status is not JobState.VALIDATING_FILES:
             return record
-        moved = replace(
-            record,
-            status=JobState.QUEUED,
-            training_tokens=tokens.training.key,
-            validation_tokens=tokens.validation.key if tokens.validation else "",
-        )
-        return settle(moved, tokens.training.rows, options)
+        return replace(record, status=JobState.QUEUED, **found)
 
     # A job that was paused meanwhile stays as it is; resuming it validates again.
-    assert options.max_length is not None
-    story = [*overlong_events(tokens, options.max_length), event("Files validated, moving job to queued state")]
+    assert settled.options.max_length is not None
+    told = [*overlong_events(tokens, settled.options.max_length), memory_event(settled)]
+    story = [*filter(None, told), event("Files validated, moving job to queued state")]
     moved = await persist_once(lambda nonce: stores.jobs.update(job_id, queue, story, fence=token, nonce=nonce))
     if moved.status is JobState.QUEUED:
         await stores.enqueue(moved)

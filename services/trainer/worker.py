@@ -16,6 +16,8 @@ from arq.worker import Retry, Worker, func
 from redis.exceptions import RedisError
 
 from services.trainer import processes
+from services.trainer.admission import admit
+from services.trainer.capacity import usable_memory_bytes
 from services.trainer.launching import Launcher
 from services.trainer.places import Places
 from services.trainer.preparation import prepare_base
@@ -52,6 +54,7 @@ class Trainer:
         self._launcher = Launcher(settings)
         self._places = Places(settings.jobs_together)
         self._job_ids: list[str] = []
+        self._memory_bytes: int | None = None
 
     async def run(self) -> None:
         """Prepare the base model, then work."""
@@ -106,6 +109,9 @@ class Trainer:
 
     async def _train(self, _context: dict[Any, Any], job_id: str) -> None:
         async with self._places.place(await self._company(job_id)):
+            # A message that is let go comes back with the reaper, at the place in the queue that it had.
+            if not await admit(self._stores, job_id, await self._measure_memory()):
+                return
             self._job_ids.append(job_id)
             try:
                 # arq dropped the message that came with the job's resumption: this one was still in progress.
@@ -120,8 +126,17 @@ class Trainer:
         except NotFound:
             return None  # train_job has nothing to do for it
 
+    async def _measure_memory(self) -> int | None:
+        """See what a training process may need here, while none runs; as long as one does it stays what it was."""
+        if not self._job_ids:
+            self._memory_bytes = await asyncio.to_thread(
+                usable_memory_bytes, self._stores.settings.trainer_memory_bytes
+            )
+        return self._memory_bytes
+
     async def _beat_forever(self) -> None:
         while True:
+            await self._measure_memory()
             try:
                 await self._stores.presence.beat_worker(self._record(), ttl_s=BEAT_TTL_S)
             except StoreUnavailable:
@@ -138,6 +153,7 @@ class Trainer:
             job_id=self._job_ids[0] if self._job_ids else None,
             job_ids=list(self._job_ids),
             started_at=self._started_at,
+            memory_bytes=self._memory_bytes,
         )
 
     def _explain(self, reason: str) -> None:

@@ -8,7 +8,7 @@ from msgspec import Meta, Struct
 
 from shared.schemas.integrations import JobIntegration, WandbIntegration
 from shared.schemas.methods import Method, SupervisedHyperparameters
-from shared.schemas.options import TrainingOptions
+from shared.schemas.options import ShownOptions, TrainingOptions
 
 MetadataKey: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64)]
 MetadataValue: TypeAlias = Annotated[str, Meta(max_length=512)]
@@ -83,4 +83,4 @@ class Job(Struct, frozen=True, kw_only=True):
     integrations: list[JobIntegration] = []
     metadata: Metadata | None = None
     user_provided_suffix: str | None = None
-    selftune: Annotated[TrainingOptions, Meta(description="Options beyond OpenAI's, as far as they are known by now.")]
+    selftune: Annotated[ShownOptions, Meta(description="Options beyond OpenAI's, as far as they are known by now.")]

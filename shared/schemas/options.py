@@ -133,3 +133,26 @@ class TrainingOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         ]
         | None
     ) = None
+    memory_gb: (
+        Annotated[
+            float,
+            Meta(
+                gt=0,
+                le=100_000,
+                description="Memory in GB that a trainer must have to take the job, in place of the estimate.",
+            ),
+        ]
+        | None
+    ) = None
+
+
+class ShownOptions(TrainingOptions, frozen=True, kw_only=True):
+    """What a job shows: its options, and what this server found out about it."""
+
+    estimated_memory_bytes: (
+        Annotated[int, Meta(description="Most memory that training is expected to need; known once files are read.")]
+        | None
+    ) = None
+    waiting_reason: (
+        Annotated[str, Meta(description="Why a queued job is not taken, if no trainer has the memory it needs.")] | None
+    ) = None

@@ -49,13 +49,14 @@ def test_job_succeeds_without_a_replica_and_says_that_serving_is_pending(
         assert record.resolved == SHORT
 
         told = await client.story(job_id)
+        assert told.pop(2).startswith("Training is expected to need about ")
         assert told[:4] == [
             f"Created fine-tuning job: {job_id}",
             f"Validating training file: {training} and validation file: {validation}",
             "Files validated, moving job to queued state",
             "Fine-tuning job started",
         ]
-        assert told[4].startswith("Before training: full validation loss=") and "the longest rows fit" in told[4]
+        assert told[4].startswith("Before training: full validation loss=") and "memory is ample" in told[4]
         told = told[1:]
         assert told[4].startswith("Step 1/6: training loss=") and "validation loss=" in told[4]
         assert "full validation loss=" in told[6]

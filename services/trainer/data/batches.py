@@ -5,51 +5,19 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from services.trainer.data.chat import Example
+from services.trainer.data.cutting import R, Row, flat_pieces, micro_batches, packs
+
+__all__ = [
+    "Batch", "R", "Row", "collate", "collate_packed", "epoch_batches", "flat_pieces", "micro_batches", "packs",
+]  # fmt: skip
 
 WINDOW_BATCHES = 32
 """Rows are sorted by length inside windows of so many batches: little padding, and order stays random beyond that."""
-MICRO_BATCH_TOKENS = 8192
-"""Padded tokens that go through the model at once; a larger batch is accumulated."""
-FLAT_TOKENS = 2048
-"""The same where there is no padding."""
-PACKED_TOKENS = 2048
-"""Tokens that packed rows fill together; attention's cost grows with the square of it."""
-
-
-class Row(Protocol):
-    """One line of a training file, tokenised; it has one side or several, such as the two answers of a pair."""
-
-    @property
-    def width(self) -> int:
-        """Tokens of its longest side."""
-        ...
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens of all its sides."""
-        ...
-
-    @property
-    def n_supervised(self) -> int:
-        """Tokens of all its sides that are learnt."""
-        ...
-
-    @property
-    def sides(self) -> int: ...
-
-    @property
-    def prompt(self) -> list[int]:
-        """Tokens before the first target."""
-        ...
-
-
-R = TypeVar("R", bound=Row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,41 +113,3 @@ def epoch_batches(lengths: Sequence[int], batch_size: int, *, seed: int, epoch: 
         batches += [by_length[at : at + batch_size] for at in range(0, len(by_length), batch_size)]
     order.shuffle(batches)
     return batches
-
-
-def flat_pieces(rows: Sequence[R], *, max_tokens: int = FLAT_TOKENS) -> list[list[R]]:
-    """Cut rows into pieces of at most `max_tokens` tokens (one row may have more, alone), keeping their order."""
-    pieces: list[list[R]] = []
-    used = 0
-    for row in rows:
-        if not pieces or used + row.n_tokens > max_tokens:
-            pieces.append([])
-            used = 0
-        pieces[-1].append(row)
-        used += row.n_tokens
-    return pieces
-
-
-def micro_batches(rows: Sequence[R], *, max_tokens: int = MICRO_BATCH_TOKENS) -> list[list[R]]:
-    """Split rows so that no piece has more than `max_tokens` padded tokens (one row may, alone); longest rows first."""
-    pieces: list[list[R]] = []
-    width = 0
-    for row in sorted(rows, key=lambda row: -row.width):
-        if not pieces or width * row.sides * (len(pieces[-1]) + 1) > max_tokens:
-            pieces.append([])
-            width = row.width
-        pieces[-1].append(row)
-    return pieces
-
-
-def packs(rows: Sequence[R], *, max_tokens: int = PACKED_TOKENS) -> list[list[R]]:
-    """Fill pieces of at most `max_tokens` tokens (one row may have more, alone): the longest first, where it fits."""
-    pieces: list[tuple[list[R], int]] = []
-    for row in sorted(rows, key=lambda row: -row.n_tokens):
-        fits = next((i for i, (_, used) in enumerate(pieces) if used + row.n_tokens <= max_tokens), None)
-        if fits is None:
-            pieces.append(([row], row.n_tokens))
-        else:
-            piece, used = pieces[fits]
-            pieces[fits] = ([*piece, row], used + row.n_tokens)
-    return [piece for piece, _ in pieces]

@@ -28,7 +28,7 @@ from services.trainer.run_job import train as train_job
 from shared.adapters import CONFIG_NAME, verify_adapter
 from shared.records import JobRecord
 from shared.schemas.methods import SupervisedHyperparameters
-from shared.schemas.options import EarlyStopping, TrainingOptions
+from shared.schemas.options import EarlyStopping, ShownOptions, TrainingOptions
 from shared.settings import Settings
 from tests.unit.trainer.run import Run
 from tests.unit.trainer.test_trainer_loop import assert_random_and_repeated, logits, stop_after, supervised, train
@@ -74,10 +74,11 @@ def test_a_queued_job_shows_what_it_will_train_with() -> None:
         model_name="ft:b", method="dpo",
     )  # fmt: skip
     job = settle(record, 100, DEFAULTS).public()
-    assert job.selftune == DEFAULTS
+    assert job.selftune == msgspec.convert(DEFAULTS, ShownOptions, from_attributes=True)
     assert job.method.dpo is not None and job.method.dpo.hyperparameters.beta == 0.1
     assert job.method.dpo.hyperparameters.n_epochs == 3
     assert settle(replace(record, method="supervised"), 100, DEFAULTS).resolved_beta is None
+    assert replace(record, estimated_memory_bytes=7).public().selftune.estimated_memory_bytes == 7
     settled = settle(record, 300, replace(DEFAULTS, gradient_accumulation_steps=64))
     assert settled.resolved is not None
     assert settled.options.gradient_accumulation_steps == settled.resolved.batch_size == 4

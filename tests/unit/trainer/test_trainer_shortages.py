@@ -29,7 +29,7 @@ from services.trainer.protocol import (
     encode_line,
     encoder,
 )
-from services.trainer.rehearsal import Rehearsal
+from services.trainer.rehearsal import DRY_TOKENS, Rehearsal, few_rows
 from services.trainer.shortages import advice, shortage
 from tests.unit.trainer.test_trainer_loop import stop_after, supervised, train
 from tests.unit.trainer.tiny import make_spec, training_rows, write_rows
@@ -82,6 +82,33 @@ def test_rehearsal_reads_the_longest_rows_and_no_large_validation_file(
     widths = {kind: sorted((row.width for row in rows), reverse=True)[:4] for kind, rows in vars_of(data)}
     assert read == [("forward_backward", widths["train"]), ("evaluate", widths["valid"])]
     assert all(parameter.grad is None for parameter in session.parameters.values())
+
+
+def test_rehearsal_reads_a_few_rows_forward_where_memory_is_ample(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make_spec(tiny_base, tmp_path, n_epochs=1, memory_parts={"runtime": 10**6})
+    session, data = supervised(spec), run_job.load_data(spec)
+    monkeypatch.setattr(session, "forward_backward", lambda _: pytest.fail("nothing is to be tried"))
+    rehearsed = Rehearsal(session, spec, data).run(baseline=True)
+    assert not rehearsed.longest_rows
+    few = few_rows(data.train)
+    assert few == data.train[: len(few)] and sum(row.n_tokens for row in few) <= DRY_TOKENS
+    short = replace(spec, memory_parts={"runtime": 10**15})
+    with pytest.raises(pytest.fail.Exception, match="nothing is to be tried"):
+        Rehearsal(session, short, data).run(baseline=True)
+
+
+def test_advice_follows_what_most_of_the_memory_is_for(tiny_base: Path, tmp_path: Path) -> None:
+    parts = {"runtime": 10**8, "weights": 6 * 10**9, "activations": 10**9}
+    spec = make_spec(tiny_base, tmp_path, memory_parts=parts)
+    assert advice(spec).startswith(
+        "It was estimated to need 7.1 GB, 6.0 GB of them for the base's weights. To need less: set "
+        "selftune.quantization to nf4; raise"
+    )
+    wide = replace(spec, memory_parts={"adapter": 10**9})
+    assert "To need less: lower selftune.rank (now 4); raise" in advice(wide)
+    assert advice(replace(spec, memory_parts={})).startswith("To need less: raise")
 
 
 def vars_of(data: run_job.Dataset) -> Iterator[tuple[str, list]]:  # type: ignore[type-arg]

@@ -9,8 +9,9 @@ import sys
 
 from shared.process import let_others_go_first
 
-# A stop of the whole group or unit must not end the server, and with it trainings that are about to save.
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
+# A stop of the whole group or unit must not end the server, and with it trainings that are about to save. Blocked and
+# not ignored: a process that is told to stop while it is being forked finds the signal waiting.
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 let_others_go_first()
 # Asked through the driver's library, the number of GPUs is known without starting CUDA, which does not survive a fork.
 os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"

@@ -170,7 +170,7 @@ def _be_forked(
     multiprocessing.current_process().daemon = False  # it may have processes of its own
     _end_with_worker()
     let_others_go_first()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the server ignores it
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # the server blocks it
     os.environ.update(environment)
     module, _, name = entry.partition(":")
     setproctitle(f"python -m {module} {argument}")

@@ -34,6 +34,7 @@ from shared.settings import Settings
 BEAT_S = 1.0
 BEAT_TTL_S = 5.0
 RESTART_S = 1.0
+CANCEL_S = 0.2
 VALIDATIONS_AT_ONCE = 4
 # arq gives its in-progress mark one lifetime of this length and never renews it; our own lease says who works.
 _NEVER = timedelta(days=3650)
@@ -180,10 +181,25 @@ async def _run_again(worker: Worker) -> None:
     """Keep an arq worker polling: it gives up when Redis goes away, its running jobs do not."""
     while True:
         try:
-            await worker.async_run()
+            await _run(worker)
         except (RedisError, OSError) as error:
             log.warning("queue.unavailable", queue=worker.queue_name, reason=type(error).__name__)
         await asyncio.sleep(RESTART_S)
+
+
+async def _run(worker: Worker) -> None:
+    """Run an arq worker until it gives up or this is cancelled, again and again: redis-py loses cancellations.
+
+    See shared.store.client; arq has a pool of its own.
+    """
+    running = asyncio.create_task(worker.async_run())
+    try:
+        await asyncio.wait({running})
+    finally:
+        while not running.done():
+            running.cancel()
+            await asyncio.wait({running}, timeout=CANCEL_S)
+    running.result()
 
 
 async def run_until_signal(settings: Settings) -> None:

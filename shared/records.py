@@ -154,10 +154,11 @@ class JobRecord(Struct, frozen=True, kw_only=True):
 
     def _shown_options(self) -> ShownOptions:
         options = {name: getattr(self.options, name) for name in TrainingOptions.__struct_fields__}
+        waits = self.status in (JobState.QUEUED, JobState.RUNNING)
         return ShownOptions(
             **options,
             estimated_memory_bytes=self.estimated_memory_bytes,
-            waiting_reason=(self.waiting_reason or None) if self.status is JobState.QUEUED else None,
+            waiting_reason=(self.waiting_reason or None) if waits else None,
         )
 
     def _method(self, effective: SupervisedHyperparameters) -> Method:
@@ -265,6 +266,9 @@ class WorkerRecord(Struct, frozen=True, kw_only=True):
     job_id: str | None = None
     """One of job_ids."""
     job_ids: list[str] = []
+    """Jobs that it trains."""
+    waiting_job_ids: list[str] = []
+    """Jobs that it has taken from the queue, and that wait until its device is free."""
     started_at: float = 0.0
     memory_bytes: int | None = None
     """What a training process may need here; None from a worker that does not say, which takes every job."""

@@ -68,7 +68,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     internal_key: Annotated[str, _setting("Key between gateway and inference; empty: kept in the data folder.")] = ""
     threads: Annotated[int, _setting("Compute threads of training and inference; 0 takes every core.", ge=0)] = 0
     jobs_together: Annotated[
-        int, _setting("Jobs on the same base that a trainer trains together, in turns; 1 is one after the other.", ge=1)
+        int,
+        _setting(
+            "Jobs on the same base that a trainer with one process trains in turns; 1 is one after the other.", ge=1
+        ),
     ] = 1
     trainer_processes: Annotated[
         int,

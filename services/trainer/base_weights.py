@@ -5,6 +5,12 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import msgspec
+from msgspec import Struct
+
+SINGLE_FILE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
 BLOCKS = 32
 BLOCK_BYTES = 64 << 10
 
@@ -23,3 +29,24 @@ def weights_digest(folder: Path) -> str:
                 handle.seek(max(0, size - BLOCK_BYTES) * block // (BLOCKS - 1))
                 digest.update(handle.read(BLOCK_BYTES))
     return digest.hexdigest()
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """List the safetensors files that transformers would load: the single one, else those of the index.
+
+    Some repositories hold the weights a second time under other names. Raises ValueError where there is neither.
+    """
+    if (folder / SINGLE_FILE).is_file():
+        return [folder / SINGLE_FILE]
+    try:
+        index = msgspec.json.decode((folder / INDEX).read_bytes(), type=_Index)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ValueError(f"{folder} holds neither {SINGLE_FILE} nor a readable {INDEX}") from error
+    names = sorted(set(index.weight_map.values()))
+    if strange := [name for name in names if Path(name).name != name]:
+        raise ValueError(f"{folder / INDEX} names a file outside of its folder: {strange[0]}")
+    return [folder / name for name in names]
+
+
+class _Index(Struct):
+    weight_map: dict[str, str]

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 import subprocess
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from services.trainer.gpus import gpu_count
+
 RESERVE_BYTES = 500_000_000
 """Left to everything else on the machine."""
 _ASK_S = 20.0
 _CGROUP = Path("/sys/fs/cgroup")
+_RECLAIMABLE = ("inactive_file", "active_file", "slab_reclaimable")
 
 
-def usable_memory_bytes(said: int = 0) -> int | None:
+def usable_memory_bytes(said: int = 0, processes: int = 1) -> int | None:
     """Return what a training process may need here: what the operator says, else what the GPU or the machine has left.
 
-    Blocks for a moment. None where neither can be told.
+    `processes` share the machine, while each has a GPU of its own. Blocks for a moment. None where it cannot be told.
     """
     if said:
         return said
-    gpu = gpu_memory_bytes()
-    if gpu is not None:
-        return gpu
+    if trains_on_gpu():
+        return _gpu_memory_bytes()
     available = available_bytes()
-    return None if available is None else max(0, available - RESERVE_BYTES)
+    return None if available is None else max(0, available - RESERVE_BYTES) // processes
 
 
 def available_bytes() -> int | None:
@@ -48,31 +50,32 @@ def _container_available() -> int | None:
     with suppress(OSError, ValueError):
         limit = int((_CGROUP / "memory.max").read_text())  # "max" is no number
         used = int((_CGROUP / "memory.current").read_text())
-        cached = [
-            line for line in (_CGROUP / "memory.stat").read_text().splitlines() if line.startswith("inactive_file ")
-        ]
-        return limit - used + sum(int(line.split()[1]) for line in cached)
+        sizes = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        return limit - used + sum(int(sizes.get(name, 0)) for name in _RECLAIMABLE)
     return None
 
 
-@cache
-def gpu_memory_bytes() -> int | None:
-    """Return the first GPU's memory; None without one, or where the installed torch could not use it."""
-    program = shutil.which("nvidia-smi")
+def trains_on_gpu() -> bool:
+    """Whether a training process would: there is a GPU that it may see, and a torch that could use it."""
     with suppress(PackageNotFoundError):
-        if program is None or version("torch").endswith("+cpu"):
-            return None
-        with suppress(OSError, subprocess.SubprocessError, ValueError):
-            asked = [program, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-            answer = subprocess.run(asked, capture_output=True, timeout=_ASK_S, check=True).stdout
-            return int(answer.split()[0]) << 20
+        return gpu_count() > 0 and not version("torch").endswith("+cpu")
+    return False
+
+
+def _gpu_memory_bytes() -> int | None:
+    """Return the memory of the first GPU that may be seen; None where the driver does not tell it."""
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    asked = ["nvidia-smi", f"--id={first}", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    with suppress(OSError, subprocess.SubprocessError, ValueError, IndexError):
+        answer = subprocess.run(asked, capture_output=True, timeout=_ASK_S, check=True).stdout
+        return int(answer.split()[0]) << 20
     return None
 
 
 @cache
 def prefers_bfloat16() -> bool:
     """Whether model.choose_dtype would take it of itself: on GPUs, and on CPUs with AMX."""
-    if gpu_memory_bytes() is not None:
+    if trains_on_gpu():
         return True
     with suppress(OSError):
         return " amx_tile " in Path("/proc/cpuinfo").read_text()

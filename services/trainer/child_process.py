@@ -27,6 +27,7 @@ class ChildProcess:
         self._process = started.process
         self._messages = started.reader
         self._commands = started.writer
+        self._asked_to_stop = False
 
     @classmethod
     async def start(cls, folder: Path, spec: TrainSpec, settings: Settings) -> ChildProcess:
@@ -69,8 +70,9 @@ class ChildProcess:
 
     def ask_to_stop(self) -> None:
         """Ask it to save and end, which it does after its present step. Nothing happens if it has ended."""
-        if self._process.returncode is None:
-            self._process.terminate()
+        if self._process.returncode is None and not self._asked_to_stop:
+            self._process.terminate()  # a second signal would hurry torch's launcher, in the middle of saving
+        self._asked_to_stop = True
 
     async def stop(self) -> None:
         """Ask it to save and end; kill it after three seconds. Nothing happens if it has ended."""

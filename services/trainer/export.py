@@ -31,6 +31,8 @@ class Manifest(Struct, frozen=True, kw_only=True):
 
     base: str
     base_fingerprint: str
+    base_weights: str = ""
+    """base_weights.weights_digest() of the base; empty if it was not known."""
     job_id: str
     training_file_sha256: str
     method: str
@@ -100,6 +102,7 @@ def _manifest(spec: TrainSpec, metrics: Metrics) -> Manifest:
     return Manifest(
         base=spec.base_id,
         base_fingerprint=spec.base_fingerprint,
+        base_weights=spec.base_weights,
         job_id=spec.job_id,
         training_file_sha256=spec.training_sha256,
         method=spec.method,

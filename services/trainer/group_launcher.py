@@ -148,7 +148,8 @@ def _get_ready_to_fork(folder: Path) -> None:
     """Import once what every process needs, and nothing that starts CUDA, which would not survive a fork."""
     # Asked through the driver's library, the number of GPUs is known without starting CUDA.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # no other machine is to reach it
+    for backend in ("GLOO", "NCCL"):
+        os.environ.setdefault(f"{backend}_SOCKET_IFNAME", "lo")  # no other machine is to reach it
     spec = spec_decoder.decode((folder / SPEC_FILE).read_bytes())
     if spec.quantization == "none":
         forget_bitsandbytes()

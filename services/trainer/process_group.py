@@ -14,8 +14,10 @@ ENTRY = "services.trainer.group_launcher:run"
 
 
 def most_processes(settings: Settings) -> int:
-    """Take as many processes as the operator wants, or one a GPU."""
-    return settings.trainer_processes or gpu_count() or 1
+    """Take as many processes as the operator wants, or one a GPU; where there are GPUs, no more than those."""
+    gpus = gpu_count()
+    wanted = settings.trainer_processes or gpus or 1
+    return min(wanted, gpus) if gpus else wanted
 
 
 def process_count(spec: TrainSpec, settings: Settings) -> int:

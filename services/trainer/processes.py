@@ -2,7 +2,8 @@
 
 A new Python takes some five seconds to import torch, transformers and peft. The fork server (multiprocessing's) does so
 once, when the worker starts, and what is forked from it begins at once, its memory shared with the server's until it is
-written to. Nothing in the server has threads or touches a GPU, which would not survive a fork; it ends with the worker.
+written to. Nothing in the server has threads or touches a GPU, which would not survive a fork; it ends with the worker,
+and what was forked from it with it.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
@@ -24,6 +25,7 @@ from typing import Protocol
 
 from setproctitle import setproctitle
 
+from services.trainer.failures import ProcessDied
 from shared.process import die_with_parent, let_others_go_first
 
 MAX_LINE_BYTES = 16 << 20
@@ -31,6 +33,9 @@ PRELOADED = "services.trainer.preload"
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload([PRELOADED])
+
+_warming = threading.Lock()
+_is_warm = False
 
 Entry = Callable[[socket.socket, str], int]
 """What such a process does with its end of the channel and its argument; returns its exit status."""
@@ -62,8 +67,21 @@ class Started:
 
 
 async def warm_up() -> None:
-    """Start the fork server if it does not run; it goes on importing by itself."""
-    await asyncio.to_thread(forkserver.ensure_running)
+    """Start the fork server, and wait until it has imported everything; once is enough."""
+    await asyncio.to_thread(_warm_up)
+
+
+def _warm_up() -> None:
+    global _is_warm
+    with _warming:
+        if not _is_warm:
+            process = _context.Process(target=_do_nothing)
+            process.start()
+            process.join()
+            _is_warm = True
+
+
+def _do_nothing() -> None: ...
 
 
 async def start(
@@ -117,15 +135,12 @@ async def _fork(
         args=(entry, argument, channel, output, dict(environment)),
         daemon=True,  # what is left at this process's end is ended, instead of being waited for
     )
-    # It waits for a server that is still importing. Whoever cancels this must not leave a process behind.
-    starting = asyncio.ensure_future(asyncio.to_thread(process.start))
+    await warm_up()
     try:
-        await asyncio.shield(starting)
-    except asyncio.CancelledError:
-        with suppress(OSError, EOFError):
-            await starting
-            process.kill()
-        raise
+        # In this thread: multiprocessing asks after every child at each start, and so does _Forked here.
+        process.start()
+    except (EOFError, ConnectionError) as error:
+        raise ProcessDied("The server that starts processes ended.") from error
     return _Forked(process)
 
 
@@ -181,7 +196,12 @@ def _be_forked(
 
 
 def _end_with_worker() -> None:
-    die_with_parent()  # that is the server, which ends with the worker
+    """Have the kernel end this process with the server, which ends with the worker.
+
+    The server waits for the end of a pipe, of which multiprocessing gives each forked process an end of its own.
+    """
+    os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]
+    die_with_parent()
     worker = multiprocessing.parent_process()
     if worker is None or not worker.is_alive():
         sys.exit(1)

@@ -1,7 +1,7 @@
 """What the training process and its supervisor say to each other.
 
-The child writes `Message`s as JSON lines to a pipe of its own, so that whatever a library prints to stdout or stderr
-cannot be mistaken for one; it reads `Command`s as JSON lines from stdin. `TrainSpec` is the job folder's spec.json.
+They have a channel of their own, so that whatever a library prints to stdout or stderr cannot be mistaken for a word in
+it: the child writes `Message`s as JSON lines, and reads `Command`s. `TrainSpec` is the job folder's spec.json.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from services.trainer.narration import (
 )
 from services.trainer.protocol import CheckParity, Exported, Finish, ParityMeasured, TrainSpec
 from services.trainer.serving import AdapterRefused, Answers, Serving
+from services.trainer.shortages import died
 from services.trainer.stores import Stores, persist, persist_once
 from services.trainer.story import newest_first
 from shared import ids
@@ -113,7 +114,7 @@ class Publication:
                         await child.send(CheckParity(samples=answers.samples))
         except TimeoutError as error:
             raise TrainingFailed("The training process did not compare the served model in time.") from error
-        raise TrainingFailed("The training process ended before the served model could be compared.")
+        raise died(await child.wait(), self._spec)
 
     async def succeed(self, child: ChildProcess, exported: Exported) -> None:
         """List everything, then let the job succeed; whoever sees it succeeded finds model, checkpoints and results."""

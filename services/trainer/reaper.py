@@ -15,8 +15,11 @@ from shared.errors import NotFound, StoreUnavailable
 from shared.states import TERMINAL, JobState
 
 PERIOD_S = 5.0
-CLAIM_S = 0.5
-"""How long a worker may take from arq's mark to the job's lease; a mark without one is a dead worker's."""
+CLAIM_S = 1.5
+"""How long a worker may take from arq's mark to the job's lease, or to a heartbeat that names the job as waiting.
+
+A mark without either is a dead worker's.
+"""
 
 log = structlog.get_logger()
 
@@ -55,7 +58,8 @@ async def _requeue(stores: Stores, arq: ArqRedis, job_id: str) -> None:
     function: queue.Function = "validate" if record.status is JobState.VALIDATING_FILES else "train"
     if await queue.marked(arq, function, job_id):
         await asyncio.sleep(CLAIM_S)
-        if await stores.leases.held(job_id):
+        waiting = {waits for worker in await stores.presence.workers() for waits in worker.waiting_job_ids}
+        if job_id in waiting or await stores.leases.held(job_id):
             return
         await queue.unmark(arq, function, job_id)
         log.warning("job.requeued", job_id=job_id, function=function)

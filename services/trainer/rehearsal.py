@@ -43,7 +43,7 @@ class Rehearsal(Generic[R]):
     def run(self, *, baseline: bool) -> Rehearsed:
         """Go through the rows that tell most; `baseline` asks for the loss before step 1. Raises NonFiniteLoss."""
         started = time.monotonic()
-        ample = self._memory_is_ample()
+        ample = not self._session.group.any(not self._memory_is_ample())  # what each reads decides whom it waits for
         try:
             if ample:
                 self._session.evaluate(few_rows(self._data.train))
@@ -64,9 +64,14 @@ class Rehearsal(Generic[R]):
         )
 
     def _memory_is_ample(self) -> bool:
-        estimated = self._spec.estimated_memory_bytes
-        reachable = reachable_memory_bytes(self._session.model.device)
-        return estimated is not None and reachable is not None and estimated <= AMPLE_SHARE * reachable
+        """Look at the estimate, which is for the path that was expected; and several processes share a machine."""
+        estimated, model = self._spec.estimated_memory_bytes, self._session.model
+        as_expected = bool(model.plain_because) == (self._spec.neftune_noise_alpha is not None)
+        reachable = reachable_memory_bytes(model.device)
+        if estimated is None or reachable is None or not as_expected:
+            return False
+        processes = self._session.group.size if model.device.type == "cpu" else 1
+        return estimated * processes <= AMPLE_SHARE * reachable
 
     def _is_small(self) -> bool:
         trained = self._spec.n_epochs * sum(row.n_tokens for row in self._data.train)

@@ -8,9 +8,10 @@ from pathlib import Path
 import structlog
 from msgspec.structs import replace
 
-from services.trainer.capacity import gpu_memory_bytes, prefers_bfloat16
+from services.trainer.capacity import prefers_bfloat16, trains_on_gpu
 from services.trainer.estimate import Piece, Plan, estimate
 from services.trainer.shape import read_base_shape
+from shared.errors import AdapterRejected
 from shared.records import JobRecord
 from shared.schemas.events import Event
 from shared.schemas.options import TrainingOptions
@@ -28,7 +29,7 @@ async def with_estimate(record: JobRecord, base_folder: str, heaviest: Piece | N
         return record
     try:
         shape = await asyncio.to_thread(read_base_shape, Path(base_folder))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AdapterRejected) as error:
         log.warning("memory.not_estimated", job_id=record.id, reason=str(error))
         return record
     found = estimate(shape, await asyncio.to_thread(plan_for, record.options), heaviest)
@@ -58,5 +59,5 @@ def plan_for(options: TrainingOptions) -> Plan:
         number_bytes=2 if halved else 4,
         dropout=bool(options.dropout),
         plain=options.neftune_noise_alpha is not None,
-        on_gpu=gpu_memory_bytes() is not None,
+        on_gpu=trains_on_gpu(),
     )

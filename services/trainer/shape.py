@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from services.trainer.base_weights import weight_files
+from shared.safetensors_header import read_header
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,20 +32,9 @@ class BaseShape:
 
 
 def read_base_shape(folder: Path) -> BaseShape:
-    """Read a base's shape. Raises OSError, or ValueError for files that are no model."""
-    tensors = {name: shape for path in sorted(folder.glob("*.safetensors")) for name, shape in _header(path)}
+    """Read a base's shape. Raises ValueError or AdapterRejected for files that are no model."""
+    tensors = {name: tuple(info.shape) for path in weight_files(folder) for name, info in read_header(path).items()}
     embeddings = [shape for name, shape in tensors.items() if name.endswith("embed_tokens.weight")]
     if not embeddings:
         raise ValueError(f"{folder.name} has no embeddings of a known name")
-    vocabulary = embeddings[0][0]
-    return BaseShape(tensors, vocabulary)
-
-
-def _header(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Read names and shapes; see the format's description at huggingface/safetensors."""
-    with path.open("rb") as handle:
-        length = int.from_bytes(handle.read(8), "little")
-        header = json.loads(handle.read(length))
-    for name, tensor in header.items():
-        if name != "__metadata__":
-            yield name, tuple(tensor["shape"])
+    return BaseShape(tensors, embeddings[0][0])

@@ -37,8 +37,11 @@ class SharedProcess:
         self._members += 1
         try:
             async with self._lock:
-                process = await self._running()
-                return await self._send(process, folder)
+                try:
+                    return await self._send(await self._running(), folder)
+                except ConnectionError:  # it has just died, and does not look so yet
+                    self._started = None
+                    return await self._send(await self._running(), folder)
         except BaseException:
             await self.leave()
             raise
@@ -76,7 +79,6 @@ class SharedChildProcess(ChildProcess):
     def __init__(self, started: Started, shared: SharedProcess) -> None:
         super().__init__(started)
         self._shared = shared
-        self._asked_to_stop = False
 
     def ask_to_stop(self) -> None:
         if not self._asked_to_stop and not self._commands.is_closing():

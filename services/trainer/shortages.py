@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import math
 import re
+import signal
 
-from services.trainer.failures import DiskFull, OutOfMemory, TrainingFailed
+from services.trainer.failures import DiskFull, OutOfMemory, ProcessDied, TrainingFailed
 from services.trainer.protocol import TrainSpec
 
 _OUT_OF_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory|alloc_cpu", re.IGNORECASE)
@@ -99,3 +100,14 @@ def _expected(spec: TrainSpec) -> str:
         f"It was estimated to need {total / 1e9:.1f} GB, {spec.memory_parts[largest] / 1e9:.1f} GB of them for "
         f"{_WORDS.get(largest, largest)}. "
     )
+
+
+def died(status: int, spec: TrainSpec) -> ProcessDied:
+    """Say how a training process ended that said nothing; `status` is negative for a signal."""
+    if status >= 0:
+        return ProcessDied(f"The training process ended with status {status} and without a result.")
+    name = signal.Signals(-status).name
+    ended = f"The training process was killed by signal {-status} ({name})."
+    if -status == signal.SIGKILL:
+        return ProcessDied(f"{ended} The machine probably ran out of memory. {advice(spec)}")
+    return ProcessDied(ended)

@@ -12,7 +12,6 @@ leased ─ running ─┬─ the model answers ───────────
 from __future__ import annotations
 
 import asyncio
-import signal
 import time
 from collections.abc import Coroutine
 from functools import partial
@@ -32,7 +31,7 @@ from services.trainer.pace import Estimates
 from services.trainer.protocol import Exported, Failed, Metrics, Rehearsed, Started, Stepped, TrainSpec
 from services.trainer.publishing import Publication, withdraw
 from services.trainer.serving import Serving
-from services.trainer.shortages import advice, files_failed
+from services.trainer.shortages import died, files_failed
 from services.trainer.stores import Stores, persist, persist_once
 from services.trainer.story import newest_first
 from services.trainer.tracking import Tracker, tracking
@@ -141,7 +140,7 @@ class _Attempt:
         folder, spec = await persist(lambda: job_folder.prepare(self._stores, record))
         publication = Publication(self._stores, self._serving, record, spec, self._token)
         async with tracking(self._stores, record, spec, self._token) as tracker:
-            child = await self._launcher.start(folder, spec)
+            child = await self._launcher.start(folder, spec, record)
             log.info("child.started", pid=child.pid)
             try:
                 await self._until_ended(self._follow(child, spec, publication, tracker), self._watch(child))
@@ -215,7 +214,7 @@ class _Attempt:
                     log.info("child.said", message=type(message).__name__)
         status = await child.wait()
         if self._stop_asked_at is None:
-            raise _died(status, spec)
+            raise died(status, spec)
         log.info("child.stopped", status=status)
 
     async def _report_path(self, started: Started) -> None:
@@ -262,13 +261,3 @@ class _Attempt:
         ended = await persist(lambda: self._stores.jobs.get(self._job_id))
         if ended.status is not JobState.SUCCEEDED:
             await withdraw(self._stores, record)
-
-
-def _died(status: int, spec: TrainSpec) -> ProcessDied:
-    if status >= 0:
-        return ProcessDied(f"The training process ended with status {status} and without a result.")
-    name = signal.Signals(-status).name
-    died = f"The training process was killed by signal {-status} ({name})."
-    if -status == signal.SIGKILL:
-        return ProcessDied(f"{died} The machine probably ran out of memory. {advice(spec)}")
-    return ProcessDied(died)

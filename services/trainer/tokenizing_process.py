@@ -19,6 +19,7 @@ from shared.schemas.options import TrainingOptions
 from shared.store.jobs import event
 
 ENTRY = "services.trainer.tokenizing:run"
+MOST_DEATHS = 3
 _LEAST_S = 3600.0
 _MEGABYTE_S = 60.0
 
@@ -42,15 +43,19 @@ async def tokenize_files(stores: Stores, record: JobRecord, base_folder: str, op
     )
     size = sum(_size(path) for path in (request.training_path, request.validation_path) if path)
     limit = time_limit(size)
+    status, output = 0, b""
     try:
         async with asyncio.timeout(limit):
-            status, output = await _run(msgspec.json.encode(request).decode())
+            for _ in range(MOST_DEATHS):
+                status, output = await _run(msgspec.json.encode(request).decode())
+                if output.endswith(b"\n"):
+                    break
     except TimeoutError as error:
         raise TrainingFailed(
             f"Tokenising the files, {size / 1e6:.1f} MB, took longer than the {limit / 60:.0f} minutes that it may; "
             "long conversations with many messages to learn take the most, so split them."
         ) from error
-    if status != 0 or not output:
+    if not output.endswith(b"\n"):
         log.error("tokenizing.died", status=status)
         raise TrainingFailed(f"The process that tokenises the files ended unexpectedly (exit status {status}).")
     answer = answer_decoder.decode(output)

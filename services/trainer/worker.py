@@ -7,7 +7,8 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -21,6 +22,7 @@ from services.trainer.capacity import usable_memory_bytes
 from services.trainer.launching import Launcher
 from services.trainer.places import Places
 from services.trainer.preparation import prepare_base
+from services.trainer.process_group import most_processes
 from services.trainer.reaper import reap_forever
 from services.trainer.serving import Serving
 from services.trainer.stores import Stores, persist
@@ -53,8 +55,9 @@ class Trainer:
         self._started_at = time.time()
         self._state: tuple[str, str] = ("preparing", "preparing base model")
         self._launcher = Launcher(settings)
-        self._places = Places(settings.jobs_together)
+        self._places = Places(self._launcher.most_together)
         self._job_ids: list[str] = []
+        self._waiting_ids: list[str] = []
         self._memory_bytes: int | None = None
 
     async def run(self) -> None:
@@ -70,9 +73,7 @@ class Trainer:
             await self._leave()
 
     async def _work(self) -> None:
-        training = await self._worker(
-            queue.TRAIN_QUEUE, "train", self._train, at_once=self._stores.settings.jobs_together
-        )
+        training = await self._worker(queue.TRAIN_QUEUE, "train", self._train, at_once=self._launcher.most_together)
         validating = await self._worker(queue.VALIDATE_QUEUE, "validate", self._validate, at_once=VALIDATIONS_AT_ONCE)
         log.info("worker.ready", worker_id=self._id)
         try:
@@ -109,7 +110,7 @@ class Trainer:
             raise Retry
 
     async def _train(self, _context: dict[Any, Any], job_id: str) -> None:
-        async with self._places.place(await self._company(job_id)):
+        async with self._place(job_id):
             # A message that is let go comes back with the reaper, at the place in the queue that it had.
             if not await admit(self._stores, job_id, await self._measure_memory()):
                 return
@@ -121,6 +122,18 @@ class Trainer:
             finally:
                 self._job_ids.remove(job_id)
 
+    @asynccontextmanager
+    async def _place(self, job_id: str) -> AsyncIterator[None]:
+        """Wait for a place beside the jobs that train; the heartbeat tells the reaper that the job is in hand."""
+        company = await self._company(job_id)
+        self._waiting_ids.append(job_id)
+        async with AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(self._places.place(company))
+            finally:
+                self._waiting_ids.remove(job_id)
+            yield
+
     async def _company(self, job_id: str) -> str | None:
         try:
             return self._launcher.company(await persist(lambda: self._stores.jobs.get(job_id)))
@@ -130,8 +143,9 @@ class Trainer:
     async def _measure_memory(self) -> int | None:
         """See what a training process may need here, while none runs; as long as one does it stays what it was."""
         if not self._job_ids:
+            settings = self._stores.settings
             self._memory_bytes = await asyncio.to_thread(
-                usable_memory_bytes, self._stores.settings.trainer_memory_bytes
+                usable_memory_bytes, settings.trainer_memory_bytes, most_processes(settings)
             )
         return self._memory_bytes
 
@@ -153,6 +167,7 @@ class Trainer:
             reason=reason,
             job_id=self._job_ids[0] if self._job_ids else None,
             job_ids=list(self._job_ids),
+            waiting_job_ids=list(self._waiting_ids),
             started_at=self._started_at,
             memory_bytes=self._memory_bytes,
         )

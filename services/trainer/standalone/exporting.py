@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from importlib.metadata import version
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -108,9 +110,16 @@ def _mark(folder: Path, source: Source, form: str) -> None:
         "form": form,
         "base": source.base_id,
         "adapter_sha256": source.sha256,
-        "versions": {name: version(name) for name in ("torch", "transformers", "safetensors", "gguf")},
+        "versions": dict(_versions("torch", "transformers", "safetensors", "gguf")),
     }
     (folder / MARK).write_bytes(msgspec.json.format(msgspec.json.encode(facts), indent=2) + b"\n")
+
+
+def _versions(*names: str) -> Iterator[tuple[str, str]]:
+    """Tell the versions of what is installed: an adapter is copied without any of it."""
+    for name in names:
+        with suppress(PackageNotFoundError):
+            yield name, version(name)
 
 
 def _readme(source: Source) -> str:

@@ -55,16 +55,20 @@ class Placing:
         else:
             seal_folder(made.parent)
         self._check()
+        earlier = self._target.with_name(f".earlier-{self._target.name}-{secrets.token_hex(4)}")
+        replaces = made.is_dir() and self._target.is_dir()
         try:
-            if made.is_dir() and self._target.is_dir():
-                self._target.rename(made.with_name(f"{made.name}-old"))
+            if replaces:
+                self._target.rename(earlier)
             made.rename(self._target)
-        except OSError as error:
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+        except BaseException as error:
+            if replaces and earlier.exists() and not self._target.exists():
+                earlier.rename(self._target)
+            if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                 raise ExportRefused(f"{self._target} is there already") from error
             raise
         fsync_folder(self._target.parent)
-        shutil.rmtree(made.with_name(f"{made.name}-old"), ignore_errors=True)
+        shutil.rmtree(earlier, ignore_errors=True)
 
     def _check(self) -> None:
         target = self._target

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from services.trainer.base_weights import weights_digest
 from services.trainer.prepare_base import describe_base, resolve_base
 from services.trainer.standalone import ExportRefused
 from shared.adapters import CONFIG_NAME, adapter_digest
@@ -37,7 +38,8 @@ class Source:
 
 
 class _Manifest(Struct):
-    base_fingerprint: str | None = None
+    base_fingerprint: str = ""
+    base_weights: str = ""
 
 
 async def find(model: str, settings: Settings, paths: Paths, base: Path | None) -> Source:
@@ -52,7 +54,8 @@ async def find(model: str, settings: Settings, paths: Paths, base: Path | None) 
         raise ExportRefused(f"{folder} holds no {CONFIG_NAME}: it is no adapter")
     record, registered = await _look_up(settings.model_aliases.get(model, model), settings)
     adapter = paths.home / record.folder
-    return _checked(record.name, adapter, record.sha256, record.base_fingerprint, base or registered.path, record.base)
+    origin = msgspec.structs.replace(_origin(adapter), base_fingerprint=record.base_fingerprint)
+    return _checked(record.name, adapter, record.sha256, origin, base or registered.path, record.base)
 
 
 async def _look_up(name: str, settings: Settings) -> tuple[AdapterRecord, BaseRecord]:
@@ -77,24 +80,23 @@ async def _look_up(name: str, settings: Settings) -> tuple[AdapterRecord, BaseRe
 
 def _in_folder(folder: Path, settings: Settings, paths: Paths, base: Path | None) -> Source:
     base_id = _base_name(folder)
-    if base is None and Path(base_id).is_dir():
-        base = Path(base_id)
-    elif base is None and base_id == settings.public_base_id:
+    if base is None and base_id == settings.public_base_id:
         base = Path(resolve_base(settings, paths).path)
+    elif base is None and Path(base_id).is_dir():
+        base = Path(base_id)
     if base is None:
         raise ExportRefused(f"{folder} is an adapter for {base_id!r}, which is not this server's base; give --base")
     expected = folder.name if _DIGEST.fullmatch(folder.name) else None
-    return _checked(folder.name, folder, expected, _fingerprint(folder), base, base_id)
+    return _checked(folder.name, folder, expected, _origin(folder), base, base_id)
 
 
-def _checked(
-    name: str, adapter: Path, sha256: str | None, fingerprint: str | None, base: Path | str, base_id: str
-) -> Source:
+def _checked(name: str, adapter: Path, sha256: str | None, origin: _Manifest, base: Path | str, base_id: str) -> Source:
     digest = adapter_digest(adapter)
     if sha256 not in (None, digest):
         raise ExportRefused(f"{adapter}: its bytes are not those that were published: damaged or replaced")
     base = Path(base).expanduser().resolve()
-    if fingerprint and describe_base(base, base_id).fingerprint != fingerprint:
+    same_shape = origin.base_fingerprint in ("", describe_base(base, base_id).fingerprint)
+    if not same_shape or origin.base_weights not in ("", weights_digest(base)):
         raise ExportRefused(f"{name} was trained on another base than the one in {base}")
     return Source(name, adapter, digest, base, base_id)
 
@@ -104,8 +106,9 @@ def _base_name(folder: Path) -> str:
     return str(config.get("base_model_name_or_path") or "")
 
 
-def _fingerprint(folder: Path) -> str | None:
-    return _read(folder / MANIFEST, _Manifest).base_fingerprint if (folder / MANIFEST).is_file() else None
+def _origin(folder: Path) -> _Manifest:
+    manifest: _Manifest = _read(folder / MANIFEST, _Manifest) if (folder / MANIFEST).is_file() else _Manifest()
+    return manifest
 
 
 def _read(path: Path, kind: type[Any]) -> Any:

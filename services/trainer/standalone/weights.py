@@ -8,24 +8,18 @@ from typing import Any
 
 import msgspec
 import torch
-from msgspec import Struct
 from safetensors import safe_open
 from torch import Tensor
 
+from services.trainer.base_weights import weight_files
 from services.trainer.standalone import ExportRefused
 from services.trainer.standalone.adapter import Adapter
 from shared.errors import AdapterRejected
 from shared.safetensors_header import TensorInfo, read_header
 
-SINGLE_FILE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _FLOAT16_MAX = torch.finfo(torch.float16).max
 _OUTPUT_LAYER = "lm_head"
-
-
-class _Index(Struct):
-    weight_map: dict[str, str]
 
 
 class MergedWeights:
@@ -107,17 +101,10 @@ def read_config(base: Path) -> dict[str, Any]:
 
 
 def _file_names(base: Path) -> list[str]:
-    """Name the files that transformers would load, and in its order of preference."""
-    if (base / SINGLE_FILE).is_file():
-        return [SINGLE_FILE]
     try:
-        index = msgspec.json.decode((base / INDEX).read_bytes(), type=_Index)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise ExportRefused(f"{base} holds neither {SINGLE_FILE} nor a readable {INDEX}") from error
-    names = sorted(set(index.weight_map.values()))
-    if strange := [name for name in names if Path(name).name != name]:
-        raise ExportRefused(f"{base / INDEX} names a file outside of its folder: {strange[0]}")
-    return names
+        return [path.name for path in weight_files(base)]
+    except ValueError as error:
+        raise ExportRefused(str(error)) from error
 
 
 def _header(path: Path) -> dict[str, TensorInfo]:

@@ -14,7 +14,8 @@ import msgspec
 import torch
 from torch import Tensor
 
-from services.trainer.standalone.weights import INDEX, MergedWeights, cast
+from services.trainer.base_weights import INDEX
+from services.trainer.standalone.weights import MergedWeights, cast
 from shared.safetensors_header import TensorInfo
 
 # Of the base's other files these belong to a model, and none of them is a program.

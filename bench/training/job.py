@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from services.trainer import child_process, processes, tokenizing_process
 from services.trainer.protocol import (
     LOG_FILE,
@@ -107,11 +105,8 @@ async def _tokenize(spec: TrainSpec) -> None:
         base_folder=spec.base_folder, tokens_folder=spec.tokens_folder, method=spec.method,
         max_length=spec.max_length, overlong=spec.overlong, training_path=spec.training_path,
     )  # fmt: skip
-    encoded = msgspec.json.encode(request).decode()
-    started = await processes.start(tokenizing_process.ENTRY, encoded, environment={"TOKENIZERS_PARALLELISM": "false"})
-    answer = answer_decoder.decode(await started.reader.readline())
-    await started.process.wait()
-    started.writer.close()
+    _, output = await tokenizing_process.ask(request)
+    answer = answer_decoder.decode(output)
     if not isinstance(answer, Tokenized):
         raise SystemExit(f"the file cannot be tokenised: {answer.message}")
 

@@ -101,7 +101,11 @@ async def start(
         raise
     finally:
         theirs.close()
-    return Started(process, *await asyncio.open_unix_connection(sock=ours, limit=MAX_LINE_BYTES))
+    try:
+        return Started(process, *await asyncio.open_unix_connection(sock=ours, limit=MAX_LINE_BYTES))
+    except BaseException:
+        process.kill()
+        raise
 
 
 def enter(run: Entry) -> None:

@@ -94,7 +94,9 @@ def answer(request: Request) -> Tokenized | Failed:
         return _failed(failure)
 
 
-def run(channel: socket.socket, request: str) -> int:
-    """Be the process that tokenises: the request is a Request as JSON, the answer one line."""
-    channel.sendall(encode_line(answer(request_decoder.decode(request))))
+def run(channel: socket.socket, _: str) -> int:
+    """Be the process that tokenises: a Request comes as one line, and one line is the answer."""
+    with channel.makefile("rb") as lines:
+        request = request_decoder.decode(lines.readline())
+    channel.sendall(encode_line(answer(request)))
     return 0

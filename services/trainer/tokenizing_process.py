@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 
-import msgspec
 import structlog
 
 from services.trainer.failures import TrainingFailed
 from services.trainer.processes import start
-from services.trainer.protocol import Failed
+from services.trainer.protocol import Failed, encode_line
 from services.trainer.stores import Stores
 from services.trainer.tokenizing_protocol import FileTokens, Request, Tokenized, answer_decoder
 from shared.records import JobRecord
@@ -47,7 +47,7 @@ async def tokenize_files(stores: Stores, record: JobRecord, base_folder: str, op
     try:
         async with asyncio.timeout(limit):
             for _ in range(MOST_DEATHS):
-                status, output = await _run(msgspec.json.encode(request).decode())
+                status, output = await ask(request)
                 if output.endswith(b"\n"):
                     break
     except TimeoutError as error:
@@ -76,11 +76,15 @@ def _size(path: str) -> int:
         return 0
 
 
-async def _run(request: str) -> tuple[int, bytes]:
+async def ask(request: Request) -> tuple[int, bytes]:
+    """Have a process of its own answer; returns its exit status and its answer, a whole line unless it died."""
     # The work is shared among processes, which fork; a tokenizer's own threads would not survive that.
-    started = await start(ENTRY, request, environment={"TOKENIZERS_PARALLELISM": "false"})
+    started = await start(ENTRY, "", environment={"TOKENIZERS_PARALLELISM": "false"})
     try:
-        output = await started.reader.readline()
+        started.writer.write(encode_line(request))
+        output = b""
+        with suppress(ConnectionError):  # it died before it had read the request
+            output = await started.reader.readline()
         return await started.process.wait(), output
     finally:
         if started.process.returncode is None:

@@ -95,8 +95,8 @@ def _checked(name: str, adapter: Path, sha256: str | None, origin: _Manifest, ba
     if sha256 not in (None, digest):
         raise ExportRefused(f"{adapter}: its bytes are not those that were published: damaged or replaced")
     base = Path(base).expanduser().resolve()
-    same_shape = origin.base_fingerprint in ("", describe_base(base, base_id).fingerprint)
-    if not same_shape or origin.base_weights not in ("", weights_digest(base)):
+    other_shape = origin.base_fingerprint and describe_base(base, base_id).fingerprint != origin.base_fingerprint
+    if other_shape or (origin.base_weights and weights_digest(base) != origin.base_weights):
         raise ExportRefused(f"{name} was trained on another base than the one in {base}")
     return Source(name, adapter, digest, base, base_id)
 

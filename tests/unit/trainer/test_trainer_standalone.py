@@ -19,6 +19,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from services.trainer.base_weights import weights_digest
 from services.trainer.prepare_base import describe_base
 from services.trainer.standalone import ExportRefused
 from services.trainer.standalone.exporting import Request, export
@@ -197,6 +198,14 @@ def test_another_base_is_refused(adapter: Path, tmp_path: Path) -> None:
         take(adapter, tmp_path / "out", merge=True, base=other)
     (other / "model.safetensors").unlink()
     with pytest.raises(ExportRefused, match=r"holds neither model\.safetensors"):
+        take(adapter, tmp_path / "out", merge=True, base=other)
+
+
+def test_base_of_the_same_shape_with_other_weights_is_refused(base: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(base, tmp_path / "adapter")
+    (adapter / "manifest.json").write_text(json.dumps({"base_weights": weights_digest(base)}))
+    other = take(adapter, tmp_path / "other", merge=True)
+    with pytest.raises(ExportRefused, match="another base"):
         take(adapter, tmp_path / "out", merge=True, base=other)
 
 

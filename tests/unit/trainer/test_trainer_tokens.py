@@ -125,7 +125,7 @@ def ask(**values: Any) -> Any:
     request = Request(**{"method": "supervised", "max_length": 128, "overlong": "refuse", **values})
 
     async def answered() -> bytes:
-        status, output = await tokenizing_process._run(msgspec.json.encode(request).decode())
+        status, output = await tokenizing_process.ask(request)
         assert status == 0
         return output
 

@@ -43,7 +43,14 @@ class CreateJob(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = None
     metadata: Metadata | None = None
     integrations: Annotated[list[WandbIntegration], Meta(max_length=5)] | None = None
-    selftune: TrainingOptions | None = None
+    selftune: ShownOptions | None = None
+
+    @property
+    def options(self) -> TrainingOptions:
+        """What is asked for under `selftune`; it may be what a job showed, findings of the server included."""
+        if self.selftune is None:
+            return TrainingOptions()
+        return TrainingOptions(**{name: getattr(self.selftune, name) for name in TrainingOptions.__struct_fields__})
 
 
 JobStatus: TypeAlias = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]

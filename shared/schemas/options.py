@@ -150,9 +150,16 @@ class ShownOptions(TrainingOptions, frozen=True, kw_only=True):
     """What a job shows: its options, and what this server found out about it."""
 
     estimated_memory_bytes: (
-        Annotated[int, Meta(description="Most memory that training is expected to need; known once files are read.")]
+        Annotated[
+            int,
+            Meta(description="Most memory that training is expected to need, once files are read; no input."),
+        ]
         | None
     ) = None
     waiting_reason: (
-        Annotated[str, Meta(description="Why a queued job is not taken, if no trainer has the memory it needs.")] | None
+        Annotated[
+            str,
+            Meta(description="Why no trainer takes the job, if none has the memory; no input."),
+        ]
+        | None
     ) = None

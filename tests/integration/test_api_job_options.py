@@ -74,6 +74,12 @@ def test_options_are_echoed(create: Callable[..., Any]) -> None:
     assert shown == {"rank": 4, "target_modules": ["q_proj"], "priority": "high"}
 
 
+def test_options_that_a_job_shows_may_be_sent_again(create: Callable[..., Any], sdk: openai.OpenAI) -> None:
+    first = create(extra_body={"selftune": {"rank": 4, "overlong": "drop"}})
+    again = create(extra_body={"selftune": {**first.selftune, "estimated_memory_bytes": 3, "waiting_reason": "none"}})
+    assert again.selftune == first.selftune
+
+
 def test_wandb_integration_is_shown(create: Callable[..., Any]) -> None:
     job = create(integrations=[{"type": "wandb", "wandb": {"project": "mine", "tags": ["a"]}}])
     assert [item.to_dict() for item in job.integrations] == [

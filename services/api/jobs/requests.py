@@ -52,7 +52,7 @@ def check_options(request: CreateJob, settings: Settings, *, context_length: int
 
     `context_length` is the base's in tokens; `parent_rank` the rank of the model that training goes on from, if any.
     """
-    options = request.selftune or TrainingOptions()
+    options = request.options
     _check_rank(options, settings, parent_rank)
     longest = min(settings.max_model_len, context_length)
     if options.max_length is not None and options.max_length > longest:

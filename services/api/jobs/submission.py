@@ -15,7 +15,6 @@ from shared.errors import InvalidRequest, NotFound, StoreUnavailable
 from shared.queue import Queue
 from shared.records import BaseRecord, FileRecord, JobRecord
 from shared.schemas.jobs import CreateJob
-from shared.schemas.options import TrainingOptions
 from shared.settings import Settings
 from shared.store.files import FileStore
 from shared.store.jobs import JobStore, event
@@ -122,7 +121,7 @@ class Submission:
             method=wanted.method,
             requested=wanted.hyperparameters,
             requested_beta=wanted.beta,
-            options=request.selftune or TrainingOptions(),
+            options=request.options,
             integrations=shown_integrations(request.integrations),
             metadata=request.metadata,
             model_name=ids.model_name(start.base, organization, request.suffix),

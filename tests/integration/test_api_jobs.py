@@ -14,14 +14,14 @@ from msgspec.structs import replace
 from shared import ids
 from shared.queue import VALIDATE_QUEUE
 from shared.schemas.checkpoints import Checkpoint, CheckpointMetrics
-from shared.schemas.options import TrainingOptions
+from shared.schemas.options import ShownOptions
 from shared.states import JobState
 from shared.store.client import Client
 from shared.store.jobs import JobStore, event
 from shared.store.registry import Registry
 from tests.api_server import BASE, ApiServer, know_key, make_base, with_store
 
-NO_OPTIONS = dict.fromkeys(TrainingOptions.__struct_fields__)
+NO_OPTIONS = dict.fromkeys(ShownOptions.__struct_fields__)
 
 
 def dpo(**hyperparameters: Any) -> dict[str, Any]:

@@ -10,7 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from services.trainer import child_process, processes, tokenizing_process
+from services.trainer.estimate import estimate
+from services.trainer.options import effective
 from services.trainer.protocol import (
     LOG_FILE,
     SPEC_FILE,
@@ -25,7 +29,12 @@ from services.trainer.protocol import (
     encoder,
     message_decoder,
 )
+from services.trainer.requirements import plan_for
+from services.trainer.shape import read_base_shape
 from services.trainer.tokenizing_protocol import Request, Tokenized, answer_decoder
+from shared.schemas.methods import SupervisedHyperparameters
+from shared.schemas.options import TrainingOptions
+from shared.settings import Settings
 
 
 @dataclass
@@ -63,8 +72,8 @@ async def prepare(folder: Path, base: Path, rows: Path, **changes: Any) -> Path:
         "tokens_folder": str(folder.parent / "tokens"),
     }  # fmt: skip
     spec = TrainSpec(**{**values, **changes})
-    await _tokenize(spec)
-    (folder / SPEC_FILE).write_bytes(encoder.encode(spec))
+    parts = await _tokenize(spec, changes)
+    (folder / SPEC_FILE).write_bytes(encoder.encode(replace(spec, memory_parts=parts)))
     return folder
 
 
@@ -100,15 +109,21 @@ async def _run(folder: Path, base: Path, rows: Path, only_start: bool, changes: 
     return run
 
 
-async def _tokenize(spec: TrainSpec) -> None:
+async def _tokenize(spec: TrainSpec, changes: dict[str, Any]) -> dict[str, int]:
+    """Have the rows tokenised; returns the estimate of what training needs, part by part."""
+    known = {name: value for name, value in changes.items() if name in TrainingOptions.__struct_fields__}
+    options = effective(TrainingOptions(**known), Settings(), spec.max_length)
     request = Request(
         base_folder=spec.base_folder, tokens_folder=spec.tokens_folder, method=spec.method,
         max_length=spec.max_length, overlong=spec.overlong, training_path=spec.training_path,
+        requested=SupervisedHyperparameters(batch_size=spec.batch_size), options=options,
     )  # fmt: skip
     _, output = await tokenizing_process.ask(request)
     answer = answer_decoder.decode(output)
     if not isinstance(answer, Tokenized):
         raise SystemExit(f"the file cannot be tokenised: {answer.message}")
+    assert answer.heaviest is not None
+    return estimate(read_base_shape(Path(spec.base_folder)), plan_for(options), answer.heaviest).parts()
 
 
 def _hear(message: Message, run: JobRun, at: float) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from bench.training.job import run_job
 from bench.training.report import Line
 from bench.training.rows import MAKERS, chats, write_jsonl
+from services.trainer.protocol import SPEC_FILE, spec_decoder
 
 AIM = 0.15
 ROWS = 16
@@ -59,40 +60,12 @@ def measure(base: Path, folder: Path, *, rounds: int, quick: bool) -> list[Line]
         if quick and number:
             break
         rows = write_jsonl(folder / f"memory-{number}.jsonl", case.rows(random.Random(number)))
-        expected_mb = estimated_mb(base, folder, rows, case.changes)
-        truth_mb = run_job(folder / f"memory-{number}", base, rows, **case.changes).peak_mb
+        job = folder / f"memory-{number}"
+        truth_mb = run_job(job, base, rows, **case.changes).peak_mb
+        expected_mb = (spec_decoder.decode((job / SPEC_FILE).read_bytes()).estimated_memory_bytes or 0) / 1e6
         print(f"| {name} | {expected_mb:.0f} MB | {truth_mb:.0f} MB | {expected_mb / truth_mb:.2f} |", flush=True)
         lines.append(
             Line(f"memory estimate, {name}: relative error", f"{expected_mb:.0f} MB", f"truth {truth_mb:.0f} MB",
                  abs(expected_mb / truth_mb - 1), AIM, at_least=False)
         )  # fmt: skip
     return lines
-
-
-def estimated_mb(base: Path, folder: Path, rows: Path, changes: dict[str, Any]) -> float:
-    """Estimate as a worker does it when it has a job's tokens."""
-    from services.trainer.estimate import estimate
-    from services.trainer.options import effective
-    from services.trainer.requirements import plan_for
-    from services.trainer.shape import read_base_shape
-    from services.trainer.tokenizing import tokenize
-    from services.trainer.tokenizing_protocol import Request
-    from shared.schemas.methods import SupervisedHyperparameters
-    from shared.schemas.options import TrainingOptions
-    from shared.settings import Settings
-
-    known = {name: value for name, value in changes.items() if name in TrainingOptions.__struct_fields__}
-    options = effective(TrainingOptions(**known), Settings(), 8192)
-    request = Request(
-        base_folder=str(base),
-        tokens_folder=str(folder / "tokens"),
-        method=changes.get("method", "supervised"),
-        max_length=2048,
-        overlong="refuse",
-        training_path=str(rows),
-        requested=SupervisedHyperparameters(batch_size=changes.get("batch_size", 8)),
-        options=options,
-    )
-    heaviest = tokenize(request).heaviest
-    assert heaviest is not None
-    return estimate(read_base_shape(base), plan_for(options), heaviest).total / 1e6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import signal
@@ -26,5 +27,7 @@ import services.trainer.data.loading  # noqa: E402
 import services.trainer.data.table  # noqa: E402
 import services.trainer.run_job  # noqa: E402, F401
 
+# Nothing is left to be done at the server's end, and some library complains when it is taken apart then.
+atexit.register(os._exit, 0)
 gc.collect()
 gc.freeze()  # the collector would write to pages that forked processes share

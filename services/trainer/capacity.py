@@ -64,12 +64,16 @@ def trains_on_gpu() -> bool:
 
 def _gpu_memory_bytes() -> int | None:
     """Return the memory of the first GPU that may be seen; None where the driver does not tell it."""
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    asked = ["nvidia-smi", f"--id={first}", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     with suppress(OSError, subprocess.SubprocessError, ValueError, IndexError):
-        answer = subprocess.run(asked, capture_output=True, timeout=_ASK_S, check=True).stdout
-        return int(answer.split()[0]) << 20
+        return _ask_gpu(os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0])
     return None
+
+
+@cache  # of answers: an error is asked again
+def _ask_gpu(gpu: str) -> int:
+    asked = ["nvidia-smi", f"--id={gpu}", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    answer = subprocess.run(asked, capture_output=True, timeout=_ASK_S, check=True).stdout
+    return int(answer.split()[0]) << 20
 
 
 @cache

@@ -7,7 +7,7 @@ from typing import Generic
 
 from msgspec.structs import replace
 
-from services.trainer.data.batches import R
+from services.trainer.data.cutting import R
 from services.trainer.objectives import Measured
 from services.trainer.protocol import Metrics
 from services.trainer.session import TrainingSession

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from services.trainer.checkpoints import Position
-from services.trainer.data.batches import R
+from services.trainer.data.cutting import R
 from services.trainer.loop import TrainingLoop
 from services.trainer.protocol import Exported
 

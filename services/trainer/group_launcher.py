@@ -23,7 +23,7 @@ from services.trainer.child import PEERS_LOST, SignalledCommands, StopFlag, forg
 from services.trainer.gpus import gpu_count
 from services.trainer.processes import enter
 from services.trainer.protocol import SPEC_FILE, Failed, Message, Reporter, spec_decoder
-from services.trainer.shortages import advice
+from services.trainer.shortages import ending, remedy
 from shared.process import die_with_parent
 
 RESTARTS = 3
@@ -128,14 +128,9 @@ class GroupLauncher:
             self._tell(message)
 
     def _given_up(self, status: int) -> Failed:
-        ended = f"ended with status {status}"
-        if status < 0:
-            ended = f"was killed by signal {-status} ({signal.Signals(-status).name})"
-        reason = f"The processes of this training were started {RESTARTS + 1} times, and the last time one {ended}."
-        if status == -signal.SIGKILL:
-            spec = spec_decoder.decode((self.folder / SPEC_FILE).read_bytes())
-            reason += f" The machine probably ran out of memory. {advice(spec)}"
-        return Failed(code="training_failed", message=reason)
+        spec = spec_decoder.decode((self.folder / SPEC_FILE).read_bytes())
+        reason = f"The processes of this training were started {RESTARTS + 1} times, and the last time one"
+        return Failed(code="training_failed", message=f"{reason} {ending(status)}.{remedy(status, spec)}")
 
 
 def launch(folder: Path, report: Reporter, commands: BinaryIO, processes: int) -> int:
@@ -146,8 +141,6 @@ def launch(folder: Path, report: Reporter, commands: BinaryIO, processes: int) -
 
 def _get_ready_to_fork(folder: Path) -> None:
     """Import once what every process needs, and nothing that starts CUDA, which would not survive a fork."""
-    # Asked through the driver's library, the number of GPUs is known without starting CUDA.
-    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     for backend in ("GLOO", "NCCL"):
         os.environ.setdefault(f"{backend}_SOCKET_IFNAME", "lo")  # no other machine is to reach it
     spec = spec_decoder.decode((folder / SPEC_FILE).read_bytes())

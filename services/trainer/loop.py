@@ -11,7 +11,8 @@ from typing import Generic, NoReturn
 from msgspec.structs import replace
 
 from services.trainer.checkpoints import Position
-from services.trainer.data.batches import R, epoch_batches
+from services.trainer.data.batches import epoch_batches
+from services.trainer.data.cutting import R
 from services.trainer.data.dataset import Dataset
 from services.trainer.early_stopping import Verdict, judge
 from services.trainer.evaluation import Evaluation, rewards

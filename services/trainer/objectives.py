@@ -9,8 +9,8 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from services.trainer.data.batches import Row
 from services.trainer.data.chat import Example
+from services.trainer.data.cutting import Row
 from services.trainer.data.pairs import Pair
 from services.trainer.losses import chunked_logprobs, chunked_nll, dpo_losses
 from services.trainer.parallel import ALONE, Group

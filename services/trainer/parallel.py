@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import Parameter
 
-from services.trainer.data.batches import R
+from services.trainer.data.cutting import R
 from services.trainer.failures import PeersLost
 
 TIMEOUT = timedelta(hours=1)

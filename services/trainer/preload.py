@@ -6,19 +6,17 @@ import atexit
 import gc
 import os
 import signal
-import sys
 
+from services.trainer.child import forget_bitsandbytes
+from services.trainer.processes import ENVIRONMENT
 from shared.process import let_others_go_first
 
 # A stop of the whole group or unit must not end the server, and with it trainings that are about to save. Blocked and
 # not ignored: a process that is told to stop while it is being forked finds the signal waiting.
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 let_others_go_first()
-# Asked through the driver's library, the number of GPUs is known without starting CUDA, which does not survive a fork.
-os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
-os.environ["HF_HUB_OFFLINE"] = os.environ["HF_HUB_DISABLE_TELEMETRY"] = os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-# peft would import it, and with it a compiler and, where there is a GPU, CUDA; quantised jobs start in a new process.
-sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
+os.environ.update(ENVIRONMENT)
+forget_bitsandbytes()  # where there is a GPU it would start CUDA; quantised jobs start in a new process
 
 import transformers.models.auto.modeling_auto  # noqa: E402
 import transformers.models.llama.modeling_llama  # noqa: E402, F401

@@ -31,6 +31,13 @@ from shared.process import die_with_parent, let_others_go_first
 MAX_LINE_BYTES = 16 << 20
 PRELOADED = "services.trainer.preload"
 
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    # Asked through the driver's library, the number of GPUs is known without starting CUDA, which survives no fork.
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+}  # fmt: skip
+"""What every process that loads a model has in its environment."""
+
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload([PRELOADED])
 
@@ -58,7 +65,7 @@ class Process(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Started:
+class Connection:
     """A process, and our end of the channel: lines of at most 16 MiB, both ways."""
 
     process: Process
@@ -86,7 +93,7 @@ def _do_nothing() -> None: ...
 
 async def start(
     entry: str, argument: str, *, output: Path | None = None, environment: Mapping[str, str], warm: bool = True
-) -> Started:
+) -> Connection:
     """Start a process that calls `entry`, an Entry named as MODULE:FUNCTION, and ends with this one.
 
     Only the process imports it. What it prints is appended to `output`, or goes where this process prints. With `warm`
@@ -102,7 +109,7 @@ async def start(
     finally:
         theirs.close()
     try:
-        return Started(process, *await asyncio.open_unix_connection(sock=ours, limit=MAX_LINE_BYTES))
+        return Connection(process, *await asyncio.open_unix_connection(sock=ours, limit=MAX_LINE_BYTES))
     except BaseException:
         process.kill()
         raise

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from services.trainer.data.batches import Batch, R, collate, collate_packed, flat_pieces, micro_batches, packs
+from services.trainer.data.batches import Batch, collate, collate_packed
 from services.trainer.data.chat import Example
+from services.trainer.data.cutting import R, capped, flat_pieces, micro_batches, packs
 from services.trainer.data.segments import FlatBatch, lay_out
 from services.trainer.failures import TrainingFailed
 from services.trainer.model import LoraModel
@@ -39,11 +40,7 @@ class Reader:
     def pieces(self, rows: Sequence[R]) -> list[list[R]]:
         """Cut rows into pieces to be read at once; each row is in one piece, with all its sides."""
         pieces = flat_pieces(rows) if self.is_fast else packs(rows) if self.packing else micro_batches(rows)
-        return [part for piece in pieces for part in self._capped(piece)]
-
-    def _capped(self, piece: list[R]) -> list[list[R]]:
-        most = self.most_rows or len(piece)
-        return [piece[at : at + most] for at in range(0, len(piece), most)]
+        return capped(pieces, self.most_rows)
 
     def read(self, examples: Sequence[Example]) -> tuple[Tensor, Batch | FlatBatch]:
         """Return hidden_ND at the places whose next token is learnt, and the batch that says what is learnt there."""

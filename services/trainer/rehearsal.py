@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import Generic
 
-from services.trainer.data.batches import R
+from services.trainer.data.cutting import R
 from services.trainer.data.dataset import Dataset
 from services.trainer.failures import NonFiniteLoss
 from services.trainer.memory import peak_memory_bytes, reachable_memory_bytes

@@ -11,8 +11,8 @@ from typing import Protocol
 from msgspec.structs import replace
 
 from services.trainer.bases import LoadBase
-from services.trainer.data.batches import R
 from services.trainer.data.chat import Example
+from services.trainer.data.cutting import R
 from services.trainer.data.dataset import Dataset
 from services.trainer.data.loading import TokenSource
 from services.trainer.data.pairs import Pair

@@ -10,7 +10,7 @@ from typing import Generic
 import torch
 
 from services.trainer import checkpoints
-from services.trainer.data.batches import R
+from services.trainer.data.cutting import R
 from services.trainer.failures import NonFiniteLoss
 from services.trainer.model import load_adapter
 from services.trainer.noise import add_noise

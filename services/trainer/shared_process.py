@@ -11,7 +11,7 @@ import structlog
 
 from services.trainer import processes
 from services.trainer.child_process import STOP_GRACE_S, ChildProcess, training_environment
-from services.trainer.processes import MAX_LINE_BYTES, Process, Started
+from services.trainer.processes import MAX_LINE_BYTES, Connection, Process
 from services.trainer.protocol import Stop, encode_line
 from shared.settings import Settings
 
@@ -28,7 +28,7 @@ class SharedProcess:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._started: Started | None = None
+        self._started: Connection | None = None
         self._lock = asyncio.Lock()
         self._members = 0
 
@@ -59,24 +59,24 @@ class SharedProcess:
             started.process.kill()
             await started.process.wait()
 
-    async def _running(self) -> Started:
+    async def _running(self) -> Connection:
         if self._started is None or self._started.process.returncode is not None:
             self._started = await processes.start(ENTRY, "", environment=training_environment(self._settings))
             log.info("shared_child.started", pid=self._started.process.pid)
         return self._started
 
-    async def _send(self, started: Started, folder: Path) -> SharedChildProcess:
+    async def _send(self, started: Connection, folder: Path) -> SharedChildProcess:
         ours, theirs = socket.socketpair()
         with theirs, _duplicate(started.writer) as channel:
             socket.send_fds(channel, [str(folder).encode()], [theirs.fileno()])
         reader, writer = await asyncio.open_unix_connection(sock=ours, limit=MAX_LINE_BYTES)
-        return SharedChildProcess(Started(_Member(started.process, reader), reader, writer), self)
+        return SharedChildProcess(Connection(_Member(started.process, reader), reader, writer), self)
 
 
 class SharedChildProcess(ChildProcess):
     """One job's part: it stops when it is told to, and the process goes on."""
 
-    def __init__(self, started: Started, shared: SharedProcess) -> None:
+    def __init__(self, started: Connection, shared: SharedProcess) -> None:
         super().__init__(started)
         self._shared = shared
 

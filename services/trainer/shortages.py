@@ -104,10 +104,17 @@ def _expected(spec: TrainSpec) -> str:
 
 def died(status: int, spec: TrainSpec) -> ProcessDied:
     """Say how a training process ended that said nothing; `status` is negative for a signal."""
+    silent = " and without a result" if status >= 0 else ""
+    return ProcessDied(f"The training process {ending(status)}{silent}.{remedy(status, spec)}")
+
+
+def ending(status: int) -> str:
+    """Say how a process ended."""
     if status >= 0:
-        return ProcessDied(f"The training process ended with status {status} and without a result.")
-    name = signal.Signals(-status).name
-    ended = f"The training process was killed by signal {-status} ({name})."
-    if -status == signal.SIGKILL:
-        return ProcessDied(f"{ended} The machine probably ran out of memory. {advice(spec)}")
-    return ProcessDied(ended)
+        return f"ended with status {status}"
+    return f"was killed by signal {-status} ({signal.Signals(-status).name})"
+
+
+def remedy(status: int, spec: TrainSpec) -> str:
+    """Say what most often is behind SIGKILL, and what helps; nothing of other endings."""
+    return f" The machine probably ran out of memory. {advice(spec)}" if status == -signal.SIGKILL else ""

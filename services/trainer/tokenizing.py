@@ -10,7 +10,6 @@ import traceback
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from services.trainer.estimate import Piece
 from services.trainer.failures import DiskFull, OutOfMemory
 from services.trainer.protocol import Failed, encode_line
 from services.trainer.shortages import is_disk_full, is_out_of_memory
@@ -23,11 +22,11 @@ def tokenize(request: Request) -> Tokenized:
     """Tokenise and judge both files. Raises InvalidTrainingData, TrainingFailed."""
     from services.trainer.data.heaviest import Reading, heaviest_piece
     from services.trainer.data.loading import TokenSource
-    from services.trainer.data.table import FIRST_LINES, fit
+    from services.trainer.data.table import FIRST_LINES, Fitting, TokenTable, fit
 
     source = TokenSource(request.base_folder, request.tokens_folder, request.method, is_alone=True)
 
-    def tokens(path: str, param: str, least: int) -> tuple[FileTokens, Piece]:
+    def tokens(path: str, param: str, least: int) -> tuple[FileTokens, TokenTable, Fitting]:
         key, table = source.table(path, param)
         fitting = fit(table, request.max_length, request.overlong, param)
         rows = len(table.lines_R) - len(fitting.dropped)
@@ -46,10 +45,11 @@ def tokenize(request: Request) -> Tokenized:
             dropped_lines=fitting.dropped[:FIRST_LINES],
             cut_lines=fitting.cut[:FIRST_LINES],
         )
-        return file, heaviest_piece(table, fitting, Reading.of(request, rows))
+        return file, table, fitting
 
-    validation, _ = tokens(request.validation_path, "validation_file", 1) if request.validation_path else (None, None)
-    training, heaviest = tokens(request.training_path, "training_file", MIN_EXAMPLES)
+    validation = tokens(request.validation_path, "validation_file", 1)[0] if request.validation_path else None
+    training, table, fitting = tokens(request.training_path, "training_file", MIN_EXAMPLES)
+    heaviest = heaviest_piece(table, fitting, Reading.of(request, training.rows))
     return Tokenized(training=training, validation=validation, heaviest=heaviest)
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from bench.training.work import Answer, Clock, Work, run
+from services.trainer.child import forget_bitsandbytes
 
 
 def train(work: Work) -> Answer:
     if work.quantization == "none":
-        # As services.trainer.child does it: peft would import bitsandbytes, and with it a compiler.
-        sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
+        forget_bitsandbytes()
     from services.trainer.model import build_model
     from services.trainer.objectives import Preference, Supervised
     from services.trainer.reading import Reader

@@ -10,11 +10,6 @@ import torch
 from torch import Tensor
 
 from services.trainer.data.chat import Example
-from services.trainer.data.cutting import R, Row, flat_pieces, micro_batches, packs
-
-__all__ = [
-    "Batch", "R", "Row", "collate", "collate_packed", "epoch_batches", "flat_pieces", "micro_batches", "packs",
-]  # fmt: skip
 
 WINDOW_BATCHES = 32
 """Rows are sorted by length inside windows of so many batches: little padding, and order stays random beyond that."""

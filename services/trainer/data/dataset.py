@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic
 
-from services.trainer.data.batches import R
+from services.trainer.data.cutting import R
 
 PROBE_TOKENS = 512
 """Of a longer prompt the parity check gets the beginning: it has to be quick, and any tokens will do for it."""

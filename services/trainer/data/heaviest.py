@@ -9,9 +9,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
-from services.trainer.data.cutting import flat_pieces, micro_batches, packs
+from services.trainer.data.cutting import (
+    capped,
+    common_beginning,
+    flat_pieces,
+    in_dictionary_order,
+    micro_batches,
+    packs,
+)
 from services.trainer.data.table import Fitting, TokenTable
 from services.trainer.estimate import Piece
 from services.trainer.hyperparameters import resolve
@@ -55,14 +61,6 @@ class _Row:
     n_tokens: int
     sides: int
 
-    @property
-    def n_supervised(self) -> int:
-        raise NotImplementedError("only lengths are known here")
-
-    @property
-    def prompt(self) -> list[int]:
-        raise NotImplementedError("only lengths are known here")
-
 
 def heaviest_piece(table: TokenTable, fitting: Fitting, reading: Reading) -> Piece:
     """Find it among batches of rows of similar length, as an epoch has them; the rows' order in a file is not known.
@@ -70,7 +68,7 @@ def heaviest_piece(table: TokenTable, fitting: Fitting, reading: Reading) -> Pie
     Raises ValueError for a table without rows.
     """
     batches = _batches(table, fitting, reading.batch_size)
-    flat = [piece for batch in batches for piece in _capped(flat_pieces(batch), reading.most_rows)]
+    flat = [piece for batch in batches for piece in capped(flat_pieces(batch), reading.most_rows)]
     largest = heapq.nlargest(_CANDIDATES, flat, key=lambda piece: sum(row.n_tokens for row in piece))
     tokens = max(_distinct(table, fitting, piece, shares=reading.shares) for piece in largest)
     padded = max(_padded(piece, reading) for batch in batches for piece in _plain(batch, reading))
@@ -91,13 +89,8 @@ def _batches(table: TokenTable, fitting: Fitting, size: int) -> list[list[_Row]]
     ]
 
 
-def _capped(pieces: Sequence[list[_Row]], most_rows: int | None) -> list[list[_Row]]:
-    most = most_rows or max(map(len, pieces))
-    return [piece[at : at + most] for piece in pieces for at in range(0, len(piece), most)]
-
-
 def _plain(batch: Sequence[_Row], reading: Reading) -> list[list[_Row]]:
-    return _capped(packs(batch) if reading.packing else micro_batches(batch), reading.most_rows)
+    return capped(packs(batch) if reading.packing else micro_batches(batch), reading.most_rows)
 
 
 def _padded(piece: Sequence[_Row], reading: Reading) -> int:
@@ -115,11 +108,5 @@ def _distinct(table: TokenTable, fitting: Fitting, piece: Sequence[_Row], *, sha
         for row in piece
         for side in range(row.sides)
     ]
-    sides.sort(key=lambda ids: ids.astype(">u4").tobytes())
-    return sum(map(len, sides)) - sum(_common(one, other) for one, other in pairwise(sides))
-
-
-def _common(one: NDArray[np.int32], other: NDArray[np.int32]) -> int:
-    length = min(len(one), len(other))
-    differ = np.flatnonzero(one[:length] != other[:length])
-    return int(differ[0]) if len(differ) else length
+    neighbours = pairwise(in_dictionary_order(sides))
+    return sum(map(len, sides)) - sum(common_beginning(sides[one], sides[other]) for one, other in neighbours)

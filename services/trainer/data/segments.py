@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from services.trainer.data.chat import Example
+from services.trainer.data.cutting import common_beginning, in_dictionary_order
 
 SHORTEST_SHARED_RUN = 8
 """Sharing that saves fewer tokens than this costs more in attention over pieces than it saves."""
@@ -98,9 +99,9 @@ class _Tree:
 
     def grow(self) -> None:
         """Make a tree of the rows' common beginnings."""
-        order = sorted(range(len(self.rows)), key=lambda index: self.rows[index].astype(">u4").tobytes())
+        order = in_dictionary_order(self.rows)
         # In dictionary order, what a range of rows has in common is the least that two neighbours have.
-        shared = [0, *(_common(self.rows[a], self.rows[b]) for a, b in pairwise(order))]
+        shared = [0, *(common_beginning(self.rows[a], self.rows[b]) for a, b in pairwise(order))]
         todo: list[tuple[int, int, int, tuple[int, ...]]] = [(0, len(order), 0, ())]
         while todo:
             first, end, depth, path = todo.pop()
@@ -129,10 +130,3 @@ class _Tree:
         self.segments.append(Segment(start, start + len(tokens), position, path))
         self.pieces.append(tokens)
         return (*path, len(self.segments) - 1)
-
-
-def _common(one: np.ndarray, other: np.ndarray) -> int:
-    """Count the tokens that two rows begin with alike."""
-    length = min(len(one), len(other))
-    differ = np.flatnonzero(one[:length] != other[:length])
-    return int(differ[0]) if len(differ) else length

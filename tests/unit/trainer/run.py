@@ -7,7 +7,7 @@ from typing import Generic
 
 from msgspec.structs import replace
 
-from services.trainer.data.batches import R
+from services.trainer.data.cutting import R
 from services.trainer.loop import TrainingLoop
 from services.trainer.protocol import Exported, Message, Metrics, Stepped
 from services.trainer.session import TrainingSession

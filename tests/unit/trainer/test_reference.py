@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from services.trainer.data.batches import R
+from services.trainer.data.cutting import R
 from services.trainer.failures import TrainingFailed
 from services.trainer.model import build_model
 from services.trainer.objectives import Objective, Preference, Supervised

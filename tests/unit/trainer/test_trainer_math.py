@@ -7,8 +7,9 @@ from array import array
 import pytest
 import torch
 
-from services.trainer.data.batches import collate, epoch_batches, micro_batches
+from services.trainer.data.batches import collate, epoch_batches
 from services.trainer.data.chat import Example
+from services.trainer.data.cutting import micro_batches
 from services.trainer.hyperparameters import resolve
 from services.trainer.losses import chunked_nll, score_tokens
 from services.trainer.optim import BASE_LEARNING_RATE, learning_rate_at

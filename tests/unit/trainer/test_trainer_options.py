@@ -14,7 +14,8 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM
 
-from services.trainer.data.batches import collate_packed, packs
+from services.trainer.data.batches import collate_packed
+from services.trainer.data.cutting import packs
 from services.trainer.early_stopping import Verdict, judge
 from services.trainer.failures import TrainingFailed
 from services.trainer.model import build_model

@@ -55,7 +55,7 @@ def _arguments() -> argparse.Namespace:
 
 def embedded_base() -> Path:
     """The embedded model, converted once into .bench."""
-    from services.trainer.prepare_base import convert_embedded
+    from services.trainer.base.prepare import convert_embedded
     from shared.paths import Paths
 
     return convert_embedded(Paths(Path(".bench").absolute()))

@@ -12,9 +12,12 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from services.trainer import child_process, processes, tokenizing_process
-from services.trainer.estimate import estimate
-from services.trainer.options import effective
+from services.trainer.data.tokenizing_protocol import Request, Tokenized, answer_decoder
+from services.trainer.jobs.options import effective
+from services.trainer.jobs.requirements import plan_for
+from services.trainer.launch import child_process, processes, tokenizing_process
+from services.trainer.memory.estimate import estimate
+from services.trainer.memory.shape import read_base_shape
 from services.trainer.protocol import (
     LOG_FILE,
     SPEC_FILE,
@@ -29,9 +32,6 @@ from services.trainer.protocol import (
     encoder,
     message_decoder,
 )
-from services.trainer.requirements import plan_for
-from services.trainer.shape import read_base_shape
-from services.trainer.tokenizing_protocol import Request, Tokenized, answer_decoder
 from shared.schemas.methods import SupervisedHyperparameters
 from shared.schemas.options import TrainingOptions
 from shared.settings import Settings

@@ -84,13 +84,13 @@ class Outcome:
 def outcome(base: Path, folder: Path, rows: Sequence[Row], validation: Path, epochs: int) -> Outcome:
     """Train through the session, with the product's own rates, and ask before and after."""
     from services.trainer.data.batches import epoch_batches
-    from services.trainer.model import build_model
-    from services.trainer.objectives import Supervised
-    from services.trainer.optim import BASE_LEARNING_RATE, learning_rate_at
     from services.trainer.protocol import TrainSpec
-    from services.trainer.reading import Reader
-    from services.trainer.run_job import load_data
-    from services.trainer.session import TrainingSession
+    from services.trainer.training.model import build_model
+    from services.trainer.training.objectives import Supervised
+    from services.trainer.training.optim import BASE_LEARNING_RATE, learning_rate_at
+    from services.trainer.training.reading import Reader
+    from services.trainer.training.run_job import load_data
+    from services.trainer.training.session import TrainingSession
 
     folder.mkdir()
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

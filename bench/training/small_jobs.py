@@ -15,9 +15,9 @@ from pathlib import Path
 from bench.training.job import peak_mb_of, prepare, run_job
 from bench.training.report import Line
 from bench.training.rows import chats, write_jsonl
-from services.trainer import processes
+from services.trainer.launch import processes
+from services.trainer.launch.shared_process import SharedChildProcess, SharedProcess
 from services.trainer.protocol import Exported, Failed, Finish
-from services.trainer.shared_process import SharedChildProcess, SharedProcess
 from shared.settings import Settings
 
 Side = Callable[[Path, Path, list[Path]], tuple[float, float]]

@@ -16,18 +16,18 @@ import structlog
 from arq.worker import Retry, Worker, func
 from redis.exceptions import RedisError
 
-from services.trainer import processes
-from services.trainer.admission import admit
-from services.trainer.capacity import usable_memory_bytes
-from services.trainer.launching import Launcher
-from services.trainer.places import Places
-from services.trainer.preparation import prepare_base
-from services.trainer.process_group import most_processes
-from services.trainer.reaper import reap_forever
-from services.trainer.serving import Serving
+from services.trainer.base.preparation import prepare_base
+from services.trainer.jobs.admission import admit
+from services.trainer.jobs.places import Places
+from services.trainer.jobs.reaper import reap_forever
+from services.trainer.jobs.serving import Serving
+from services.trainer.jobs.supervise import train_job
+from services.trainer.jobs.validating import validate_job
+from services.trainer.launch import processes
+from services.trainer.launch.launching import Launcher
+from services.trainer.launch.process_group import most_processes
+from services.trainer.memory.capacity import usable_memory_bytes
 from services.trainer.stores import Stores, persist
-from services.trainer.supervise import train_job
-from services.trainer.validating import validate_job
 from shared import queue
 from shared.errors import NotFound, StoreUnavailable
 from shared.records import WorkerRecord

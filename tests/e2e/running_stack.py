@@ -65,7 +65,7 @@ class RunningStack:
 
     def training_processes(self) -> list[psutil.Process]:
         found = self.service("services.trainer").children(recursive=True)
-        return [child for child in found if any("services.trainer.child" in word for word in child.cmdline())]
+        return [child for child in found if any("services.trainer.training.child" in word for word in child.cmdline())]
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float, explain: Callable[[], str] = lambda: "") -> None:

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from services.trainer import attempt_record
-from services.trainer.first_attempt import other_way
-from services.trainer.job_folder import CheckpointNames
-from services.trainer.launching import Launcher
+from services.trainer.jobs import attempt_record
+from services.trainer.jobs.first_attempt import other_way
+from services.trainer.jobs.job_folder import CheckpointNames
+from services.trainer.jobs.publishing import Publication
+from services.trainer.jobs.serving import Serving
+from services.trainer.jobs.supervise import train_job
+from services.trainer.jobs.validating import validate_job
+from services.trainer.launch.launching import Launcher
 from services.trainer.protocol import Started
-from services.trainer.publishing import Publication
-from services.trainer.serving import Serving
-from services.trainer.supervise import train_job
-from services.trainer.validating import validate_job
 from shared.errors import StoreUnavailable
 from shared.settings import Settings
 from shared.states import JobState
@@ -46,7 +46,7 @@ async def trained(client: Client, job_id: str) -> None:
 
 @pytest.mark.parametrize(
     "place",
-    ["services.trainer.job_folder.write_atomic", "services.trainer.publishing.result_file_id"],
+    ["services.trainer.jobs.job_folder.write_atomic", "services.trainer.jobs.publishing.result_file_id"],
     ids=["beginning", "publishing"],
 )
 def test_full_disk_in_the_worker_fails_the_job_and_takes_its_model_back(
@@ -68,7 +68,7 @@ def test_full_disk_while_files_are_read_fails_the_job(
     settings: Settings, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def story(client: Client) -> None:
-        monkeypatch.setattr("services.trainer.validating.tokenize_files", no_space)
+        monkeypatch.setattr("services.trainer.jobs.validating.tokenize_files", no_space)
         record = await client.stores.jobs.get(await queued(client, tiny_base))
         assert record.status is JobState.FAILED and record.error is not None
         assert (record.error.code, record.validations) == ("disk_full", 0)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from services.trainer.reaper import reap
-from services.trainer.validating import validate_job
+from services.trainer.jobs.reaper import reap
+from services.trainer.jobs.validating import validate_job
 from shared import queue
 from shared.errors import TransitionRefused
 from shared.records import DEFAULT_PROJECT, JobRecord, ReplicaRecord

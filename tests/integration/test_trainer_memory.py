@@ -7,9 +7,9 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from services.trainer.admission import admit, waiting_reason
-from services.trainer.capacity import RESERVE_BYTES, available_bytes, usable_memory_bytes
-from services.trainer.holding import holding
+from services.trainer.jobs.admission import admit, waiting_reason
+from services.trainer.jobs.holding import holding
+from services.trainer.memory.capacity import RESERVE_BYTES, available_bytes, usable_memory_bytes
 from shared.records import JobRecord, WorkerRecord
 from shared.schemas.options import TrainingOptions
 from shared.settings import Settings

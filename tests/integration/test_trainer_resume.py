@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from services.trainer import attempt_record
 from services.trainer.failures import TrainingFailed
-from services.trainer.job_folder import prepare
-from services.trainer.launching import Launcher
-from services.trainer.reaper import reap
-from services.trainer.serving import Serving
-from services.trainer.supervise import MAX_ATTEMPTS, train_job
-from services.trainer.validating import MAX_VALIDATIONS, validate_job
+from services.trainer.jobs import attempt_record
+from services.trainer.jobs.job_folder import prepare
+from services.trainer.jobs.reaper import reap
+from services.trainer.jobs.serving import Serving
+from services.trainer.jobs.supervise import MAX_ATTEMPTS, train_job
+from services.trainer.jobs.validating import MAX_VALIDATIONS, validate_job
+from services.trainer.launch.launching import Launcher
 from shared import queue
 from shared.errors import StoreUnavailable
 from shared.records import DEFAULT_PROJECT, JobRecord, ReplicaRecord

@@ -122,7 +122,7 @@ def test_death_of_the_process_is_a_warning_and_training_goes_on(trainer: Trainer
     async def story(client: Client) -> None:
         job_id = await client.submit(await client.upload(training_rows(24)), MANY, integrations=[INTEGRATION])
         await client.reached(job_id, 3)
-        [process] = [child for child in trainer.children() if "services.trainer.tracking_child" in child.cmdline()]
+        [process] = [child for child in trainer.children() if "services.trainer.tracking.child" in child.cmdline()]
         process.kill()
         assert (await client.ended(job_id)).status is JobState.SUCCEEDED
         assert await warnings(client, job_id) == [
@@ -136,7 +136,7 @@ def test_job_without_integrations_starts_no_such_process(trainer: TrainerProcess
     async def story(client: Client) -> None:
         job_id = await client.submit(await client.upload(training_rows(24)), MANY)
         await client.reached(job_id, 3)
-        assert not [child for child in trainer.children() if "services.trainer.tracking_child" in child.cmdline()]
+        assert not [child for child in trainer.children() if "services.trainer.tracking.child" in child.cmdline()]
         assert (await client.ended(job_id)).status is JobState.SUCCEEDED
         assert not (client.stores.paths.job_folder(job_id) / "wandb").exists()
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from bench.training.work import Answer, Clock, Work, run
-from services.trainer.child import forget_bitsandbytes
+from services.trainer.training.child import forget_bitsandbytes
 
 
 def train(work: Work) -> Answer:
     if work.quantization == "none":
         forget_bitsandbytes()
-    from services.trainer.model import build_model
-    from services.trainer.objectives import Preference, Supervised
-    from services.trainer.reading import Reader
-    from services.trainer.references import with_reference
-    from services.trainer.run_job import load_data, load_pairs
-    from services.trainer.session import TrainingSession
+    from services.trainer.training.model import build_model
+    from services.trainer.training.objectives import Preference, Supervised
+    from services.trainer.training.reading import Reader
+    from services.trainer.training.references import with_reference
+    from services.trainer.training.run_job import load_data, load_pairs
+    from services.trainer.training.session import TrainingSession
 
     spec = spec_of(work)
     model = build_model(spec)

@@ -19,9 +19,9 @@ from services.trainer.data.cutting import (
     packs,
 )
 from services.trainer.data.table import Fitting, TokenTable
-from services.trainer.estimate import Piece
-from services.trainer.hyperparameters import resolve
-from services.trainer.tokenizing_protocol import Request
+from services.trainer.data.tokenizing_protocol import Request
+from services.trainer.jobs.hyperparameters import resolve
+from services.trainer.memory.estimate import Piece
 from shared.overlong import DROPPED
 
 _BATCHES = 500

@@ -19,7 +19,7 @@ from services.trainer.fast.attention import Segments
 from services.trainer.fast.install import Installation
 
 if TYPE_CHECKING:
-    from services.trainer.model import LoraModel
+    from services.trainer.training.model import LoraModel
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.2, torch.float16: 0.05}
 """How far hidden states and gradients may be apart, as a share of their norm: rounding differs with the order."""

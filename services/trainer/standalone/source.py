@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from services.trainer.base_weights import weights_digest
-from services.trainer.prepare_base import describe_base, resolve_base
+from services.trainer.base.prepare import describe_base, resolve_base
+from services.trainer.base.weights import weights_digest
 from services.trainer.standalone import ExportRefused
 from shared.adapters import CONFIG_NAME, adapter_digest
 from shared.errors import StoreUnavailable

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from services.trainer.base_weights import weight_files
+from services.trainer.base.weights import weight_files
 from services.trainer.standalone import ExportRefused
 from services.trainer.standalone.adapter import Adapter
 from shared.errors import AdapterRejected

@@ -14,7 +14,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from services.trainer.base_weights import INDEX
+from services.trainer.base.weights import INDEX
 from services.trainer.standalone.weights import MergedWeights, cast
 from shared.safetensors_header import TensorInfo
 

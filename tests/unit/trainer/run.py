@@ -8,9 +8,9 @@ from typing import Generic
 from msgspec.structs import replace
 
 from services.trainer.data.cutting import R
-from services.trainer.loop import TrainingLoop
 from services.trainer.protocol import Exported, Message, Metrics, Stepped
-from services.trainer.session import TrainingSession
+from services.trainer.training.loop import TrainingLoop
+from services.trainer.training.session import TrainingSession
 
 
 @dataclass

@@ -11,13 +11,13 @@ import torch
 
 from services.trainer.data.cutting import R
 from services.trainer.failures import TrainingFailed
-from services.trainer.model import build_model
-from services.trainer.objectives import Objective, Preference, Supervised
 from services.trainer.protocol import REFERENCE_FILE, TrainSpec
-from services.trainer.reading import Reader
-from services.trainer.references import with_reference
-from services.trainer.run_job import load_data, load_pairs
-from services.trainer.session import TrainingSession
+from services.trainer.training.model import build_model
+from services.trainer.training.objectives import Objective, Preference, Supervised
+from services.trainer.training.reading import Reader
+from services.trainer.training.references import with_reference
+from services.trainer.training.run_job import load_data, load_pairs
+from services.trainer.training.session import TrainingSession
 from tests.unit.trainer import reference
 from tests.unit.trainer.reference import Gradients, assert_equal
 from tests.unit.trainer.test_trainer_dpo import dpo_spec, never

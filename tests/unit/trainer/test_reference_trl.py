@@ -20,12 +20,12 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from services.trainer.data.chat import Example
 from services.trainer.data.pairs import Pair
-from services.trainer.model import build_model
-from services.trainer.objectives import Preference, Supervised
 from services.trainer.protocol import REFERENCE_FILE
-from services.trainer.reading import Reader
-from services.trainer.references import with_reference
-from services.trainer.run_job import load_data, load_pairs
+from services.trainer.training.model import build_model
+from services.trainer.training.objectives import Preference, Supervised
+from services.trainer.training.reading import Reader
+from services.trainer.training.references import with_reference
+from services.trainer.training.run_job import load_data, load_pairs
 from tests.unit.trainer import reference
 from tests.unit.trainer.reference import Gradients, assert_equal
 from tests.unit.trainer.test_reference import BATCH, ours

@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from services.trainer.base.prepare import describe_base, resolve_base
 from services.trainer.failures import TrainingFailed
-from services.trainer.prepare_base import describe_base, resolve_base
 from shared.paths import Paths
 from shared.settings import Settings
 

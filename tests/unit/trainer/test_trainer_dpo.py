@@ -14,16 +14,16 @@ import torch
 
 from services.trainer.data.pairs import Pair, tokenize_pairs
 from services.trainer.failures import StopRequested
-from services.trainer.loop import TrainingLoop
-from services.trainer.losses import chunked_logprobs, dpo_losses
-from services.trainer.model import build_model
-from services.trainer.narration import step_event
-from services.trainer.objectives import Preference
+from services.trainer.jobs.narration import step_event
 from services.trainer.protocol import REFERENCE_FILE, Message, TrainSpec
-from services.trainer.reading import Reader
-from services.trainer.references import with_reference
-from services.trainer.run_job import load_pairs
-from services.trainer.session import TrainingSession
+from services.trainer.training.loop import TrainingLoop
+from services.trainer.training.losses import chunked_logprobs, dpo_losses
+from services.trainer.training.model import build_model
+from services.trainer.training.objectives import Preference
+from services.trainer.training.reading import Reader
+from services.trainer.training.references import with_reference
+from services.trainer.training.run_job import load_pairs
+from services.trainer.training.session import TrainingSession
 from shared.errors import InvalidTrainingData
 from shared.preference_data import PreferenceExample
 from tests.unit.trainer.run import Run

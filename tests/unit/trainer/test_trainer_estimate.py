@@ -14,7 +14,7 @@ from services.trainer.data.cutting import FLAT_TOKENS
 from services.trainer.data.heaviest import Reading, heaviest_piece
 from services.trainer.data.segments import lay_out
 from services.trainer.data.table import Fitting, TokenTable, examples
-from services.trainer.estimate import (
+from services.trainer.memory.estimate import (
     Piece,
     Plan,
     adapter_parameters,
@@ -24,8 +24,8 @@ from services.trainer.estimate import (
     plain_numbers,
     weight_bytes,
 )
+from services.trainer.memory.shape import read_base_shape
 from services.trainer.protocol import LORA_TARGETS
-from services.trainer.shape import read_base_shape
 from tests.unit.trainer.test_trainer_loop import supervised
 from tests.unit.trainer.tiny import make_spec
 

@@ -16,8 +16,8 @@ from services.trainer.data.chat import Example
 from services.trainer.data.segments import FlatBatch, lay_out
 from services.trainer.fast import attention, linears
 from services.trainer.fast.elementwise import rms_norm, swiglu
-from services.trainer.model import LoraModel, build_model
-from services.trainer.run_job import load_data
+from services.trainer.training.model import LoraModel, build_model
+from services.trainer.training.run_job import load_data
 from tests.unit.trainer.reference import assert_equal, move_away_from_base
 from tests.unit.trainer.test_trainer_loop import gradient, supervised
 from tests.unit.trainer.tiny import make_spec

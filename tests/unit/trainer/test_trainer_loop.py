@@ -17,18 +17,18 @@ from msgspec.structs import replace
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from services.trainer.checkpoints import KEPT, saved_points
 from services.trainer.data.chat import Example
 from services.trainer.data.dataset import PROBE_TOKENS, Dataset
 from services.trainer.failures import NonFiniteLoss, StopRequested
-from services.trainer.loop import TrainingLoop
-from services.trainer.model import LoraModel, build_model
-from services.trainer.objectives import Supervised
-from services.trainer.parity import measure_parity, score
 from services.trainer.protocol import CHECKPOINTS_FOLDER, Message, ServedSample, TrainSpec
-from services.trainer.reading import Reader
-from services.trainer.run_job import load_data
-from services.trainer.session import TrainingSession
+from services.trainer.training.checkpoints import KEPT, saved_points
+from services.trainer.training.loop import TrainingLoop
+from services.trainer.training.model import LoraModel, build_model
+from services.trainer.training.objectives import Supervised
+from services.trainer.training.parity import measure_parity, score
+from services.trainer.training.reading import Reader
+from services.trainer.training.run_job import load_data
+from services.trainer.training.session import TrainingSession
 from shared.adapters import verify_adapter
 from tests.unit.trainer.run import Run
 from tests.unit.trainer.tiny import make_spec

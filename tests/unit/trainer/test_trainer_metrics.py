@@ -10,9 +10,9 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 
-from services.trainer.event_files import tag
-from services.trainer.pace import Pace
 from services.trainer.protocol import EVENT_FILES_FOLDER
+from services.trainer.training.event_files import tag
+from services.trainer.training.pace import Pace
 from tests.unit.trainer.test_trainer_loop import STEPS, stop_after, train
 from tests.unit.trainer.tiny import make_spec
 
@@ -43,7 +43,7 @@ def test_each_step_says_what_it_learnt_from_and_what_it_needed(tiny_base: Path, 
 
 def test_time_left_follows_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([100.0, 102.0, 110.0])
-    monkeypatch.setattr("services.trainer.pace.time.monotonic", lambda: next(times))
+    monkeypatch.setattr("services.trainer.training.pace.time.monotonic", lambda: next(times))
     pace = Pace()
     assert pace.seconds_left(11, 20) is None
     assert pace.seconds_left(12, 20) == 16.0

@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 
 from services.trainer.protocol import Metrics, Stepped, encode_line
-from services.trainer.tracking_child import main
-from services.trainer.tracking_mlflow import MlflowRun
-from services.trainer.tracking_protocol import Ended, MlflowOpened, MlflowTarget, Opened, Outcome, TrackSpec, Trouble
+from services.trainer.tracking.child import main
+from services.trainer.tracking.mlflow import MlflowRun
+from services.trainer.tracking.protocol import Ended, MlflowOpened, MlflowTarget, Opened, Outcome, TrackSpec, Trouble
 from tests.fakes.mlflow import Mlflow
 
 

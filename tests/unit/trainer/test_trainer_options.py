@@ -16,16 +16,16 @@ from transformers import AutoModelForCausalLM
 
 from services.trainer.data.batches import collate_packed
 from services.trainer.data.cutting import packs
-from services.trainer.early_stopping import Verdict, judge
 from services.trainer.failures import TrainingFailed
-from services.trainer.model import build_model
-from services.trainer.optim import learning_rate_at
-from services.trainer.options import effective, resolve_beta, settle
-from services.trainer.parents import AdapterShape
+from services.trainer.jobs.options import effective, resolve_beta, settle
+from services.trainer.jobs.parents import AdapterShape
 from services.trainer.protocol import SPEC_FILE, Exported, Message, Stepped, TrainSpec, encoder, spec_decoder
-from services.trainer.reading import Reader
-from services.trainer.run_job import load_data
-from services.trainer.run_job import train as train_job
+from services.trainer.training.early_stopping import Verdict, judge
+from services.trainer.training.model import build_model
+from services.trainer.training.optim import learning_rate_at
+from services.trainer.training.reading import Reader
+from services.trainer.training.run_job import load_data
+from services.trainer.training.run_job import train as train_job
 from shared.adapters import CONFIG_NAME, verify_adapter
 from shared.records import JobRecord
 from shared.schemas.methods import SupervisedHyperparameters

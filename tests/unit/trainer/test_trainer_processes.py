@@ -15,13 +15,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from services.trainer import processes
+from services.trainer.launch import processes
 
 ECHO = f"{__name__}:echo"
 SLEEP = f"{__name__}:sleep"
 WORKER = f"""
 import asyncio
-from services.trainer import processes
+from services.trainer.launch import processes
 
 async def main():
     started = await processes.start({SLEEP!r}, "", environment={{}})

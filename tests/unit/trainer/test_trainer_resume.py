@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer.base_weights import weights_digest
-from services.trainer.checkpoints import saved_points
-from services.trainer.child import SignalledCommands, StopFlag
-from services.trainer.job_folder import newest_point, result_file_id
+from services.trainer.base.weights import weights_digest
+from services.trainer.jobs.job_folder import newest_point, result_file_id
 from services.trainer.protocol import CHECKPOINTS_FOLDER, SPEC_FILE, encoder
+from services.trainer.training.checkpoints import saved_points
+from services.trainer.training.child import SignalledCommands, StopFlag
 from tests.unit.trainer.test_trainer_loop import stop_after, train
 from tests.unit.trainer.tiny import make_spec
 
@@ -25,8 +25,8 @@ DIE_WHILE_WRITING = """
 import io, os, signal, sys
 from pathlib import Path
 import torch
-from services.trainer import checkpoints
-from services.trainer.child import main
+from services.trainer.training import checkpoints
+from services.trainer.training.child import main
 
 torch.set_num_threads(1)
 publish = checkpoints.publish_folder

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from services.trainer.checkpoints import saved_points
-from services.trainer.noise import add_noise
 from services.trainer.protocol import CHECKPOINTS_FOLDER
-from services.trainer.run_job import load_data
+from services.trainer.training.checkpoints import saved_points
+from services.trainer.training.noise import add_noise
+from services.trainer.training.run_job import load_data
 from shared.schemas.options import EarlyStopping
 from tests.unit.trainer.test_trainer_loop import assert_random_and_repeated, gradient, stop_after, supervised, train
 from tests.unit.trainer.tiny import make_spec

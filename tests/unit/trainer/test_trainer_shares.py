@@ -10,10 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.trainer import gpus
 from services.trainer.data.chat import Example
-from services.trainer.parallel import Joined
-from services.trainer.process_group import process_count
+from services.trainer.launch import gpus
+from services.trainer.launch.process_group import process_count
+from services.trainer.training.parallel import Joined
 from shared.settings import Settings
 from tests.unit.trainer.tiny import make_spec
 

@@ -12,8 +12,6 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from services.trainer import child, run_job
-from services.trainer.checkpoints import saved_points
 from services.trainer.failures import NonFiniteLoss
 from services.trainer.protocol import (
     CHECKPOINTS_FOLDER,
@@ -29,8 +27,10 @@ from services.trainer.protocol import (
     encode_line,
     encoder,
 )
-from services.trainer.rehearsal import DRY_TOKENS, Rehearsal, few_rows
 from services.trainer.shortages import advice, shortage
+from services.trainer.training import child, run_job
+from services.trainer.training.checkpoints import saved_points
+from services.trainer.training.rehearsal import DRY_TOKENS, Rehearsal, few_rows
 from tests.unit.trainer.test_trainer_loop import stop_after, supervised, train
 from tests.unit.trainer.tiny import make_spec, training_rows, write_rows
 
@@ -127,7 +127,9 @@ def test_base_that_gives_no_finite_loss_is_found_before_any_training(tiny_base: 
 def test_memory_that_is_not_enough_names_what_to_lower(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.trainer.session.TrainingSession.forward_backward", lambda *_: torch.empty(10**15))
+    monkeypatch.setattr(
+        "services.trainer.training.session.TrainingSession.forward_backward", lambda *_: torch.empty(10**15)
+    )
     messages = run_child(tmp_path, make_spec(tiny_base, tmp_path, batch_size=8))
     assert [type(message) for message in messages] == [Started, Failed], "found before the first step"
     failed = messages[-1]

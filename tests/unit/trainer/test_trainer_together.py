@@ -13,11 +13,11 @@ import psutil
 import pytest
 import torch
 
-from services.trainer.bases import SharedBases
-from services.trainer.model import build_model
-from services.trainer.places import Places
+from services.trainer.jobs.places import Places
+from services.trainer.launch.shared_process import SharedChildProcess, SharedProcess
 from services.trainer.protocol import SPEC_FILE, Exported, Finish, Message, Stepped, Stopped, TrainSpec, encoder
-from services.trainer.shared_process import SharedChildProcess, SharedProcess
+from services.trainer.training.bases import SharedBases
+from services.trainer.training.model import build_model
 from shared.settings import Settings
 from tests.unit.trainer.test_trainer_loop import train
 from tests.unit.trainer.tiny import make_spec, preference_rows, write_rows

@@ -17,17 +17,17 @@ import msgspec
 import psutil
 import pytest
 
-from services.trainer import tokenizing, tokenizing_process
-from services.trainer.data import files
+from services.trainer.data import files, tokenizing
 from services.trainer.data.cache import KEPT_S, RECENT_S, TokenCache, map_table, sweep, tokenize_in_memory
 from services.trainer.data.coder import Coder
 from services.trainer.data.files import byte_ranges, tokenize_here
 from services.trainer.data.pieces import token_pieces
 from services.trainer.data.table import TokenTable, examples, fit, pairs
+from services.trainer.data.tokenizing_protocol import Request, Tokenized, answer_decoder
 from services.trainer.failures import TrainingFailed
+from services.trainer.launch import tokenizing_process
 from services.trainer.protocol import Failed
-from services.trainer.run_job import load_data
-from services.trainer.tokenizing_protocol import Request, Tokenized, answer_decoder
+from services.trainer.training.run_job import load_data
 from shared.errors import InvalidTrainingData
 from shared.paths import publish_folder
 from shared.schemas.methods import SupervisedHyperparameters
@@ -376,4 +376,4 @@ def test_tokenising_that_takes_too_long_is_ended(
         with pytest.raises(TrainingFailed, match="took longer than"):
             tokens()
         left = [child.cmdline() for child in psutil.Process().children(recursive=True)]
-        assert not [words for words in left if "services.trainer.tokenizing" in " ".join(words)]
+        assert not [words for words in left if "services.trainer.data.tokenizing" in " ".join(words)]

@@ -1,0 +1,1 @@
+"""The base model: having it ready, and telling its weights from others."""

@@ -1,0 +1,107 @@
+"""What a job trains with: its options with every default filled in, and `auto` as numbers. No torch.
+
+| option         | default                                                                        |
+| -------------- | ------------------------------------------------------------------------------ |
+| rank           | the setting lora_rank; with a parent, the parent's                             |
+| alpha          | twice the rank; with a parent, the parent's                                    |
+| target_modules | all seven linear layers; with a parent, the parent's                           |
+| use_rslora     | no; with a parent, the parent's                                                |
+| dropout        | 0                                                                              |
+| max_length     | what the server serves, or the base's context if that is shorter               |
+| overlong       | refuse                                                                         |
+| lr_schedule    | linear, after a warm-up over a twentieth of the steps                          |
+| weight_decay   | 0: the low rank itself keeps an adapter small                                  |
+| max_grad_norm  | 1                                                                              |
+| dtype          | auto: the training process sees what the hardware is fast at                   |
+| gradient_accumulation_steps | 1; no more than the batch has rows                                |
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec.structs import replace
+
+from services.trainer.failures import TrainingFailed
+from services.trainer.jobs.hyperparameters import resolve
+from services.trainer.jobs.parents import AdapterShape, find_parent, read_shape
+from services.trainer.stores import Stores
+from shared.records import BaseRecord, JobRecord
+from shared.schemas.options import TargetModule, TrainingOptions
+from shared.settings import Settings
+
+AUTO_BETA = 0.1
+"""`beta` of Rafailov et al. 2023 (arXiv:2305.18290, section 6)."""
+
+_TARGETS: tuple[TargetModule, ...] = (
+    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+)  # fmt: skip
+
+
+def effective(
+    options: TrainingOptions, settings: Settings, base_context: int, parent: AdapterShape | None = None
+) -> TrainingOptions:
+    """Replace every None by the value used; `base_context` is in tokens. Twice is the same as once.
+
+    What is off by default stays None: early_stopping, neftune_noise_alpha, and the intervals in steps.
+    """
+    shape = parent or _shape(options, settings)
+    return replace(
+        options,
+        rank=shape.rank,
+        alpha=shape.alpha,
+        target_modules=list(shape.target_modules),
+        use_rslora=shape.use_rslora,
+        dropout=0.0 if options.dropout is None else options.dropout,
+        quantization=options.quantization or "none",
+        packing=bool(options.packing),
+        max_length=options.max_length or min(settings.max_model_len, base_context),
+        overlong=options.overlong or "refuse",
+        lr_schedule=options.lr_schedule or "linear",
+        warmup_ratio=0.05 if options.warmup_ratio is None else options.warmup_ratio,
+        weight_decay=0.0 if options.weight_decay is None else options.weight_decay,
+        max_grad_norm=1.0 if options.max_grad_norm is None else options.max_grad_norm,
+        gradient_accumulation_steps=options.gradient_accumulation_steps or 1,
+        dtype=options.dtype or "auto",
+        priority=options.priority or "normal",
+    )
+
+
+def _shape(options: TrainingOptions, settings: Settings) -> AdapterShape:
+    rank = options.rank or settings.lora_rank
+    return AdapterShape(
+        rank=rank,
+        alpha=2.0 * rank if options.alpha is None else options.alpha,
+        target_modules=_TARGETS if options.target_modules is None else tuple(options.target_modules),
+        use_rslora=bool(options.use_rslora),
+    )
+
+
+async def job_options(stores: Stores, record: JobRecord) -> TrainingOptions:
+    """Fill in a job's options. Raises TrainingFailed(model_not_found) when its base or its parent is gone."""
+    base = await offered_base(stores, record)
+    parent = await find_parent(stores, record)
+    shape = None if parent is None else read_shape(stores.paths, parent)
+    return effective(record.options, stores.settings, base.context_length, shape)
+
+
+async def offered_base(stores: Stores, record: JobRecord) -> BaseRecord:
+    """Return the record of a job's base. Raises TrainingFailed(model_not_found)."""
+    base = await stores.registry.base(record.model)
+    if base is None:
+        raise TrainingFailed(f"The base model {record.model} is not offered here any more.", code="model_not_found")
+    return base
+
+
+def settle(record: JobRecord, n_examples: int, options: TrainingOptions) -> JobRecord:
+    """Write down what a job will train with, so that it shows it from the queue on."""
+    beta = resolve_beta(record.requested_beta) if record.method == "dpo" else None
+    chosen = resolve(record.requested, n_examples)
+    assert chosen.batch_size != "auto"
+    pieces = min(options.gradient_accumulation_steps or 1, chosen.batch_size)
+    options = replace(options, gradient_accumulation_steps=pieces)
+    return replace(record, resolved=chosen, resolved_beta=beta, options=options)
+
+
+def resolve_beta(asked: float | Literal["auto"]) -> float:
+    return AUTO_BETA if asked == "auto" else float(asked)

@@ -1,0 +1,1 @@
+"""Starting processes, hearing them, commanding and stopping them."""

@@ -1,0 +1,44 @@
+"""Which process trains a job: one of its own, several of its own, or one shared with other jobs on the same base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from services.trainer.launch.child_process import ChildProcess
+from services.trainer.launch.process_group import most_processes, process_count, start_group
+from services.trainer.launch.shared_process import SharedProcess
+from services.trainer.protocol import TrainSpec
+from shared.records import JobRecord
+from shared.settings import Settings
+
+
+class Launcher:
+    """Starts the processes of one worker."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._shared = SharedProcess(settings)
+
+    @property
+    def most_together(self) -> int:
+        """How many jobs may train at a time; one where it takes several processes."""
+        return 1 if most_processes(self._settings) > 1 else self._settings.jobs_together
+
+    def company(self, record: JobRecord) -> str | None:
+        """Name what jobs must have in common to be trained together; None for a job that has to be alone.
+
+        A quantised base is not shared: its process needs a library that the others start faster without. A job whose
+        process died is tried alone: it may be what others died of.
+        """
+        if self.most_together == 1 or record.attempts or record.options.quantization not in (None, "none"):
+            return None
+        return f"{record.model} {record.options.dtype or 'auto'}"
+
+    async def start(self, folder: Path, spec: TrainSpec, record: JobRecord) -> ChildProcess:
+        """Have the job in `folder` trained; what its libraries print is appended to train.log there or to our log."""
+        if process_count(spec, self._settings) > 1:
+            return await start_group(folder, spec, self._settings)
+        died_before = record.attempts > 1  # this one counts already
+        if self.most_together > 1 and spec.quantization == "none" and not died_before:
+            return await self._shared.join(folder)
+        return await ChildProcess.start(folder, spec, self._settings)

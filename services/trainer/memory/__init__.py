@@ -1,0 +1,1 @@
+"""What a job needs of a machine's memory, and what the machine has."""

@@ -1,0 +1,1 @@
+"""A job's metrics in Weights & Biases and MLflow."""

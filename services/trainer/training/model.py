@@ -1,0 +1,193 @@
+"""The base model with a fresh LoRA adapter, frozen everywhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from services.trainer.data.segments import FlatBatch
+from services.trainer.failures import TrainingFailed
+from services.trainer.fast.attention import Segments
+from services.trainer.fast.proof import install_if_equal
+from services.trainer.protocol import TrainSpec
+from shared.adapters import WEIGHTS_NAME
+
+if TYPE_CHECKING:
+    from services.trainer.training.bases import LoadBase
+
+# These change the logits behind the output layer, which the chunked loss applies by itself.
+_LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
+
+
+@dataclass(frozen=True, slots=True)
+class LoraModel:
+    """A causal language model, taken apart as the chunked loss needs it."""
+
+    peft: PeftModel
+    backbone: nn.Module
+    head_VD: Tensor
+    device: torch.device
+    dtype: torch.dtype
+    plain_because: str
+    """Why rows are read the plain way, padded; empty where the fast path is taken."""
+
+    def read_padded(self, inputs_BT: Tensor, positions_BT: Tensor | None = None) -> Tensor:
+        """Run the layers below the output layer; returns B, T, D. No mask: see batches.Batch.
+
+        Where `positions_BT` starts anew, another example begins, which sees nothing before it (transformers masks so by
+        itself, masking_utils.find_packed_sequence_indices).
+        """
+        output: Any = self.backbone(input_ids=inputs_BT, position_ids=positions_BT, use_cache=False)
+        return output.last_hidden_state  # type: ignore[no-any-return]
+
+    def read_flat(self, batch: FlatBatch, segments: Segments | None = None) -> Tensor:
+        """Do the same for rows without padding, on the fast path; returns T, D."""
+        output: Any = self.backbone(
+            input_ids=batch.inputs_T[None],
+            position_ids=batch.positions_T[None],
+            use_cache=False,
+            segments=segments or Segments(batch.segments),
+        )
+        return output.last_hidden_state[0]  # type: ignore[no-any-return]
+
+    @property
+    def can_share(self) -> bool:
+        """Whether tokens may stand once for several rows: not when each row draws its own dropout."""
+        asked = [v for name, v in self.peft.config.to_dict().items() if "drop" in name and isinstance(v, float | int)]
+        layers = [module.p for module in self.peft.modules() if isinstance(module, nn.Dropout)]
+        return not any(probability > 0 for probability in (*asked, *layers))
+
+    @property
+    def can_pack(self) -> bool:
+        """Whether all layers keep packed examples apart: attention does, recurrent layers do not."""
+        return self.layer_kinds <= {"full_attention", "sliding_attention"}
+
+    @property
+    def layer_kinds(self) -> set[str]:
+        return set(getattr(self.peft.config, "layer_types", None) or ["full_attention"])
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The adapter's parameters by name, in a stable order."""
+        return {name: parameter for name, parameter in self.peft.named_parameters() if parameter.requires_grad}
+
+
+def choose_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def choose_dtype(device: torch.device, wanted: Literal["auto", "float32", "bfloat16"] = "auto") -> torch.dtype:
+    """What is wanted; of itself bf16 where it is fast (CUDA, CPUs with AMX).
+
+    Without such instructions it is several times slower than fp32.
+    """
+    if wanted != "auto":
+        return torch.bfloat16 if wanted == "bfloat16" else torch.float32
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
+
+
+def build_model(spec: TrainSpec, *, why_plain: str = "", load: LoadBase | None = None) -> LoraModel:
+    """Put a LoRA adapter on the base: the parent's, else one whose start depends on spec.seed alone.
+
+    The model computes on the fast path where that gives the same, unless `why_plain` says why it is not to. `load` is
+    where the base comes from, if it is not simply loaded.
+
+    Raises TrainingFailed(unsupported_base_model) for architectures whose loss would come out wrong, and
+    TrainingFailed(model_not_found) when the parent's weights are not there.
+    """
+    device = choose_device()
+    dtype = choose_dtype(device, spec.dtype)
+    base = (load or load_base)(
+        Path(spec.base_folder), dtype, quantize_on=device if spec.quantization == "nf4" else None
+    )
+    torch.manual_seed(spec.seed)
+    config = LoraConfig(
+        r=spec.rank,
+        lora_alpha=int(spec.alpha) if spec.alpha == int(spec.alpha) else spec.alpha,
+        use_rslora=spec.use_rslora,
+        lora_dropout=spec.dropout,
+        target_modules=list(spec.targets),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    peft = get_peft_model(base, config)
+    if spec.parent_folder:
+        load_adapter(peft, Path(spec.parent_folder))
+    peft.to(device)
+    causal: Any = peft.get_base_model()
+    head = causal.get_output_embeddings()
+    model = LoraModel(peft, getattr(causal, causal.base_model_prefix), head.weight, device, dtype, why_plain)
+    return model if why_plain else replace(model, plain_because=install_if_equal(model))
+
+
+def load_adapter(peft: PeftModel, folder: Path) -> None:
+    """Put an exported adapter's weights into an adapter of the same form. Raises TrainingFailed(model_not_found)."""
+    try:
+        weights = load_file(folder / WEIGHTS_NAME)
+    except (OSError, SafetensorError) as error:
+        raise TrainingFailed(
+            f"The adapter {folder.name} is not in the data folder any more.", code="model_not_found"
+        ) from error
+    outcome = set_peft_model_state_dict(peft, weights)
+    missing = [name for name in outcome.missing_keys if "lora_" in name]
+    if outcome.unexpected_keys or missing:
+        raise TrainingFailed(
+            f"The adapter {folder.name} has another form than it should: {(missing + outcome.unexpected_keys)[0]}.",
+            code="invalid_parent_model",
+        )
+
+
+def load_base(folder: Path, dtype: torch.dtype, *, quantize_on: torch.device | None = None) -> nn.Module:
+    """Load a causal language model from a local folder: safetensors only, no code of its own.
+
+    With `quantize_on`, its linear layers but the output layer are put there in 4 bits (NF4, scales quantised too).
+    """
+    quantized: dict[str, Any] = {}
+    if quantize_on is not None:
+        config = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+        quantized = {"quantization_config": config, "device_map": {"": quantize_on}}
+    base: Any = AutoModelForCausalLM.from_pretrained(
+        folder,
+        **quantized,
+        dtype=dtype,
+        attn_implementation="sdpa",
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+    )
+    changes = [name for name in _LOGIT_CHANGES if getattr(base.config, name, None) not in (None, 1, 1.0)]
+    if changes or getattr(base.get_output_embeddings(), "bias", None) is not None:
+        raise TrainingFailed(
+            "The base model changes its logits behind the output layer, which is not supported: "
+            + (", ".join(changes) or "bias"),
+            code="unsupported_base_model",
+        )
+    base.requires_grad_(False)
+    if quantize_on is not None:
+        _keep_layout(base)
+    return base  # type: ignore[no-any-return]
+
+
+def _keep_layout(base: nn.Module) -> None:
+    """Keep bitsandbytes from repacking weights for inference at the first evaluation: there is no way back to training.
+
+    It does so on CPUs with AVX512-BF16 (bitsandbytes 0.50, Linear4bit.forward).
+    """
+    for module in base.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]

@@ -1,0 +1,145 @@
+"""What is learnt: answers (supervised), or which of two answers is better (DPO)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from services.trainer.data.chat import Example
+from services.trainer.data.cutting import Row
+from services.trainer.data.pairs import Pair
+from services.trainer.training.losses import chunked_logprobs, chunked_nll, dpo_losses
+from services.trainer.training.parallel import ALONE, Group
+from services.trainer.training.reading import Reader
+
+RowT_contra = TypeVar("RowT_contra", bound=Row, contravariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Rewards:
+    """Means over pairs, in nats but for the accuracy, which is a share from 0 to 1; see protocol.Metrics."""
+
+    chosen: float
+    rejected: float
+    margin: float
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Means: loss in nats per supervised token or pair, accuracy of argmax from 0 to 1."""
+
+    loss: float
+    accuracy: float
+    n_tokens: int
+    rewards: Rewards | None = None
+
+
+class Objective(Protocol[RowT_contra]):
+    """Measures rows; with `backward` it adds the gradient of their mean loss to the parameters'.
+
+    In a group each process computes its share: what is measured is of all rows, the gradient a part of theirs.
+    """
+
+    @property
+    def reader(self) -> Reader: ...
+
+    @property
+    def group(self) -> Group: ...
+
+    def measure(self, rows: Sequence[RowT_contra], *, backward: bool) -> Measured: ...
+
+
+class Supervised:
+    """Cross entropy of the answers' tokens; each token counts alike, however the rows are cut."""
+
+    def __init__(self, reader: Reader, group: Group = ALONE) -> None:
+        self.reader = reader
+        self.group = group
+
+    def measure(self, rows: Sequence[Example], *, backward: bool) -> Measured:
+        n_supervised = sum(example.n_supervised for example in rows)
+        loss_sum, n_hits, n_tokens = 0.0, 0, 0
+        for piece in self.reader.pieces(self.group.share(rows)):
+            hidden_ND, batch = self.reader.read(piece)
+            loss, hits = chunked_nll(hidden_ND, self.reader.model.head_VD, batch.targets_N)
+            if backward:
+                _backward(loss / n_supervised)
+            loss_sum += float(loss.detach())
+            n_hits += hits
+            n_tokens += batch.n_tokens
+        loss_sum, correct, tokens = self.group.sum([loss_sum, n_hits, n_tokens])
+        return Measured(loss_sum / n_supervised, correct / n_supervised, int(tokens))
+
+
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    """What the model gives P pairs' answers: summed log probabilities, and hits among the preferred ones' tokens."""
+
+    chosen_P: Tensor
+    rejected_P: Tensor
+    n_hits: int
+    n_tokens: int
+
+
+class Preference:
+    """Direct preference optimisation: prefer an answer to another by more than the reference model does.
+
+    Both answers of a pair are read together; each pair counts alike.
+    """
+
+    def __init__(self, reader: Reader, beta: float, group: Group = ALONE) -> None:
+        self.reader = reader
+        self.beta = beta
+        self.group = group
+
+    def measure(self, rows: Sequence[Pair], *, backward: bool) -> Measured:
+        loss_sum, n_hits, n_tokens = 0.0, 0, 0
+        rewards_4 = torch.zeros(4, dtype=torch.float64)
+        for piece in self.reader.pieces(self.group.share(rows)):
+            answers = self._answers(piece)
+            reference_2P = _reference(piece).to(answers.chosen_P)
+            losses_P, margins_P = dpo_losses(
+                answers.chosen_P, answers.rejected_P, reference_2P[0] - reference_2P[1], self.beta
+            )
+            if backward:
+                _backward(losses_P.sum() / len(rows))
+            loss_sum += float(losses_P.detach().sum())
+            n_hits += answers.n_hits
+            n_tokens += answers.n_tokens
+            policy_2P = torch.stack((answers.chosen_P, answers.rejected_P)).detach()
+            rewards_4 += _summed_rewards(self.beta * (policy_2P - reference_2P), margins_P.detach())
+        loss_sum, correct, tokens, *rewards = self.group.sum([loss_sum, n_hits, n_tokens, *rewards_4.tolist()])
+        n_supervised = sum(pair.chosen.n_supervised for pair in rows)
+        mean_rewards = Rewards(*(reward / len(rows) for reward in rewards))
+        return Measured(loss_sum / len(rows), correct / n_supervised, int(tokens), mean_rewards)
+
+    def logprobs(self, pairs: Sequence[Pair]) -> list[tuple[float, float]]:
+        """Return the summed log probabilities (chosen, rejected) of each pair of one piece, without gradient."""
+        with torch.no_grad():
+            answers = self._answers(pairs)
+        return list(zip(answers.chosen_P.tolist(), answers.rejected_P.tolist(), strict=True))
+
+    def _answers(self, pairs: Sequence[Pair]) -> _Answers:
+        hidden_ND, batch = self.reader.read([*(pair.chosen for pair in pairs), *(pair.rejected for pair in pairs)])
+        logprobs_N, hits_N = chunked_logprobs(hidden_ND, self.reader.model.head_VD, batch.targets_N)
+        sums = torch.stack([part.sum() for part in torch.split(logprobs_N, list(batch.counts))])
+        n_chosen = sum(batch.counts[: len(pairs)])
+        return _Answers(sums[: len(pairs)], sums[len(pairs) :], int(hits_N[:n_chosen].sum()), batch.n_tokens)
+
+
+def _reference(pairs: Sequence[Pair]) -> Tensor:
+    return torch.tensor([[p.reference_chosen for p in pairs], [p.reference_rejected for p in pairs]])
+
+
+def _summed_rewards(rewards_2P: Tensor, margins_P: Tensor) -> Tensor:
+    """Add up over pairs what Rewards has, in its order."""
+    return torch.cat((rewards_2P, margins_P[None], (margins_P > 0)[None])).double().sum(dim=1).cpu()
+
+
+def _backward(loss: Tensor) -> None:
+    loss.backward()  # type: ignore[no-untyped-call]

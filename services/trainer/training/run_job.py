@@ -1,0 +1,177 @@
+"""One job inside the training process: load, resume, train, export, then answer the supervisor's questions."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from msgspec.structs import replace
+
+from services.trainer.data.chat import Example
+from services.trainer.data.cutting import R
+from services.trainer.data.dataset import Dataset
+from services.trainer.data.loading import TokenSource
+from services.trainer.data.pairs import Pair
+from services.trainer.data.table import Fitting, TokenTable, examples, fit, pairs
+from services.trainer.protocol import (
+    REFERENCE_FILE,
+    SPEC_FILE,
+    CheckParity,
+    Reporter,
+    Started,
+    TrainSpec,
+    command_decoder,
+    spec_decoder,
+)
+from services.trainer.training.bases import LoadBase
+from services.trainer.training.following import Follower
+from services.trainer.training.loop import TrainingLoop
+from services.trainer.training.model import LoraModel, build_model, load_base
+from services.trainer.training.objectives import Objective, Preference, Supervised
+from services.trainer.training.parallel import ALONE, Group
+from services.trainer.training.parity import measure_parity
+from services.trainer.training.reading import Reader
+from services.trainer.training.references import with_reference
+from services.trainer.training.session import TrainingSession
+
+ShouldStop = Callable[[], bool]
+"""Asked between steps, and wherever else a job may be put down; in a shared process others compute meanwhile."""
+
+
+class Commands(Protocol):
+    """Lines from the supervisor; an empty one at their end."""
+
+    def readline(self) -> bytes: ...
+
+
+def run_job(
+    folder: Path,
+    report: Reporter,
+    should_stop: ShouldStop,
+    commands: Commands,
+    load: LoadBase = load_base,
+    group: Group = ALONE,
+) -> None:
+    """Do everything a job needs from torch; of a group's processes only the first reports and answers.
+
+    Raises StopRequested, SelftuneError with the reason, or PeersLost.
+    """
+    model = train(folder, report, should_stop, load, group)
+    if model is not None:
+        answer(model, report, commands)
+
+
+def train(
+    folder: Path, report: Reporter, should_stop: ShouldStop, load: LoadBase = load_base, group: Group = ALONE
+) -> LoraModel | None:
+    """Train the job in `folder` to its end and export it; returns the finished model as it is served.
+
+    None in those processes of a group that follow the first.
+    """
+    spec = spec_decoder.decode((folder / SPEC_FILE).read_bytes())
+    trained = _trained(spec, folder, report, should_stop, load, group)
+    if trained is None:
+        return None
+    model, adapter = trained
+    del trained
+    if spec.quantization == "none":
+        return model
+    del model  # two of them may not fit into memory, and its replaced parts refer to one another
+    gc.collect()
+    return build_model(replace(spec, quantization="none", parent_folder=str(adapter)))
+
+
+def _trained(
+    spec: TrainSpec, folder: Path, report: Reporter, should_stop: ShouldStop, load: LoadBase, group: Group
+) -> tuple[LoraModel, Path] | None:
+    """Return the model as it was trained, with the final adapter, and that adapter's folder."""
+    started = time.monotonic()
+    if spec.method == "dpo":
+        pairs = group.first_one_first(lambda: load_pairs(spec))
+        preference = Preference(_reader(spec, load), spec.beta, group)
+        pairs = with_reference(pairs, preference, folder / REFERENCE_FILE, should_stop)
+        return _run(_loop(_session(spec, preference), spec, pairs, folder, report), started, should_stop)
+    data = group.first_one_first(lambda: load_data(spec))
+    supervised = Supervised(_reader(spec, load), group)
+    return _run(_loop(_session(spec, supervised), spec, data, folder, report), started, should_stop)
+
+
+def _reader(spec: TrainSpec, load: LoadBase) -> Reader:
+    why_plain = "" if spec.neftune_noise_alpha is None else "NEFTune's noise depends on the length of padded rows"
+    model = build_model(spec, why_plain=why_plain, load=load)
+    return Reader(model, packing=spec.packing, most_rows=spec.rows_at_once)
+
+
+def _session(spec: TrainSpec, objective: Objective[R]) -> TrainingSession[R]:
+    return TrainingSession(
+        objective,
+        weight_decay=spec.weight_decay,
+        max_grad_norm=spec.max_grad_norm,
+        noise_alpha=spec.neftune_noise_alpha,
+    )
+
+
+def _loop(
+    session: TrainingSession[R], spec: TrainSpec, data: Dataset[R], folder: Path, report: Reporter
+) -> TrainingLoop[R]:
+    if session.group.leads:
+        return TrainingLoop(session, spec, data, folder, report)
+    return Follower(session, spec, data, folder, lambda _: None)
+
+
+def _run(loop: TrainingLoop[R], started: float, should_stop: ShouldStop) -> tuple[LoraModel, Path] | None:
+    """Train to the end; `started` is a time of time.monotonic()."""
+    resumed_from = loop.resume()
+    model = loop.session.model
+    loop.report(
+        Started(
+            device=model.device.type,
+            dtype=str(model.dtype).removeprefix("torch."),
+            n_examples=len(loop.data.train),
+            total_steps=loop.total_steps,
+            resumed_from_step=resumed_from,
+            startup_s=round(time.monotonic() - started, 2),
+            plain_because=model.plain_because,
+            n_processes=loop.group.size,
+            n_restarts=loop.group.restarts,
+        )
+    )
+    if not loop.group.any(should_stop()):
+        loop.rehearse()
+    final = loop.run(should_stop)
+    return None if final is None else (model, Path(final.folder))
+
+
+def load_data(spec: TrainSpec) -> Dataset[Example]:
+    """Have both files as rows. Raises InvalidTrainingData, and TrainingFailed for a base without a chat template."""
+    return _load(spec, examples)
+
+
+def load_pairs(spec: TrainSpec) -> Dataset[Pair]:
+    """The same for preferences."""
+    return _load(spec, pairs)
+
+
+def _load(spec: TrainSpec, rows_of: Callable[[TokenTable, Fitting], list[R]]) -> Dataset[R]:
+    source = TokenSource(spec.base_folder, spec.tokens_folder, spec.method)
+
+    def rows(path: str | None, param: str) -> list[R]:
+        if path is None:
+            return []
+        _, table = source.table(path, param)
+        return rows_of(table, fit(table, spec.max_length, spec.overlong, param))
+
+    valid = rows(spec.validation_path, "validation_file")
+    return Dataset(rows(spec.training_path, "training_file"), valid)
+
+
+def answer(model: LoraModel, report: Reporter, commands: Commands) -> None:
+    """Serve commands until Finish, or until the supervisor closes the pipe."""
+    while line := commands.readline():
+        command = command_decoder.decode(line)
+        if not isinstance(command, CheckParity):
+            return
+        report(measure_parity(model, command.samples))

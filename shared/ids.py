@@ -88,6 +88,11 @@ def model_name(base: str, organization: str, suffix: str | None) -> str:
     return f"ft:{base}:{organization}:{_UNSAFE.sub('-', suffix or '')}:{_random(8)}"
 
 
+def is_fine_tuned(model: str) -> bool:
+    """Whether a name is one that `model_name` or `checkpoint_name` has formed."""
+    return model.startswith("ft:")
+
+
 def checkpoint_name(model: str, step: int) -> str:
     """Form the name under which an intermediate checkpoint of `model` answers: its own id, then `:ckpt-step-{step}`."""
     stem, _, _ = model.rpartition(":")

@@ -13,6 +13,7 @@ DATA_DIR/
   jobs/<job id>/                   spec.json, checkpoints/, tensorboard/, train.log; for some reference.json, wandb/
   tokens/<key>/                    tokenised files, kept for other jobs: shared/token_cache.py
   adapters/<base>/<sha256>/        published adapters, immutable
+  models/<job id>/<sha256>/        a fully fine-tuned model, immutable
   logs/                            one file a service
 """
 
@@ -44,6 +45,7 @@ class Paths:
         self.jobs = home / "jobs"
         self.tokens = home / "tokens"
         self.adapters = home / "adapters"
+        self.models = home / "models"
         self.logs = home / "logs"
 
     def prepare(self) -> None:
@@ -59,6 +61,7 @@ class Paths:
             self.jobs,
             self.tokens,
             self.adapters,
+            self.models,
             self.logs,
         )
         for folder in folders:
@@ -93,6 +96,10 @@ class Paths:
 
     def adapter_folder(self, base: str, digest: str) -> Path:
         return self.adapters / slug(base) / _name(digest)
+
+    def whole_model_folder(self, job_id: str) -> Path:
+        """Where the whole model of a job lies, in a folder named by its digest."""
+        return self.models / _name(job_id)
 
     def token_folder(self, name: str) -> Path:
         return self.tokens / _name(name)
@@ -165,6 +172,19 @@ def publish_folder(staged: Path, final: Path) -> None:
             raise
         shutil.rmtree(staged)
     fsync_folder(final.parent)
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder that others take for whole as long as it is there; nothing happens if it is not.
+
+    A `.partial-…` beside it may be left by a process that dies on the way.
+    """
+    doomed = folder.with_name(f".partial-{secrets.token_hex(4)}")
+    try:
+        folder.rename(doomed)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def read_or_create_secret(path: Path, make: str) -> tuple[str, bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from msgspec import UNSET, Struct
@@ -178,20 +179,27 @@ class BaseRecord(Struct, frozen=True, kw_only=True):
 
     id: str
     path: str
-    """Absolute folder with config.json, safetensors and tokenizer."""
+    """Folder with config.json, safetensors and tokenizer: absolute, or relative to the data folder, which may move."""
     fingerprint: str
     """SHA-256 over what an adapter depends on: architecture, sizes, vocabulary."""
     context_length: int
     created_at: int
     architecture: str = ""
     parameters: int = 0
+    origin: str = ""
+    """Id of the base that this one was fine-tuned from, every weight of it; empty for the operator's own. Only who may
+    use the fine-tuned model of the same name may use it."""
 
-    def public(self) -> Model:
-        return Model(id=self.id, created=self.created_at, owned_by="system")
+    def placed(self, home: Path) -> BaseRecord:
+        """Make the path absolute, for a data folder that is at `home` now."""
+        return replace(self, path=str(home / self.path))
+
+    def public(self, organization: str) -> Model:
+        return Model(id=self.id, created=self.created_at, owned_by=organization if self.origin else "system")
 
 
 class AdapterRecord(Struct, frozen=True, kw_only=True):
-    """A fine-tuned model: an immutable LoRA adapter on a base."""
+    """A fine-tuned model: an immutable LoRA adapter on a base, or, `whole`, a base of its own."""
 
     name: str
     """The public model id, `ft:…`; never used again for other bytes."""
@@ -209,6 +217,8 @@ class AdapterRecord(Struct, frozen=True, kw_only=True):
     created_at: int
     listed: bool = False
     """Whether clients see it; until its job has succeeded only the replicas know it."""
+    whole: bool = False
+    """Whether every weight was trained: `folder` is a base model's then, and `base` is `name`."""
 
     def public(self, organization: str) -> Model:
         return Model(id=self.name, created=self.created_at, owned_by=organization)

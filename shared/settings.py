@@ -15,7 +15,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from shared import embedded_valkey
 from shared.errors import InvalidRequest
+from shared.ids import is_fine_tuned
+from shared.paths import Paths
 
 ENV_PREFIX = "SELFTUNE_"
 EMBEDDED = "embedded"
@@ -40,7 +43,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         str, _setting("Redis or Valkey to use, redis://… or unix://…; empty starts an embedded one in the data folder.")
     ] = ""
     base_model: Annotated[
-        str, _setting("Base model: 'embedded' (SmolLM2-135M-Instruct from a Python package), a hub id, or a folder.")
+        str,
+        _setting(
+            "Base model: 'embedded' (SmolLM2-135M-Instruct from a Python package), a hub id, a folder, or the name "
+            "of a model that was fully fine-tuned here."
+        ),
     ] = "embedded"
     base_model_id: Annotated[
         str, _setting("Name that clients use for the base; empty: the hub id or the folder's name.")
@@ -151,8 +158,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return Path(self.data_dir).expanduser().resolve()
 
     @property
+    def database_url(self) -> str:
+        """Where Redis or Valkey is: as set, else the embedded one of this data folder."""
+        return self.redis_url or embedded_valkey.url(Paths(self.home).valkey)
+
+    @property
     def public_base_id(self) -> str:
         """The name that clients use for the base, under which the trainer registers and inference awaits it."""
+        if is_fine_tuned(self.base_model):
+            return self.base_model
         if self.base_model_id:
             return self.base_model_id
         if self.base_model == EMBEDDED:

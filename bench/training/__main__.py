@@ -1,6 +1,6 @@
 """Training against other programs, on one machine, in one run.
 
-    python -m bench.training [--rounds 3] [--only shared mixed dpo qlora] [--base FOLDER] [--rivals FOLDER] [--quick]
+    python -m bench.training [--rounds 3] [--only shared mixed dpo qlora] [--without SIDE] [--base FOLDER] [--quick]
 
 Every measurement runs each program in a process of its own, in turns, on the same rows in the same order, and shows
 medians: LoRA of rank 16 on the seven linear layers, batches of 8, float32, no dropout, loss on answers only. Programs
@@ -45,6 +45,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=list(MEASUREMENTS), default=list(MEASUREMENTS))
     parser.add_argument("--base", type=Path, help="folder of a base model; the embedded one if left out")
+    parser.add_argument("--without", nargs="+", default=[], metavar="SIDE", help="sides that take too long")
     parser.add_argument("--rivals", type=Path, default=Path(".rivals"), help="where rivals.sh put its environments")
     parser.add_argument("--quick", action="store_true", help="one round of one step, no figures to keep")
     arguments = parser.parse_args()
@@ -70,25 +71,19 @@ class Bench:
         self.rounds: int = arguments.rounds
         self.quick: bool = arguments.quick
         pythons = {name: arguments.rivals / name / "bin" / "python" for name in RIVALS}
+        self.without: list[str] = arguments.without
         self.rivals = [Side(name, str(path.absolute())) for name, path in pythons.items() if path.exists()]
 
-    def run(
-        self, data: str, *sides: Side, method: str = "supervised", quantization: str = "none"
-    ) -> dict[str, Measured]:
+    def run(self, data: str, *sides: Side, **changes: str) -> dict[str, Measured]:
         """Four counted steps are once through the 32 rows."""
         made = rows.write(data, self.folder, self.base)
         print(f"  {len(made.tokens_per_row)} rows, {sum(made.tokens_per_row)} tokens, {made.learnt} of them learnt")
-        work = Work(
-            base=str(self.base),
-            jsonl=str(made.jsonl),
-            tokens=str(made.tokens),
-            method=method,
-            quantization=quantization,
-        )
+        work = Work(base=str(self.base), jsonl=str(made.jsonl), tokens=str(made.tokens), **changes)
         if self.quick:
             work = replace(work, warmup=1, steps=1)
+        sides = tuple(side for side in sides if side.name not in self.without)
         found = compare([Side("ours"), *sides], work, made, rounds=self.rounds)
-        print_sides(f"{data}, {method}" + ("" if quantization == "none" else f", {quantization}"), found)
+        print_sides(", ".join([data, *changes.values()]), found)
         return found
 
 
@@ -115,6 +110,11 @@ def _qlora(bench: Bench) -> list[Line]:
     return [speed("QLoRA", found, 1.5), memory("QLoRA, peak memory", found, "trainer_peft", 0.8)]
 
 
+def _full(bench: Bench) -> list[Line]:
+    found = bench.run("shared", Side("trainer_peft"), finetuning_type="full")
+    return [speed("every weight", found, 1.5), memory("every weight, peak memory", found, "trainer_peft", 0.8)]
+
+
 def _growth(bench: Bench) -> list[Line]:
     return growth.measure(bench.base, bench.folder, rounds=bench.rounds, quick=bench.quick)
 
@@ -132,7 +132,7 @@ def _memory(bench: Bench) -> list[Line]:
 
 
 MEASUREMENTS: dict[str, Callable[[Bench], list[Line]]] = {
-    "shared": _shared, "mixed": _mixed, "dpo": _dpo, "qlora": _qlora, "growth": _growth, "start": _start,
+    "shared": _shared, "mixed": _mixed, "dpo": _dpo, "qlora": _qlora, "full": _full, "growth": _growth, "start": _start,
     "small_jobs": _small_jobs, "memory": _memory,
 }  # fmt: skip
 

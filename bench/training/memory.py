@@ -46,6 +46,8 @@ CASES = {
     "two rows at once": Case(lambda order: MAKERS["mixed"](order), {"gradient_accumulation_steps": 4}),
     "DPO": Case(lambda order: MAKERS["pairs"](order)[:ROWS], {"method": "dpo"}),
     "QLoRA": Case(lambda order: chats(ROWS, order), {"quantization": "nf4"}),
+    "every weight": Case(lambda order: chats(ROWS, order), {"finetuning_type": "full"}),
+    "every weight, mixed length": Case(lambda order: MAKERS["mixed"](order), {"finetuning_type": "full"}),
     "dropout": Case(lambda order: chats(ROWS, order), {"dropout": 0.1}),
     "plain path (NEFTune)": Case(lambda order: chats(ROWS, order), {"neftune_noise_alpha": 5.0}),
 }

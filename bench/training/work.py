@@ -16,8 +16,8 @@ from typing import Any
 class Work:
     """One run: `warmup` steps that are not counted, then `steps` that are, on the rows in their order, over and over.
 
-    LoRA on the seven linear layers, dropout 0, float32, AdamW (betas 0.9 and 0.999, no weight decay), a constant
-    learning rate, gradients clipped at a norm of 1.
+    LoRA on the seven linear layers, unless every weight is trained, dropout 0, float32, AdamW (betas 0.9 and 0.999, no
+    weight decay), a constant learning rate, gradients clipped at a norm of 1.
     """
 
     base: str
@@ -27,6 +27,8 @@ class Work:
     """The same as JSON: [{input_ids, labels}] for supervised, [{prompt, chosen, rejected}] as text for dpo."""
     method: str = "supervised"
     quantization: str = "none"
+    finetuning_type: str = "lora"
+    """`full` trains every weight, at a tenth of the learning rate."""
     batch_size: int = 8
     warmup: int = 2
     steps: int = 4
@@ -36,6 +38,10 @@ class Work:
     beta: float = 0.1
     seed: int = 1
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+    @property
+    def rate(self) -> float:
+        return self.learning_rate / 10 if self.finetuning_type == "full" else self.learning_rate
 
     @property
     def total_steps(self) -> int:

@@ -93,7 +93,7 @@ class Services:
         """Prepare the data folder and build the clients; none connects before its first use."""
         paths = Paths(settings.home)
         paths.prepare()
-        client = Client(settings.redis_url)
+        client = Client(settings.database_url)
         files = FileStore(client, project_bytes=settings.project_storage_bytes)
         jobs, registry, presence = JobStore(client), Registry(client), Presence(client)
         batch_store = BatchStore(client)
@@ -103,7 +103,7 @@ class Services:
         key_store, projects = KeyStore(client), ProjectStore(client)
         uploads = Uploads(files, paths, max_file_bytes=settings.max_file_bytes)
         upload_store = UploadStore(client, project_bytes=settings.project_storage_bytes)
-        queue = Queue(settings.redis_url)
+        queue = Queue(settings.database_url)
         webhook_store, sender = WebhookStore(client), WebhookSender(allow_private=settings.webhook_allow_private)
         names = ModelNames(registry, settings.model_aliases, organization=settings.organization)
         gateway = Gateway(names, presence, internal_key=internal_key(settings.internal_key, paths))

@@ -113,11 +113,11 @@ class Readiness:
         return TrainerPart(ready=False, reason=", ".join(states) or "no trainer is running")
 
     async def _inference(self) -> Part:
-        bases = await self._registry.bases()
+        own = await self._registry.base(self._base_id)
         replicas = await self._presence.replicas()
         served = {replica.base for replica in replicas if replica.state == "ready" and replica.url}
         # One that the operator has changed for another stays registered: its models may come back, and nobody waits.
-        wanted = [base for base in bases if base.id == self._base_id] or bases
+        wanted = [own] if own is not None else await self._registry.bases()
         missing = [base.id for base in wanted if base.id not in served]
         if wanted and not missing:
             return Part(ready=True)

@@ -10,8 +10,6 @@ from typing import NoReturn
 
 from msgspec.structs import replace
 
-from services.cli import valkey
-from shared.paths import Paths
 from shared.settings import Settings
 
 
@@ -22,7 +20,7 @@ def become_exporter(
     settings = replace(
         settings,
         data_dir=str(settings.home),
-        redis_url=settings.redis_url or valkey.url(Paths(settings.home).valkey),
+        redis_url=settings.database_url,
     )
     arguments = [f"{name}={value}" for name, value in options.items() if value is not None]
     arguments += [name for name, is_set in flags.items() if is_set]

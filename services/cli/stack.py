@@ -49,7 +49,7 @@ class Stack:
         self._settings = replace(
             settings,
             data_dir=str(paths.home),
-            redis_url=settings.redis_url or valkey.url(paths.valkey),
+            redis_url=settings.database_url,
             internal_key=internal_key(settings.internal_key, paths),
         )
         self._started: list[Service] = []

@@ -179,7 +179,7 @@ class AdapterAgent:
         record = await self._registry.get(name)
         if record is None:
             self._retire(name)
-        else:
+        elif not record.whole:
             await self._publish(record, warm=True)
 
     async def _publish(self, record: AdapterRecord, *, warm: bool) -> None:

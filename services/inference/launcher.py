@@ -20,6 +20,7 @@ import structlog
 from services.inference import engine_args
 from services.inference.replica import Replica, new_record
 from shared.errors import StoreUnavailable
+from shared.ids import is_fine_tuned
 from shared.records import BaseRecord
 from shared.settings import Settings
 from shared.store.client import Client
@@ -39,7 +40,7 @@ async def run(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT; returns 0 then, and 1 when a part has failed and a restart is due."""
     stop = asyncio.Event()
     stop_on_signals(stop)
-    client = Client(settings.redis_url)
+    client = Client(settings.database_url)
     replica = Replica(
         Presence(client),
         new_record(
@@ -101,10 +102,18 @@ async def _wait_for_base(settings: Settings, registry: Registry, replica: Replic
         except StoreUnavailable as away:
             replica.set("waiting", away.message)
         else:
-            if base is not None and (Path(base.path) / "config.json").is_file():
-                return base
-            replica.set("waiting", f"waiting for base model {wanted}")
+            placed = None if base is None else base.placed(settings.home)
+            if placed is not None and (Path(placed.path) / "config.json").is_file():
+                return placed
+            replica.set("waiting", f"waiting for base model {wanted}{_why_in_vain(wanted)}")
         await asyncio.sleep(_POLL_S)
+
+
+def _why_in_vain(wanted: str) -> str:
+    """Say what may be wrong with a base that nobody registers: only jobs do so with fine-tuned ones."""
+    if not is_fine_tuned(wanted):
+        return ""
+    return ", which is not here: only a model whose every weight was trained is a base, and not when it was deleted"
 
 
 def _import_in_background(module: str) -> asyncio.Future[None]:

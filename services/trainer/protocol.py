@@ -37,7 +37,7 @@ class TrainSpec(Struct, frozen=True, kw_only=True):
     base_weights: str = ""
     """base_weights.weights_digest() of base_folder when the job began; empty in a spec of an earlier version."""
     adapters_folder: str
-    """Where finished adapter folders go, each named by its digest."""
+    """Where finished folders go, adapters or whole models, each named by its digest."""
     training_path: str
     validation_path: str | None = None
     training_sha256: str = ""
@@ -48,6 +48,8 @@ class TrainSpec(Struct, frozen=True, kw_only=True):
     method: Literal["supervised", "dpo"] = "supervised"
     beta: float = 0.1
     """Only for DPO: the pull towards the model that training starts from."""
+    finetuning_type: Literal["lora", "full"] = "lora"
+    """`full` trains every weight; what is said of the adapter below is without meaning then."""
     rank: int = 16
     alpha: float = 32
     use_rslora: bool = False
@@ -200,6 +202,19 @@ class ParityMeasured(Struct, frozen=True, kw_only=True, tag="parity"):
     tolerance: float
 
 
+class Requantized(Struct, frozen=True, kw_only=True, tag="requantized"):
+    """What it changes that an adapter was trained on a base in 4 bits and is served on the base as it is.
+
+    Losses of the same rows, as Metrics has them.
+    """
+
+    n_rows: int
+    held_out: bool
+    """Whether the rows are the validation file's."""
+    loss_as_trained: float
+    loss_as_served: float
+
+
 class Failed(Struct, frozen=True, kw_only=True, tag="failed"):
     code: str
     message: str
@@ -212,7 +227,7 @@ class Stopped(Struct, frozen=True, kw_only=True, tag="stopped"):
     step: int
 
 
-Message = Started | Rehearsed | Stepped | Exported | ParityMeasured | Failed | Stopped
+Message = Started | Rehearsed | Stepped | Requantized | Exported | ParityMeasured | Failed | Stopped
 
 Reporter = Callable[[Message], None]
 

@@ -19,6 +19,7 @@ _WORDS = {
     "activations": "what the layers keep of each token in a piece of a batch",
     "weights": "the base's weights",
     "adapter": "the adapter and its optimizer",
+    "optimizer": "the weights' gradient and optimizer",
     "logits": "the logits",
     "runtime": "the libraries",
 }
@@ -68,7 +69,11 @@ def is_disk_full(error: BaseException) -> bool:
 def advice(spec: TrainSpec) -> str:
     """Name what a job can lower: first what needs more than half, then the cheapest, as pieces change no result."""
     ways = []
-    if spec.quantization == "none" and _mostly(spec, "weights"):
+    is_full = spec.finetuning_type == "full"
+    if is_full:
+        ways.append("set selftune.finetuning_type to lora")
+    can_be_quantized = spec.quantization == "none" and not is_full
+    if can_be_quantized and _mostly(spec, "weights"):
         ways.append("set selftune.quantization to nf4")
     if _mostly(spec, "adapter"):
         ways.append(f"lower selftune.rank (now {spec.rank})")
@@ -80,7 +85,7 @@ def advice(spec: TrainSpec) -> str:
     elif spec.batch_size > 1:
         ways.append(f"lower batch_size (now {spec.batch_size})")
     ways.append(f"use shorter rows, or lower selftune.max_length (now {spec.max_length})")
-    if spec.quantization == "none" and not _mostly(spec, "weights"):
+    if can_be_quantized and not _mostly(spec, "weights"):
         ways.append("set selftune.quantization to nf4")
     return f"{_expected(spec)}To need less: {'; '.join(ways)}."
 

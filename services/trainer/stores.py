@@ -33,13 +33,13 @@ class Stores:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.paths = Paths(settings.home)
-        self.client = Client(settings.redis_url)
+        self.client = Client(settings.database_url)
         self.files = FileStore(self.client)
         self.jobs = JobStore(self.client)
         self.leases = LeaseStore(self.client, ttl_s=settings.lease_ttl_s)
         self.presence = Presence(self.client)
         self.registry = Registry(self.client)
-        self.queue = Queue(settings.redis_url)
+        self.queue = Queue(settings.database_url)
 
     def internal_key(self) -> str:
         """The bearer key that replicas ask for."""

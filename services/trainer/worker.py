@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 
 from services.trainer.base.preparation import prepare_base
 from services.trainer.jobs.admission import admit
+from services.trainer.jobs.leftovers import sweep_forever
 from services.trainer.jobs.places import Places
 from services.trainer.jobs.reaper import reap_forever
 from services.trainer.jobs.serving import Serving
@@ -81,6 +82,7 @@ class Trainer:
                 group.create_task(_run_again(training))
                 group.create_task(_run_again(validating))
                 group.create_task(reap_forever(self._stores, training.pool))
+                group.create_task(sweep_forever(self._stores))
         finally:
             await self._close(training)
             await self._close(validating)
@@ -88,7 +90,7 @@ class Trainer:
     async def _worker(
         self, queue_name: str, name: str, work: Callable[[dict[Any, Any], str], Awaitable[None]], *, at_once: int
     ) -> Worker:
-        pool = await persist(lambda: queue.connect(self._stores.settings.redis_url))
+        pool = await persist(lambda: queue.connect(self._stores.settings.database_url))
         return Worker(
             functions=[func(work, name=name, keep_result=0, timeout=_NEVER, max_tries=_ALWAYS_AGAIN)],  # type: ignore[arg-type]
             queue_name=queue_name,

@@ -29,6 +29,16 @@ class MlflowSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class TrainingOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Options of this server. Null, or left out, means the server's default; a job shows the values that it uses."""
 
+    finetuning_type: (
+        Annotated[
+            Literal["lora", "full"],
+            Meta(
+                description="What is trained: a LoRA adapter, which is served beside others on its base, or every "
+                "weight, which makes a whole model that needs an inference server of its own."
+            ),
+        ]
+        | None
+    ) = None
     rank: Annotated[int, Meta(ge=1, le=512, description="LoRA rank; at most what the server serves.")] | None = None
     alpha: (
         Annotated[

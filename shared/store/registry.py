@@ -55,9 +55,9 @@ class Registry:
         await self._client.call("HSET", keys.BASES, base.id, _encode(base))
 
     async def bases(self) -> Sequence[BaseRecord]:
-        """List base models by id."""
-        found = await self._client.call("HVALS", keys.BASES)
-        return sorted((_decode_base(raw) for raw in found), key=lambda base: base.id)
+        """List the operator's base models by id; those that jobs have made are fine-tuned models to clients."""
+        found = [_decode_base(raw) for raw in await self._client.call("HVALS", keys.BASES)]
+        return sorted((base for base in found if not base.origin), key=lambda base: base.id)
 
     async def base(self, base_id: str) -> BaseRecord | None:
         raw = await self._client.call("HGET", keys.BASES, base_id)
@@ -98,6 +98,7 @@ class Registry:
         if adapter is None:
             return False
         change = _encode(AdapterChange(name=name, base=adapter.base, action="retired"))
+        whole = [("HDEL", keys.BASES, name)] if adapter.whole else []
         sharers = [member.decode() for member in await self._client.call("HKEYS", keys.permissions(name))]
         removed, *_ = await self._client.together(
             [
@@ -105,6 +106,7 @@ class Registry:
                 ("SREM", keys.adapters(adapter.base), name),
                 ("SREM", keys.models(adapter.project), name),
                 ("DEL", keys.permissions(name)),
+                *whole,
                 *(("SREM", keys.shared_models(project), name) for project in sharers),
                 ("XADD", keys.ADAPTER_CHANGES, "MAXLEN", "~", 10000, "*", "change", change),
             ]
@@ -123,7 +125,10 @@ class Registry:
         return _if_usable(raw, project, shared=bool(shared))
 
     async def find(self, name: str, project: str) -> BaseRecord | AdapterRecord | None:
-        """Return the base of that name, else the fine-tuned model if `usable`; one round trip."""
+        """Return the base of that name, else the fine-tuned model if `usable`; one round trip.
+
+        A base that a job has made is given to those alone who may use the fine-tuned model of its name.
+        """
         base, raw, shared = await self._client.together(
             [
                 ("HGET", keys.BASES, name),
@@ -131,7 +136,11 @@ class Registry:
                 ("SISMEMBER", keys.shared_models(project), name),
             ]
         )
-        return _decode_base(base) if base is not None else _if_usable(raw, project, shared=bool(shared))
+        found = None if base is None else _decode_base(base)
+        if found is not None and not found.origin:
+            return found
+        usable = _if_usable(raw, project, shared=bool(shared))
+        return usable if usable is None or found is None else replace(found, created_at=usable.created_at)
 
     async def owned(self, name: str, project: str) -> AdapterRecord:
         """Return a listed fine-tuned model of a project. Raises NotFound for any other, shared ones too."""
@@ -147,11 +156,14 @@ class Registry:
         return sorted(await self._many(names), key=lambda adapter: (-adapter.created_at, adapter.name))
 
     async def snapshot(self, base: str) -> tuple[str, Sequence[AdapterRecord]]:
-        """Return all adapters that should exist on a base, and the place in the change stream from where to go on."""
+        """Return all adapters that should exist on a base, and the place in the change stream from where to go on.
+
+        A base that a job has made is no adapter on itself.
+        """
         last = await self._client.call("XREVRANGE", keys.ADAPTER_CHANGES, "+", "-", "COUNT", 1)
         cursor = last[0][0].decode() if last else "0-0"
         names = [member.decode() for member in await self._client.call("SMEMBERS", keys.adapters(base))]
-        return cursor, await self._many(names)
+        return cursor, [adapter for adapter in await self._many(names) if not adapter.whole]
 
     async def changes(self, cursor: str, *, block_ms: int) -> tuple[str, Sequence[AdapterChange]]:
         """Wait up to `block_ms` for changes behind `cursor`; returns the new cursor and them.

@@ -15,14 +15,14 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from services.cli import valkey
+from shared import embedded_valkey
 from shared.records import AdapterRecord, BaseRecord
 from shared.store.client import Client
 from shared.store.registry import Registry
 
 
 async def look_up(data_dir: Path, name: str) -> tuple[AdapterRecord, BaseRecord]:
-    client = Client(valkey.url(data_dir / "valkey"))
+    client = Client(embedded_valkey.url(data_dir / "valkey"))
     registry = Registry(client)
     adapter = await registry.get(name)
     assert adapter is not None

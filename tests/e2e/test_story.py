@@ -15,7 +15,7 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 from openai.types.fine_tuning import FineTuningJob
 
-from services.cli import valkey
+from shared import embedded_valkey
 from shared.records import ReplicaRecord
 from shared.store.client import Client
 from shared.store.presence import Presence
@@ -27,7 +27,7 @@ QUESTION = [{"role": "user", "content": "Colour of sky? (3)"}]
 
 def replicas(stack: RunningStack) -> list[ReplicaRecord]:
     async def read() -> list[ReplicaRecord]:
-        client = Client(valkey.url(stack.data_dir / "valkey"))
+        client = Client(embedded_valkey.url(stack.data_dir / "valkey"))
         try:
             return list(await Presence(client).replicas())
         finally:

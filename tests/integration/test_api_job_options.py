@@ -105,6 +105,27 @@ def test_adapter_shape_comes_from_the_model_it_goes_on_from(
     assert create(model=PARENT, extra_body={"selftune": {"rank": 8}}).id
 
 
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"rank": 4}, {"alpha": 4}, {"target_modules": ["q_proj"]}, {"use_rslora": True}, {"dropout": 0.1},
+        {"quantization": "nf4"}, {"dtype": "bfloat16"},
+    ],
+)  # fmt: skip
+def test_full_fine_tuning_refuses_what_only_an_adapter_has(create: Callable[..., Any], beside: dict[str, Any]) -> None:
+    with pytest.raises(openai.BadRequestError, match="finetuning_type 'full'") as caught:
+        create(extra_body={"selftune": {"finetuning_type": "full", **beside}})
+    assert caught.value.param == f"selftune.{next(iter(beside))}"
+    job = create(extra_body={"selftune": {"finetuning_type": "full", "quantization": "none", "dtype": "float32"}})
+    assert job.selftune["finetuning_type"] == "full"
+
+
+def test_full_fine_tuning_does_not_go_on_from_an_adapter(create: Callable[..., Any]) -> None:
+    with pytest.raises(openai.BadRequestError, match="goes on from an adapter") as caught:
+        create(model=PARENT, extra_body={"selftune": {"finetuning_type": "full"}})
+    assert caught.value.param == "selftune.finetuning_type"
+
+
 @pytest.fixture(scope="module")
 def aliased(api_process: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     """A second API on the same database, with aliases and the other way to show paused jobs."""

@@ -103,7 +103,12 @@ def test_cancelled_job_stops_within_five_seconds_and_publishes_nothing(
         assert (await client.ended(second)).status is JobState.SUCCEEDED
         assert (await client.stores.jobs.get(job_id)).status is JobState.CANCELLED
         assert all(a.job_id == second for a in await client.stores.registry.listed(DEFAULT_PROJECT))
-        assert list((client.stores.paths.job_folder(job_id) / "checkpoints").glob("step-*"))
+        points = client.stores.paths.job_folder(job_id) / "checkpoints"
+
+        async def dropped() -> bool:
+            return not points.exists()
+
+        await client.until(dropped, "the end of its resume points")
 
     with_client(settings, story)
 

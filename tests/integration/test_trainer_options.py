@@ -149,6 +149,11 @@ def test_preferences_are_learnt_on_a_quantised_base(
         assert abs(steps[0]["train_loss"] - 0.6931) < 1e-4
         assert {"rewards_margin", "rewards_accuracy", "full_valid_rewards_margin"} <= steps[-1].keys()
         assert (Path(settings.home) / "jobs" / ended.id / "reference.json").exists()
+        [changed] = [told for told in page if "requantized" in told.data]
+        assert changed.message.startswith(
+            "Trained on the base in 4 bits, served on the base as it is: the loss of 4 held-"
+        )
+        assert not (Path(settings.home) / "jobs" / ended.id / "checkpoints").exists(), "nobody goes on from them"
 
     with_client(settings, story)
 

@@ -32,8 +32,8 @@ from services.trainer.protocol import (
     TrainSpec,
     encoder,
 )
-from shared.adapters import WEIGHTS_NAME
 from shared.records import DEFAULT_PROJECT
+from shared.schemas.options import EarlyStopping
 from shared.settings import Settings
 from shared.states import JobState
 from tests.integration.trainer_stack import LONG, Client, TrainerProcess, tiny_base, trainer, with_client
@@ -113,11 +113,16 @@ def assert_same(together: Together, alone: Sequence[Metrics], exported: Exported
                 None if expected is None else pytest.approx(expected, rel=TOLERANCE, abs=TOLERANCE)
             ), f"{name} at step {metrics.step}"
     [final] = [exported for exported in together.of(Exported) if exported.final]
-    ours, theirs = (load_file(Path(each.folder) / WEIGHTS_NAME) for each in (final, exported))
+    ours, theirs = (load_file(weights_of(each)) for each in (final, exported))
     assert set(ours) == set(theirs)
     for name, tensor in ours.items():
         torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=TOLERANCE)
     assert final.trained_tokens == exported.trained_tokens
+
+
+def weights_of(exported: Exported) -> Path:
+    [path] = Path(exported.folder).glob("*.safetensors")
+    return path
 
 
 def assert_gone(processes: set[int]) -> None:
@@ -167,6 +172,33 @@ def test_preferences_learnt_on_two_processes_are_saved_when_they_stop_and_learnt
     assert_gone(together.processes)
     rest = train_dpo(spec, tmp_path / "b")
     together.messages += rest.messages
+    assert_same(together, alone.steps, alone.exports[-1])
+
+
+def test_every_weight_is_trained_in_shares_through_a_death_as_one_process_does(tiny_base: Path, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"finetuning_type": "full", "checkpoint_interval": 4, "batch_size": 5}
+    changes |= {"early_stopping": EarlyStopping(patience=3), "max_grad_norm": 0.5}
+    alone = train(make_spec(tiny_base, tmp_path / "a", **changes), tmp_path / "a")
+    victims: list[int] = []
+
+    def kill(message: Message, running: Sequence[psutil.Process]) -> None:
+        if isinstance(message, Stepped) and message.metrics.step == 6 and not victims:
+            victims.append(running[0].pid)
+            running[0].kill()
+
+    together = train_together(make_spec(tiny_base, tmp_path / "b", **changes), tmp_path / "b", kill)
+    assert victims and together.status == 0
+    assert [each.n_restarts for each in together.of(Started)] == [0, 1]
+    assert all(metrics.grad_norm > 0.5 for metrics in alone.steps), "clipping is part of what is compared"
+    assert_same(together, alone.steps, alone.exports[-1])
+    assert_gone(together.processes)
+
+
+def test_preferences_are_learnt_in_shares_where_one_process_has_fewer_pieces(tiny_base: Path, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"finetuning_type": "full", "batch_size": 3, "gradient_accumulation_steps": 3}
+    alone = train_dpo(dpo_spec(tiny_base, tmp_path / "a", **changes), tmp_path / "a")
+    together = train_together(dpo_spec(tiny_base, tmp_path / "b", **changes), tmp_path / "b")
+    assert together.status == 0
     assert_same(together, alone.steps, alone.exports[-1])
 
 

@@ -37,7 +37,7 @@ def spec_of(work: Work):
         job_id="ftjob-bench", base_id="base", base_folder=work.base, base_fingerprint="", adapters_folder="",
         training_path=work.jsonl, n_epochs=1, batch_size=work.batch_size, learning_rate_multiplier=1.0, seed=work.seed,
         method=work.method, beta=work.beta, rank=work.rank, alpha=work.alpha, targets=work.targets,
-        quantization=work.quantization,
+        quantization=work.quantization, finetuning_type=work.finetuning_type,
     )  # fmt: skip
 
 
@@ -46,7 +46,7 @@ def repeat(work: Work, session, rows) -> Answer:
     for step in range(work.total_steps):
         places = range(step * work.batch_size, (step + 1) * work.batch_size)
         measured = session.forward_backward([rows[place % len(rows)] for place in places])
-        session.optim_step(work.learning_rate)
+        session.optim_step(work.rate)
         clock.step()
         clock.answer.losses.append(measured.loss)
     return clock.finish()

@@ -1,7 +1,7 @@
 """transformers.Trainer with peft, as peft's documentation has it: padded batches with labels of -100.
 
 With `quantization` "nf4" it is plain QLoRA: bitsandbytes' 4-bit layers, prepared by peft, without checkpointing, which
-ours does not use either.
+ours does not use either. With `finetuning_type` "full" there is no peft: every weight is trained.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def arguments(work: Work) -> dict[str, Any]:
     """The settings of the comparison, for every program that is built on transformers.Trainer."""
     return {
         "per_device_train_batch_size": work.batch_size, "max_steps": work.total_steps,
-        "learning_rate": work.learning_rate, "lr_scheduler_type": "constant", "weight_decay": 0.0,
+        "learning_rate": work.rate, "lr_scheduler_type": "constant", "weight_decay": 0.0,
         "max_grad_norm": 1.0, "optim": "adamw_torch", "seed": work.seed, "train_sampling_strategy": "sequential",
         "bf16": False, "gradient_checkpointing": False, "use_cpu": True, "save_strategy": "no", "logging_steps": 1,
         "report_to": [], "disable_tqdm": True,
@@ -53,6 +53,8 @@ def peft_model(work: Work) -> Any:
     base = AutoModelForCausalLM.from_pretrained(work.base, dtype=torch.float32, **options)
     if work.quantization == "nf4":
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
+    if work.finetuning_type == "full":
+        return base
     torch.manual_seed(work.seed)  # the adapter's first weights are then the same everywhere
     return get_peft_model(base, lora(work, LoraConfig))
 

@@ -63,5 +63,4 @@ class ModelNames:
         return [self._public(name, model) for name, model in (by_name | aliases).items()]
 
     def _public(self, name: str, model: BaseRecord | AdapterRecord) -> Model:
-        shown = model.public() if isinstance(model, BaseRecord) else model.public(self._organization)
-        return replace(shown, id=name)
+        return replace(model.public(self._organization), id=name)

@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 
 from shared.errors import NoReplica
+from shared.ids import is_fine_tuned
 from shared.records import ReplicaRecord
 
 
@@ -24,6 +25,7 @@ def candidates(replicas: Sequence[ReplicaRecord], *, base: str, model: str) -> l
 
 def _reason(replicas: Sequence[ReplicaRecord], base: str) -> str:
     if not replicas:
-        return f"no inference server for '{base}' is running"
+        how = "; it is a whole model: start one with base_model set to its name" if is_fine_tuned(base) else ""
+        return f"no inference server for '{base}' is running{how}"
     states = {f"{replica.state} ({replica.reason})" if replica.reason else replica.state for replica in replicas}
     return f"its inference server is {', '.join(sorted(states))}"

@@ -53,6 +53,8 @@ def check_options(request: CreateJob, settings: Settings, *, context_length: int
     `context_length` is the base's in tokens; `parent_rank` the rank of the model that training goes on from, if any.
     """
     options = request.options
+    if options.finetuning_type == "full":
+        _check_full(options, parent_rank)
     _check_rank(options, settings, parent_rank)
     longest = min(settings.max_model_len, context_length)
     if options.max_length is not None and options.max_length > longest:
@@ -67,6 +69,23 @@ def check_options(request: CreateJob, settings: Settings, *, context_length: int
     for name in _ADAPTER_SHAPE:
         if parent_rank is not None and getattr(options, name) is not None:
             _refuse(name, "a job that goes on from a fine-tuned model has that model's adapter shape; leave it out")
+
+
+def _check_full(options: TrainingOptions, parent_rank: int | None) -> None:
+    """Training every weight leaves nothing to an adapter, and starts from a base of which nothing is rounded away."""
+    if parent_rank is not None:
+        _refuse(
+            "finetuning_type",
+            "the job goes on from an adapter, and can train that alone; leave the option out, or start from a base or "
+            "from a model that was fully fine-tuned",
+        )
+    for name in ("rank", *_ADAPTER_SHAPE, "dropout"):
+        if getattr(options, name) is not None:
+            _refuse(name, "it is an adapter's, and with finetuning_type 'full' there is none; leave it out")
+    if options.quantization not in (None, "none"):
+        _refuse("quantization", "weights in 4 bits cannot be trained; leave it out, or finetuning_type 'full'")
+    if options.dtype == "bfloat16":
+        _refuse("dtype", "with finetuning_type 'full' weights are trained in float32: bfloat16 would lose small steps")
 
 
 def _check_accumulation(request: CreateJob, options: TrainingOptions) -> None:

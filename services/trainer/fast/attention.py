@@ -71,6 +71,10 @@ def attend(
         raise NotImplementedError(f"attention with {unknown or 'dropout, a mask or no segments'}")
     segments: Segments = asked["segments"]
     segments.windows.append(asked.get("sliding_window"))
+    if query_1HTD.is_cuda and query_1HTD.dtype == torch.float32:
+        # For shared heads in this type CUDA has no kernel but the one that keeps every score (torch's documentation).
+        groups = query_1HTD.shape[1] // key_1GTD.shape[1]
+        key_1GTD, value_1GTD = (tensor.repeat_interleave(groups, dim=1) for tensor in (key_1GTD, value_1GTD))
     queries, keys, values = (
         torch.split(tensor, segments.lengths, dim=2) for tensor in (query_1HTD, key_1GTD, value_1GTD)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -20,6 +21,7 @@ from shared.errors import InvalidTrainingData, NotFound
 from shared.paths import write_atomic
 from shared.records import AdapterRecord, BaseRecord, FileRecord, JobRecord
 from shared.schemas.methods import SupervisedHyperparameters
+from shared.schemas.options import TrainingOptions
 from shared.training_data import validate
 
 _RESULT_FILE = "result_file"
@@ -75,11 +77,12 @@ def _update_spec(stores: Stores, record: JobRecord, base: BaseRecord, folder: Pa
     _check_base(spec, base)
     validation = record.validation_file
     parent = spec.parent_sha256
+    adapters = stores.paths.adapter_folder(base.id, "0").parent
     spec = replace(
         spec,
         base_folder=base.path,
         tokens_folder=str(stores.paths.tokens),
-        adapters_folder=str(stores.paths.adapter_folder(base.id, "0").parent),
+        adapters_folder=str(stores.paths.whole_model_folder(record.id) if spec.finetuning_type == "full" else adapters),
         training_path=str(stores.paths.file_content(record.training_file)),
         validation_path=str(stores.paths.file_content(validation)) if validation else None,
         parent_folder=str(stores.paths.adapter_folder(base.id, parent)) if parent else None,
@@ -107,6 +110,11 @@ def newest_point(folder: Path) -> int:
     return max((int(point.name.removeprefix("step-")) for point in points), default=0)
 
 
+def drop_points(folder: Path) -> None:
+    """Delete a job folder's resume points, as far as that can be done."""
+    shutil.rmtree(folder / CHECKPOINTS_FOLDER, ignore_errors=True)
+
+
 def _first_spec(
     stores: Stores, record: JobRecord, base: BaseRecord, training: FileRecord, parent: AdapterRecord | None
 ) -> TrainSpec:
@@ -114,12 +122,11 @@ def _first_spec(
     assert chosen.n_epochs != "auto" and chosen.batch_size != "auto" and chosen.learning_rate_multiplier != "auto"
     shape = None if parent is None else read_shape(stores.paths, parent)
     options = effective(record.options, stores.settings, base.context_length, shape)
-    assert options.rank is not None and options.alpha is not None and options.target_modules is not None
-    assert options.dropout is not None and options.max_length is not None and options.quantization is not None
+    assert options.max_length is not None and options.quantization is not None
     assert options.lr_schedule is not None and options.warmup_ratio is not None
     assert options.weight_decay is not None and options.max_grad_norm is not None
     assert options.gradient_accumulation_steps is not None and options.dtype is not None
-    return TrainSpec(
+    spec = TrainSpec(
         job_id=record.id,
         base_id=base.id,
         base_folder=base.path,
@@ -134,11 +141,6 @@ def _first_spec(
         seed=record.seed,
         method=record.method,
         beta=resolve_beta(record.requested_beta) if record.resolved_beta is None else record.resolved_beta,
-        rank=options.rank,
-        alpha=options.alpha,
-        use_rslora=bool(options.use_rslora),
-        dropout=options.dropout,
-        targets=tuple(options.target_modules),
         parent_sha256=None if parent is None else parent.sha256,
         quantization=options.quantization,
         packing=bool(options.packing),
@@ -155,6 +157,20 @@ def _first_spec(
         evaluation_interval=options.evaluation_interval,
         early_stopping=options.early_stopping,
         memory_parts=record.memory_parts,
+    )
+    return replace(spec, finetuning_type="full") if options.finetuning_type == "full" else _with_adapter(spec, options)
+
+
+def _with_adapter(spec: TrainSpec, options: TrainingOptions) -> TrainSpec:
+    assert options.rank is not None and options.alpha is not None
+    assert options.dropout is not None and options.target_modules is not None
+    return replace(
+        spec,
+        rank=options.rank,
+        alpha=options.alpha,
+        use_rslora=bool(options.use_rslora),
+        dropout=options.dropout,
+        targets=tuple(options.target_modules),
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from services.trainer.protocol import Exported, Metrics, ParityMeasured, Rehearsed, Started
+from services.trainer.protocol import Exported, Metrics, ParityMeasured, Rehearsed, Requantized, Started
 from shared.schemas.checkpoints import CheckpointMetrics
 from shared.schemas.events import Event
 from shared.store.jobs import event
@@ -55,6 +55,16 @@ def rehearsed_event(rehearsed: Rehearsed) -> Event:
     return event(message, data={"step": 0, **msgspec.to_builtins(rehearsed)})
 
 
+def requantized_event(found: Requantized) -> Event:
+    """Tell what serving on the base as it is does to an adapter that was trained on it in 4 bits."""
+    rows = f"{found.n_rows} {'held-out' if found.held_out else 'training'} rows"
+    message = (
+        f"Trained on the base in 4 bits, served on the base as it is: the loss of {rows} is "
+        f"{found.loss_as_trained:.4f} as trained, {found.loss_as_served:.4f} as served"
+    )
+    return event(message, data={"requantized": msgspec.to_builtins(found)})
+
+
 def checkpoint_event(step: int, name: str) -> Event:
     return event(f"Checkpoint created at step {step} with Snapshot ID: {name}", data={"step": step})
 
@@ -76,6 +86,15 @@ def parity_event(measured: ParityMeasured, seconds_to_first_token: float) -> Eve
 def pending_event(name: str, reason: str) -> Event:
     message = f"{name} is published but not served yet: {reason}. It will answer as soon as a server has loaded it."
     return event(message, level="warn", data={"serving": "pending"})
+
+
+def whole_model_event(name: str, folder: str) -> Event:
+    """Tell how a whole model can be served: no replica holds two bases."""
+    message = (
+        f"{name} is a whole model, in {folder} of the data folder. It is not served beside adapters but as a base of "
+        "its own, by an inference server with base_model set to this name"
+    )
+    return event(message, data={"serving": "own_server", "folder": folder})
 
 
 def checkpoint_metrics(exported: Exported) -> CheckpointMetrics:

@@ -2,6 +2,7 @@
 
 | option         | default                                                                        |
 | -------------- | ------------------------------------------------------------------------------ |
+| finetuning_type | lora; `full` has none of the four below, and float32 as dtype                 |
 | rank           | the setting lora_rank; with a parent, the parent's                             |
 | alpha          | twice the rank; with a parent, the parent's                                    |
 | target_modules | all seven linear layers; with a parent, the parent's                           |
@@ -45,14 +46,12 @@ def effective(
 
     What is off by default stays None: early_stopping, neftune_noise_alpha, and the intervals in steps.
     """
-    shape = parent or _shape(options, settings)
+    is_full = options.finetuning_type == "full"
+    if not is_full:
+        options = _with_shape(options, parent or _shape(options, settings))
     return replace(
         options,
-        rank=shape.rank,
-        alpha=shape.alpha,
-        target_modules=list(shape.target_modules),
-        use_rslora=shape.use_rslora,
-        dropout=0.0 if options.dropout is None else options.dropout,
+        finetuning_type=options.finetuning_type or "lora",
         quantization=options.quantization or "none",
         packing=bool(options.packing),
         max_length=options.max_length or min(settings.max_model_len, base_context),
@@ -62,7 +61,7 @@ def effective(
         weight_decay=0.0 if options.weight_decay is None else options.weight_decay,
         max_grad_norm=1.0 if options.max_grad_norm is None else options.max_grad_norm,
         gradient_accumulation_steps=options.gradient_accumulation_steps or 1,
-        dtype=options.dtype or "auto",
+        dtype="float32" if is_full else options.dtype or "auto",
         priority=options.priority or "normal",
     )
 
@@ -77,6 +76,17 @@ def _shape(options: TrainingOptions, settings: Settings) -> AdapterShape:
     )
 
 
+def _with_shape(options: TrainingOptions, shape: AdapterShape) -> TrainingOptions:
+    return replace(
+        options,
+        rank=shape.rank,
+        alpha=shape.alpha,
+        target_modules=list(shape.target_modules),
+        use_rslora=shape.use_rslora,
+        dropout=0.0 if options.dropout is None else options.dropout,
+    )
+
+
 async def job_options(stores: Stores, record: JobRecord) -> TrainingOptions:
     """Fill in a job's options. Raises TrainingFailed(model_not_found) when its base or its parent is gone."""
     base = await offered_base(stores, record)
@@ -86,11 +96,14 @@ async def job_options(stores: Stores, record: JobRecord) -> TrainingOptions:
 
 
 async def offered_base(stores: Stores, record: JobRecord) -> BaseRecord:
-    """Return the record of a job's base. Raises TrainingFailed(model_not_found)."""
+    """Return the record of a job's base, with an absolute path.
+
+    Raises TrainingFailed(model_not_found) when it is gone, or is a fine-tuned model that is not the project's to use.
+    """
     base = await stores.registry.base(record.model)
-    if base is None:
+    if base is None or (base.origin and await stores.registry.usable(base.id, record.project) is None):
         raise TrainingFailed(f"The base model {record.model} is not offered here any more.", code="model_not_found")
-    return base
+    return base.placed(stores.paths.home)
 
 
 def settle(record: JobRecord, n_examples: int, options: TrainingOptions) -> JobRecord:

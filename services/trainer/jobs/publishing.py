@@ -11,7 +11,9 @@ from pathlib import Path
 
 import msgspec
 import structlog
+from msgspec.structs import replace
 
+from services.trainer.base.description import describe_base
 from services.trainer.failures import ParityMismatch, TrainingFailed
 from services.trainer.jobs.job_folder import CheckpointNames, result_file_id
 from services.trainer.jobs.narration import (
@@ -21,6 +23,7 @@ from services.trainer.jobs.narration import (
     parity_event,
     pending_event,
     result_csv,
+    whole_model_event,
 )
 from services.trainer.jobs.serving import AdapterRefused, Answers, Serving
 from services.trainer.jobs.story import newest_first
@@ -31,7 +34,7 @@ from services.trainer.stores import Stores, persist, persist_once
 from services.trainer.training.history import History
 from shared import ids
 from shared.errors import NoReplica
-from shared.paths import write_atomic
+from shared.paths import remove_folder, write_atomic
 from shared.records import AdapterRecord, FileRecord, JobRecord
 from shared.schemas.checkpoints import Checkpoint
 from shared.schemas.events import Event
@@ -46,10 +49,14 @@ log = structlog.get_logger()
 
 
 async def withdraw(stores: Stores, record: JobRecord) -> None:
-    """Take back all that was published of a job that did not succeed; twice is the same as once."""
+    """Take back all that was published of a job that did not succeed; twice is the same as once.
+
+    Adapters stay on disk, where another job's may be the same bytes; a whole model is its job's alone.
+    """
     for name in CheckpointNames(stores.paths.job_folder(record.id), record.model_name).all():
         await persist(partial(stores.registry.retire, name))
     await persist(lambda: stores.jobs.forget_checkpoints(record.id))
+    await asyncio.to_thread(remove_folder, stores.paths.whole_model_folder(record.id))
 
 
 class Publication:
@@ -79,7 +86,25 @@ class Publication:
         if exported.remark:
             await self._say_once(event(exported.remark, data={"step": step}), step, is_new=is_new, final=True)
         adapter = await persist(lambda: self._stores.registry.publish(self._adapter(exported, listed=False)))
-        await self._see_it_answer(child, exported, adapter, last_step_at)
+        if self._is_whole:
+            await self._offer_as_base(exported, adapter)
+            told = whole_model_event(adapter.name, adapter.folder)
+            if not await self._is_in_story(told):
+                await self._say(told)
+        else:
+            await self._see_it_answer(child, exported, adapter, last_step_at)
+
+    @property
+    def _is_whole(self) -> bool:
+        return self._spec.finetuning_type == "full"
+
+    async def _offer_as_base(self, exported: Exported, model: AdapterRecord) -> None:
+        """Let the whole model be served and trained on, by those who may use it."""
+        start = await persist(lambda: self._stores.registry.base(self._spec.base_id))
+        origin = self._spec.base_id if start is None else start.origin or start.id
+        described = await asyncio.to_thread(describe_base, Path(exported.folder), model.name)
+        base = replace(described, path=model.folder, origin=origin, created_at=model.created_at)
+        await persist(lambda: self._stores.registry.put_base(base))
 
     async def _see_it_answer(
         self, child: ChildProcess, exported: Exported, adapter: AdapterRecord, last_step_at: float
@@ -159,11 +184,12 @@ class Publication:
         name, _ = self._names.of(exported.metrics.step, final=exported.final)
         return AdapterRecord(
             name=name,
-            base=self._spec.base_id,
+            base=name if self._is_whole else self._spec.base_id,
             base_fingerprint=self._spec.base_fingerprint,
             folder=self._stores.paths.relative(Path(exported.folder)),
             sha256=exported.sha256,
-            rank=self._spec.rank,
+            rank=0 if self._is_whole else self._spec.rank,
+            whole=self._is_whole,
             project=self._record.project,
             job_id=self._record.id,
             created_at=int(time.time()),

@@ -20,8 +20,10 @@ from shared.store.jobs import event
 log = structlog.get_logger()
 
 
-async def with_estimate(record: JobRecord, base_folder: str, heaviest: Piece | None) -> JobRecord:
-    """Note on a settled job what its training process will need; unchanged where that cannot be told.
+async def with_estimate(
+    record: JobRecord, base_folder: str, heaviest: Piece | None, *, processes: int = 1
+) -> JobRecord:
+    """Note on a settled job what a training process of it will need; unchanged where that cannot be told.
 
     The job goes on all the same then: what it needs shows when it is trained.
     """
@@ -32,7 +34,8 @@ async def with_estimate(record: JobRecord, base_folder: str, heaviest: Piece | N
     except (OSError, ValueError, AdapterRejected) as error:
         log.warning("memory.not_estimated", job_id=record.id, reason=str(error))
         return record
-    found = estimate(shape, await asyncio.to_thread(plan_for, record.options), heaviest)
+    plan = replace(await asyncio.to_thread(plan_for, record.options), processes=processes)
+    found = estimate(shape, plan, heaviest)
     return replace(record, estimated_memory_bytes=found.total, memory_parts=found.parts())
 
 
@@ -50,14 +53,14 @@ def gigabytes(size_bytes: int) -> str:
 
 def plan_for(options: TrainingOptions) -> Plan:
     """Take from effective options what decides a job's memory, on this machine. Blocks for a moment at first."""
-    assert options.rank is not None and options.target_modules is not None
     halved = options.dtype == "bfloat16" or (options.dtype != "float32" and prefers_bfloat16())
     return Plan(
-        rank=options.rank,
-        targets=tuple(options.target_modules),
+        rank=options.rank or 0,
+        targets=tuple(options.target_modules or ()),
         quantization=options.quantization or "none",
         number_bytes=2 if halved else 4,
         dropout=bool(options.dropout),
         plain=options.neftune_noise_alpha is not None,
         on_gpu=trains_on_gpu(),
+        full=options.finetuning_type == "full",
     )

@@ -24,14 +24,22 @@ from services.trainer.failures import ProcessDied, TrainingFailed
 from services.trainer.jobs import attempt_record, job_folder
 from services.trainer.jobs.first_attempt import other_way
 from services.trainer.jobs.holding import Lease, holding
-from services.trainer.jobs.narration import other_way_event, plain_event, rehearsed_event, restarted_event, step_event
+from services.trainer.jobs.leftovers import DROPPED
+from services.trainer.jobs.narration import (
+    other_way_event,
+    plain_event,
+    rehearsed_event,
+    requantized_event,
+    restarted_event,
+    step_event,
+)
 from services.trainer.jobs.publishing import Publication, withdraw
 from services.trainer.jobs.serving import Serving
 from services.trainer.jobs.story import newest_first
 from services.trainer.jobs.validating import fail
 from services.trainer.launch.child_process import ChildProcess
 from services.trainer.launch.launching import Launcher
-from services.trainer.protocol import Exported, Failed, Metrics, Rehearsed, Started, Stepped, TrainSpec
+from services.trainer.protocol import Exported, Failed, Metrics, Rehearsed, Requantized, Started, Stepped, TrainSpec
 from services.trainer.shortages import died, files_failed
 from services.trainer.stores import Stores, persist, persist_once
 from services.trainer.tracking.tracker import Tracker, tracking
@@ -111,6 +119,7 @@ class _Attempt:
             await self._withdraw_unless_succeeded(record)  # whoever sees the job failed finds no model of it
             await persist(partial(fail, self._stores, self._job_id, reason, fence=self._token))
         await self._withdraw_unless_succeeded(record)
+        await self._drop_points_if_over()
         return await attempt_record.put_down(self._stores, self._job_id, self._token)
 
     async def _begin(self) -> JobRecord:
@@ -198,6 +207,8 @@ class _Attempt:
                 case Stepped(metrics=metrics):
                     self._last_step_at = time.time()
                     await self._report_step(metrics, tracker)
+                case Requantized():
+                    await self._tell(requantized_event(message))
                 case Exported(final=True):
                     if self._stop_asked_at is not None:
                         return
@@ -255,6 +266,12 @@ class _Attempt:
             return current if current.status is not JobState.RUNNING else replace(current, estimated_finish=finish)
 
         await persist(lambda: self._stores.jobs.update(self._job_id, estimate, fence=self._token))
+
+    async def _drop_points_if_over(self) -> None:
+        """Give back the space of resume points that nobody wants any more; a failed job's are left for its owner."""
+        ended = await persist(lambda: self._stores.jobs.get(self._job_id))
+        if ended.status in DROPPED:
+            await asyncio.to_thread(job_folder.drop_points, self._stores.paths.job_folder(self._job_id))
 
     async def _withdraw_unless_succeeded(self, record: JobRecord) -> None:
         """Take back the names of a job that failed, was cancelled or paused, whatever was published by then."""

@@ -15,6 +15,7 @@ from services.trainer.failures import TrainingFailed
 from services.trainer.jobs.holding import holding
 from services.trainer.jobs.options import job_options, offered_base, settle
 from services.trainer.jobs.requirements import memory_event, with_estimate
+from services.trainer.launch.process_group import process_count
 from services.trainer.launch.tokenizing_process import overlong_events, tokenize_files
 from services.trainer.shortages import files_failed
 from services.trainer.stores import Stores, persist, persist_once
@@ -110,7 +111,9 @@ async def _prepare(stores: Stores, record: JobRecord) -> tuple[Tokenized, JobRec
         tokens.training.rows,
         options,
     )
-    return tokens, await with_estimate(settled, base.path, tokens.heaviest)
+    assert settled.resolved is not None and settled.resolved.batch_size != "auto"
+    processes = process_count(settled.resolved.batch_size, stores.settings)
+    return tokens, await with_estimate(settled, base.path, tokens.heaviest, processes=processes)
 
 
 def _announcement(record: JobRecord) -> str:

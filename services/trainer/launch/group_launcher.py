@@ -17,7 +17,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from services.trainer.launch.gpus import gpu_count
 from services.trainer.launch.processes import enter
@@ -25,6 +25,9 @@ from services.trainer.protocol import SPEC_FILE, Failed, Message, Reporter, spec
 from services.trainer.shortages import ending, remedy
 from services.trainer.training.child import PEERS_LOST, SignalledCommands, StopFlag, forget_bitsandbytes, main, reporter
 from shared.process import die_with_parent
+
+if TYPE_CHECKING:
+    from services.trainer.training.parallel import Joined
 
 RESTARTS = 3
 """A group that dies once more after so many restarts is given up."""
@@ -100,14 +103,15 @@ class GroupLauncher:
         die_with_parent(parent_pid=self._launcher_pid)
         if self._failure_told.is_taken():
             return 1  # started anew, for nothing
-        from services.trainer.training.parallel import join
+        from services.trainer.training.parallel import enter_group
 
         flag = StopFlag()
         try:
-            group = join("nccl" if self._has_gpus else "gloo")
+            device = enter_group("nccl" if self._has_gpus else "gloo")
         except RuntimeError:  # another one is gone already
             traceback.print_exc()
             sys.exit(PEERS_LOST)
+        group = self._kind()(device)
         report = self._tell if group.leads else self._tell_failure
         status = main(self.folder, report, flag, SignalledCommands(self._commands, flag), group=group)
         if status == PEERS_LOST:
@@ -117,6 +121,17 @@ class GroupLauncher:
         group.leave()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         return 0
+
+    def _kind(self) -> type[Joined]:
+        """What the processes are to one another: adapters are small, a whole model in training is divided."""
+        spec = spec_decoder.decode((self.folder / SPEC_FILE).read_bytes())
+        if spec.finetuning_type == "lora":
+            from services.trainer.training.parallel import Joined
+
+            return Joined
+        from services.trainer.training.sharding import Sharded
+
+        return Sharded
 
     def _tell(self, message: Message) -> None:
         """Report a message; of failures the first one alone, for often every process has the same to say."""

@@ -27,18 +27,21 @@ class Launcher:
     def company(self, record: JobRecord) -> str | None:
         """Name what jobs must have in common to be trained together; None for a job that has to be alone.
 
-        A quantised base is not shared: its process needs a library that the others start faster without. A job whose
-        process died is tried alone: it may be what others died of.
+        A quantised base is not shared: its process needs a library that the others start faster without; nor is one
+        that is trained itself. A job whose process died is tried alone: it may be what others died of.
         """
-        if self.most_together == 1 or record.attempts or record.options.quantization not in (None, "none"):
+        options = record.options
+        has_own_base = options.quantization not in (None, "none") or options.finetuning_type == "full"
+        if self.most_together == 1 or record.attempts or has_own_base:
             return None
         return f"{record.model} {record.options.dtype or 'auto'}"
 
     async def start(self, folder: Path, spec: TrainSpec, record: JobRecord) -> ChildProcess:
         """Have the job in `folder` trained; what its libraries print is appended to train.log there or to our log."""
-        if process_count(spec, self._settings) > 1:
+        if process_count(spec.batch_size, self._settings) > 1:
             return await start_group(folder, spec, self._settings)
         died_before = record.attempts > 1  # this one counts already
-        if self.most_together > 1 and spec.quantization == "none" and not died_before:
+        has_own_base = spec.quantization != "none" or spec.finetuning_type == "full"
+        if self.most_together > 1 and not has_own_base and not died_before:
             return await self._shared.join(folder)
         return await ChildProcess.start(folder, spec, self._settings)

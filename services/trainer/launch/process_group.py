@@ -20,9 +20,9 @@ def most_processes(settings: Settings) -> int:
     return min(wanted, gpus) if gpus else wanted
 
 
-def process_count(spec: TrainSpec, settings: Settings) -> int:
+def process_count(batch_size: int, settings: Settings) -> int:
     """Take no process that would get no row of a step."""
-    return min(most_processes(settings), spec.batch_size)
+    return min(most_processes(settings), batch_size)
 
 
 async def start_group(folder: Path, spec: TrainSpec, settings: Settings) -> ChildProcess:
@@ -30,7 +30,7 @@ async def start_group(folder: Path, spec: TrainSpec, settings: Settings) -> Chil
 
     The processes that it starts get its SIGTERM, and are killed by the kernel when it is.
     """
-    count = process_count(spec, settings)
+    count = process_count(spec.batch_size, settings)
     started = await processes.start(
         ENTRY,
         f"{count} {folder}",

@@ -7,6 +7,8 @@ No torch: it is known before a device is used. Everything in bytes; a "piece" is
 | runtime     | what Python holds once torch, transformers and peft are imported                                      |
 | weights     | parameters x size of a number; with nf4 the layers' matrices at NF4_BYTES, and one of them made dense |
 | adapter     | rank x (inputs + outputs) of each target, 4 times in float32: it, its gradient, AdamW's two moments   |
+| optimizer   | with the finetuning_type `full`, three times the weights: their gradient, AdamW's two moments; of the |
+|             | layers a share in each of several processes, and likewise of the weights                              |
 | activations | tokens of the heaviest piece x what every layer keeps of a token for the backward pass                |
 | logits      | LOGIT_ROWS learnt tokens x vocabulary, twice in float32                                               |
 | reload      | with nf4, by how much more the finished adapter on the whole base needs than the training, if it does |
@@ -15,6 +17,7 @@ No torch: it is known before a device is used. Everything in bytes; a "piece" is
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 from msgspec import Struct
@@ -57,6 +60,10 @@ class Plan(Struct, frozen=True, kw_only=True):
     """Whether rows are padded and the layers are transformers' own."""
     on_gpu: bool = False
     """Count tensors alone."""
+    full: bool = False
+    """Whether every weight is trained; there is no adapter then."""
+    processes: int = 1
+    """How many share the layers of a model whose every weight is trained."""
 
 
 class MemoryEstimate(Struct, frozen=True, kw_only=True):
@@ -68,6 +75,7 @@ class MemoryEstimate(Struct, frozen=True, kw_only=True):
     activations: int
     logits: int
     reload: int = 0
+    optimizer: int = 0
 
     @property
     def total(self) -> int:
@@ -85,6 +93,7 @@ def estimate(shape: BaseShape, plan: Plan, piece: Piece) -> MemoryEstimate:
         adapter=adapter_bytes(shape, plan),
         activations=activation_bytes(shape, plan, piece),
         logits=logit_bytes(shape, plan, piece),
+        optimizer=optimizer_bytes(shape, plan),
     )
     return replace(training, reload=max(0, reload_bytes(shape, plan) - training.total))
 
@@ -96,12 +105,31 @@ def runtime_bytes(plan: Plan) -> int:
 
 
 def weight_bytes(shape: BaseShape, plan: Plan) -> int:
-    """Embeddings, norms and the output layer are never in 4 bits."""
+    """Embeddings, norms and the output layer are never in 4 bits. A model is whole until it is loaded, then divided."""
+    if plan.full:
+        loaded = shape.parameters * plan.number_bytes
+        return max(_kept_parameters(shape, plan) * plan.number_bytes, loaded - optimizer_bytes(shape, plan))
     if plan.quantization == "none":
         return shape.parameters * plan.number_bytes
     matrices = [math.prod(linear) for linear in shape.linears()]
     dense = (shape.parameters - sum(matrices)) * plan.number_bytes
     return dense + round(sum(matrices) * NF4_BYTES) + max(matrices, default=0) * 2 * plan.number_bytes
+
+
+def optimizer_bytes(shape: BaseShape, plan: Plan) -> int:
+    """Where every weight is trained: gradient and moments of what a process keeps, and the first one's resume point.
+
+    A resume point of shares is put together in memory; without shares it is written from where the numbers are.
+    """
+    if not plan.full:
+        return 0
+    gathered = shape.parameters if plan.processes > 1 and not plan.on_gpu else 0
+    return 3 * FLOAT32 * (_kept_parameters(shape, plan) + gathered)
+
+
+def _kept_parameters(shape: BaseShape, plan: Plan) -> int:
+    whole = shape.parameters - shape.layer_parameters
+    return whole + math.ceil(shape.layer_parameters / plan.processes)
 
 
 def reload_bytes(shape: BaseShape, plan: Plan) -> int:
@@ -113,6 +141,8 @@ def reload_bytes(shape: BaseShape, plan: Plan) -> int:
 
 
 def adapter_parameters(shape: BaseShape, plan: Plan) -> int:
+    if plan.full:
+        return 0
     return plan.rank * sum(outputs + inputs for outputs, inputs in shape.linears(*plan.targets))
 
 
@@ -122,10 +152,22 @@ def adapter_bytes(shape: BaseShape, plan: Plan) -> int:
 
 def activation_bytes(shape: BaseShape, plan: Plan, piece: Piece) -> int:
     tokens = piece.padded_tokens if plan.plain else piece.tokens
-    count = plain_numbers if plan.plain else dropout_numbers if plan.dropout else fast_numbers
+    count = _count_for(plan)
     numbers = count(shape, plan)
     kept = tokens * numbers * plan.number_bytes
     return kept if plan.on_gpu else round(HEAP * kept)
+
+
+def _count_for(plan: Plan) -> Callable[[BaseShape, Plan], int]:
+    if plan.full:
+        return whole_numbers
+    return plain_numbers if plan.plain else dropout_numbers if plan.dropout else fast_numbers
+
+
+def whole_numbers(shape: BaseShape, plan: Plan) -> int:
+    """Count the same where every weight is trained: transformers' own norms and gates, which keep what a gradient of
+    their scales needs, and the activated gate."""
+    return fast_numbers(shape, plan) + _inputs(shape, "q_proj", "gate_proj", "down_proj")
 
 
 def fast_numbers(shape: BaseShape, plan: Plan) -> int:

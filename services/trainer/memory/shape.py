@@ -21,6 +21,11 @@ class BaseShape:
     def parameters(self) -> int:
         return sum(math.prod(shape) for shape in self.tensors.values())
 
+    @property
+    def layer_parameters(self) -> int:
+        """Those of the layers alone, without embeddings, output layer and last norm."""
+        return sum(math.prod(shape) for name, shape in self.tensors.items() if ".layers." in name)
+
     def linears(self, *names: str) -> list[tuple[int, int]]:
         """List (outputs, inputs) of the layers' linear weights with these names, of all if there are none."""
         ends = tuple(f"{name}.weight" for name in names)

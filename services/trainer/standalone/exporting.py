@@ -25,7 +25,7 @@ from shared.settings import Settings
 
 if TYPE_CHECKING:
     from services.trainer.standalone.gguf_file import GgufFile
-    from services.trainer.standalone.weights import MergedWeights
+    from services.trainer.standalone.weights import BaseWeights
 
 Kind = Literal["f32", "f16", "bf16", "q8_0"]
 DType = Literal["float32", "float16", "bfloat16"]
@@ -62,6 +62,8 @@ def export(request: Request, settings: Settings) -> Path:
     placing = Placing(target, force=request.force)
     source = asyncio.run(find(request.model, settings, Paths(settings.home), request.base))
     with placing as folder:
+        if source.adapter is None and not request.gguf:
+            request = msgspec.structs.replace(request, merge=True)  # it has no smaller form
         if request.merge or request.gguf:
             made = _write_whole(request, source, placing, folder)
         else:
@@ -71,6 +73,7 @@ def export(request: Request, settings: Settings) -> Path:
 
 
 def _copy_adapter(source: Source, folder: Path) -> Path:
+    assert source.adapter is not None
     for name in _ADAPTER_FILES:
         if (source.adapter / name).is_file():
             shutil.copyfile(source.adapter / name, folder / name)
@@ -80,10 +83,11 @@ def _copy_adapter(source: Source, folder: Path) -> Path:
 
 def _write_whole(request: Request, source: Source, placing: Placing, folder: Path) -> Path:
     from services.trainer.standalone.adapter import Adapter
-    from services.trainer.standalone.weights import MergedWeights
+    from services.trainer.standalone.weights import BaseWeights, MergedWeights
     from services.trainer.standalone.whole_model import WholeModel
 
-    weights = MergedWeights(source.base, Adapter(source.adapter))
+    adapter = source.adapter
+    weights = BaseWeights(source.base) if adapter is None else MergedWeights(source.base, Adapter(adapter))
     as_folder = WholeModel(weights, source.base, request.dtype) if request.merge else None
     as_file = _gguf(weights, source, request.gguf) if request.gguf else None
     placing.need(sum(form.size_bytes for form in (as_folder, as_file) if form) + _SMALL_BYTES)
@@ -98,7 +102,7 @@ def _write_whole(request: Request, source: Source, placing: Placing, folder: Pat
     return folder
 
 
-def _gguf(weights: MergedWeights, source: Source, kind: Kind) -> GgufFile:
+def _gguf(weights: BaseWeights, source: Source, kind: Kind) -> GgufFile:
     from services.trainer.standalone.gguf_file import GgufFile
 
     return GgufFile(weights, source, kind)
@@ -109,7 +113,7 @@ def _mark(folder: Path, source: Source, form: str) -> None:
         "model": source.name,
         "form": form,
         "base": source.base_id,
-        "adapter_sha256": source.sha256,
+        "whole_sha256" if source.adapter is None else "adapter_sha256": source.sha256,
         "versions": dict(_versions("torch", "transformers", "safetensors", "gguf")),
     }
     (folder / MARK).write_bytes(msgspec.json.format(msgspec.json.encode(facts), indent=2) + b"\n")
@@ -123,9 +127,13 @@ def _versions(*names: str) -> Iterator[tuple[str, str]]:
 
 
 def _readme(source: Source) -> str:
+    what = (
+        "A model whose every weight was trained."
+        if source.adapter is None
+        else f"{source.base_id} with the adapter {source.sha256} merged into its weights."
+    )
     return (
-        f"# {source.name}\n\n"
-        f"{source.base_id} with the adapter {source.sha256} merged into its weights.\n\n"
+        f"# {source.name}\n\n{what}\n\n"
         "Load it with `transformers.AutoModelForCausalLM.from_pretrained(folder)`, or serve it with "
         "`vllm serve folder`.\nThe base's licence applies to it as well.\n"
     )

@@ -19,7 +19,7 @@ from transformers import AutoConfig, PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from services.trainer.standalone import ExportRefused
-from services.trainer.standalone.weights import MergedWeights
+from services.trainer.standalone.weights import BaseWeights
 
 _KNOWN = {
     "LlamaForCausalLM": gguf.MODEL_ARCH.LLAMA,
@@ -60,7 +60,7 @@ class Architecture:
             writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
             writer.add_rope_scaling_factor(self._rope()["factor"])
 
-    def names(self, weights: MergedWeights) -> dict[str, str]:
+    def names(self, weights: BaseWeights) -> dict[str, str]:
         """Return GGUF's name for each tensor that belongs into the file. Raises ExportRefused for one without."""
         known = gguf.get_tensor_name_map(self.arch, self.config.num_hidden_layers)
         names = {
@@ -111,7 +111,7 @@ class Architecture:
             raise ExportRefused(f"its rotary embedding {rope.get('rope_type')!r} is not written as GGUF yet")
 
 
-def architecture_of(weights: MergedWeights, base: Path) -> Architecture:
+def architecture_of(weights: BaseWeights, base: Path) -> Architecture:
     """Return how GGUF has this model. Raises ExportRefused that names the architecture when it is not one of ours."""
     kind = (weights.config.get("architectures") or ["?"])[0]
     if kind not in _KNOWN:

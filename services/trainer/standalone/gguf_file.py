@@ -18,7 +18,7 @@ from services.trainer.standalone.exporting import Kind
 from services.trainer.standalone.gguf_architecture import architecture_of
 from services.trainer.standalone.gguf_tokenizer import describe_tokenizer
 from services.trainer.standalone.source import Source
-from services.trainer.standalone.weights import MergedWeights, check_float16
+from services.trainer.standalone.weights import BaseWeights, check_float16
 from shared.safetensors_header import TensorInfo
 
 _Type = gguf.GGMLQuantizationType
@@ -41,7 +41,7 @@ class _Generation(Struct):
 class GgufFile:
     """A file that can be written: architecture and tokenizer have a form in GGUF."""
 
-    def __init__(self, weights: MergedWeights, source: Source, kind: Kind) -> None:
+    def __init__(self, weights: BaseWeights, source: Source, kind: Kind) -> None:
         """Raises ExportRefused for an architecture or a tokenizer that has none."""
         self._weights = weights
         self._type, self._file_type = _TYPES[kind]

@@ -10,11 +10,13 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from services.trainer.base.prepare import describe_base, resolve_base
-from services.trainer.base.weights import weights_digest
+from services.trainer.base.description import describe_base
+from services.trainer.base.prepare import resolve_base
+from services.trainer.base.weights import weights_digest, whole_digest
 from services.trainer.standalone import ExportRefused
 from shared.adapters import CONFIG_NAME, adapter_digest
 from shared.errors import StoreUnavailable
+from shared.ids import is_fine_tuned
 from shared.paths import Paths
 from shared.records import AdapterRecord, BaseRecord
 from shared.settings import Settings
@@ -27,11 +29,14 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What is exported: an adapter whose bytes are those that were published, and the base that it was trained on."""
+    """What is exported: an adapter whose bytes are those that were published, and the base that it was trained on.
+
+    Of a whole model, the base is the model itself.
+    """
 
     name: str
     """As clients call the model; a folder's name when it was given as a folder."""
-    adapter: Path
+    adapter: Path | None
     sha256: str
     base: Path
     base_id: str
@@ -53,13 +58,30 @@ async def find(model: str, settings: Settings, paths: Paths, base: Path | None) 
     if folder.is_dir():
         raise ExportRefused(f"{folder} holds no {CONFIG_NAME}: it is no adapter")
     record, registered = await _look_up(settings.model_aliases.get(model, model), settings)
+    if record.whole:
+        return _whole(record, paths, base)
     adapter = paths.home / record.folder
     origin = msgspec.structs.replace(_origin(adapter), base_fingerprint=record.base_fingerprint)
-    return _checked(record.name, adapter, record.sha256, origin, base or registered.path, record.base)
+    return _checked(
+        record.name, adapter, record.sha256, origin, base or registered.placed(paths.home).path, record.base
+    )
+
+
+def _whole(record: AdapterRecord, paths: Paths, base: Path | None) -> Source:
+    if base is not None:
+        raise ExportRefused(f"{record.name} is a whole model, with which --base has nothing to do")
+    folder = paths.home / record.folder
+    try:
+        digest = whole_digest(folder)
+    except (OSError, ValueError) as error:
+        raise ExportRefused(f"{record.name} cannot be read: {error}") from error
+    if digest != record.sha256:
+        raise ExportRefused(f"{folder}: its bytes are not those that were published: damaged or replaced")
+    return Source(record.name, None, digest, folder, record.name)
 
 
 async def _look_up(name: str, settings: Settings) -> tuple[AdapterRecord, BaseRecord]:
-    client = Client(settings.redis_url, connections=1)
+    client = Client(settings.database_url, connections=1)
     try:
         registry = Registry(client)
         adapter = await registry.get(name)
@@ -80,6 +102,11 @@ async def _look_up(name: str, settings: Settings) -> tuple[AdapterRecord, BaseRe
 
 def _in_folder(folder: Path, settings: Settings, paths: Paths, base: Path | None) -> Source:
     base_id = _base_name(folder)
+    if base is None and is_fine_tuned(base_id):
+        raise ExportRefused(
+            f"{folder} is an adapter on {base_id}; give the model's name instead of the folder, or --base with that "
+            f"model's folder below {paths.models}"
+        )
     if base is None and base_id == settings.public_base_id:
         base = Path(resolve_base(settings, paths).path)
     elif base is None and Path(base_id).is_dir():

@@ -1,4 +1,4 @@
-"""The base's tensors with the adapter merged in: W + s·B·A in float32, one tensor in memory at a time."""
+"""A base's tensors as its files hold them, or with an adapter merged in: W + s·B·A, one in memory at a time."""
 
 from __future__ import annotations
 
@@ -22,16 +22,19 @@ _FLOAT16_MAX = torch.finfo(torch.float16).max
 _OUTPUT_LAYER = "lm_head"
 
 
-class MergedWeights:
-    """What the whole model consists of: the base's files, and in them its tensors in their order."""
+class BaseWeights:
+    """What a whole model consists of: files, and in them its tensors in their order."""
 
-    def __init__(self, base: Path, adapter: Adapter) -> None:
-        """Check that every part of the adapter has its weight. Raises ExportRefused naming what does not fit."""
+    def __init__(self, base: Path) -> None:
+        """Look at the files. Raises ExportRefused where they are not what is written again."""
         self._base = base
-        self._adapter = adapter
         self.config = read_config(base)
         self.files: dict[str, dict[str, TensorInfo]] = {name: _header(base / name) for name in _file_names(base)}
-        self._check()
+        if self.config.get("quantization_config"):
+            raise ExportRefused("the base is stored quantised; it is not written again, nor an adapter merged into it")
+        for name, info in self.tensors.items():
+            if info.dtype.startswith(("F", "BF")) and info.dtype not in _FLOATS:
+                raise ExportRefused(f"the base's {name} has elements of type {info.dtype}, which are not written")
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
@@ -44,22 +47,31 @@ class MergedWeights:
         return bool(self.config.get("tie_word_embeddings", False))
 
     def read(self, file: str) -> Iterator[tuple[str, Tensor]]:
-        """Yield a file's tensors in its order: float32 where the adapter adds something, else as they are stored."""
+        """Yield a file's tensors in its order."""
         with safe_open(self._base / file, framework="pt") as handle:
             for name in self.files[file]:
-                tensor = handle.get_tensor(name)
-                module = name.removesuffix(".weight")
-                if module in self._adapter.modules and name.endswith(".weight"):
-                    tensor = self._adapter.product(module).add_(tensor)
+                yield name, handle.get_tensor(name)
+
+
+class MergedWeights(BaseWeights):
+    """The same with an adapter in them, in float32 where it adds something."""
+
+    def __init__(self, base: Path, adapter: Adapter) -> None:
+        """Check that every part of the adapter has its weight. Raises ExportRefused naming what does not fit."""
+        super().__init__(base)
+        self._adapter = adapter
+        self._check()
+
+    def read(self, file: str) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in super().read(file):
+            module = name.removesuffix(".weight")
+            if module in self._adapter.modules and name.endswith(".weight"):
+                yield name, self._adapter.product(module).add_(tensor)
+            else:
                 yield name, tensor
 
     def _check(self) -> None:
-        if self.config.get("quantization_config"):
-            raise ExportRefused("the base is stored quantised; an adapter is merged into a base that is not")
         stored = self.tensors
-        for name, info in stored.items():
-            if info.dtype.startswith(("F", "BF")) and info.dtype not in _FLOATS:
-                raise ExportRefused(f"the base's {name} has elements of type {info.dtype}, which are not merged")
         for module, shape in self._adapter.modules.items():
             if module == _OUTPUT_LAYER and self.ties_output:
                 raise ExportRefused("the adapter changes the output layer, which in this base is the embedding too")

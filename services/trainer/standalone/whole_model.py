@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from services.trainer.base.weights import INDEX
-from services.trainer.standalone.weights import MergedWeights, cast
+from services.trainer.standalone.weights import BaseWeights, cast
 from shared.safetensors_header import TensorInfo
 
 # Of the base's other files these belong to a model, and none of them is a program.
@@ -27,7 +27,7 @@ _NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 class WholeModel:
     """A folder that can be written; `dtype` None keeps each tensor's type."""
 
-    def __init__(self, weights: MergedWeights, base: Path, dtype: str | None) -> None:
+    def __init__(self, weights: BaseWeights, base: Path, dtype: str | None) -> None:
         self._weights = weights
         self._base = base
         self._dtype: torch.dtype | None = getattr(torch, dtype) if dtype else None

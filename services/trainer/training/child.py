@@ -108,6 +108,8 @@ def main(
         return 1
     except Exception as error:  # noqa: BLE001 - the supervisor needs a reason, the log the traceback
         traceback.print_exc()
+        if group is not None and group.is_lost(error):
+            return PEERS_LOST
         report(_failed(error, folder))
         return 1
     return 0

@@ -1,9 +1,10 @@
-"""A trained adapter as an immutable folder in PEFT's format, named by its digest."""
+"""What was trained as an immutable folder, named by its digest: an adapter in PEFT's format, or a whole model."""
 
 from __future__ import annotations
 
 import secrets
 import shutil
+from collections.abc import Mapping
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
@@ -14,8 +15,11 @@ from msgspec import Struct
 from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
+from torch import Tensor
 
 from services.trainer.protocol import Metrics, TrainSpec
+from services.trainer.standalone.trained import write_whole
+from services.trainer.training.model import TrainableModel
 from shared.adapters import CONFIG_NAME, WEIGHTS_NAME, adapter_digest
 from shared.paths import publish_folder
 
@@ -37,7 +41,8 @@ class Manifest(Struct, frozen=True, kw_only=True):
     training_file_sha256: str
     method: str
     hyperparameters: dict[str, float]
-    lora: dict[str, Any]
+    finetuning_type: str = "lora"
+    lora: dict[str, Any] | None
     training: dict[str, Any]
     seed: int
     parent_sha256: str | None = None
@@ -47,10 +52,13 @@ class Manifest(Struct, frozen=True, kw_only=True):
     versions: dict[str, str]
 
 
-def export_adapter(peft: PeftModel, spec: TrainSpec, metrics: Metrics) -> tuple[Path, str]:
-    """Write the adapter under spec.adapters_folder and return (folder, digest). The same weights give the same folder.
+def export_model(
+    model: TrainableModel, whole_weights: Mapping[str, Tensor], spec: TrainSpec, metrics: Metrics
+) -> tuple[Path, str]:
+    """Write what was trained under spec.adapters_folder and return (folder, digest).
 
-    Staged, fsynced and renamed: the folder is whole as soon as it is visible.
+    `whole_weights` are a whole model's, by name. The same weights give the same folder; it is staged, fsynced and
+    renamed: whole as soon as it is visible.
     """
     parent = Path(spec.adapters_folder)
     for partial in parent.glob(f".partial-{spec.job_id}-*"):  # of a process that died while it wrote
@@ -58,23 +66,25 @@ def export_adapter(peft: PeftModel, spec: TrainSpec, metrics: Metrics) -> tuple[
     staged = parent / f".partial-{spec.job_id}-{secrets.token_hex(4)}"
     staged.mkdir(parents=True)
     try:
-        return _publish(peft, spec, metrics, staged)
+        if isinstance(model.module, PeftModel):
+            digest = _write_adapter(model.module, spec, staged)
+        else:
+            digest = write_whole(whole_weights, Path(spec.base_folder), staged)
+        (staged / "manifest.json").write_bytes(_pretty(_manifest(spec, metrics)))
+        (staged / "README.md").write_text(_readme(spec, metrics), encoding="utf-8")
+        publish_folder(staged, parent / digest)
+        return parent / digest, digest
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         raise
 
 
-def _publish(peft: PeftModel, spec: TrainSpec, metrics: Metrics, staged: Path) -> tuple[Path, str]:
+def _write_adapter(peft: PeftModel, spec: TrainSpec, staged: Path) -> str:
     state = get_peft_model_state_dict(peft, save_embedding_layers=False)
     weights = {name: tensor.contiguous().cpu() for name, tensor in state.items()}
     save_file(weights, staged / WEIGHTS_NAME, metadata={"format": "pt"})
     (staged / CONFIG_NAME).write_bytes(_config(peft, spec.base_id))
-    digest = adapter_digest(staged)
-    (staged / "manifest.json").write_bytes(_pretty(_manifest(spec, metrics)))
-    (staged / "README.md").write_text(_readme(spec, metrics), encoding="utf-8")
-    final = staged.parent / digest
-    publish_folder(staged, final)
-    return final, digest
+    return adapter_digest(staged)
 
 
 def _config(peft: PeftModel, base_id: str) -> bytes:
@@ -107,13 +117,8 @@ def _manifest(spec: TrainSpec, metrics: Metrics) -> Manifest:
         training_file_sha256=spec.training_sha256,
         method=spec.method,
         hyperparameters=_hyperparameters(spec),
-        lora={
-            "rank": spec.rank,
-            "alpha": spec.alpha,
-            "use_rslora": spec.use_rslora,
-            "dropout": spec.dropout,
-            "targets": list(spec.targets),
-        },
+        finetuning_type=spec.finetuning_type,
+        lora=_lora(spec) if spec.finetuning_type == "lora" else None,
         training={name: getattr(spec, name) for name in _TRAINING},
         seed=spec.seed,
         parent_sha256=spec.parent_sha256,
@@ -121,6 +126,16 @@ def _manifest(spec: TrainSpec, metrics: Metrics) -> Manifest:
         metrics=metrics,
         versions={name: version(name) for name in _VERSIONED},
     )
+
+
+def _lora(spec: TrainSpec) -> dict[str, Any]:
+    return {
+        "rank": spec.rank,
+        "alpha": spec.alpha,
+        "use_rslora": spec.use_rslora,
+        "dropout": spec.dropout,
+        "targets": list(spec.targets),
+    }
 
 
 def _hyperparameters(spec: TrainSpec) -> dict[str, float]:
@@ -135,6 +150,13 @@ def _hyperparameters(spec: TrainSpec) -> dict[str, float]:
 def _readme(spec: TrainSpec, metrics: Metrics) -> str:
     loss = metrics.full_valid_loss
     held_out = "" if loss is None else f"\nLoss on the validation file: {loss:.4f}.\n"
+    if spec.finetuning_type == "full":
+        return (
+            f"# {spec.base_id}, fine-tuned\n\n"
+            f"Trained by job {spec.job_id}: {metrics.step} steps, every weight, seed {spec.seed}.\n{held_out}"
+            "\nLoad it with `transformers.AutoModelForCausalLM.from_pretrained(folder)`.\n"
+            "What it was trained on, how and with which versions stands in manifest.json.\n"
+        )
     return (
         f"# LoRA adapter for {spec.base_id}\n\n"
         f"Trained by job {spec.job_id}: {metrics.step} steps, rank {spec.rank}, seed {spec.seed}.\n{held_out}"

@@ -14,6 +14,7 @@ class Follower(TrainingLoop[R]):
     def resume(self) -> int:
         self.group.any(False)  # the first process has tidied up, and its point is the newest
         self.position = self.session.load(self.points) or self.position
+        self._saved_step = self.position.step
         return self.position.step
 
     def _is_over(self) -> bool:
@@ -22,12 +23,21 @@ class Follower(TrainingLoop[R]):
     def _advance(self, step: int, rows: list[R]) -> None:
         metrics = self.evaluation.added_to(self._train(step, rows))
         self.position = Position(step=step, trained_tokens=self.position.trained_tokens + metrics.tokens)
+        if self.group.divides and (self._ends_epoch(step) or self._is_due(step)):
+            self._save()
 
     def _save(self) -> None:
-        pass
+        """Give the first process this one's share, if it has one."""
+        if self.group.divides:
+            super()._save()
+
+    def _best_step(self) -> int:
+        return 0  # the first process knows
 
     def _repeat_reports(self) -> None:
         pass
 
     def _conclude(self) -> Exported | None:
+        self._go_to_best()
+        self._whole_weights()
         return None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Generic, NoReturn
 
 from msgspec.structs import replace
+from torch import Tensor
 
 from services.trainer.data.batches import epoch_batches
 from services.trainer.data.cutting import R
@@ -20,12 +21,15 @@ from services.trainer.training.checkpoints import Position
 from services.trainer.training.early_stopping import Verdict, judge
 from services.trainer.training.evaluation import Evaluation, rewards
 from services.trainer.training.event_files import EventFile
-from services.trainer.training.export import export_adapter
+from services.trainer.training.export import export_model
 from services.trainer.training.history import History
-from services.trainer.training.optim import BASE_LEARNING_RATE, DPO_LEARNING_RATE, learning_rate_at
+from services.trainer.training.optim import base_learning_rate, learning_rate_at
 from services.trainer.training.pace import Pace
 from services.trainer.training.rehearsal import Rehearsal
 from services.trainer.training.session import TrainingSession
+
+MOST_OF_TIME = 0.05
+"""Share of the time that saving in between may take: large models are saved less often."""
 
 
 class TrainingLoop(Generic[R]):
@@ -55,6 +59,7 @@ class TrainingLoop(Generic[R]):
         self.position = Position(step=0, trained_tokens=0)
         self._saved_at = time.monotonic()
         self._saved_step = 0
+        self._save_took = 0.0
 
     def resume(self) -> int:
         """Go back to the newest resume point, if any; returns its step. What was reported after it happens again."""
@@ -121,14 +126,21 @@ class TrainingLoop(Generic[R]):
         if self._ends_epoch(step) or self._is_due(step):
             self._save()
         self.report(Stepped(metrics=metrics))
-        if self._ends_epoch(step) and not self._is_over():
+        if self._ends_epoch(step) and self._exports_epochs and not self._is_over():
             self._export(metrics)
+
+    @property
+    def _exports_epochs(self) -> bool:
+        """Whether each epoch becomes a model of its own: whole ones would fill a disk."""
+        return self.spec.finetuning_type == "lora"
 
     def _is_due(self, step: int) -> bool:
         """Whether it is time for another resume point."""
         if self.spec.checkpoint_interval is not None:
             return step % self.spec.checkpoint_interval == 0
-        return time.monotonic() - self._saved_at > self.spec.snapshot_interval_s
+        interval = max(self.spec.snapshot_interval_s, self._save_took / MOST_OF_TIME)
+        is_due = time.monotonic() - self._saved_at > interval
+        return self.group.any(is_due) if self.group.divides else is_due
 
     def _train(self, step: int, rows: list[R]) -> Metrics:
         started = time.monotonic()
@@ -159,11 +171,10 @@ class TrainingLoop(Generic[R]):
         )
 
     def _learning_rate(self, step: int) -> float:
-        base = DPO_LEARNING_RATE if self.spec.method == "dpo" else BASE_LEARNING_RATE
         return learning_rate_at(
             step,
             self.total_steps,
-            base * self.spec.learning_rate_multiplier,
+            base_learning_rate(self.spec.method, self.spec.finetuning_type) * self.spec.learning_rate_multiplier,
             schedule=self.spec.lr_schedule,
             warmup_ratio=self.spec.warmup_ratio,
         )
@@ -172,9 +183,12 @@ class TrainingLoop(Generic[R]):
         return step % self.steps_per_epoch == 0
 
     def _save(self) -> None:
-        self.session.save(self.points, self.position)
+        best_step = None if self.spec.early_stopping is None else self._best_step()
+        started = time.monotonic()
+        self.session.save(self.points, self.position, best_step=best_step)
         self._saved_step = self.position.step
         self._saved_at = time.monotonic()
+        self._save_took = self._saved_at - started
 
     def _repeat_reports(self) -> None:
         """Say again what a process that died may not have been able to say; whoever listens knows the steps it has."""
@@ -188,30 +202,41 @@ class TrainingLoop(Generic[R]):
         if steps:
             last_step = steps[-1].step
             done = any(e.metrics.step == last_step and not e.final for e in exports)
-            if self._ends_epoch(last_step) and not done and not self._is_over():
+            if self._ends_epoch(last_step) and self._exports_epochs and not done and not self._is_over():
                 self._export(steps[-1])
 
     def _conclude(self) -> Exported | None:
-        """Report the final adapter: that of the last step, or with early stopping of the best epoch, now loaded."""
-        last = self.history.steps()[-1]
-        best_step = (self._verdict().best + 1) * self.steps_per_epoch
-        earlier = {exported.metrics.step: exported for exported in self.history.exports()}
-        if best_step == last.step:
-            exported = self._write(last)
-        else:
-            if last.step not in earlier:
-                self._export(last)
-            exported = earlier[best_step]
-            self.session.load_adapter(Path(exported.folder))
+        """Report the final model: that of the last step, or with early stopping of the best epoch, now loaded."""
+        steps = self.history.steps()
+        last = steps[-1]
+        earlier = {exported.metrics.step for exported in self.history.exports()}
+        if self._exports_epochs and self._best_step() != last.step and last.step not in earlier:
+            self._export(last)
+        best_step = self._go_to_best()
+        best = next(metrics for metrics in steps if metrics.step == best_step)
         final = replace(
-            exported,
+            self._write(best),
             final=True,
             trained_tokens=self.position.trained_tokens,
             probes=self.data.probes(self.spec.n_probes),
-            remark=self._remark(last, exported.metrics),
+            remark=self._remark(last, best),
         )
         self._report(final)
         return final
+
+    def _best_step(self) -> int:
+        return (self._verdict().best + 1) * self.steps_per_epoch
+
+    def _go_to_best(self) -> int:
+        """Have the parameters of the best epoch's end, in every process; returns its step."""
+        best_step = self.group.agree(self._best_step())
+        if best_step != self.position.step:
+            exported = next((e for e in self.history.exports() if e.metrics.step == best_step), None)
+            if exported is not None and self._exports_epochs:
+                self.session.load_adapter(Path(exported.folder))
+            else:
+                self.session.load_parameters(self.points, best_step)
+        return best_step
 
     def _remark(self, last: Metrics, best: Metrics) -> str:
         if self.spec.early_stopping is None or (best is last and last.step == self.total_steps):
@@ -226,8 +251,8 @@ class TrainingLoop(Generic[R]):
         self._report(self._write(metrics))
 
     def _write(self, metrics: Metrics) -> Exported:
-        """Export the adapter as it is now."""
-        folder, digest = export_adapter(self.session.model.peft, self.spec, metrics)
+        """Export the adapter, or the whole model, as it is now."""
+        folder, digest = export_model(self.session.model, self._whole_weights(), self.spec, metrics)
         return Exported(
             folder=str(folder),
             sha256=digest,
@@ -235,6 +260,12 @@ class TrainingLoop(Generic[R]):
             final=False,
             trained_tokens=self.position.trained_tokens,
         )
+
+    def _whole_weights(self) -> dict[str, Tensor]:
+        """Put all weights of a whole model together, in every process; nothing where an adapter is trained."""
+        if not self.session.model.is_whole:
+            return {}
+        return {name: self.group.whole(parameter.detach()) for name, parameter in self.session.parameters.items()}
 
     def _report(self, exported: Exported) -> None:
         self.report(exported)

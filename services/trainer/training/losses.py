@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,29 +10,47 @@ import torch
 from torch import Tensor
 
 
-def chunked_nll(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, chunk: int = 256) -> tuple[Tensor, int]:
-    """Sum token losses through a frozen output layer without ever holding the full logits.
+@dataclass(frozen=True, slots=True)
+class OutputLayer:
+    """What makes logits of hidden states: cap * tanh(scale * h W' / cap); without a cap, scale * h W'."""
 
-    Returns the summed loss in nats (float32 scalar, differentiable in `hidden_ND` only) and the number of tokens whose
-    target is the most likely one. Raises ValueError when `weight_VD` wants a gradient, which is never computed here.
+    weight_VD: Tensor
+    scale: float = 1.0
+    """Granite divides its logits, Cohere multiplies them."""
+    cap: float | None = None
+    """Gemma 2 squeezes them into ±cap (arXiv:2408.00118)."""
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """Return logits_NV in float32, of their own."""
+        logits_NV = (hidden_ND @ self.weight_VD.T).float()
+        if self.scale != 1.0:
+            logits_NV.mul_(self.scale)
+        return logits_NV if self.cap is None else logits_NV.div_(self.cap).tanh_().mul_(self.cap)
+
+    def slopes(self, logits_NV: Tensor) -> Tensor | float:
+        """Return d logits / d (h W'), place by place."""
+        return self.scale if self.cap is None else self.scale * (1.0 - (logits_NV / self.cap).square_())
+
+
+def chunked_nll(hidden_ND: Tensor, head: OutputLayer, targets_N: Tensor, *, chunk: int = 256) -> tuple[Tensor, int]:
+    """Sum token losses through the output layer without ever holding the full logits.
+
+    Returns the summed loss in nats (float32 scalar, differentiable in `hidden_ND` and, where it is trained, in
+    its weight) and the number of tokens whose target is the most likely one.
     """
-    if weight_VD.requires_grad:
-        raise ValueError("chunked_nll treats the output layer as frozen, but its weight requires a gradient")
-    loss, correct = _FrozenHeadNll.apply(hidden_ND, weight_VD, targets_N, chunk)  # type: ignore[no-untyped-call]
+    loss, correct = _ChunkedNll.apply(hidden_ND, head.weight_VD, head, targets_N, chunk)  # type: ignore[no-untyped-call]
     return loss, int(correct)
 
 
 def chunked_logprobs(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, chunk: int = 256
+    hidden_ND: Tensor, head: OutputLayer, targets_N: Tensor, *, chunk: int = 256
 ) -> tuple[Tensor, Tensor]:
-    """Find each target's log probability through a frozen output layer without ever holding the full logits.
+    """Find each target's log probability through the output layer without ever holding the full logits.
 
-    Returns logprobs_N in nats (float32, differentiable in `hidden_ND` only) and hits_N, true where the target is the
-    most likely token. Raises ValueError when `weight_VD` wants a gradient.
+    Returns logprobs_N in nats (float32, differentiable as chunked_nll is) and hits_N, true where the target is the most
+    likely token.
     """
-    if weight_VD.requires_grad:
-        raise ValueError("chunked_logprobs treats the output layer as frozen, but its weight requires a gradient")
-    logprobs_N, hits_N = _FrozenHeadLogprobs.apply(hidden_ND, weight_VD, targets_N, chunk)  # type: ignore[no-untyped-call]
+    logprobs_N, hits_N = _ChunkedLogprobs.apply(hidden_ND, head.weight_VD, head, targets_N, chunk)  # type: ignore[no-untyped-call]
     return logprobs_N, hits_N
 
 
@@ -55,77 +74,114 @@ class Scores:
     best_tokens: list[int]
 
 
-def score_tokens(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Scores:
+def score_tokens(hidden_ND: Tensor, head: OutputLayer, targets_N: Tensor) -> Scores:
     """Score targets in float32, without gradient."""
     with torch.no_grad():
-        logprobs_NV = (hidden_ND @ weight_VD.T).float().log_softmax(dim=1)
+        logprobs_NV = head.logits(hidden_ND).log_softmax(dim=1)
         picked_N = logprobs_NV.gather(1, targets_N[:, None])[:, 0]
         best_N, tokens_N = logprobs_NV.max(dim=1)
     return Scores(picked_N.tolist(), best_N.tolist(), tokens_N.tolist())
 
 
-class _FrozenHeadNll(torch.autograd.Function):
+class _ChunkedNll(torch.autograd.Function):
     """Loss and its gradient in one pass: a chunk's logits live only while that chunk is worked on."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden_ND: Tensor, _weight_VD: Tensor, head: OutputLayer, targets_N: Tensor, chunk: int
+    ) -> tuple[Tensor, Tensor]:
         wants_gradient = ctx.needs_input_grad[0]
         gradient_ND = torch.empty_like(hidden_ND) if wants_gradient else None
         loss = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
         correct = torch.zeros((), dtype=torch.int64, device=hidden_ND.device)
         for start in range(0, hidden_ND.shape[0], chunk):
             rows = slice(start, start + chunk)
-            losses, hits, gradient = _token_losses(hidden_ND[rows], weight_VD, targets_N[rows], wants_gradient)
+            losses, hits, gradient = _token_losses(hidden_ND[rows], head, targets_N[rows], wants_gradient)
             loss += losses.sum()
             correct += hits.sum()
             if gradient_ND is not None:
                 gradient_ND[rows] = gradient
-        ctx.save_for_backward(gradient_ND)
+        _keep(ctx, gradient_ND, hidden_ND, head, targets_N, chunk)
         ctx.mark_non_differentiable(correct)
         return loss, correct
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, None]:
-        (gradient_ND,) = ctx.saved_tensors
-        return gradient_ND * gradients[0].to(gradient_ND.dtype), None, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        gradient_ND, *kept = ctx.saved_tensors
+        upstream_N = gradients[0].expand(len(gradient_ND))
+        gradient_VD = _weight_gradient(ctx, kept, upstream_N) if kept else None
+        return gradient_ND * gradients[0].to(gradient_ND.dtype), gradient_VD, None, None, None
 
 
-class _FrozenHeadLogprobs(torch.autograd.Function):
-    """As _FrozenHeadNll, token by token and with the other sign."""
+class _ChunkedLogprobs(torch.autograd.Function):
+    """As _ChunkedNll, token by token and with the other sign."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden_ND: Tensor, _weight_VD: Tensor, head: OutputLayer, targets_N: Tensor, chunk: int
+    ) -> tuple[Tensor, Tensor]:
         wants_gradient = ctx.needs_input_grad[0]
         gradient_ND = torch.empty_like(hidden_ND) if wants_gradient else None
         logprobs_N = torch.empty(len(targets_N), dtype=torch.float32, device=hidden_ND.device)
         hits_N = torch.empty(len(targets_N), dtype=torch.bool, device=hidden_ND.device)
         for start in range(0, hidden_ND.shape[0], chunk):
             rows = slice(start, start + chunk)
-            losses, hits_N[rows], gradient = _token_losses(hidden_ND[rows], weight_VD, targets_N[rows], wants_gradient)
+            losses, hits_N[rows], gradient = _token_losses(hidden_ND[rows], head, targets_N[rows], wants_gradient)
             logprobs_N[rows] = -losses
             if gradient_ND is not None:
                 gradient_ND[rows] = gradient
-        ctx.save_for_backward(gradient_ND)
+        _keep(ctx, gradient_ND, hidden_ND, head, targets_N, chunk)
         ctx.mark_non_differentiable(hits_N)
         return logprobs_N, hits_N
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, None]:
-        (gradient_ND,) = ctx.saved_tensors
-        return -gradient_ND * gradients[0].to(gradient_ND.dtype)[:, None], None, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        gradient_ND, *kept = ctx.saved_tensors
+        gradient_VD = _weight_gradient(ctx, kept, -gradients[0]) if kept else None
+        return -gradient_ND * gradients[0].to(gradient_ND.dtype)[:, None], gradient_VD, None, None, None
+
+
+def _keep(
+    ctx: Any, gradient_ND: Tensor | None, hidden_ND: Tensor, head: OutputLayer, targets_N: Tensor, chunk: int
+) -> None:
+    """Keep for the backward pass the gradient of the hidden states; where the weight is trained, what its needs."""
+    is_trained = ctx.needs_input_grad[1]
+    ctx.chunk = chunk
+    ctx.head = head if is_trained else None
+    ctx.save_for_backward(gradient_ND, *((hidden_ND, targets_N) if is_trained else ()))
 
 
 def _token_losses(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, wants_gradient: bool
+    hidden_ND: Tensor, head: OutputLayer, targets_N: Tensor, wants_gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return losses_N in nats, hits_N, and d losses_N / d hidden_ND (empty unless wanted), all of one chunk."""
-    logits = (hidden_ND @ weight_VD.T).float()
-    normaliser = logits.logsumexp(dim=1)
-    losses = normaliser - logits.gather(1, targets_N[:, None])[:, 0]
-    hits = logits.argmax(dim=1) == targets_N
+    logits_NV = head.logits(hidden_ND)
+    normaliser_N = logits_NV.logsumexp(dim=1)
+    losses_N = normaliser_N - logits_NV.gather(1, targets_N[:, None])[:, 0]
+    hits_N = logits_NV.argmax(dim=1) == targets_N
     if not wants_gradient:
-        return losses, hits, hidden_ND.new_empty(0)
-    # d loss / d logits = softmax - one_hot, built in place of the logits.
-    logits.sub_(normaliser[:, None]).exp_()
-    logits[torch.arange(len(targets_N), device=logits.device), targets_N] -= 1.0
-    return losses, hits, logits.to(weight_VD.dtype) @ weight_VD
+        return losses_N, hits_N, hidden_ND.new_empty(0)
+    gradient_NV = _product_gradient(logits_NV, head, normaliser_N, targets_N)
+    return losses_N, hits_N, gradient_NV.to(head.weight_VD.dtype) @ head.weight_VD
+
+
+def _product_gradient(logits_NV: Tensor, head: OutputLayer, normaliser_N: Tensor, targets_N: Tensor) -> Tensor:
+    """Return d losses_N / d (h W'), (softmax - one_hot) * slopes, in place of the logits."""
+    slopes = head.slopes(logits_NV)
+    logits_NV.sub_(normaliser_N[:, None]).exp_()
+    logits_NV[torch.arange(len(targets_N), device=logits_NV.device), targets_N] -= 1.0
+    return logits_NV if isinstance(slopes, float) and slopes == 1.0 else logits_NV.mul_(slopes)
+
+
+def _weight_gradient(ctx: Any, kept: Sequence[Tensor], upstream_N: Tensor) -> Tensor:
+    """Return the gradient of sum(upstream_N * losses_N) in the output layer; its logits are computed once more."""
+    hidden_ND, targets_N = kept
+    head: OutputLayer = ctx.head
+    gradient_VD = torch.zeros_like(head.weight_VD)
+    for start in range(0, len(targets_N), ctx.chunk):
+        rows = slice(start, start + ctx.chunk)
+        logits_NV = head.logits(hidden_ND[rows])
+        gradient_NV = _product_gradient(logits_NV, head, logits_NV.logsumexp(dim=1), targets_N[rows])
+        gradient_NV.mul_(upstream_N[rows, None])
+        gradient_VD.addmm_(gradient_NV.to(gradient_VD.dtype).T, hidden_ND[rows])
+    return gradient_VD

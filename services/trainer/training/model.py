@@ -1,4 +1,4 @@
-"""The base model with a fresh LoRA adapter, frozen everywhere else."""
+"""The model that is trained: a frozen base with a fresh LoRA adapter, or a base whose every weight is."""
 
 from __future__ import annotations
 
@@ -12,29 +12,34 @@ from peft.utils import set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from services.trainer.data.segments import FlatBatch
 from services.trainer.failures import TrainingFailed
 from services.trainer.fast.attention import Segments
 from services.trainer.fast.proof import install_if_equal
 from services.trainer.protocol import TrainSpec
+from services.trainer.standalone.trained import TrainedWeights
+from services.trainer.training.losses import OutputLayer
 from shared.adapters import WEIGHTS_NAME
 
 if TYPE_CHECKING:
     from services.trainer.training.bases import LoadBase
 
-# These change the logits behind the output layer, which the chunked loss applies by itself.
-_LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
+
+_CHECKED_TOKENS = 4
+_CLOSE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""How far logits may be from the model's own, relative to the largest: products are rounded alike, or nearly."""
 
 
 @dataclass(frozen=True, slots=True)
-class LoraModel:
+class TrainableModel:
     """A causal language model, taken apart as the chunked loss needs it."""
 
-    peft: PeftModel
+    module: PreTrainedModel | PeftModel
+    """All of it; in peft's wrapper where an adapter is trained."""
     backbone: nn.Module
-    head_VD: Tensor
+    head: OutputLayer
     device: torch.device
     dtype: torch.dtype
     plain_because: str
@@ -60,10 +65,15 @@ class LoraModel:
         return output.last_hidden_state[0]  # type: ignore[no-any-return]
 
     @property
+    def is_whole(self) -> bool:
+        """Whether every weight is trained."""
+        return not isinstance(self.module, PeftModel)
+
+    @property
     def can_share(self) -> bool:
         """Whether tokens may stand once for several rows: not when each row draws its own dropout."""
-        asked = [v for name, v in self.peft.config.to_dict().items() if "drop" in name and isinstance(v, float | int)]
-        layers = [module.p for module in self.peft.modules() if isinstance(module, nn.Dropout)]
+        asked = [v for name, v in self.module.config.to_dict().items() if "drop" in name and isinstance(v, float | int)]
+        layers = [module.p for module in self.module.modules() if isinstance(module, nn.Dropout)]
         return not any(probability > 0 for probability in (*asked, *layers))
 
     @property
@@ -73,11 +83,11 @@ class LoraModel:
 
     @property
     def layer_kinds(self) -> set[str]:
-        return set(getattr(self.peft.config, "layer_types", None) or ["full_attention"])
+        return set(getattr(self.module.config, "layer_types", None) or ["full_attention"])
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """The adapter's parameters by name, in a stable order."""
-        return {name: parameter for name, parameter in self.peft.named_parameters() if parameter.requires_grad}
+        """The trained parameters by name, in a stable order; one that two layers share is there once."""
+        return {name: parameter for name, parameter in self.module.named_parameters() if parameter.requires_grad}
 
 
 def choose_device() -> torch.device:
@@ -96,20 +106,65 @@ def choose_dtype(device: torch.device, wanted: Literal["auto", "float32", "bfloa
     return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
 
 
-def build_model(spec: TrainSpec, *, why_plain: str = "", load: LoadBase | None = None) -> LoraModel:
-    """Put a LoRA adapter on the base: the parent's, else one whose start depends on spec.seed alone.
+def build_model(spec: TrainSpec, *, why_plain: str = "", load: LoadBase | None = None) -> TrainableModel:
+    """Load the base, with a LoRA adapter on it: the parent's, else one whose start depends on spec.seed alone.
 
-    The model computes on the fast path where that gives the same, unless `why_plain` says why it is not to. `load` is
-    where the base comes from, if it is not simply loaded.
+    With the finetuning_type `full` it is the base's weights that are trained. The model computes on the fast path where
+    that gives the same, unless `why_plain` says why it is not to. `load` is where a frozen base comes from, if it is
+    not simply loaded.
 
     Raises TrainingFailed(unsupported_base_model) for architectures whose loss would come out wrong, and
     TrainingFailed(model_not_found) when the parent's weights are not there.
     """
     device = choose_device()
+    if spec.finetuning_type == "full":
+        module: Any = load_base(Path(spec.base_folder), torch.float32).requires_grad_(True)
+        TrainedWeights(Path(spec.base_folder), dict(module.named_parameters()))  # what cannot be written shows now
+        torch.manual_seed(spec.seed)
+    else:
+        module = _with_adapter(spec, device, load or load_base)
+    module.to(device)
+    causal = module.get_base_model() if isinstance(module, PeftModel) else module
+    head = causal.get_output_embeddings()
+    dtype: torch.dtype = head.weight.dtype
+    backbone = getattr(causal, causal.base_model_prefix)
+    model = TrainableModel(module, backbone, _output_layer(head.weight, causal.config), device, dtype, why_plain)
+    _check_logits(model, causal)
+    return model if why_plain else replace(model, plain_because=install_if_equal(model))
+
+
+def _output_layer(weight_VD: Tensor, config: Any) -> OutputLayer:
+    """Read how a model scales and caps its logits; each of these names belongs to one family of models."""
+    scale = (getattr(config, "logit_scale", None) or 1.0) * (getattr(config, "lm_head_multiplier", None) or 1.0)
+    scale /= getattr(config, "logits_scaling", None) or 1.0
+    return OutputLayer(weight_VD, float(scale), getattr(config, "final_logit_softcapping", None))
+
+
+def _check_logits(model: TrainableModel, causal: Any) -> None:
+    """Compare the logits of a few tokens with the model's own: some families do more behind the output layer."""
+    hidden_BTD: list[Tensor] = []
+    hook = model.backbone.register_forward_hook(lambda *seen: hidden_BTD.append(seen[-1].last_hidden_state))
+    try:
+        with torch.no_grad():
+            tokens_BT = torch.arange(_CHECKED_TOKENS, device=model.device)[None]
+            expected_TV = causal(input_ids=tokens_BT, use_cache=False).logits[0].float()
+            found_TV = model.head.logits(hidden_BTD[0][0])
+    finally:
+        hook.remove()
+    if not expected_TV.isfinite().all():
+        return  # a base that gives no numbers is refused where its loss is looked at
+    off = (found_TV - expected_TV).abs().max() / expected_TV.abs().max()
+    if not off <= _CLOSE[model.dtype]:
+        raise TrainingFailed(
+            "The base model changes its logits behind the output layer in a way that is not supported here, so its "
+            "loss would come out wrong.",
+            code="unsupported_base_model",
+        )
+
+
+def _with_adapter(spec: TrainSpec, device: torch.device, load: LoadBase) -> PeftModel:
     dtype = choose_dtype(device, spec.dtype)
-    base = (load or load_base)(
-        Path(spec.base_folder), dtype, quantize_on=device if spec.quantization == "nf4" else None
-    )
+    base = load(Path(spec.base_folder), dtype, quantize_on=device if spec.quantization == "nf4" else None)
     torch.manual_seed(spec.seed)
     config = LoraConfig(
         r=spec.rank,
@@ -120,14 +175,10 @@ def build_model(spec: TrainSpec, *, why_plain: str = "", load: LoadBase | None =
         bias="none",
         task_type="CAUSAL_LM",
     )
-    peft = get_peft_model(base, config)
+    peft: PeftModel = get_peft_model(base, config)
     if spec.parent_folder:
         load_adapter(peft, Path(spec.parent_folder))
-    peft.to(device)
-    causal: Any = peft.get_base_model()
-    head = causal.get_output_embeddings()
-    model = LoraModel(peft, getattr(causal, causal.base_model_prefix), head.weight, device, dtype, why_plain)
-    return model if why_plain else replace(model, plain_because=install_if_equal(model))
+    return peft
 
 
 def load_adapter(peft: PeftModel, folder: Path) -> None:
@@ -154,29 +205,25 @@ def load_base(folder: Path, dtype: torch.dtype, *, quantize_on: torch.device | N
     """
     quantized: dict[str, Any] = {}
     if quantize_on is not None:
-        config = BitsAndBytesConfig(
+        in_4_bits = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
-        quantized = {"quantization_config": config, "device_map": {"": quantize_on}}
+        quantized = {"quantization_config": in_4_bits, "device_map": {"": quantize_on}}
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    # PyTorch's attention knows no soft caps, and transformers would leave them out.
+    attention = "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
     base: Any = AutoModelForCausalLM.from_pretrained(
         folder,
         **quantized,
         dtype=dtype,
-        attn_implementation="sdpa",
+        attn_implementation=attention,
         use_safetensors=True,
         local_files_only=True,
         trust_remote_code=False,
     )
-    changes = [name for name in _LOGIT_CHANGES if getattr(base.config, name, None) not in (None, 1, 1.0)]
-    if changes or getattr(base.get_output_embeddings(), "bias", None) is not None:
-        raise TrainingFailed(
-            "The base model changes its logits behind the output layer, which is not supported: "
-            + (", ".join(changes) or "bias"),
-            code="unsupported_base_model",
-        )
     base.requires_grad_(False)
     if quantize_on is not None:
         _keep_layout(base)

@@ -64,9 +64,12 @@ class Supervised:
     def measure(self, rows: Sequence[Example], *, backward: bool) -> Measured:
         n_supervised = sum(example.n_supervised for example in rows)
         loss_sum, n_hits, n_tokens = 0.0, 0, 0
-        for piece in self.reader.pieces(self.group.share(rows)):
+        for piece in self.group.level(self.reader.pieces(self.group.share(rows))):
+            if piece is None:
+                keep_up(self.reader, rows, backward=backward)
+                continue
             hidden_ND, batch = self.reader.read(piece)
-            loss, hits = chunked_nll(hidden_ND, self.reader.model.head_VD, batch.targets_N)
+            loss, hits = chunked_nll(hidden_ND, self.reader.model.head, batch.targets_N)
             if backward:
                 _backward(loss / n_supervised)
             loss_sum += float(loss.detach())
@@ -100,7 +103,10 @@ class Preference:
     def measure(self, rows: Sequence[Pair], *, backward: bool) -> Measured:
         loss_sum, n_hits, n_tokens = 0.0, 0, 0
         rewards_4 = torch.zeros(4, dtype=torch.float64)
-        for piece in self.reader.pieces(self.group.share(rows)):
+        for piece in self.group.level(self.reader.pieces(self.group.share(rows))):
+            if piece is None:
+                keep_up(self.reader, [pair.chosen for pair in rows], backward=backward)
+                continue
             answers = self._answers(piece)
             reference_2P = _reference(piece).to(answers.chosen_P)
             losses_P, margins_P = dpo_losses(
@@ -126,7 +132,7 @@ class Preference:
 
     def _answers(self, pairs: Sequence[Pair]) -> _Answers:
         hidden_ND, batch = self.reader.read([*(pair.chosen for pair in pairs), *(pair.rejected for pair in pairs)])
-        logprobs_N, hits_N = chunked_logprobs(hidden_ND, self.reader.model.head_VD, batch.targets_N)
+        logprobs_N, hits_N = chunked_logprobs(hidden_ND, self.reader.model.head, batch.targets_N)
         sums = torch.stack([part.sum() for part in torch.split(logprobs_N, list(batch.counts))])
         n_chosen = sum(batch.counts[: len(pairs)])
         return _Answers(sums[: len(pairs)], sums[len(pairs) :], int(hits_N[:n_chosen].sum()), batch.n_tokens)
@@ -139,6 +145,13 @@ def _reference(pairs: Sequence[Pair]) -> Tensor:
 def _summed_rewards(rewards_2P: Tensor, margins_P: Tensor) -> Tensor:
     """Add up over pairs what Rewards has, in its order."""
     return torch.cat((rewards_2P, margins_P[None], (margins_P > 0)[None])).double().sum(dim=1).cpu()
+
+
+def keep_up(reader: Reader, examples: Sequence[Example], *, backward: bool) -> None:
+    """Run the layers once, for the other processes; what is learnt from it is nothing."""
+    hidden_ND, _ = reader.read([min(examples, key=lambda example: example.n_tokens)])
+    if backward:
+        _backward(0.0 * hidden_ND.sum())
 
 
 def _backward(loss: Tensor) -> None:

@@ -5,16 +5,17 @@ one makes the same step. The gradient of an adapter is small, and a batch goes t
 different size, so one sum of all of it a step is little to wait for. torch's DistributedDataParallel would overlap it
 with the backward pass, but wants each pass to go through a module of its own, and as many passes in each process.
 
-What needs more than a whole model in each process, a base that is sharded (FSDP2), belongs into a Group of its own.
+Where every weight is trained, weights, gradients and moments are four times the model: sharding.py divides them.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,8 +25,14 @@ from torch.nn import Parameter
 from services.trainer.data.cutting import R
 from services.trainer.failures import PeersLost
 
+if TYPE_CHECKING:
+    from services.trainer.training.model import TrainableModel
+
 TIMEOUT = timedelta(hours=1)
 """Longest wait for the others. Who dies is noticed at once; this is for the one that reads a large file for all."""
+
+_LOST = re.compile(r"gloo|ncclRemoteError|NCCL (error|communicator)|Connection (closed|reset) by peer", re.IGNORECASE)
+"""What torch's collectives say, in RuntimeErrors without a class of their own, when a process is gone."""
 
 T = TypeVar("T")
 
@@ -47,6 +54,10 @@ class Group:
         """Pick this process's rows, in their order; every row is in one share. It may be empty."""
         return rows
 
+    def level(self, pieces: Sequence[T]) -> Iterator[T | None]:
+        """Go through this process's pieces; None for a turn that only others need, where all have to take it."""
+        return iter(pieces)
+
     def turns(self, items: Sequence[T]) -> Iterator[T | None]:
         """Go through items in as many turns in every process; None where a process has nothing in the last turn."""
         return iter(items)
@@ -58,9 +69,40 @@ class Group:
     def sum_gradients(self, parameters: Sequence[Parameter]) -> None:
         """Replace each gradient by its sum over all processes, the same to the last bit in each."""
 
+    def clip_gradients(self, parameters: Sequence[Parameter], max_norm: float) -> float:
+        """Scale the summed gradients so that their norm is at most `max_norm`; returns the norm before."""
+        return float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
+
+    def divide(self, model: TrainableModel) -> None:
+        """Have each process keep a share of a model, where it need not keep it all; before there is an optimiser."""
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """Return a tensor, of which this process may have a share, as a whole, on the CPU if it was divided.
+
+        Every process has to ask; where it is divided the first alone gets an answer, the others nothing.
+        """
+        return tensor.contiguous()
+
+    def part(self, tensor: Tensor, *, like: Tensor) -> Tensor:
+        """Return of a whole tensor what this process has of `like`."""
+        return tensor
+
+    @property
+    def divides(self) -> bool:
+        """Whether processes have shares of the model, and so save and load together."""
+        return False
+
     def any(self, flag: bool) -> bool:
         """Ask whether the flag is set in any process; every one has to ask."""
         return flag
+
+    def agree(self, number: int) -> int:
+        """Return the first process's number; every one has to ask."""
+        return number
+
+    def is_lost(self, error: Exception) -> bool:
+        """Whether an error says that another process has ended."""
+        return False
 
     def first_one_first(self, work: Callable[[], T]) -> T:
         """Let the first process work, then the others: what it left on disk saves them the work."""
@@ -115,6 +157,9 @@ class Joined(Group):
     def any(self, flag: bool) -> bool:
         return self.sum([float(flag)])[0] > 0
 
+    def agree(self, number: int) -> int:
+        return int(self.sum([float(number) if self.leads else 0.0])[0])
+
     def first_one_first(self, work: Callable[[], T]) -> T:
         if self.leads:
             done = work()
@@ -122,6 +167,11 @@ class Joined(Group):
             return done
         self.any(False)
         return work()
+
+    def is_lost(self, error: Exception) -> bool:
+        return isinstance(error, dist.DistError) or (
+            isinstance(error, RuntimeError) and _LOST.search(str(error)) is not None
+        )
 
     def leave(self) -> None:
         """Be alone from now on; for the end of a job, not after an error."""
@@ -142,7 +192,10 @@ class Joined(Group):
         return moved
 
 
-def join(backend: Literal["gloo", "nccl"]) -> Joined:
-    """Be one of the processes that torch's launcher has started. Raises RuntimeError when the others do not come."""
+def enter_group(backend: Literal["gloo", "nccl"]) -> torch.device:
+    """Be one of the processes that torch's launcher has started; returns where they compute.
+
+    Raises RuntimeError when the others do not come.
+    """
     dist.init_process_group(backend, timeout=TIMEOUT)
-    return Joined(torch.device("cuda" if backend == "nccl" else "cpu"))
+    return torch.device("cuda" if backend == "nccl" else "cpu")

@@ -14,14 +14,14 @@ import torch
 from services.trainer.data.chat import Example
 from services.trainer.protocol import ParityMeasured, ServedSample
 from services.trainer.training.losses import Scores, score_tokens
-from services.trainer.training.model import LoraModel
+from services.trainer.training.model import TrainableModel
 from services.trainer.training.reading import Reader
 
 # fp32 sums in another order differ by about 1e-4 nats here; a wrong adapter by more than 0.1. bf16 keeps 8 bits.
 TOLERANCE = {torch.float32: 2e-2, torch.bfloat16: 0.25, torch.float16: 0.1}
 
 
-def measure_parity(model: LoraModel, samples: Sequence[ServedSample]) -> ParityMeasured:
+def measure_parity(model: TrainableModel, samples: Sequence[ServedSample]) -> ParityMeasured:
     """Compare samples with the trained model. No tokens at all does not count as agreement."""
     tolerance = TOLERANCE[model.dtype]
     n_tokens, n_equal, largest, agrees = 0, 0, 0.0, True
@@ -43,12 +43,12 @@ def measure_parity(model: LoraModel, samples: Sequence[ServedSample]) -> ParityM
     )
 
 
-def score(model: LoraModel, prompt: Sequence[int], answer: Sequence[int]) -> Scores:
+def score(model: TrainableModel, prompt: Sequence[int], answer: Sequence[int]) -> Scores:
     """Force `answer` after `prompt` in one forward pass."""
-    model.peft.eval()
+    model.module.eval()
     tokens = np.array([*prompt, *answer], dtype=np.int32)
     is_answer = np.arange(len(tokens)) >= len(prompt)
     example = Example(0, tokens, is_answer.astype(np.uint8))
     with torch.no_grad():
         hidden_ND, batch = Reader(model).read([example])
-        return score_tokens(hidden_ND, model.head_VD, batch.targets_N)
+        return score_tokens(hidden_ND, model.head, batch.targets_N)

@@ -11,7 +11,7 @@ from services.trainer.data.chat import Example
 from services.trainer.data.cutting import R, capped, flat_pieces, micro_batches, packs
 from services.trainer.data.segments import FlatBatch, lay_out
 from services.trainer.failures import TrainingFailed
-from services.trainer.training.model import LoraModel
+from services.trainer.training.model import TrainableModel
 
 
 class Reader:
@@ -20,7 +20,7 @@ class Reader:
     Raises TrainingFailed for packing on a model whose layers do not keep packed examples apart.
     """
 
-    def __init__(self, model: LoraModel, *, packing: bool = False, most_rows: int | None = None) -> None:
+    def __init__(self, model: TrainableModel, *, packing: bool = False, most_rows: int | None = None) -> None:
         if packing and not model.can_pack:
             raise TrainingFailed(
                 "The base model has layers that cannot keep packed rows apart; leave out selftune.packing.",

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import msgspec
 import structlog
+import torch
 from msgspec import Struct
 
 from services.trainer.data.dataset import Dataset
 from services.trainer.data.pairs import Pair
 from services.trainer.failures import StopRequested
-from services.trainer.training.objectives import Preference
+from services.trainer.training.objectives import Preference, keep_up
 from shared.paths import write_atomic
 
 Logprobs = tuple[float, float]
@@ -38,7 +39,7 @@ def with_reference(
     """
     stored = _read(path, data)
     if stored is None:
-        objective.reader.model.peft.eval()
+        objective.reader.model.module.eval()
         stored = _Stored(
             train=_logprobs(data.train, objective, should_stop), valid=_logprobs(data.valid, objective, should_stop)
         )
@@ -68,6 +69,9 @@ def _logprobs(pairs: Sequence[Pair], objective: Preference, should_stop: Callabl
             raise StopRequested(0)
         if piece is not None:
             found |= zip(map(id, piece), objective.logprobs(piece), strict=True)
+        elif group.divides:
+            with torch.no_grad():
+                keep_up(objective.reader, [pair.chosen for pair in pairs], backward=False)
     flat = group.sum([number for pair in pairs for number in found.get(id(pair), (0.0, 0.0))])
     return list(zip(flat[::2], flat[1::2], strict=True))
 

@@ -28,7 +28,7 @@ A forward pass is a third of a training step, so this adds at most some 7 % to t
 
 AMPLE_SHARE = 0.5
 """Memory is ample where the estimate is at most this share of what there is: estimates are right within some 15 %."""
-DRY_TOKENS = 512
+DRY_TOKENS = 128
 """Tokens of the rows that are read where memory is ample."""
 
 
@@ -88,12 +88,12 @@ class Rehearsal(Generic[R]):
         return max(self._session.objective.reader.pieces(longest), key=lambda piece: sum(row.n_tokens for row in piece))
 
 
-def few_rows(rows: Sequence[R]) -> list[R]:
-    """Take rows of at most DRY_TOKENS tokens together, in their order; the shortest alone if all have more."""
+def few_rows(rows: Sequence[R], most_tokens: int = DRY_TOKENS) -> list[R]:
+    """Take rows of at most `most_tokens` tokens together, in their order; the shortest alone if all have more."""
     few: list[R] = []
     used = 0
     for row in rows:
-        if used + row.n_tokens > DRY_TOKENS:
+        if used + row.n_tokens > most_tokens:
             break
         few.append(row)
         used += row.n_tokens

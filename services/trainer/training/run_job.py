@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from msgspec.structs import replace
 
 from services.trainer.data.chat import Example
@@ -20,7 +22,10 @@ from services.trainer.protocol import (
     REFERENCE_FILE,
     SPEC_FILE,
     CheckParity,
+    Exported,
+    Message,
     Reporter,
+    Requantized,
     Started,
     TrainSpec,
     command_decoder,
@@ -29,13 +34,17 @@ from services.trainer.protocol import (
 from services.trainer.training.bases import LoadBase
 from services.trainer.training.following import Follower
 from services.trainer.training.loop import TrainingLoop
-from services.trainer.training.model import LoraModel, build_model, load_base
+from services.trainer.training.model import TrainableModel, build_model, load_base
 from services.trainer.training.objectives import Objective, Preference, Supervised
 from services.trainer.training.parallel import ALONE, Group
 from services.trainer.training.parity import measure_parity
 from services.trainer.training.reading import Reader
 from services.trainer.training.references import with_reference
+from services.trainer.training.rehearsal import few_rows
 from services.trainer.training.session import TrainingSession
+
+SAMPLE_TOKENS = 1024
+"""Tokens of the rows by which a model in 4 bits is compared with what is served."""
 
 ShouldStop = Callable[[], bool]
 """Asked between steps, and wherever else a job may be put down; in a shared process others compute meanwhile."""
@@ -66,42 +75,93 @@ def run_job(
 
 def train(
     folder: Path, report: Reporter, should_stop: ShouldStop, load: LoadBase = load_base, group: Group = ALONE
-) -> LoraModel | None:
+) -> TrainableModel | None:
     """Train the job in `folder` to its end and export it; returns the finished model as it is served.
 
     None in those processes of a group that follow the first.
     """
     spec = spec_decoder.decode((folder / SPEC_FILE).read_bytes())
-    trained = _trained(spec, folder, report, should_stop, load, group)
-    if trained is None:
-        return None
-    model, adapter = trained
-    del trained
     if spec.quantization == "none":
-        return model
-    del model  # two of them may not fit into memory, and its replaced parts refer to one another
+        finished = _trained(spec, folder, report, should_stop, load, group)
+        return None if finished is None else finished.model
+    held: list[Exported] = []  # the adapter is told of when the model is ready to be compared with the served one
+
+    def hold_final(message: Message) -> None:
+        if isinstance(message, Exported) and message.final:
+            held.append(message)
+        else:
+            report(message)
+
+    finished = _trained(spec, folder, hold_final, should_stop, load, group)
+    if finished is None:
+        return None
+    sample, as_trained = finished.sample, finished.sample.loss(finished.model)
+    del finished  # two models may not fit into memory, and its replaced parts refer to one another
     gc.collect()
-    return build_model(replace(spec, quantization="none", parent_folder=str(adapter)))
+    [final] = held
+    model = build_model(replace(spec, quantization="none", parent_folder=final.folder))
+    report(
+        Requantized(
+            n_rows=sample.n_rows,
+            held_out=sample.held_out,
+            loss_as_trained=as_trained,
+            loss_as_served=sample.loss(model),
+        )
+    )
+    report(final)
+    return model
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """A few rows by whose loss, as the job has it, models are compared."""
+
+    n_rows: int
+    held_out: bool
+    loss: Callable[[TrainableModel], float]
+
+
+@dataclass(frozen=True, slots=True)
+class _Finished:
+    """The model as it was trained, with the final adapter."""
+
+    model: TrainableModel
+    sample: _Sample
 
 
 def _trained(
     spec: TrainSpec, folder: Path, report: Reporter, should_stop: ShouldStop, load: LoadBase, group: Group
-) -> tuple[LoraModel, Path] | None:
-    """Return the model as it was trained, with the final adapter, and that adapter's folder."""
+) -> _Finished | None:
     started = time.monotonic()
     if spec.method == "dpo":
         pairs = group.first_one_first(lambda: load_pairs(spec))
-        preference = Preference(_reader(spec, load), spec.beta, group)
+        preference = Preference(_reader(spec, load, group), spec.beta, group)
         pairs = with_reference(pairs, preference, folder / REFERENCE_FILE, should_stop)
-        return _run(_loop(_session(spec, preference), spec, pairs, folder, report), started, should_stop)
+        done = _run(_loop(_session(spec, preference), spec, pairs, folder, report), started, should_stop)
+        sample = _sample(spec, pairs, lambda reader: Preference(reader, spec.beta))
+        return None if done is None else _Finished(done, sample)
     data = group.first_one_first(lambda: load_data(spec))
-    supervised = Supervised(_reader(spec, load), group)
-    return _run(_loop(_session(spec, supervised), spec, data, folder, report), started, should_stop)
+    supervised = Supervised(_reader(spec, load, group), group)
+    done = _run(_loop(_session(spec, supervised), spec, data, folder, report), started, should_stop)
+    return None if done is None else _Finished(done, _sample(spec, data, Supervised))
 
 
-def _reader(spec: TrainSpec, load: LoadBase) -> Reader:
+def _sample(spec: TrainSpec, data: Dataset[R], objective: Callable[[Reader], Objective[R]]) -> _Sample:
+    rows = few_rows(data.valid or data.train, SAMPLE_TOKENS)
+
+    def loss(model: TrainableModel) -> float:
+        model.module.eval()
+        reader = Reader(model, packing=spec.packing, most_rows=spec.rows_at_once)
+        with torch.no_grad():
+            return objective(reader).measure(rows, backward=False).loss
+
+    return _Sample(len(rows), bool(data.valid), loss)
+
+
+def _reader(spec: TrainSpec, load: LoadBase, group: Group) -> Reader:
     why_plain = "" if spec.neftune_noise_alpha is None else "NEFTune's noise depends on the length of padded rows"
     model = build_model(spec, why_plain=why_plain, load=load)
+    group.divide(model)
     return Reader(model, packing=spec.packing, most_rows=spec.rows_at_once)
 
 
@@ -122,7 +182,7 @@ def _loop(
     return Follower(session, spec, data, folder, lambda _: None)
 
 
-def _run(loop: TrainingLoop[R], started: float, should_stop: ShouldStop) -> tuple[LoraModel, Path] | None:
+def _run(loop: TrainingLoop[R], started: float, should_stop: ShouldStop) -> TrainableModel | None:
     """Train to the end; `started` is a time of time.monotonic()."""
     resumed_from = loop.resume()
     model = loop.session.model
@@ -142,7 +202,7 @@ def _run(loop: TrainingLoop[R], started: float, should_stop: ShouldStop) -> tupl
     if not loop.group.any(should_stop()):
         loop.rehearse()
     final = loop.run(should_stop)
-    return None if final is None else (model, Path(final.folder))
+    return None if final is None else model
 
 
 def load_data(spec: TrainSpec) -> Dataset[Example]:
@@ -168,7 +228,7 @@ def _load(spec: TrainSpec, rows_of: Callable[[TokenTable, Fitting], list[R]]) ->
     return Dataset(rows(spec.training_path, "training_file"), valid)
 
 
-def answer(model: LoraModel, report: Reporter, commands: Commands) -> None:
+def answer(model: TrainableModel, report: Reporter, commands: Commands) -> None:
     """Serve commands until Finish, or until the supervisor closes the pipe."""
     while line := commands.readline():
         command = command_decoder.decode(line)

@@ -39,7 +39,7 @@ class TrainingSession(Generic[R]):
         if noise_alpha is not None:
             if objective.reader.is_fast:
                 raise ValueError("noise is for models on the plain path")
-            add_noise(self.model.backbone, self.model.peft.get_input_embeddings(), noise_alpha)
+            add_noise(self.model.backbone, self.model.module.get_input_embeddings(), noise_alpha)
         self.parameters = self.model.trainable()
         self.max_grad_norm = max_grad_norm
         self.optimizer = build_optimizer(self.parameters.values(), weight_decay)
@@ -49,7 +49,7 @@ class TrainingSession(Generic[R]):
 
         Raises NonFiniteLoss, in every process.
         """
-        self.model.peft.train()
+        self.model.module.train()
         return _finite(self.objective.measure(rows, backward=True))
 
     def rehearse(self, rows: Sequence[R]) -> Measured:
@@ -63,8 +63,9 @@ class TrainingSession(Generic[R]):
 
     def optim_step(self, learning_rate: float) -> float:
         """Clip the gradient, a group's whole, apply and clear it. Returns the norm before. Raises NonFiniteLoss."""
-        self.group.sum_gradients(list(self.parameters.values()))
-        norm = float(torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.max_grad_norm))
+        parameters = list(self.parameters.values())
+        self.group.sum_gradients(parameters)
+        norm = self.group.clip_gradients(parameters, self.max_grad_norm)
         if not math.isfinite(norm):
             raise NonFiniteLoss(f"The gradient's norm became {norm}; {_SMALLER}.")
         if not learning_rate <= _MAX_LEARNING_RATE:
@@ -77,21 +78,25 @@ class TrainingSession(Generic[R]):
 
     def evaluate(self, rows: Sequence[R]) -> Measured:
         """Measure without training; leaves gradients and random state as they are. Raises NonFiniteLoss."""
-        self.model.peft.eval()
+        self.model.module.eval()
         with torch.no_grad():
             return _finite(self.objective.measure(rows, backward=False))
 
-    def save(self, folder: Path, position: checkpoints.Position) -> None:
-        """Write a resume point atomically; see checkpoints."""
-        checkpoints.save(folder, self.parameters, self.optimizer, position)
+    def save(self, folder: Path, position: checkpoints.Position, *, best_step: int | None = None) -> None:
+        """Write a resume point atomically, and keep that of `best_step`; see checkpoints."""
+        checkpoints.save(folder, self.parameters, self.optimizer, position, group=self.group, best_step=best_step)
 
     def load(self, folder: Path) -> checkpoints.Position | None:
         """Go back to the newest whole resume point in `folder`, bit for bit; None if there is none."""
-        return checkpoints.load_newest(folder, self.parameters, self.optimizer)
+        return checkpoints.load_newest(folder, self.parameters, self.optimizer, group=self.group)
 
     def load_adapter(self, folder: Path) -> None:
         """Take the weights of an exported adapter of the same form. The optimiser stays as it is."""
-        load_adapter(self.model.peft, folder)
+        load_adapter(self.model.module, folder)
+
+    def load_parameters(self, folder: Path, step: int) -> None:
+        """Take what the resume point at `step` has of the parameters. The optimiser stays as it is."""
+        checkpoints.load_parameters(folder, step, self.parameters, group=self.group)
 
 
 def _finite(measured: Measured) -> Measured:

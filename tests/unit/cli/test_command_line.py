@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from services.cli import valkey
+from shared import embedded_valkey
 from shared.settings import describe
 
 
@@ -68,10 +68,10 @@ def test_taken_port_is_named(tmp_path: Path) -> None:
 
 def test_socket_of_a_deep_folder_fits_into_its_address(tmp_path: Path) -> None:
     deep = tmp_path / ("d" * 120)
-    assert len(str(valkey.socket_path(deep))) <= 100
-    assert valkey.socket_path(deep) == valkey.socket_path(deep)
-    assert valkey.socket_path(deep) != valkey.socket_path(deep / "other")
-    assert valkey.socket_path(Path("/srv/x")) == Path("/srv/x/valkey.sock")
+    assert len(str(embedded_valkey.socket_path(deep))) <= 100
+    assert embedded_valkey.socket_path(deep) == embedded_valkey.socket_path(deep)
+    assert embedded_valkey.socket_path(deep) != embedded_valkey.socket_path(deep / "other")
+    assert embedded_valkey.socket_path(Path("/srv/x")) == Path("/srv/x/valkey.sock")
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,8 @@ Gradients = dict[str, Tensor]
 def plain_model(spec: TrainSpec) -> Any:
     """Load the base in float32, or in 4 bits if the spec says so, and put a fresh adapter on it.
 
-    In training mode: bitsandbytes computes in bfloat16 in the other one, on CPUs with AVX512-BF16.
+    Where every weight is trained there is none. In training mode: in the other one bitsandbytes computes in bfloat16,
+    on CPUs with AVX512-BF16.
     """
     options: dict[str, Any] = {}
     if spec.quantization == "nf4":
@@ -40,6 +41,8 @@ def plain_model(spec: TrainSpec) -> Any:
     base = AutoModelForCausalLM.from_pretrained(
         Path(spec.base_folder), dtype=torch.float32, attn_implementation="eager", **options
     )
+    if spec.finetuning_type == "full":
+        return base.train()
     config = LoraConfig(
         r=spec.rank, lora_alpha=int(spec.alpha), target_modules=list(spec.targets), lora_dropout=0.0,
         task_type="CAUSAL_LM",
@@ -70,6 +73,17 @@ def dpo_loss(model: Any, pairs: Sequence[Pair], beta: float) -> Tensor:
     examples = [*(pair.chosen for pair in pairs), *(pair.rejected for pair in pairs)]
     with torch.no_grad(), model.disable_adapter():
         reference = _answer_logprobs(model, examples)
+    return dpo_loss_from(model, pairs, reference, beta)
+
+
+def start_logprobs(model: Any, pairs: Sequence[Pair]) -> Tensor:
+    """What a model says of the preferred answers, then of the others, before it is trained."""
+    with torch.no_grad():
+        return _answer_logprobs(model, [*(pair.chosen for pair in pairs), *(pair.rejected for pair in pairs)])
+
+
+def dpo_loss_from(model: Any, pairs: Sequence[Pair], reference: Tensor, beta: float) -> Tensor:
+    examples = [*(pair.chosen for pair in pairs), *(pair.rejected for pair in pairs)]
     chosen, rejected = (_answer_logprobs(model, examples) - reference).chunk(2)
     return -torch.nn.functional.logsigmoid(beta * (chosen - rejected)).mean()
 

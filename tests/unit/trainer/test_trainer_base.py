@@ -8,7 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from services.trainer.base.prepare import describe_base, resolve_base
+from services.trainer.base.description import describe_base
+from services.trainer.base.prepare import resolve_base
 from services.trainer.failures import TrainingFailed
 from shared.paths import Paths
 from shared.settings import Settings

@@ -17,7 +17,7 @@ from services.trainer.failures import StopRequested
 from services.trainer.jobs.narration import step_event
 from services.trainer.protocol import REFERENCE_FILE, Message, TrainSpec
 from services.trainer.training.loop import TrainingLoop
-from services.trainer.training.losses import chunked_logprobs, dpo_losses
+from services.trainer.training.losses import OutputLayer, chunked_logprobs, dpo_losses
 from services.trainer.training.model import build_model
 from services.trainer.training.objectives import Preference
 from services.trainer.training.reading import Reader
@@ -115,14 +115,12 @@ def test_chunked_log_probabilities_and_their_gradient_equal_the_full_ones(chunk:
     expected = logits.log_softmax(1).gather(1, targets[:, None])[:, 0]
     [expected_gradient] = torch.autograd.grad((expected * scale).sum(), hidden)
 
-    found, hits = chunked_logprobs(hidden, weight, targets, chunk=chunk)
+    found, hits = chunked_logprobs(hidden, OutputLayer(weight), targets, chunk=chunk)
     [gradient] = torch.autograd.grad((found * scale).sum(), hidden)
 
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(gradient, expected_gradient)
     assert hits.tolist() == (logits.argmax(1) == targets).tolist()
-    with pytest.raises(ValueError, match="frozen"):
-        chunked_logprobs(hidden, weight.requires_grad_(), targets)
 
 
 def test_dpo_loss_is_the_paper_s() -> None:
@@ -134,7 +132,7 @@ def test_dpo_loss_is_the_paper_s() -> None:
 
 def textbook(session: TrainingSession[Pair], pairs: list[Pair], beta: float) -> tuple[float, dict[str, torch.Tensor]]:
     """The loss in the words of Rafailov et al., with full logits in float64 and PEFT's own switch for the reference."""
-    model: Any = session.model.peft.double().eval()
+    model: Any = session.model.module.double().eval()
 
     def logprob(example: Any) -> torch.Tensor:
         tokens = torch.tensor([list(example.tokens)])

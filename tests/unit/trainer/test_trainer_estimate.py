@@ -45,14 +45,14 @@ def test_weights_and_adapter_are_counted_as_the_model_has_them(tiny_base: Path, 
         model = supervised(make_spec(tiny_base, tmp_path, targets=targets)).model
         trainable = sum(parameter.numel() for parameter in model.trainable().values())
         assert adapter_parameters(shape, replace(PLAN, targets=targets)) == trainable
-        whole = sum(parameter.numel() for parameter in model.peft.parameters())
+        whole = sum(parameter.numel() for parameter in model.module.parameters())
         assert weight_bytes(shape, PLAN) == 4 * (whole - trainable)
 
 
 def kept_numbers(base: Path, folder: Path, tokens: int, **options: object) -> int:
     """Count the numbers that autograd keeps for rows of so many tokens together, the parameters left out."""
     session = supervised(make_spec(base, folder, **options))
-    known = {parameter.untyped_storage().data_ptr() for parameter in session.model.peft.parameters()}
+    known = {parameter.untyped_storage().data_ptr() for parameter in session.model.module.parameters()}
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:

@@ -16,12 +16,13 @@ from services.trainer.data.chat import Example
 from services.trainer.data.segments import FlatBatch, lay_out
 from services.trainer.fast import attention, linears
 from services.trainer.fast.elementwise import rms_norm, swiglu
-from services.trainer.training.model import LoraModel, build_model
+from services.trainer.training.model import TrainableModel, build_model
 from services.trainer.training.run_job import load_data
 from tests.unit.trainer.reference import assert_equal, move_away_from_base
+from tests.unit.trainer.test_reference import TRAINED
 from tests.unit.trainer.test_trainer_loop import gradient, supervised
 from tests.unit.trainer.tiny import make_spec
-from tests.unit.trainer.tiny_models import ARCHITECTURES, save_tiny_model
+from tests.unit.trainer.tiny_models import save_tiny_model
 
 # --- the tree
 
@@ -112,7 +113,7 @@ def test_long_segments_behind_others_attend_alike(
 # --- what it is taken for
 
 
-@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "gemma2"])
+@pytest.mark.parametrize("architecture", TRAINED)
 def test_known_architectures_take_it_with_all_its_parts(architecture: str, tmp_path: Path) -> None:
     model = build_model(make_spec(save_tiny_model(tmp_path / "base", architecture), tmp_path))
     assert model.plain_because == ""
@@ -123,8 +124,8 @@ def test_known_architectures_take_it_with_all_its_parts(architecture: str, tmp_p
     assert norms >= {"norm", "post_attention_layernorm"}
 
 
-def replaced_in(model: LoraModel) -> set[str]:
-    return {name.rsplit(".", 1)[-1] for name, module in model.peft.named_modules() if "forward" in vars(module)}
+def replaced_in(model: TrainableModel) -> set[str]:
+    return {name.rsplit(".", 1)[-1] for name, module in model.module.named_modules() if "forward" in vars(module)}
 
 
 @pytest.mark.parametrize("targets", [("q_proj", "v_proj", "down_proj"), ("k_proj", "gate_proj")])

@@ -23,7 +23,7 @@ from services.trainer.failures import NonFiniteLoss, StopRequested
 from services.trainer.protocol import CHECKPOINTS_FOLDER, Message, ServedSample, TrainSpec
 from services.trainer.training.checkpoints import KEPT, saved_points
 from services.trainer.training.loop import TrainingLoop
-from services.trainer.training.model import LoraModel, build_model
+from services.trainer.training.model import TrainableModel, build_model
 from services.trainer.training.objectives import Supervised
 from services.trainer.training.parity import measure_parity, score
 from services.trainer.training.reading import Reader
@@ -46,16 +46,18 @@ def supervised(spec: TrainSpec, *, fast: bool = True) -> TrainingSession[Example
     )  # fmt: skip
 
 
-def logits(model: LoraModel, tokens: Sequence[int]) -> torch.Tensor:
+def logits(model: TrainableModel, tokens: Sequence[int]) -> torch.Tensor:
     """What the model says after each token: (T, V)."""
     row = np.array([*tokens, 0])  # the last token is only a target
     hidden_ND, _ = Reader(model).read([Example(0, row, np.arange(len(row)).clip(max=1).astype(np.uint8))])
-    return hidden_ND @ model.head_VD.T
+    return model.head.logits(hidden_ND)
 
 
-def train(spec: TrainSpec, folder: Path, should_stop: Callable[[], bool] = lambda: False) -> Run[Example]:
+def train(
+    spec: TrainSpec, folder: Path, should_stop: Callable[[], bool] = lambda: False, *, threads: int = 1
+) -> Run[Example]:
     """Run a job in this process, as far as it goes."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     messages: list[Message] = []
     session = supervised(spec)
     run = Run(session, TrainingLoop(session, spec, load_data(spec), folder, messages.append), messages)
@@ -103,6 +105,16 @@ def test_long_prompts_are_probed_by_their_beginning() -> None:
     """A job whose prompts are all long is compared with the served model, too."""
     row = Example(1, array("i", range(PROBE_TOKENS + 9)), bytes(PROBE_TOKENS + 8) + b"\x01")
     assert Dataset([row], []).probes(2) == [list(range(PROBE_TOKENS))]
+
+
+def test_training_resumed_on_several_threads_is_as_close_as_they_compute(tiny_base: Path, tmp_path: Path) -> None:
+    whole = train(make_spec(tiny_base, tmp_path / "a"), tmp_path / "a", threads=2)
+    train(make_spec(tiny_base, tmp_path / "b"), tmp_path / "b", stop_after(8), threads=2)
+    rest = train(make_spec(tiny_base, tmp_path / "b"), tmp_path / "b", threads=2)
+    assert [metrics.step for metrics in rest.steps] == [metrics.step for metrics in whole.steps]
+    for ours, theirs in zip(rest.steps, whole.steps, strict=True):
+        assert ours.train_loss == pytest.approx(theirs.train_loss, rel=1e-5)
+        assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-4)
 
 
 @pytest.mark.parametrize("stopped_after", [0, 3, 6, 8, 11])
@@ -188,7 +200,7 @@ def test_loss_equals_the_model_s_own_with_mask_and_labels(tiny_base: Path, tmp_p
     inputs = torch.tensor([[*row.tokens, *[0] * pad] for row, pad in zip(rows, padding, strict=True)])
     mask = torch.tensor([[1] * len(row.tokens) + [0] * pad for row, pad in zip(rows, padding, strict=True)])
     flags = torch.tensor([[*row.supervised, *[0] * pad] for row, pad in zip(rows, padding, strict=True)]).bool()
-    causal: Any = session.model.peft
+    causal: Any = session.model.module
     with torch.no_grad():
         expected = causal(input_ids=inputs, attention_mask=mask, labels=inputs.masked_fill(~flags, -100)).loss
     assert session.evaluate(rows).loss == pytest.approx(float(expected), rel=1e-5)

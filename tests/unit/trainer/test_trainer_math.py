@@ -11,7 +11,7 @@ from services.trainer.data.batches import collate, epoch_batches
 from services.trainer.data.chat import Example
 from services.trainer.data.cutting import micro_batches
 from services.trainer.jobs.hyperparameters import resolve
-from services.trainer.training.losses import chunked_nll, score_tokens
+from services.trainer.training.losses import OutputLayer, chunked_logprobs, chunked_nll, score_tokens
 from services.trainer.training.optim import BASE_LEARNING_RATE, learning_rate_at
 from shared.schemas.methods import SupervisedHyperparameters
 
@@ -25,7 +25,7 @@ def test_chunked_loss_and_its_gradient_equal_the_full_ones(chunk: int) -> None:
     expected = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
     [expected_gradient] = torch.autograd.grad(expected * 0.5, hidden)
 
-    loss, correct = chunked_nll(hidden, weight, targets, chunk=chunk)
+    loss, correct = chunked_nll(hidden, OutputLayer(weight), targets, chunk=chunk)
     [gradient] = torch.autograd.grad(loss * 0.5, hidden)
 
     torch.testing.assert_close(loss, expected)
@@ -33,15 +33,30 @@ def test_chunked_loss_and_its_gradient_equal_the_full_ones(chunk: int) -> None:
     assert correct == int((logits.argmax(1) == targets).sum())
 
 
-def test_chunked_loss_refuses_an_output_layer_that_is_trained() -> None:
-    with pytest.raises(ValueError, match="frozen"):
-        chunked_nll(torch.randn(2, 4), torch.randn(5, 4, requires_grad=True), torch.tensor([0, 1]))
+@pytest.mark.parametrize(("scale", "cap"), [(1.0, None), (0.25, None), (1.0, 2.0), (3.0, 1.5)])
+def test_gradients_reach_a_trained_output_layer_through_scales_and_caps(scale: float, cap: float | None) -> None:
+    torch.manual_seed(1)
+    hidden, weight = torch.randn(23, 16, requires_grad=True), torch.randn(50, 16, requires_grad=True)
+    targets, upstream = torch.randint(0, 50, (23,)), torch.randn(23)
+    logits = hidden @ weight.T * scale
+    logits = logits if cap is None else torch.tanh(logits / cap) * cap
+    logprobs = logits.log_softmax(1).gather(1, targets[:, None])[:, 0]
+
+    head = OutputLayer(weight, scale, cap)
+    loss, correct = chunked_nll(hidden, head, targets, chunk=7)
+    found, _ = chunked_logprobs(hidden, head, targets, chunk=7)
+    torch.testing.assert_close(loss, -logprobs.sum())
+    torch.testing.assert_close(found, logprobs)
+    assert correct == int((logits.argmax(1) == targets).sum())
+    for ours, theirs in ((loss * 0.5, -logprobs.sum() * 0.5), ((found * upstream).sum(), (logprobs * upstream).sum())):
+        gradients = torch.autograd.grad(ours, (hidden, weight))
+        torch.testing.assert_close(gradients, torch.autograd.grad(theirs, (hidden, weight), retain_graph=True))
 
 
 def test_scores_are_log_softmax() -> None:
     hidden, weight = torch.randn(3, 4), torch.randn(6, 4)
     expected = (hidden @ weight.T).log_softmax(1)
-    scores = score_tokens(hidden, weight, torch.tensor([1, 2, 3]))
+    scores = score_tokens(hidden, OutputLayer(weight), torch.tensor([1, 2, 3]))
     torch.testing.assert_close(torch.tensor(scores.logprobs), expected[range(3), [1, 2, 3]])
     assert scores.best_tokens == expected.argmax(1).tolist()
 

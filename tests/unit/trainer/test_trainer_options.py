@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,16 @@ from services.trainer.data.cutting import packs
 from services.trainer.failures import TrainingFailed
 from services.trainer.jobs.options import effective, resolve_beta, settle
 from services.trainer.jobs.parents import AdapterShape
-from services.trainer.protocol import SPEC_FILE, Exported, Message, Stepped, TrainSpec, encoder, spec_decoder
+from services.trainer.protocol import (
+    SPEC_FILE,
+    Exported,
+    Message,
+    Requantized,
+    Stepped,
+    TrainSpec,
+    encoder,
+    spec_decoder,
+)
 from services.trainer.training.early_stopping import Verdict, judge
 from services.trainer.training.model import build_model
 from services.trainer.training.optim import learning_rate_at
@@ -122,7 +132,7 @@ def test_rslora_scales_by_the_root_of_the_rank_and_the_export_says_so(tiny_base:
     assert (config["r"], config["lora_alpha"], config["use_rslora"]) == (4, 6.5, True)
     assert config["target_modules"] == ["down_proj", "q_proj"]
     scalings = {
-        module.scaling["default"] for module in run.session.model.peft.modules() if isinstance(module, LoraLayer)
+        module.scaling["default"] for module in run.session.model.module.modules() if isinstance(module, LoraLayer)
     }
     assert scalings == {6.5 / 4**0.5}
     assert {name.split(".")[-4] for name in run.session.parameters} == {"q_proj", "down_proj"}
@@ -135,7 +145,7 @@ def assert_loads_in_plain_peft(base_folder: Path, run: Run, exported: Exported, 
     verify_adapter(folder, base_folder=base_folder, base_id="tiny", max_rank=rank, expected_sha256=exported.sha256)
     base: Any = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
     plain = PeftModel.from_pretrained(base, folder).eval()
-    run.session.model.peft.eval()
+    run.session.model.module.eval()
     tokens = torch.tensor([exported.probes[0]])
     with torch.no_grad():
         theirs = plain(input_ids=tokens).logits[0]
@@ -310,7 +320,7 @@ def test_packed_row_does_not_see_its_neighbours(tiny_base: Path, tmp_path: Path)
     first = len(rows[0].tokens) - 1
     changed[:, :first] = (changed[:, :first] + 7) % 300
     with torch.no_grad():
-        model.peft.eval()
+        model.module.eval()
         before = model.read_padded(batch.inputs_BT, batch.positions_BT)
         after = model.read_padded(changed, batch.positions_BT)
     torch.testing.assert_close(after[:, first:], before[:, first:])
@@ -335,7 +345,7 @@ def test_packed_training_gives_the_same_curve_within_rounding(tiny_base: Path, t
 
 def test_packing_is_refused_on_layers_that_would_mix_rows(tiny_base: Path, tmp_path: Path) -> None:
     model = build_model(make_spec(tiny_base, tmp_path))
-    model.peft.config.layer_types = ["linear_attention", "full_attention"]
+    model.module.config.layer_types = ["linear_attention", "full_attention"]
     with pytest.raises(TrainingFailed, match="packing") as caught:
         Reader(model, packing=True)
     assert caught.value.code == "unsupported_option"
@@ -357,16 +367,24 @@ def test_quantised_base_learns_and_what_is_compared_with_the_server_is_not_quant
     assert losses != pytest.approx([m.train_loss for m in plain.steps], rel=1e-4)  # it was quantised …
     assert losses == pytest.approx([m.train_loss for m in plain.steps], rel=3e-2)  # … and not by much
 
-    final = messages[-1]
+    told, final = messages[-2:]
     assert isinstance(final, Exported) and final.final
-    assert {parameter.dtype for parameter in served.peft.parameters()} == {torch.float32}
+    assert isinstance(told, Requantized) and told.held_out and told.n_rows == 6
+    assert told.loss_as_trained == pytest.approx(losses_of(messages)[-1], rel=1e-6), "all six rows are few enough"
+    assert told.loss_as_served == pytest.approx(told.loss_as_trained, rel=3e-2) != told.loss_as_trained
+    assert {parameter.dtype for parameter in served.module.parameters()} == {torch.float32}
     base: Any = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
     theirs = PeftModel.from_pretrained(base, final.folder).eval()
     tokens = torch.tensor([final.probes[0]])
     with torch.no_grad():
-        served.peft.eval()
+        served.module.eval()
         ours = logits(served, final.probes[0])
         torch.testing.assert_close(ours, theirs(input_ids=tokens).logits[0], rtol=1e-4, atol=1e-5)
+
+
+def losses_of(messages: Sequence[Message]) -> list[float]:
+    found = [message.metrics.full_valid_loss for message in messages if isinstance(message, Stepped)]
+    return [loss for loss in found if loss is not None]
 
 
 def test_quantised_training_resumes(tiny_base: Path, tmp_path: Path) -> None:

@@ -80,4 +80,4 @@ def test_processes_are_as_many_as_wanted_or_as_gpus_but_not_more_than_rows(
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     spec = make_spec(tmp_path, tmp_path, batch_size=batch_size)
-    assert process_count(spec, Settings(trainer_processes=wanted)) == count
+    assert process_count(spec.batch_size, Settings(trainer_processes=wanted)) == count

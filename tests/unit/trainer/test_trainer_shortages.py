@@ -119,7 +119,7 @@ def vars_of(data: run_job.Dataset) -> Iterator[tuple[str, list]]:  # type: ignor
 def test_base_that_gives_no_finite_loss_is_found_before_any_training(tiny_base: Path, tmp_path: Path) -> None:
     spec = make_spec(tiny_base, tmp_path)
     session, data = supervised(spec), run_job.load_data(spec)
-    session.model.head_VD.data.fill_(float("nan"))
+    session.model.head.weight_VD.data.fill_(float("nan"))
     with pytest.raises(NonFiniteLoss, match="Before any training"):
         Rehearsal(session, spec, data).run(baseline=True)
 

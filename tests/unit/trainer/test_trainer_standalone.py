@@ -19,7 +19,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from services.trainer.base.prepare import describe_base
+from services.trainer.base.description import describe_base
 from services.trainer.base.weights import weights_digest
 from services.trainer.standalone import ExportRefused
 from services.trainer.standalone.exporting import Request, export

@@ -144,7 +144,7 @@ def test_death_of_the_process_is_each_one_s_death(tiny_base: Path, tmp_path: Pat
 def test_one_base_is_in_memory_once(tiny_base: Path, tmp_path: Path) -> None:
     bases = SharedBases()
     models = [build_model(make_spec(tiny_base, tmp_path / str(seed), seed=seed), load=bases) for seed in (1, 2)]
-    places = [{p.data_ptr() for name, p in model.peft.named_parameters() if "lora_" not in name} for model in models]
+    places = [{p.data_ptr() for name, p in model.module.named_parameters() if "lora_" not in name} for model in models]
     assert places[0] == places[1]
     assert not any(model.plain_because for model in models)
     adapters = [torch.cat([p.flatten() for p in model.trainable().values()]) for model in models]

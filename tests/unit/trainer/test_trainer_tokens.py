@@ -371,6 +371,7 @@ def test_tokenising_that_takes_too_long_is_ended(
 
     assert tokens().training.rows == 12
     assert tokenizing_process.time_limit(512 << 20) > tokenizing_process.time_limit(0) >= 600
+    write_rows(path, training_rows(5000))
     for seconds in (0.001, 0.05):
         monkeypatch.setattr(tokenizing_process, "time_limit", lambda _, seconds=seconds: seconds)
         with pytest.raises(TrainingFailed, match="took longer than"):

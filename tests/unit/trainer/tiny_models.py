@@ -17,9 +17,11 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
     Gemma3TextConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
     Olmo2Config,
+    PhiConfig,
     PretrainedConfig,
     Qwen2Config,
     Qwen3Config,
@@ -48,6 +50,9 @@ CONFIGS: dict[str, tuple[Callable[..., PretrainedConfig], dict[str, Any]]] = {
     "gemma3": (Gemma3TextConfig, {"head_dim": 24, "query_pre_attn_scalar": 20, "sliding_window": SLIDING_WINDOW,
                                   "layer_types": _MIXED}),
     "olmo2": (Olmo2Config, {"tie_word_embeddings": False}),
+    "granite": (GraniteConfig, {"tie_word_embeddings": True, "logits_scaling": 4.0, "residual_multiplier": 0.5,
+                                "attention_multiplier": 0.2, "embedding_multiplier": 3.0}),
+    "phi": (PhiConfig, {"tie_word_embeddings": False}),
 }  # fmt: skip
 ARCHITECTURES = tuple(CONFIGS)
 

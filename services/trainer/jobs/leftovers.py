@@ -1,0 +1,69 @@
+"""What jobs that have ended left on disk: resume points that nobody goes on from, whole models that nobody can use.
+
+Whoever ends a job gives its space back at once, where it can. A job that was cancelled while it was paused or waited,
+or whose worker or api died at that moment, is found here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+
+import structlog
+
+from services.trainer.jobs.job_folder import drop_points
+from services.trainer.stores import Stores
+from shared.errors import NotFound, StoreUnavailable
+from shared.paths import remove_folder
+from shared.records import JobRecord
+from shared.states import TERMINAL, JobState
+
+PERIOD_S = 3600.0
+DROPPED = frozenset({JobState.SUCCEEDED, JobState.CANCELLED})
+"""Jobs whose resume points are of no use; those of a failed one are left for its owner."""
+
+log = structlog.get_logger()
+
+
+async def sweep_forever(stores: Stores) -> None:
+    """Look at once and then every hour."""
+    while True:
+        try:
+            await sweep(stores)
+        except (StoreUnavailable, OSError) as error:
+            log.warning("leftovers.unavailable", reason=type(error).__name__)
+        await asyncio.sleep(PERIOD_S)
+
+
+async def sweep(stores: Stores) -> None:
+    """Delete what is left of jobs that nobody works on."""
+    for job_id in await asyncio.to_thread(_with_points, stores):
+        record = await _ended(stores, job_id)
+        if record is not None and record.status in DROPPED:
+            log.info("points.dropped", job_id=job_id)
+            await asyncio.to_thread(drop_points, stores.paths.job_folder(job_id))
+    for job_id in await asyncio.to_thread(_with_models, stores):
+        record = await _ended(stores, job_id)
+        if record is not None and await stores.registry.get(record.model_name) is None:
+            log.info("model.dropped", job_id=job_id)
+            await asyncio.to_thread(remove_folder, stores.paths.whole_model_folder(job_id))
+
+
+def _with_points(stores: Stores) -> list[str]:
+    return [folder.parent.name for folder in stores.paths.jobs.glob("*/checkpoints")]
+
+
+def _with_models(stores: Stores) -> list[str]:
+    """List the jobs that have one, after whatever is left of models that were being deleted."""
+    for doomed in stores.paths.models.glob(".partial-*"):
+        shutil.rmtree(doomed, ignore_errors=True)
+    return [folder.name for folder in stores.paths.models.iterdir()]
+
+
+async def _ended(stores: Stores, job_id: str) -> JobRecord | None:
+    """Return a job that has ended and that nobody holds."""
+    try:
+        record = await stores.jobs.get(job_id)
+    except NotFound:
+        return None
+    return None if record.status not in TERMINAL or await stores.leases.held(job_id) else record

@@ -47,8 +47,8 @@ from tests.unit.trainer.tiny import make_spec
 
 SETTINGS = Settings(lora_rank=8, max_model_len=512)
 DEFAULTS = TrainingOptions(
-    rank=8, alpha=16.0, dropout=0.0, use_rslora=False, quantization="none", packing=False, max_length=512,
-    overlong="refuse",    target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    finetuning_type="lora", rank=8, alpha=16.0, dropout=0.0, use_rslora=False, quantization="none", packing=False, max_length=512,
+    overlong="refuse", target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
     lr_schedule="linear", warmup_ratio=0.05, weight_decay=0.0, max_grad_norm=1.0, priority="normal",
     gradient_accumulation_steps=1, dtype="auto",
 )  # fmt: skip
@@ -61,9 +61,16 @@ def test_every_option_that_was_left_out_is_filled_in() -> None:
     assert effective(TrainingOptions(rank=4), SETTINGS, 2048).alpha == 8.0
 
 
+def test_training_every_weight_has_no_adapter_and_full_precision() -> None:
+    found = effective(TrainingOptions(finetuning_type="full"), SETTINGS, 2048)
+    adapter = {"rank": None, "alpha": None, "dropout": None, "target_modules": None, "use_rslora": None}
+    assert found == replace(DEFAULTS, finetuning_type="full", dtype="float32", **adapter)
+    assert effective(found, SETTINGS, 2048) == found
+
+
 def test_given_options_stay() -> None:
     given = TrainingOptions(
-        rank=2, alpha=3.5, dropout=0.1, target_modules=["q_proj"], use_rslora=True, quantization="nf4", packing=True,
+        finetuning_type="lora", rank=2, alpha=3.5, dropout=0.1, target_modules=["q_proj"], use_rslora=True, quantization="nf4", packing=True,
         max_length=64, overlong="drop", lr_schedule="cosine", warmup_ratio=0.0, weight_decay=0.1, max_grad_norm=0.5,
         early_stopping=EarlyStopping(patience=2), priority="high", gradient_accumulation_steps=2, dtype="float32",
         neftune_noise_alpha=5.0, checkpoint_interval=10, evaluation_interval=20,
@@ -371,7 +378,8 @@ def test_quantised_base_learns_and_what_is_compared_with_the_server_is_not_quant
     assert isinstance(final, Exported) and final.final
     assert isinstance(told, Requantized) and told.held_out and told.n_rows == 6
     assert told.loss_as_trained == pytest.approx(losses_of(messages)[-1], rel=1e-6), "all six rows are few enough"
-    assert told.loss_as_served == pytest.approx(told.loss_as_trained, rel=3e-2) != told.loss_as_trained
+    assert told.loss_as_served != told.loss_as_trained
+    assert told.loss_as_served == pytest.approx(told.loss_as_trained, rel=3e-2)
     assert {parameter.dtype for parameter in served.module.parameters()} == {torch.float32}
     base: Any = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
     theirs = PeftModel.from_pretrained(base, final.folder).eval()

@@ -131,7 +131,7 @@ def export(
         typer.Option(help="Type of the merged weights; else that of the base."),
     ] = None,
     base: Annotated[Path | None, typer.Option(help="Folder of the base, when it is not this server's.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export, or a GGUF file.")] = False,
     data_dir: Annotated[Path | None, typer.Option(envvar=f"{ENV_PREFIX}DATA_DIR", help="The server's folder.")] = None,
     config: _CONFIG = None,
 ) -> None:

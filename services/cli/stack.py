@@ -92,7 +92,7 @@ class Stack:
         await service.start()
 
     async def _stop(self) -> None:
-        """Stop in reverse order: no new work first, the database last."""
+        """Stop the api first and Valkey last: no new work first, the database last."""
         self._console.say("stopping")
         by_name = {service.name: service for service in self._started}
         # The API drains first, so that answers under way still have their engine; then the two that work on their own.

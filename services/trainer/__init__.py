@@ -1,1 +1,1 @@
-"""The trainer: an arq worker that supervises one training process per job."""
+"""The trainer: an arq worker that supervises processes that train: one a job, several for one, or one for several."""

@@ -35,7 +35,7 @@ class TrainSpec(Struct, frozen=True, kw_only=True):
     base_folder: str
     base_fingerprint: str
     base_weights: str = ""
-    """base_weights.weights_digest() of base_folder when the job began; empty in a spec of an earlier version."""
+    """base.weights.weights_digest() of base_folder when the job began; empty in a spec of an earlier version."""
     adapters_folder: str
     """Where finished folders go, adapters or whole models, each named by its digest."""
     training_path: str

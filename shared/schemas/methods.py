@@ -18,7 +18,7 @@ Beta: TypeAlias = Annotated[
 
 
 class SupervisedHyperparameters(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """OpenAI's three; `auto` is resolved from the size of the data when the job starts."""
+    """OpenAI's three; `auto` is resolved from the size of the data when the files have been read."""
 
     n_epochs: Literal["auto"] | Epochs = "auto"
     batch_size: Literal["auto"] | BatchSize = "auto"
@@ -26,7 +26,7 @@ class SupervisedHyperparameters(Struct, frozen=True, kw_only=True, forbid_unknow
 
 
 class DpoHyperparameters(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """OpenAI's four for preferences; `auto` is resolved when the job starts."""
+    """OpenAI's four for preferences; `auto` is resolved when the files have been read."""
 
     n_epochs: Literal["auto"] | Epochs = "auto"
     batch_size: Literal["auto"] | BatchSize = "auto"

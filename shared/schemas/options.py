@@ -120,7 +120,11 @@ class TrainingOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     checkpoint_interval: (
         Annotated[
             int,
-            Meta(ge=1, le=1_000_000, description="Steps between resume points, besides epochs' ends; null: a minute."),
+            Meta(
+                ge=1,
+                le=1_000_000,
+                description="Steps between resume points, besides epochs' ends; null: a minute, or more.",
+            ),
         ]
         | None
     ) = None
@@ -169,7 +173,7 @@ class ShownOptions(TrainingOptions, frozen=True, kw_only=True):
     waiting_reason: (
         Annotated[
             str,
-            Meta(description="Why no trainer takes the job, if none has the memory; no input."),
+            Meta(description="Why no trainer takes the job: none has the memory, or those are at work; no input."),
         ]
         | None
     ) = None

@@ -1,1 +1,1 @@
-"""From JSONL rows to batches of tokens: pure functions, no sockets, no clocks."""
+"""From JSONL rows to batches of tokens, the process that tokenises, and the folder that keeps tokens."""

@@ -52,7 +52,8 @@ def rehearsed_event(rehearsed: Rehearsed) -> Event:
     baseline = "" if loss is None else f"full validation loss={loss:.2f}; "
     fit = "the longest rows fit, with" if rehearsed.longest_rows else "memory is ample; so far it took"
     message = f"Before training: {baseline}{fit} {rehearsed.peak_memory_bytes / 1e9:.2f} GB"
-    return event(message, data={"step": 0, **msgspec.to_builtins(rehearsed)})
+    data = {"step": 0, "longest_rows": rehearsed.longest_rows, **msgspec.to_builtins(rehearsed)}
+    return event(message, data=data)
 
 
 def requantized_event(found: Requantized) -> Event:

@@ -54,7 +54,7 @@ WATCH_S = 0.5
 """How often the record is read for a cancellation: with the child's three seconds to stop, well under five."""
 SAVE_GRACE_S = 60.0
 """How long a paused job's process may take to end its step and save; it is stopped after that, and goes on from an
-earlier step. As long as the longest time between two resume points."""
+earlier step."""
 MAX_PROCESS_DEATHS = 3
 """A job whose training process died so often without a new resume point fails with what the last one died of."""
 MAX_ATTEMPTS = 5

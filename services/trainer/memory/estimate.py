@@ -10,7 +10,7 @@ No torch: it is known before a device is used. Everything in bytes; a "piece" is
 | optimizer   | with the finetuning_type `full`, three times the weights: their gradient, AdamW's two moments; of the |
 |             | layers a share in each of several processes, and likewise of the weights                              |
 | activations | tokens of the heaviest piece x what every layer keeps of a token for the backward pass                |
-| logits      | LOGIT_ROWS learnt tokens x vocabulary, twice in float32                                               |
+| logits      | LOGIT_ROWS learnt tokens x vocabulary, twice in float32; with bfloat16 twice more in that              |
 | reload      | with nf4, by how much more the finished adapter on the whole base needs than the training, if it does |
 """
 

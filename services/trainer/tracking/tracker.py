@@ -1,6 +1,6 @@
 """A job's integrations: each step goes to Weights & Biases or MLflow as well, and never at the cost of the training.
 
-wandb runs in a process of its own (tracking_child.py), in files under the job's folder, and online if the trainer's
+wandb runs in a process of its own (child.py), in files under the job's folder, and online if the trainer's
 environment has WANDB_API_KEY. What goes wrong there becomes a warning in the job's story.
 """
 

@@ -36,7 +36,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     base: str
     base_fingerprint: str
     base_weights: str = ""
-    """base_weights.weights_digest() of the base; empty if it was not known."""
+    """base.weights.weights_digest() of the base; empty if it was not known."""
     job_id: str
     training_file_sha256: str
     method: str

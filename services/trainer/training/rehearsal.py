@@ -89,7 +89,7 @@ class Rehearsal(Generic[R]):
 
 
 def few_rows(rows: Sequence[R], most_tokens: int = DRY_TOKENS) -> list[R]:
-    """Take rows of at most `most_tokens` tokens together, in their order; the shortest alone if all have more."""
+    """Take rows of at most `most_tokens` tokens together, in their order; the shortest alone if the first has more."""
     few: list[R] = []
     used = 0
     for row in rows:

@@ -73,8 +73,10 @@ class Sharded(Joined):
         shares = [parameter for parameter in parameters if isinstance(parameter, DTensor)]
         rest = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
         norm = math.hypot(*(self._norm(some) for some in (shares, rest) if some))
-        for some in (shares, rest):
-            torch.nn.utils.clip_grads_with_norm_(some, max_norm, torch.tensor(norm, device=self._device))
+        scale = min(1.0, max_norm / (norm + 1e-6))  # as torch's clip_grad_norm_ has it
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(scale)
         return norm
 
     def whole(self, tensor: Tensor) -> Tensor:

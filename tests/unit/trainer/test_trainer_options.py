@@ -47,8 +47,9 @@ from tests.unit.trainer.tiny import make_spec
 
 SETTINGS = Settings(lora_rank=8, max_model_len=512)
 DEFAULTS = TrainingOptions(
-    finetuning_type="lora", rank=8, alpha=16.0, dropout=0.0, use_rslora=False, quantization="none", packing=False, max_length=512,
-    overlong="refuse", target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    finetuning_type="lora", rank=8, alpha=16.0, dropout=0.0, use_rslora=False, quantization="none", packing=False,
+    max_length=512, overlong="refuse",
+    target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
     lr_schedule="linear", warmup_ratio=0.05, weight_decay=0.0, max_grad_norm=1.0, priority="normal",
     gradient_accumulation_steps=1, dtype="auto",
 )  # fmt: skip
@@ -70,7 +71,8 @@ def test_training_every_weight_has_no_adapter_and_full_precision() -> None:
 
 def test_given_options_stay() -> None:
     given = TrainingOptions(
-        finetuning_type="lora", rank=2, alpha=3.5, dropout=0.1, target_modules=["q_proj"], use_rslora=True, quantization="nf4", packing=True,
+        finetuning_type="lora",
+        rank=2, alpha=3.5, dropout=0.1, target_modules=["q_proj"], use_rslora=True, quantization="nf4", packing=True,
         max_length=64, overlong="drop", lr_schedule="cosine", warmup_ratio=0.0, weight_decay=0.1, max_grad_norm=0.5,
         early_stopping=EarlyStopping(patience=2), priority="high", gradient_accumulation_steps=2, dtype="float32",
         neftune_noise_alpha=5.0, checkpoint_interval=10, evaluation_interval=20,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from services.trainer.data.chat import Example
 from services.trainer.launch import gpus
 from services.trainer.launch.process_group import process_count
-from services.trainer.training.parallel import Joined
+from services.trainer.training.parallel import ALONE, Joined
 from shared.settings import Settings
 from tests.unit.trainer.tiny import make_spec
 
@@ -56,6 +56,22 @@ def test_each_process_draws_its_own_which_follow_from_the_step() -> None:
     with torch.random.fork_rng():
         assert drawn(0, 1) == drawn(0, 1)
         assert len({tuple(drawn(rank, step)) for rank in (0, 1) for step in (1, 2)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("error", "is_lost"),
+    [
+        (RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]"), True),
+        (RuntimeError("NCCL communicator was aborted on rank 1."), True),
+        (torch.distributed.DistBackendError("anything"), True),
+        (RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"), False),
+        (torch.OutOfMemoryError("CUDA out of memory"), False),
+        (ValueError("Connection closed by peer"), False),
+    ],
+)
+def test_errors_of_another_process_s_end_are_told_from_others(error: Exception, is_lost: bool) -> None:
+    assert joined(0, 2).is_lost(error) is is_lost
+    assert not ALONE.is_lost(error)
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,8 @@ Priority = Literal["low", "normal", "high"]
 
 _FIRST_YEAR: dict[Priority, int] = {"high": 1970, "normal": 1980, "low": 1990}
 
+_LONG_AGO = timedelta(days=3650)
+
 # arq drops a queued job after a day by default; a busy trainer may reach it later.
 _EXPIRES = timedelta(days=365)
 
@@ -101,8 +103,11 @@ class Queue:
         self._pool: ArqRedis | None = None
 
     async def validate(self, job_id: str) -> None:
-        """Have a job's files validated, after those that were queued before."""
-        await self._enqueue("validate", job_id, VALIDATE_QUEUE)
+        """Have a job's files validated, after those that were queued before, as far as clocks agree.
+
+        The time is put ten years back: a worker whose clock is behind would take it for one to come.
+        """
+        await self._enqueue("validate", job_id, VALIDATE_QUEUE, score=datetime.now(UTC) - _LONG_AGO)
 
     async def train(self, job_id: str, *, priority: Priority = "normal", order: int) -> None:
         """Have a job trained, when no job of a higher priority or of a lower `order` waits."""

@@ -91,8 +91,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     trainer_memory_bytes: Annotated[
         int,
         _setting(
-            "Memory that a training process of this trainer may need, in bytes; larger jobs are left to others. "
-            "0: what the machine has available, less half a gigabyte, for each of its processes, or the GPU's.",
+            "Memory that a job of this trainer may need, in bytes; larger jobs are left to others. "
+            "0: what the machine has available, less half a gigabyte, or the GPU's.",
             ge=0,
         ),
     ] = 0

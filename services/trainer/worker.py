@@ -8,7 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -24,9 +24,9 @@ from services.trainer.jobs.reaper import reap_forever
 from services.trainer.jobs.serving import Serving
 from services.trainer.jobs.supervise import train_job
 from services.trainer.jobs.validating import validate_job
+from services.trainer.jobs.wanting import TRAINABLE, while_wanted
 from services.trainer.launch import processes
 from services.trainer.launch.launching import Launcher
-from services.trainer.launch.process_group import most_processes
 from services.trainer.memory.capacity import usable_memory_bytes
 from services.trainer.stores import Stores, persist
 from shared import queue
@@ -112,9 +112,11 @@ class Trainer:
             raise Retry
 
     async def _train(self, _context: dict[Any, Any], job_id: str) -> None:
-        async with self._place(job_id):
-            # A message that is let go comes back with the reaper, at the place in the queue that it had.
-            if not await admit(self._stores, job_id, await self._measure_memory()):
+        # A message that is let go comes back with the reaper, at the place in the queue that it had.
+        if not await admit(self._stores, job_id, self._memory_bytes):
+            return
+        async with self._place(job_id) as is_wanted:
+            if not is_wanted or not await admit(self._stores, job_id, await self._measure_memory()):
                 return
             self._job_ids.append(job_id)
             try:
@@ -125,16 +127,22 @@ class Trainer:
                 self._job_ids.remove(job_id)
 
     @asynccontextmanager
-    async def _place(self, job_id: str) -> AsyncIterator[None]:
-        """Wait for a place beside the jobs that train; the heartbeat tells the reaper that the job is in hand."""
+    async def _place(self, job_id: str) -> AsyncIterator[bool]:
+        """Wait for a place beside the jobs that train; the heartbeat tells the reaper that the job is in hand.
+
+        Gives False, and no place, where the job was cancelled or paused meanwhile.
+        """
         company = await self._company(job_id)
         self._waiting_ids.append(job_id)
-        async with AsyncExitStack() as stack:
-            try:
-                await stack.enter_async_context(self._places.place(company))
-            finally:
-                self._waiting_ids.remove(job_id)
-            yield
+        try:
+            entered = await while_wanted(self._stores, job_id, TRAINABLE, self._places.enter(company))
+        finally:
+            self._waiting_ids.remove(job_id)
+        try:
+            yield entered is not None
+        finally:
+            if entered is not None:
+                await self._places.leave()
 
     async def _company(self, job_id: str) -> str | None:
         try:
@@ -143,12 +151,10 @@ class Trainer:
             return None  # train_job has nothing to do for it
 
     async def _measure_memory(self) -> int | None:
-        """See what a training process may need here, while none runs; as long as one does it stays what it was."""
+        """See what a job may need here, while none trains; as long as one does it stays what it was."""
         if not self._job_ids:
             settings = self._stores.settings
-            self._memory_bytes = await asyncio.to_thread(
-                usable_memory_bytes, settings.trainer_memory_bytes, most_processes(settings)
-            )
+            self._memory_bytes = await asyncio.to_thread(usable_memory_bytes, settings.trainer_memory_bytes)
         return self._memory_bytes
 
     async def _beat_forever(self) -> None:
@@ -202,6 +208,16 @@ async def _run_again(worker: Worker) -> None:
         except (RedisError, OSError) as error:
             log.warning("queue.unavailable", queue=worker.queue_name, reason=type(error).__name__)
         await asyncio.sleep(RESTART_S)
+        await _recount(worker)
+
+
+async def _recount(worker: Worker) -> None:
+    """Have arq count the jobs that it runs: one that it was about to start when Redis went away stays counted."""
+    running = sum(not task.done() for task in worker.tasks.values())
+    worker.job_counter = running
+    worker.sem = asyncio.BoundedSemaphore(worker.max_jobs + 1)
+    for _ in range(running):
+        await worker.sem.acquire()
 
 
 async def _run(worker: Worker) -> None:

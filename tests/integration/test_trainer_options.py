@@ -82,7 +82,7 @@ def test_job_goes_on_from_a_fine_tuned_model_with_its_shape(
 
 def filled(options: TrainingOptions) -> dict[str, Any]:
     """What a job shows of options that were left out."""
-    names = ("dropout", "quantization", "packing", "max_length", "overlong", "lr_schedule", "warmup_ratio",
+    names = ("finetuning_type", "dropout", "quantization", "packing", "max_length", "overlong", "lr_schedule", "warmup_ratio",
              "weight_decay", "max_grad_norm", "gradient_accumulation_steps", "dtype", "priority")  # fmt: skip
     found = {name: getattr(options, name) for name in names}
     assert None not in found.values()
@@ -153,7 +153,12 @@ def test_preferences_are_learnt_on_a_quantised_base(
         assert changed.message.startswith(
             "Trained on the base in 4 bits, served on the base as it is: the loss of 4 held-"
         )
-        assert not (Path(settings.home) / "jobs" / ended.id / "checkpoints").exists(), "nobody goes on from them"
+        points = Path(settings.home) / "jobs" / ended.id / "checkpoints"
+
+        async def dropped() -> bool:
+            return not points.exists()
+
+        await client.until(dropped, "the end of resume points that nobody goes on from")
 
     with_client(settings, story)
 

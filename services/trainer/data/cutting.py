@@ -46,6 +46,11 @@ class Row(Cuttable, Protocol):
         """Tokens before the first target."""
         ...
 
+    @property
+    def prompt_length(self) -> int:
+        """How many those are."""
+        ...
+
 
 M = TypeVar("M", bound=Cuttable)
 R = TypeVar("R", bound=Row)

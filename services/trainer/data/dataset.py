@@ -21,5 +21,9 @@ class Dataset(Generic[R]):
 
     def probes(self, count: int) -> list[list[int]]:
         """Pick the shortest prompts, of held-out rows if there are any, as token ids."""
-        prompts = sorted({tuple(row.prompt) for row in self.valid or self.train}, key=lambda p: (len(p), p))
-        return [list(prompt[:PROBE_TOKENS]) for prompt in prompts[:count]]
+        found: dict[tuple[int, ...], None] = {}
+        for row in sorted(self.valid or self.train, key=lambda row: row.prompt_length):
+            found[tuple(row.prompt[:PROBE_TOKENS])] = None
+            if len(found) == count:
+                break
+        return [list(prompt) for prompt in found]

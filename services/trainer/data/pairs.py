@@ -50,6 +50,10 @@ class Pair:
         """The tokens before the preferred answer."""
         return self.chosen.prompt
 
+    @property
+    def prompt_length(self) -> int:
+        return self.chosen.prompt_length
+
 
 def tokenize_pairs(
     rows: Sequence[tuple[int, PreferenceExample]], tokenizer: ChatTokenizer, *, max_length: int, param: str

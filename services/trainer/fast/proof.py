@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.2, torch.float16: 0.05}
 """How far hidden states and gradients may be apart, as a share of their norm: rounding differs with the order."""
+_WHOLE_SLACK = 10
+"""By how much more gradients of a whole model's norms may be apart: sums in which nearly everything cancels.
+
+The worst of SmolLM2-135M's is 2.6e-4 from the true value when transformers computes it, in float32.
+"""
 _ADAPTER_SCALE = 0.25
 """Standard deviation of what an adapter matrix makes of inputs of one.
 
@@ -105,10 +110,15 @@ def _compare(model: TrainableModel, plain: _Measured) -> str:
     fast = _measure(model, lambda _, rows: read(rows))
     if len(windows) != model.module.config.num_hidden_layers or {*windows} - {None} != _expected_windows(model):
         return "its attention does not go through the interface for attention functions"
-    pairs = [(plain.hidden_ND, fast.hidden_ND), *zip(plain.gradients, fast.gradients, strict=True)]
-    shares = [float((one - other).norm() / one.norm()) for one, other in pairs]
+    slack = _WHOLE_SLACK if model.is_whole else 1
+    shares = [_apart(plain.hidden_ND, fast.hidden_ND)]
+    shares += [_apart(*pair) / slack for pair in zip(plain.gradients, fast.gradients, strict=True)]
     # Written so that a number which is none, or a gradient of zeros, is no agreement.
     return "" if all(share <= TOLERANCE[model.dtype] for share in shares) else f"its results differ: {max(shares):.1e}"
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
+    return float((one - other).norm() / one.norm())
 
 
 def _expected_windows(model: TrainableModel) -> set[int]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 import structlog
 from msgspec.structs import replace
 
 from services.trainer.jobs.requirements import gigabytes
+from services.trainer.launch.process_group import process_count
+from services.trainer.memory.capacity import trains_on_gpu
 from services.trainer.stores import Stores, persist, persist_once
 from shared.errors import NotFound
 from shared.records import JobRecord, WorkerRecord
 from shared.schemas.events import Event
+from shared.settings import Settings
 from shared.states import JobState
 from shared.store.jobs import event
 
@@ -24,7 +28,7 @@ async def admit(stores: Stores, job_id: str, memory_bytes: int | None) -> bool:
         record = await persist(lambda: stores.jobs.get(job_id))
     except NotFound:
         return True  # whoever takes it up finds out
-    needed = record.needed_memory_bytes
+    needed = await asyncio.to_thread(needed_bytes, record, stores.settings)
     if needed is None or memory_bytes is None or needed <= memory_bytes:
         return True
     if await persist(lambda: stores.leases.held(job_id)):
@@ -34,6 +38,16 @@ async def admit(stores: Stores, job_id: str, memory_bytes: int | None) -> bool:
     if reason:
         await _explain(stores, job_id, reason)
     return False
+
+
+def needed_bytes(record: JobRecord, settings: Settings) -> int | None:
+    """Return what a worker must have: what the owner says, else the estimate, on a CPU for each of its processes."""
+    resolved = record.resolved
+    if record.estimated_memory_bytes is None or record.options.memory_gb is not None or resolved is None:
+        return record.needed_memory_bytes
+    assert resolved.batch_size != "auto"
+    processes = 1 if trains_on_gpu() else process_count(resolved.batch_size, settings)
+    return record.estimated_memory_bytes * processes
 
 
 def waiting_reason(needed: int, workers: Sequence[WorkerRecord]) -> str:

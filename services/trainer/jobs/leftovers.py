@@ -1,4 +1,4 @@
-"""What jobs that have ended left on disk: resume points that nobody goes on from, whole models that nobody can use.
+"""What jobs that have ended left on disk: resume points that nobody goes on from, models half written or of no use.
 
 Whoever ends a job gives its space back at once, where it can. A job that was cancelled while it was paused or waited,
 or whose worker or api died at that moment, is found here.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from pathlib import Path
 
 import structlog
 
@@ -42,11 +43,20 @@ async def sweep(stores: Stores) -> None:
         if record is not None and record.status in DROPPED:
             log.info("points.dropped", job_id=job_id)
             await asyncio.to_thread(drop_points, stores.paths.job_folder(job_id))
+    for job_id, folder in await asyncio.to_thread(_half_written, stores):
+        if await _ended(stores, job_id) is not None:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
     for job_id in await asyncio.to_thread(_with_models, stores):
         record = await _ended(stores, job_id)
         if record is not None and await stores.registry.get(record.model_name) is None:
             log.info("model.dropped", job_id=job_id)
             await asyncio.to_thread(remove_folder, stores.paths.whole_model_folder(job_id))
+
+
+def _half_written(stores: Stores) -> list[tuple[str, Path]]:
+    """List the adapters that no export has finished, with their jobs: `.partial-<job id>-<random>`."""
+    found = stores.paths.adapters.glob("*/.partial-*")
+    return [(folder.name.removeprefix(".partial-").rpartition("-")[0], folder) for folder in found]
 
 
 def _with_points(stores: Stores) -> list[str]:

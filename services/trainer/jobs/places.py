@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from typing import Literal
 
 
 class Places:
@@ -18,9 +17,8 @@ class Places:
         self._taken = 0
         self._changed = asyncio.Condition()
 
-    @asynccontextmanager
-    async def place(self, key: str | None) -> AsyncIterator[None]:
-        """Wait for a place, and hold it. None as a key wants to be alone."""
+    async def enter(self, key: str | None) -> Literal[True]:
+        """Wait for a place, and hold it until `leave`. None as a key wants to be alone."""
         ticket = object()
         self._waiting.append(ticket)
         try:
@@ -34,11 +32,12 @@ class Places:
         self._key = key
         self._taken += 1
         await self._tell()
-        try:
-            yield
-        finally:
-            self._taken -= 1
-            await self._tell()
+        return True
+
+    async def leave(self) -> None:
+        """Give a place back."""
+        self._taken -= 1
+        await self._tell()
 
     def _is_free(self, key: str | None) -> bool:
         return self._taken == 0 or (key is not None and key == self._key and self._taken < self._together)

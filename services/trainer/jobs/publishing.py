@@ -28,7 +28,7 @@ from services.trainer.jobs.narration import (
 from services.trainer.jobs.serving import AdapterRefused, Answers, Serving
 from services.trainer.jobs.story import newest_first
 from services.trainer.launch.child_process import ChildProcess
-from services.trainer.protocol import CheckParity, Exported, Finish, ParityMeasured, TrainSpec
+from services.trainer.protocol import CheckParity, Exported, Failed, Finish, ParityMeasured, TrainSpec
 from services.trainer.shortages import died
 from services.trainer.stores import Stores, persist, persist_once
 from services.trainer.training.history import History
@@ -43,7 +43,6 @@ from shared.store.jobs import event
 
 KEPT_CHECKPOINTS = 3
 """The final model and the epochs before it that stay usable, as OpenAI keeps them."""
-PARITY_TIMEOUT_S = 120.0
 
 log = structlog.get_logger()
 
@@ -131,10 +130,12 @@ class Publication:
     async def _compare(self, child: ChildProcess, answers: Answers) -> ParityMeasured:
         await child.send(CheckParity(samples=answers.samples))
         try:
-            async with asyncio.timeout(PARITY_TIMEOUT_S):
+            async with asyncio.timeout(child.answers_within_s):
                 async for message in child.messages():
                     if isinstance(message, ParityMeasured):
                         return message
+                    if isinstance(message, Failed):
+                        raise TrainingFailed(message.message, code=message.code, param=message.param)
                     if isinstance(message, Exported) and message.final:  # by a group that was started anew meanwhile
                         await child.send(CheckParity(samples=answers.samples))
         except TimeoutError as error:

@@ -92,6 +92,7 @@ class _Attempt:
         self._reported_step = 0
         self._rehearsal_told = False
         self._path_told = False
+        self._requantized_told = False
         self._last_step_at = 0.0
         self._estimates = Estimates()
         self._stop_asked_at: float | None = None
@@ -136,6 +137,7 @@ class _Attempt:
         async for told in newest_first(self._stores, self._job_id):
             self._rehearsal_told |= told.data.get("step") == 0
             self._path_told |= "plain_because" in told.data
+            self._requantized_told |= "requantized" in told.data
             if told.type == "metrics":
                 return int(told.data.get("step", 0))
         return 0
@@ -154,7 +156,8 @@ class _Attempt:
             try:
                 await self._until_ended(self._follow(child, spec, publication, tracker), self._watch(child))
             except LeaseLost:
-                await child.kill()
+                if await persist(lambda: self._stores.leases.held(self._job_id)):
+                    await child.kill()  # it is in other hands; of a lease that merely ran out, the step is saved
                 raise
             finally:
                 await child.stop()
@@ -208,7 +211,7 @@ class _Attempt:
                     self._last_step_at = time.time()
                     await self._report_step(metrics, tracker)
                 case Requantized():
-                    await self._tell(requantized_event(message))
+                    await self._report_requantized(message)
                 case Exported(final=True):
                     if self._stop_asked_at is not None:
                         return
@@ -244,6 +247,11 @@ class _Attempt:
         if self._reported_step == 0 and not self._rehearsal_told:
             self._rehearsal_told = True
             await self._tell(rehearsed_event(rehearsed))
+
+    async def _report_requantized(self, found: Requantized) -> None:
+        if not self._requantized_told:
+            self._requantized_told = True
+            await self._tell(requantized_event(found))
 
     async def _tell(self, told: Event) -> None:
         job_id, jobs = self._job_id, self._stores.jobs

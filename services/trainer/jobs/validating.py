@@ -15,6 +15,7 @@ from services.trainer.failures import TrainingFailed
 from services.trainer.jobs.holding import holding
 from services.trainer.jobs.options import job_options, offered_base, settle
 from services.trainer.jobs.requirements import memory_event, with_estimate
+from services.trainer.jobs.wanting import VALIDATED, while_wanted
 from services.trainer.launch.process_group import process_count
 from services.trainer.launch.tokenizing_process import overlong_events, tokenize_files
 from services.trainer.shortages import files_failed
@@ -88,12 +89,13 @@ async def _validate(stores: Stores, job_id: str, token: str) -> None:
     try:
         if record.validations > MAX_VALIDATIONS:
             raise TrainingFailed(f"The trainer died {MAX_VALIDATIONS} times while it read this job's files.")
-        tokens, settled = await persist(lambda: _prepare(stores, record))
+        prepared = await while_wanted(stores, job_id, VALIDATED, persist(lambda: _prepare(stores, record)))
     except (InvalidTrainingData, TrainingFailed, OSError) as error:
         reason = files_failed(error) if isinstance(error, OSError) else error
         await persist(lambda: fail(stores, job_id, reason, fence=token))
     else:
-        await _move_to_queue(stores, job_id, tokens, settled, token)
+        if prepared is not None:
+            await _move_to_queue(stores, job_id, *prepared, token)
 
 
 async def _prepare(stores: Stores, record: JobRecord) -> tuple[Tokenized, JobRecord]:

@@ -23,6 +23,9 @@ log = structlog.get_logger()
 class ChildProcess:
     """A job's process, seen from the worker: services.trainer.training.child."""
 
+    answers_within_s: float | None = 120.0
+    """How long it may take to compare a few tokens; None where others' steps and evaluations come first."""
+
     def __init__(self, started: Connection) -> None:
         self._process = started.process
         self._messages = started.reader

@@ -76,6 +76,8 @@ class SharedProcess:
 class SharedChildProcess(ChildProcess):
     """One job's part: it stops when it is told to, and the process goes on."""
 
+    answers_within_s = None
+
     def __init__(self, started: Connection, shared: SharedProcess) -> None:
         super().__init__(started)
         self._shared = shared

@@ -18,17 +18,18 @@ _CGROUP = Path("/sys/fs/cgroup")
 _RECLAIMABLE = ("inactive_file", "active_file", "slab_reclaimable")
 
 
-def usable_memory_bytes(said: int = 0, processes: int = 1) -> int | None:
-    """Return what a training process may need here: what the operator says, else what the GPU or the machine has left.
+def usable_memory_bytes(said: int = 0) -> int | None:
+    """Return what a job may need here: what the operator says, else what a GPU or the machine has left.
 
-    `processes` share the machine, while each has a GPU of its own. Blocks for a moment. None where it cannot be told.
+    The processes of a job share the machine, while each has a GPU of its own. Blocks for a moment. None where it cannot
+    be told.
     """
     if said:
         return said
     if trains_on_gpu():
         return _gpu_memory_bytes()
     available = available_bytes()
-    return None if available is None else max(0, available - RESERVE_BYTES) // processes
+    return None if available is None else max(0, available - RESERVE_BYTES)
 
 
 def available_bytes() -> int | None:

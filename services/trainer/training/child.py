@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -100,19 +101,26 @@ def main(
         run_job(folder, report, should_stop, commands, load or load_base, group or ALONE)
     except StopRequested as stop:
         report(Stopped(step=stop.step))
-    except PeersLost:
-        traceback.print_exc()
+    except PeersLost as error:
+        _print(error)
         return PEERS_LOST
     except SelftuneError as error:
         report(Failed(code=error.code or "training_failed", message=error.message, param=error.param))
         return 1
     except Exception as error:  # noqa: BLE001 - the supervisor needs a reason, the log the traceback
-        traceback.print_exc()
         if group is not None and group.is_lost(error):
+            _print(error)
             return PEERS_LOST
         report(_failed(error, folder))
+        _print(error)
         return 1
     return 0
+
+
+def _print(error: Exception) -> None:
+    """Leave the traceback in the job's log, unless the disk that it is on is full, which may be the error."""
+    with suppress(OSError):
+        traceback.print_exception(error)
 
 
 def use_threads() -> None:

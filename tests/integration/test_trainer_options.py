@@ -83,7 +83,8 @@ def test_job_goes_on_from_a_fine_tuned_model_with_its_shape(
 def filled(options: TrainingOptions) -> dict[str, Any]:
     """What a job shows of options that were left out."""
     names = ("finetuning_type", "dropout", "quantization", "packing", "max_length", "overlong", "lr_schedule",
-             "warmup_ratio", "weight_decay", "max_grad_norm", "gradient_accumulation_steps", "dtype", "priority")  # fmt: skip
+             "warmup_ratio", "weight_decay", "max_grad_norm", "gradient_accumulation_steps", "dtype",
+             "priority")  # fmt: skip
     found = {name: getattr(options, name) for name in names}
     assert None not in found.values()
     return found

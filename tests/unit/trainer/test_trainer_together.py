@@ -155,10 +155,11 @@ def test_nobody_overtakes_a_job_that_waits() -> None:
     order: list[str] = []
 
     async def job(places: Places, name: str, key: str | None, ends: asyncio.Event) -> None:
-        async with places.place(key):
-            order.append(name)
-            await ends.wait()
-            order.append(f"-{name}")
+        await places.enter(key)
+        order.append(name)
+        await ends.wait()
+        order.append(f"-{name}")
+        await places.leave()
 
     async def story() -> None:
         places, ends = Places(2), {name: asyncio.Event() for name in "abcdefg"}

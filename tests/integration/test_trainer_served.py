@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 
 import pytest
@@ -10,8 +9,9 @@ from msgspec.structs import replace
 
 from shared.schemas.options import EarlyStopping, TrainingOptions
 from tests.integration.inference_stack import InferenceStack, inference_stack, make_base
-from tests.integration.test_trainer import SHORT, Client, TrainerProcess, with_client
+from tests.integration.test_trainer import SHORT, Client, with_client
 from tests.integration.test_trainer_options import finished, job
+from tests.integration.trainer_stack import running_trainer
 from tests.unit.trainer.tiny import preference_rows, training_rows
 
 AGREES = "The served model answers like the trained one"
@@ -21,15 +21,13 @@ AGREES = "The served model answers like the trained one"
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InferenceStack]:
     """A trainer, which registers the base, and a replica of it."""
     base = make_base(tmp_path_factory.mktemp("base"))
-    with inference_stack(base, threads=1, lora_rank=4, max_model_len=256, lease_ttl_s=5.0) as running:
-        trainer = TrainerProcess(running.settings, tmp_path_factory.mktemp("log") / "trainer.log")
-        trainer.start()
-        try:
-            running.start()
-            running.wait_ready()
-            yield running
-        finally:
-            trainer.signal(signal.SIGTERM)
+    with (
+        inference_stack(base, threads=1, lora_rank=4, max_model_len=256, lease_ttl_s=5.0) as running,
+        running_trainer(running.settings, tmp_path_factory.mktemp("log")),
+    ):
+        running.start()
+        running.wait_ready()
+        yield running
 
 
 def test_forms_of_adapters_are_served_as_they_were_trained(stack: InferenceStack) -> None:

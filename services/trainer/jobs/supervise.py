@@ -119,8 +119,9 @@ class _Attempt:
             reason = files_failed(error) if isinstance(error, OSError) else error
             await self._withdraw_unless_succeeded(record)  # whoever sees the job failed finds no model of it
             await persist(partial(fail, self._stores, self._job_id, reason, fence=self._token))
-        await self._withdraw_unless_succeeded(record)
-        await self._drop_points_if_over()
+        status = await self._withdraw_unless_succeeded(record)
+        if status in DROPPED:
+            await asyncio.to_thread(job_folder.drop_points, self._stores.paths.job_folder(self._job_id))
         return await attempt_record.put_down(self._stores, self._job_id, self._token)
 
     async def _begin(self) -> JobRecord:
@@ -275,14 +276,12 @@ class _Attempt:
 
         await persist(lambda: self._stores.jobs.update(self._job_id, estimate, fence=self._token))
 
-    async def _drop_points_if_over(self) -> None:
-        """Give back the space of resume points that nobody wants any more; a failed job's are left for its owner."""
-        ended = await persist(lambda: self._stores.jobs.get(self._job_id))
-        if ended.status in DROPPED:
-            await asyncio.to_thread(job_folder.drop_points, self._stores.paths.job_folder(self._job_id))
+    async def _withdraw_unless_succeeded(self, record: JobRecord) -> JobState:
+        """Take back the names of a job that failed, was cancelled or paused, whatever was published by then.
 
-    async def _withdraw_unless_succeeded(self, record: JobRecord) -> None:
-        """Take back the names of a job that failed, was cancelled or paused, whatever was published by then."""
+        Returns the job's state.
+        """
         ended = await persist(lambda: self._stores.jobs.get(self._job_id))
         if ended.status is not JobState.SUCCEEDED:
             await withdraw(self._stores, record)
+        return ended.status

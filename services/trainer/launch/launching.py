@@ -9,6 +9,7 @@ from services.trainer.launch.process_group import most_processes, process_count,
 from services.trainer.launch.shared_process import SharedProcess
 from services.trainer.protocol import TrainSpec
 from shared.records import JobRecord
+from shared.schemas.options import TrainingOptions
 from shared.settings import Settings
 
 
@@ -30,9 +31,7 @@ class Launcher:
         A quantised base is not shared: its process needs a library that the others start faster without; nor is one
         that is trained itself. A job whose process died is tried alone: it may be what others died of.
         """
-        options = record.options
-        has_own_base = options.quantization not in (None, "none") or options.finetuning_type == "full"
-        if self.most_together == 1 or record.attempts or has_own_base:
+        if self.most_together == 1 or record.attempts or _has_own_base(record.options):
             return None
         return f"{record.model} {record.options.dtype or 'auto'}"
 
@@ -41,7 +40,11 @@ class Launcher:
         if process_count(spec.batch_size, self._settings) > 1:
             return await start_group(folder, spec, self._settings)
         died_before = record.attempts > 1  # this one counts already
-        has_own_base = spec.quantization != "none" or spec.finetuning_type == "full"
-        if self.most_together > 1 and not has_own_base and not died_before:
+        if self.most_together > 1 and not _has_own_base(record.options) and not died_before:
             return await self._shared.join(folder)
         return await ChildProcess.start(folder, spec, self._settings)
+
+
+def _has_own_base(options: TrainingOptions) -> bool:
+    """Whether a job's base cannot be another's as well: it is quantised, or trained itself."""
+    return options.quantization not in (None, "none") or options.finetuning_type == "full"

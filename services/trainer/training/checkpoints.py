@@ -3,7 +3,7 @@
 A point is a folder `step-00000123` that appears by rename when it is whole: safetensors only, and a state.json with the
 sizes to expect. The last three are kept, and the one of the best epoch.
 
-Where processes hold a share each (parallel.Sharded), all of them gather and take, and the first one writes.
+Where processes hold a share each (sharding.Sharded), all of them gather and take, and the first one writes.
 """
 
 from __future__ import annotations

@@ -38,8 +38,8 @@ def chunked_nll(hidden_ND: Tensor, head: OutputLayer, targets_N: Tensor, *, chun
     Returns the summed loss in nats (float32 scalar, differentiable in `hidden_ND` and, where it is trained, in
     its weight) and the number of tokens whose target is the most likely one.
     """
-    loss, correct = _ChunkedNll.apply(hidden_ND, head.weight_VD, head, targets_N, chunk)  # type: ignore[no-untyped-call]
-    return loss, int(correct)
+    logprobs_N, hits_N = chunked_logprobs(hidden_ND, head, targets_N, chunk=chunk)
+    return -logprobs_N.sum(), int(hits_N.sum())
 
 
 def chunked_logprobs(
@@ -83,38 +83,8 @@ def score_tokens(hidden_ND: Tensor, head: OutputLayer, targets_N: Tensor) -> Sco
     return Scores(picked_N.tolist(), best_N.tolist(), tokens_N.tolist())
 
 
-class _ChunkedNll(torch.autograd.Function):
-    """Loss and its gradient in one pass: a chunk's logits live only while that chunk is worked on."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, hidden_ND: Tensor, _weight_VD: Tensor, head: OutputLayer, targets_N: Tensor, chunk: int
-    ) -> tuple[Tensor, Tensor]:
-        wants_gradient = ctx.needs_input_grad[0]
-        gradient_ND = torch.empty_like(hidden_ND) if wants_gradient else None
-        loss = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
-        correct = torch.zeros((), dtype=torch.int64, device=hidden_ND.device)
-        for start in range(0, hidden_ND.shape[0], chunk):
-            rows = slice(start, start + chunk)
-            losses, hits, gradient = _token_losses(hidden_ND[rows], head, targets_N[rows], wants_gradient)
-            loss += losses.sum()
-            correct += hits.sum()
-            if gradient_ND is not None:
-                gradient_ND[rows] = gradient
-        _keep(ctx, gradient_ND, hidden_ND, head, targets_N, chunk)
-        ctx.mark_non_differentiable(correct)
-        return loss, correct
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        gradient_ND, *kept = ctx.saved_tensors
-        upstream_N = gradients[0].expand(len(gradient_ND))
-        gradient_VD = _weight_gradient(ctx, kept, upstream_N) if kept else None
-        return gradient_ND * gradients[0].to(gradient_ND.dtype), gradient_VD, None, None, None
-
-
 class _ChunkedLogprobs(torch.autograd.Function):
-    """As _ChunkedNll, token by token and with the other sign."""
+    """Log probabilities and their gradients in one pass: a chunk's logits live only while that chunk is worked on."""
 
     @staticmethod
     def forward(

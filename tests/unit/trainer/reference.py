@@ -70,22 +70,24 @@ def sft_loss(model: Any, examples: Sequence[Example]) -> Tensor:
 
 def dpo_loss(model: Any, pairs: Sequence[Pair], beta: float) -> Tensor:
     """Equation 7 of arXiv:2305.18290; the reference is the model without its adapter."""
-    examples = [*(pair.chosen for pair in pairs), *(pair.rejected for pair in pairs)]
-    with torch.no_grad(), model.disable_adapter():
-        reference = _answer_logprobs(model, examples)
+    with model.disable_adapter():
+        reference = start_logprobs(model, pairs)
     return dpo_loss_from(model, pairs, reference, beta)
 
 
 def start_logprobs(model: Any, pairs: Sequence[Pair]) -> Tensor:
     """What a model says of the preferred answers, then of the others, before it is trained."""
     with torch.no_grad():
-        return _answer_logprobs(model, [*(pair.chosen for pair in pairs), *(pair.rejected for pair in pairs)])
+        return _answer_logprobs(model, _sides(pairs))
 
 
 def dpo_loss_from(model: Any, pairs: Sequence[Pair], reference: Tensor, beta: float) -> Tensor:
-    examples = [*(pair.chosen for pair in pairs), *(pair.rejected for pair in pairs)]
-    chosen, rejected = (_answer_logprobs(model, examples) - reference).chunk(2)
+    chosen, rejected = (_answer_logprobs(model, _sides(pairs)) - reference).chunk(2)
     return -torch.nn.functional.logsigmoid(beta * (chosen - rejected)).mean()
+
+
+def _sides(pairs: Sequence[Pair]) -> list[Example]:
+    return [*(pair.chosen for pair in pairs), *(pair.rejected for pair in pairs)]
 
 
 def gradients(loss: Tensor, parameters: Mapping[str, torch.nn.Parameter]) -> Gradients:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ TRAINED = tuple(name for name in ARCHITECTURES if name not in REFUSED)
 BATCH = 6
 FLAT = ("flat", "flat, row by row", "flat, nothing shared")
 WAYS = (*FLAT, "padded", "packed")
+Move = Callable[[Mapping[str, torch.nn.Parameter]], None]
 
 
 @pytest.fixture(scope="session", params=TRAINED)
@@ -42,10 +43,12 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("base"), "llama")
 
 
-def ours(objective: Objective[R], rows: Sequence[R]) -> tuple[float, Gradients]:
-    """One forward_backward of a session whose adapter is that of reference.move_away_from_base."""
+def ours(
+    objective: Objective[R], rows: Sequence[R], move: Move = reference.move_away_from_base
+) -> tuple[float, Gradients]:
+    """One forward_backward of a session whose parameters `move` has given the values that the other side has."""
     session = TrainingSession(objective)
-    reference.move_away_from_base(session.parameters)
+    move(session.parameters)
     measured = session.forward_backward(rows)
     return measured.loss, {name: p.grad.clone() for name, p in session.parameters.items() if p.grad is not None}
 

@@ -18,32 +18,26 @@ from services.trainer.standalone import ExportRefused
 from services.trainer.training.checkpoints import saved_points
 from services.trainer.training.early_stopping import Verdict
 from services.trainer.training.model import build_model
-from services.trainer.training.objectives import Objective, Preference, Supervised
+from services.trainer.training.objectives import Preference, Supervised
 from services.trainer.training.optim import BASE_LEARNING_RATE, base_learning_rate
-from services.trainer.training.reading import Reader
 from services.trainer.training.references import with_reference
 from services.trainer.training.run_job import load_data, load_pairs
-from services.trainer.training.session import TrainingSession
 from shared.schemas.options import EarlyStopping
 from tests.unit.trainer import reference
-from tests.unit.trainer.reference import Gradients, assert_equal
-from tests.unit.trainer.test_reference import BATCH, TRAINED
+from tests.unit.trainer.reference import assert_equal
+from tests.unit.trainer.test_reference import BATCH, TRAINED, llama, ours, reader
 from tests.unit.trainer.test_trainer_dpo import dpo_spec, never
 from tests.unit.trainer.test_trainer_loop import logits, stop_after, train
 from tests.unit.trainer.tiny import make_spec
 from tests.unit.trainer.tiny_models import save_tiny_model
+
+__all__ = ["llama"]
 
 WAYS = ("flat", "padded")
 
 
 def full_spec(base: Path, folder: Path, **changes: Any) -> TrainSpec:
     return make_spec(base, folder, finetuning_type="full", **changes)
-
-
-def reader(spec: TrainSpec, way: str) -> Reader:
-    found = Reader(build_model(spec, why_plain="" if way == "flat" else way))
-    assert found.is_fast == (way == "flat"), found.model.plain_because
-    return found
 
 
 def nudge(parameters: Mapping[str, torch.nn.Parameter]) -> None:
@@ -54,18 +48,6 @@ def nudge(parameters: Mapping[str, torch.nn.Parameter]) -> None:
             parameters[name].mul_(1 + 0.05 * noise)
 
 
-def ours(objective: Objective[Any], rows: Any) -> tuple[float, Gradients]:
-    session = TrainingSession(objective)
-    nudge(session.parameters)
-    measured = session.forward_backward(rows)
-    return measured.loss, {name: p.grad.clone() for name, p in session.parameters.items() if p.grad is not None}
-
-
-@pytest.fixture(scope="session")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("base"), "llama")
-
-
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("architecture", TRAINED)
 def test_loss_and_every_gradient_are_those_of_plain_transformers(
@@ -73,7 +55,7 @@ def test_loss_and_every_gradient_are_those_of_plain_transformers(
 ) -> None:
     spec = full_spec(save_tiny_model(tmp_path_factory.mktemp("base"), architecture), tmp_path)
     rows = load_data(spec).train[:BATCH]
-    found = ours(Supervised(reader(spec, way)), rows)
+    found = ours(Supervised(reader(spec, way)), rows, nudge)
     plain = reference.plain_model(spec)
     nudge(reference.trainable(plain))
     loss = reference.sft_loss(plain, rows)
@@ -87,7 +69,7 @@ def test_preference_loss_and_every_gradient_are_those_of_plain_transformers(
     spec = dpo_spec(llama, tmp_path, finetuning_type="full", beta=0.3)
     preference = Preference(reader(spec, way), spec.beta)
     pairs = with_reference(load_pairs(spec), preference, tmp_path / REFERENCE_FILE, never).train[:BATCH]
-    found = ours(preference, pairs)
+    found = ours(preference, pairs, nudge)
     plain = reference.plain_model(spec)
     expected = reference.start_logprobs(plain, pairs)
     nudge(reference.trainable(plain))

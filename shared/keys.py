@@ -43,6 +43,7 @@
 | selftune:permissions:{model}     | hash   | project → PermissionRecord                     | with the model |
 | selftune:shared_models:{project} | set    | names of other projects' models it may use     | for ever       |
 | selftune:adapter_numbers         | string | counter of the engines' adapter numbers        | for ever       |
+| selftune:pinned_adapters         | set    | names of the adapters to keep in memory        | until unpinned |
 | selftune:adapter_changes         | stream | change: AdapterChange, about 10,000 kept       | for ever       |
 | selftune:residency:{name}        | hash   | replica id → Residency                         | one day        |
 | selftune:replicas                | zset   | replica ids by time of their last heartbeat    | for ever       |
@@ -74,6 +75,7 @@ ACTIVE_BATCHES = f"{_ROOT}:active_batches"
 BASES = f"{_ROOT}:bases"
 ADAPTER_NEXT_ID = f"{_ROOT}:adapter_numbers"
 ADAPTER_CHANGES = f"{_ROOT}:adapter_changes"
+PINNED_ADAPTERS = f"{_ROOT}:pinned_adapters"
 REPLICAS = f"{_ROOT}:replicas"
 EXPIRING_FILES = f"{_ROOT}:expiring_files"
 UPLOADS = f"{_ROOT}:uploads"

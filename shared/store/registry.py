@@ -28,7 +28,8 @@ class AdapterChange(Struct, frozen=True, kw_only=True):
 
     name: str
     base: str
-    action: Literal["published", "retired"]
+    action: Literal["published", "retired", "wanted"]
+    """`wanted`: bring it into memory, or learn anew whether it is pinned."""
 
 
 _decode_change = msgspec.json.Decoder(AdapterChange).decode
@@ -97,7 +98,6 @@ class Registry:
         adapter = await self.get(name)
         if adapter is None:
             return False
-        change = _encode(AdapterChange(name=name, base=adapter.base, action="retired"))
         whole = [("HDEL", keys.BASES, name)] if adapter.whole else []
         sharers = [member.decode() for member in await self._client.call("HKEYS", keys.permissions(name))]
         removed, *_ = await self._client.together(
@@ -106,12 +106,27 @@ class Registry:
                 ("SREM", keys.adapters(adapter.base), name),
                 ("SREM", keys.models(adapter.project), name),
                 ("DEL", keys.permissions(name)),
+                ("SREM", keys.PINNED_ADAPTERS, name),
                 *whole,
                 *(("SREM", keys.shared_models(project), name) for project in sharers),
-                ("XADD", keys.ADAPTER_CHANGES, "MAXLEN", "~", 10000, "*", "change", change),
+                _change(adapter, "retired"),
             ]
         )
         return bool(removed)
+
+    async def ask_to_warm(self, adapter: AdapterRecord) -> None:
+        """Ask the replicas of its base to bring an adapter into memory; `residency` tells when one has."""
+        await self._client.call(*_change(adapter, "wanted"))
+
+    async def pin(self, adapter: AdapterRecord, *, pinned: bool) -> None:
+        """Have the replicas keep an adapter in memory, also while nobody uses it, or no longer."""
+        await self._client.together(
+            [("SADD" if pinned else "SREM", keys.PINNED_ADAPTERS, adapter.name), _change(adapter, "wanted")]
+        )
+
+    async def pinned(self) -> set[str]:
+        """Return the names of all pinned adapters, of every base."""
+        return {member.decode() for member in await self._client.call("SMEMBERS", keys.PINNED_ADAPTERS)}
 
     async def get(self, name: str) -> AdapterRecord | None:
         raw = await self._client.call("GET", keys.adapter(name))
@@ -200,6 +215,12 @@ class Registry:
             return []
         raws = await self._client.call("MGET", *map(keys.adapter, names))
         return [_decode_adapter(raw) for raw in raws if raw is not None]
+
+
+def _change(adapter: AdapterRecord, action: Literal["retired", "wanted"]) -> tuple[str | int | bytes, ...]:
+    """Form the command that tells the replicas."""
+    change = _encode(AdapterChange(name=adapter.name, base=adapter.base, action=action))
+    return ("XADD", keys.ADAPTER_CHANGES, "MAXLEN", "~", 10000, "*", "change", change)
 
 
 def _if_usable(raw: bytes | None, project: str, *, shared: bool) -> AdapterRecord | None:

@@ -21,6 +21,11 @@ def install() -> None:
     sys.modules["__main__"].__spec__ = importlib.util.find_spec("services.inference.child_guard")
 
 
-if __name__ == "__mp_main__":
+def enter() -> None:
+    """End with the process that started this one, and have those started from here end with this one."""
     die_with_parent(parent_pid=int(os.environ[_PARENT_PID]))
     os.environ[_PARENT_PID] = str(os.getpid())
+
+
+if __name__ == "__mp_main__":
+    enter()

@@ -15,7 +15,7 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from services.inference import engine_args, server, tasks
+from services.inference import engine_args, engine_process, server, tasks
 from services.inference.admission import Traffic
 from services.inference.agent import AdapterAgent
 from services.inference.engine_link import EngineLink
@@ -45,6 +45,8 @@ class EngineFailed(SelftuneError):
 async def serve(settings: Settings, base: BaseRecord, client: Client, replica: Replica, stop: asyncio.Event) -> int:
     """Serve `base` until `stop` is set (0) or a part fails (1)."""
     _check_version()
+    if current_platform.is_cpu():
+        engine_process.use_in_vllm()
     args = _parse(settings, base)
     with server.bind(settings.inference_host, settings.inference_port) as sock:
         replica.set("starting", "starting the engine")

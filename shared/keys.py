@@ -45,7 +45,8 @@
 | selftune:adapter_numbers         | string | counter of the engines' adapter numbers        | for ever       |
 | selftune:pinned_adapters         | set    | names of the adapters to keep in memory        | until unpinned |
 | selftune:adapter_changes         | stream | change: AdapterChange, about 10,000 kept       | for ever       |
-| selftune:residency:{name}        | hash   | replica id → Residency                         | one day        |
+| selftune:adapter_uses:{base}     | zset   | adapter names by use, fading                   | for ever       |
+| selftune:standing:{name}         | hash   | replica id → Residency                         | one day        |
 | selftune:replicas                | zset   | replica ids by time of their last heartbeat    | for ever       |
 | selftune:replica:{id}            | string | ReplicaRecord                                  | a few seconds  |
 | selftune:workers                 | zset   | worker ids by time of their last heartbeat     | for ever       |
@@ -170,7 +171,11 @@ def shared_models(project: str) -> str:
 
 
 def residency(name: str) -> str:
-    return f"{_ROOT}:residency:{name}"
+    return f"{_ROOT}:standing:{name}"
+
+
+def adapter_uses(base: str) -> str:
+    return f"{_ROOT}:adapter_uses:{base}"
 
 
 def replica(replica_id: str) -> str:

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 
-from services.inference import child_guard, engine_process, launcher
+from services.inference import engine_process, launcher, lifeline
 from services.inference.engine_args import is_cpu_build, prepare_environment
 from shared.errors import SelftuneError
 from shared.logging import configure
@@ -18,7 +18,7 @@ from shared.settings import Settings
 def main() -> int:
     """Run a replica until it is told to stop; returns the exit status."""
     die_with_parent()
-    child_guard.install()
+    lifeline.install()
     try:
         settings = Settings.load()
         configure("inference", level=settings.log_level)

@@ -7,9 +7,9 @@ import gc
 import os
 import signal
 
-from services.inference import child_guard
+from services.inference import lifeline
 
-child_guard.enter()  # first: the imports below take many seconds
+lifeline.enter()  # first: the imports below take many seconds
 # A stop of the whole group or unit must not end the server, and with it an engine whose answers are still going out.
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 gc.disable()

@@ -30,7 +30,7 @@ class EngineProcess(ForkServerProcess):
 class EngineContext(ForkServerContext):
     """What vLLM is given in place of its own multiprocessing context."""
 
-    Process = EngineProcess  # type: ignore[assignment]
+    Process = EngineProcess
 
 
 _context = EngineContext()

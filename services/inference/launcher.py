@@ -47,6 +47,7 @@ async def run(settings: Settings) -> int:
             f"replica-{secrets.token_hex(4)}",
             max_loras=settings.max_loras,
             max_lora_rank=engine_args.served_rank(settings),
+            max_running=settings.max_num_seqs,
         ),
     )
     replica.start()

@@ -29,10 +29,9 @@ class SlotWeights:
         with torch.inference_mode(False):
             self._a = torch.cat([matrix[:, 0] for matrix in lora_a], dim=1)  # (slots, slices * rank, in)
             self._b = [matrix[:, 0].transpose(1, 2).contiguous() for matrix in lora_b]  # (slots, rank, out)
-            for matrix, view in zip(
-                lora_a, self._a.view(slots, self.slices, rank, inputs).split(1, dim=1), strict=True
-            ):
-                matrix.data = view
+            by_slice = self._a.view(slots, self.slices, rank, inputs)
+            for place, matrix in enumerate(lora_a):
+                matrix.data = by_slice.narrow(1, place, 1)
             for matrix, stored in zip(lora_b, self._b, strict=True):
                 matrix.data = stored.transpose(1, 2).unsqueeze(1)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -107,6 +107,8 @@ class Registry:
                 ("SREM", keys.models(adapter.project), name),
                 ("DEL", keys.permissions(name)),
                 ("SREM", keys.PINNED_ADAPTERS, name),
+                ("ZREM", keys.adapter_uses(adapter.base), name),
+                ("DEL", keys.residency(name)),
                 *whole,
                 *(("SREM", keys.shared_models(project), name) for project in sharers),
                 _change(adapter, "retired"),
@@ -199,11 +201,15 @@ class Registry:
         if not await self._client.call("XRANGE", keys.ADAPTER_CHANGES, cursor, cursor, "COUNT", 1):
             raise CursorLost("the change stream no longer holds this place")
 
-    async def acknowledge(self, replica_id: str, name: str, residency: Residency) -> None:
-        """Report how an adapter stands on a replica."""
-        key = keys.residency(name)
-        stamped = replace(residency, at=time.time())
-        await self._client.together([("HSET", key, replica_id, _encode(stamped)), ("EXPIRE", key, _RESIDENCY_TTL_S)])
+    async def acknowledge(self, replica_id: str, standing: Mapping[str, Residency]) -> None:
+        """Report how adapters stand on a replica, by name."""
+        now = time.time()
+        commands: list[tuple[str | int | bytes, ...]] = []
+        for name, residency in standing.items():
+            key = keys.residency(name)
+            commands.append(("HSET", key, replica_id, _encode(replace(residency, at=now))))
+            commands.append(("EXPIRE", key, _RESIDENCY_TTL_S))
+        await self._client.together(commands)
 
     async def residency(self, name: str) -> dict[str, Residency]:
         """Tell, by replica id, how an adapter stands; entries of dead replicas may linger for a day."""

@@ -115,7 +115,7 @@ def _check_shapes(
     if not tensors:
         raise AdapterRejected("it holds no tensors")
     for name, info in tensors.items():
-        module, kind = _split(name)
+        module, kind = tensor_module(name)
         if module.rsplit(".", 1)[-1] not in SERVED_MODULES:
             raise AdapterRejected(f"{name}: adapters on this module are not served")
         if module not in base:
@@ -132,8 +132,11 @@ def _check_shapes(
             raise AdapterRejected(f"{name}: its other half {partner} is missing")
 
 
-def _split(name: str) -> tuple[str, str]:
-    """Split a tensor's name into the base's module and which half it is, A (rank, in) or B (out, rank)."""
+def tensor_module(name: str) -> tuple[str, str]:
+    """Split a tensor's name into the base's module and which half it is, A (rank, in) or B (out, rank).
+
+    Raises AdapterRejected for a name that is no LoRA weight's.
+    """
     for kind in ("A", "B"):
         suffix = f".lora_{kind}.weight"
         if name.startswith(_PREFIX) and name.endswith(suffix):

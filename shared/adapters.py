@@ -22,7 +22,8 @@ CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 SERVED_MODULES = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
 
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
+"""Stands before a module's name in the names of an adapter's tensors."""
 _FLOATS = frozenset({"F32", "F16", "BF16"})
 _CHUNK_BYTES = 1 << 20
 
@@ -139,8 +140,8 @@ def tensor_module(name: str) -> tuple[str, str]:
     """
     for kind in ("A", "B"):
         suffix = f".lora_{kind}.weight"
-        if name.startswith(_PREFIX) and name.endswith(suffix):
-            return name.removeprefix(_PREFIX).removesuffix(suffix), kind
+        if name.startswith(PREFIX) and name.endswith(suffix):
+            return name.removeprefix(PREFIX).removesuffix(suffix), kind
     raise AdapterRejected(f"{name}: not a LoRA weight")
 
 

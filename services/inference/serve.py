@@ -21,12 +21,13 @@ from services.inference.agent import AdapterAgent
 from services.inference.engine_link import EngineLink
 from services.inference.launcher import interrupt_on_signals, stop_on_signals
 from services.inference.loader import AdapterLoader
+from services.inference.merged_model import MergedAgent
 from services.inference.replica import STARTUP_TTL_S, Replica
 from services.inference.reports import Reports
 from shared.errors import SelftuneError
 from shared.logging import configure
 from shared.paths import Paths, internal_key
-from shared.records import BaseRecord
+from shared.records import AdapterRecord, BaseRecord
 from shared.settings import Settings
 from shared.store.client import Client
 from shared.store.registry import Registry
@@ -42,10 +43,17 @@ class EngineFailed(SelftuneError):
     """The engine cannot go on; the process ends and its supervisor starts another."""
 
 
-async def serve(settings: Settings, base: BaseRecord, client: Client, replica: Replica, stop: asyncio.Event) -> int:
-    """Serve `base` until `stop` is set (0) or a part fails (1)."""
+async def serve(
+    settings: Settings,
+    base: BaseRecord,
+    client: Client,
+    replica: Replica,
+    stop: asyncio.Event,
+    merged: AdapterRecord | None = None,
+) -> int:
+    """Serve `base`, or `merged` on it, until `stop` is set (0) or a part ends (1)."""
     _check_version()
-    args = _parse(settings, base)
+    args = _parse(settings, base, merged)
     with server.bind(settings.inference_host, settings.inference_port) as sock:
         replica.set("starting", "starting the engine")
         await replica.beat(STARTUP_TTL_S)
@@ -53,7 +61,7 @@ async def serve(settings: Settings, base: BaseRecord, client: Client, replica: R
         async with entry.build_async_engine_client(args) as engine:
             stop_on_signals(stop)
             log.info("engine.started", pid=engine_pid(engine))
-            return await _serve_engine(settings, base, client, replica, stop, args, sock, engine)
+            return await _serve_engine(settings, base, client, replica, stop, args, sock, engine, merged)
 
 
 async def _serve_engine(
@@ -65,17 +73,22 @@ async def _serve_engine(
     args: Namespace,
     sock: socket.socket,
     engine: Any,
+    merged: AdapterRecord | None,
 ) -> int:
     link = EngineLink(engine)
     reports = Reports(Registry(client), replica.record.id)
     loader = make_loader(settings, base, link)
-    agent = AdapterAgent(base_id=base.id, registry=Registry(client), reports=reports, loader=loader)
+    agent = (
+        AdapterAgent(base_id=base.id, registry=Registry(client), reports=reports, loader=loader)
+        if merged is None
+        else MergedAgent(merged, registry=Registry(client), reports=reports)
+    )
     traffic = Traffic()
     app = await server.build(
         args, engine, agent, traffic, settings, internal_key(settings.internal_key, Paths(settings.home))
     )
     configure("inference", level=settings.log_level)  # one of the libraries behind build() has taken the root logger
-    await check_engine_ready(engine, link)
+    await check_engine_ready(engine, link, takes_adapters=merged is None)
     able = tuple(await engine.get_supported_tasks())
     replica.set("starting", "loading adapters", engine_pid=engine_pid(engine), tasks=able)
     replica.describe_with(lambda: {"resident": agent.names(), "running": traffic.running})
@@ -92,7 +105,7 @@ async def _serve_engine(
     await replica.beat()
     log.info("replica.ready", url=url, base=base.id, resident=agent.names())
     failed = await _first_to_end(parts, stop)
-    await _wind_down(http, parts, replica, traffic, gracefully=failed is None)
+    await _wind_down(http, parts, replica, traffic, gracefully=failed is None or failed.exception() is None)
     return 0 if failed is None else 1
 
 
@@ -108,14 +121,15 @@ def make_loader(settings: Settings, base: BaseRecord, link: EngineLink) -> Adapt
 
 
 async def _first_to_end(parts: list[asyncio.Task[None]], stop: asyncio.Event) -> asyncio.Task[None] | None:
-    """Wait for `stop` or for a part to end, which none does by itself; returns that part."""
+    """Wait for `stop` or for a part to end; returns that part. Without an error one ends for a retired model alone."""
     stopping = asyncio.create_task(stop.wait())
     done, _ = await asyncio.wait({*parts, stopping}, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
     failed = next((part for part in parts if part in done), None)
     if failed is None:
         return None
-    log.error("replica.failed", part=failed.get_name(), exc_info=failed.exception())
+    if failed.exception() is not None:
+        log.error("replica.failed", part=failed.get_name(), exc_info=failed.exception())
     return failed
 
 
@@ -147,13 +161,13 @@ async def watch_engine(engine: Any, loader: AdapterLoader, replica: Replica) -> 
             replica.set("ready")
 
 
-async def check_engine_ready(engine: Any, link: EngineLink) -> None:
+async def check_engine_ready(engine: Any, link: EngineLink, *, takes_adapters: bool = True) -> None:
     """Make one token, and make sure that our LoRA products are in use. Raises EngineFailed when they are not."""
     parameters = SamplingParams(max_tokens=1, temperature=0.0, output_kind=RequestOutputKind.FINAL_ONLY)
     async for _ in engine.generate({"prompt_token_ids": [0]}, parameters, request_id="first-token"):
         continue
     status = await link.status(_ENGINE_DEADLINE_S)
-    if current_platform.is_cpu() and status.wrapper != _CPU_WRAPPER:
+    if takes_adapters and current_platform.is_cpu() and status.wrapper != _CPU_WRAPPER:
         raise EngineFailed(f"the engine uses {status.wrapper} for LoRA instead of {_CPU_WRAPPER}")
 
 
@@ -163,9 +177,10 @@ def engine_pid(engine: Any) -> int | None:
     return manager.processes[0].pid if manager is not None and manager.processes else None
 
 
-def _parse(settings: Settings, base: BaseRecord) -> Namespace:
+def _parse(settings: Settings, base: BaseRecord, merged: AdapterRecord | None) -> Namespace:
     parser = make_arg_parser(FlexibleArgumentParser())
-    args: Namespace = parser.parse_args(engine_args.arguments(settings, base, on_cpu=current_platform.is_cpu()))
+    arguments = engine_args.arguments(settings, base, on_cpu=current_platform.is_cpu(), merged=merged)
+    args: Namespace = parser.parse_args(arguments)
     validate_parsed_serve_args(args)
     return args
 

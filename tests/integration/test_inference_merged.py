@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -112,22 +113,23 @@ def test_merged_model_answers_as_the_adapter_does_and_for_itself_alone(
 
 
 def test_weights_that_cannot_be_merged_are_named(base: Path, adapter: Path, tmp_path: Path) -> None:
+    strong = shutil.copytree(adapter, tmp_path / "strong")
+    config = json.loads((adapter / CONFIG_NAME).read_text())
+    (strong / CONFIG_NAME).write_text(json.dumps(config | {"lora_alpha": 1e8}))
     module = "model.layers.0.self_attn.q_proj"
     whole = dict(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).state_dict())
     merged = dict(with_adapter(whole.items(), adapter))
     assert merged.keys() == whole.keys()
     assert torch.equal(merged["model.norm.weight"], whole["model.norm.weight"])
     weight = whole[f"{module}.weight"]
-    for changed, reason in (
-        (weight.to(torch.int8), "stored as torch.int8"),
-        (weight.to(torch.float8_e4m3fn), "stored as torch.float8_e4m3fn"),
-        (weight[:-1], "has shape"),
-        (torch.full_like(weight, 65504).half(), "not finite any more"),
+    for changed, folder, reason in (
+        (weight.to(torch.int8), adapter, "stored as torch.int8"),
+        (weight.to(torch.float8_e4m3fn), adapter, "stored as torch.float8_e4m3fn"),
+        (weight[:-1], adapter, "has shape"),
+        (weight.half(), strong, "not finite any more"),
     ):
         with pytest.raises(ValueError, match=reason):
-            dict(with_adapter({**whole, f"{module}.weight": changed}.items(), adapter))
+            dict(with_adapter({**whole, f"{module}.weight": changed}.items(), folder))
     del whole[f"{module}.weight"]
     with pytest.raises(ValueError, match=f"no plain weight of {module}"):
         dict(with_adapter(whole.items(), adapter))
-    config = json.loads((adapter / CONFIG_NAME).read_text())
-    assert config["base_model_name_or_path"] == "/home/else/llama"

@@ -22,7 +22,8 @@ CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 SERVED_MODULES = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
 
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
+"""Stands before a module's name in the names of an adapter's tensors."""
 _FLOATS = frozenset({"F32", "F16", "BF16"})
 _CHUNK_BYTES = 1 << 20
 
@@ -115,7 +116,7 @@ def _check_shapes(
     if not tensors:
         raise AdapterRejected("it holds no tensors")
     for name, info in tensors.items():
-        module, kind = _split(name)
+        module, kind = tensor_module(name)
         if module.rsplit(".", 1)[-1] not in SERVED_MODULES:
             raise AdapterRejected(f"{name}: adapters on this module are not served")
         if module not in base:
@@ -132,12 +133,15 @@ def _check_shapes(
             raise AdapterRejected(f"{name}: its other half {partner} is missing")
 
 
-def _split(name: str) -> tuple[str, str]:
-    """Split a tensor's name into the base's module and which half it is, A (rank, in) or B (out, rank)."""
+def tensor_module(name: str) -> tuple[str, str]:
+    """Split a tensor's name into the base's module and which half it is, A (rank, in) or B (out, rank).
+
+    Raises AdapterRejected for a name that is no LoRA weight's.
+    """
     for kind in ("A", "B"):
         suffix = f".lora_{kind}.weight"
-        if name.startswith(_PREFIX) and name.endswith(suffix):
-            return name.removeprefix(_PREFIX).removesuffix(suffix), kind
+        if name.startswith(PREFIX) and name.endswith(suffix):
+            return name.removeprefix(PREFIX).removesuffix(suffix), kind
     raise AdapterRejected(f"{name}: not a LoRA weight")
 
 

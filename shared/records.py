@@ -214,6 +214,7 @@ class AdapterRecord(Struct, frozen=True, kw_only=True):
     rank: int
     project: str
     job_id: str
+    """The job that made it; empty for an adapter from elsewhere."""
     created_at: int
     listed: bool = False
     """Whether clients see it; until its job has succeeded only the replicas know it."""
@@ -275,6 +276,8 @@ class ReplicaRecord(Struct, frozen=True, kw_only=True):
     started_at: float = 0.0
     tasks: tuple[str, ...] = ("generate",)
     """What its engine can do, in vLLM's words: `generate`, `embed`."""
+    merged: str = ""
+    """The fine-tuned model that is merged into its weights, which it answers for alone; empty for an ordinary one."""
 
 
 class WorkerRecord(Struct, frozen=True, kw_only=True):

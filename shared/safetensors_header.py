@@ -7,7 +7,7 @@ Format: 8 bytes little-endian length of the header, the header as JSON, then the
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 import msgspec
 from msgspec import Meta, Struct
@@ -49,3 +49,9 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     if size != expected:
         raise AdapterRejected(f"{path.name} has {size} bytes, its header promises {expected}: truncated or damaged")
     return tensors
+
+
+def data_offset(handle: BinaryIO) -> int:
+    """Return where the tensors' bytes begin in an open file that `read_header` has accepted."""
+    handle.seek(0)
+    return 8 + int.from_bytes(handle.read(8), "little")

@@ -52,6 +52,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     base_model_id: Annotated[
         str, _setting("Name that clients use for the base; empty: the hub id or the folder's name.")
     ] = ""
+    merged_model: Annotated[
+        str,
+        _setting(
+            "Fine-tuned model that this inference server serves merged into its base, and nothing else; empty: the "
+            "base with every adapter.",
+            pattern=r"\A(ft:.+)?\Z",
+        ),
+    ] = ""
     organization: Annotated[
         str, _setting("The third part of ft:… model names.", pattern=r"\A[A-Za-z0-9._-]{1,64}\Z")
     ] = "selftune"

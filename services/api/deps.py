@@ -9,6 +9,7 @@ from litestar.connection import Request
 from litestar.datastructures import State
 from litestar.di import Provide
 
+from services.api.adapters.importing import AdapterImports
 from services.api.auth import Authenticator
 from services.api.batches.answering import Answering
 from services.api.batches.creation import Batches
@@ -72,6 +73,7 @@ class Services:
     permissions: PermissionStore
     registry: Registry
     names: ModelNames
+    adapter_imports: AdapterImports
     completions: CompletionStore
     responses: ResponseStore
     gateway: Gateway
@@ -133,10 +135,19 @@ class Services:
             permissions=PermissionStore(client),
             registry=registry,
             names=names,
+            adapter_imports=AdapterImports(settings, files, registry, names, paths),
             completions=completions,
             responses=responses,
             gateway=gateway,
-            readiness=Readiness(client, paths, registry, presence, drain, base_id=settings.public_base_id),
+            readiness=Readiness(
+                client,
+                paths,
+                registry,
+                presence,
+                drain,
+                base_id=settings.public_base_id,
+                merged_model=settings.merged_model,
+            ),
             batch_store=batch_store,
             batches=Batches(batch_store, files, paths),
             batch_runner=Runner(tools, drain),

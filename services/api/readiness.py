@@ -61,6 +61,7 @@ class Readiness:
         drain: asyncio.Event,
         *,
         base_id: str,
+        merged_model: str = "",
     ) -> None:
         self._client = client
         self._paths = paths
@@ -68,6 +69,7 @@ class Readiness:
         self._presence = presence
         self._drain = drain
         self._base_id = base_id
+        self._merged_model = merged_model
         self._probed: tuple[float, Part] | None = None
 
     async def report(self) -> Report:
@@ -114,7 +116,8 @@ class Readiness:
 
     async def _inference(self) -> Part:
         own = await self._registry.base(self._base_id)
-        replicas = await self._presence.replicas()
+        # One that a model is merged into answers for that alone; it counts where the operator wants nothing else.
+        replicas = [one for one in await self._presence.replicas() if one.merged in ("", self._merged_model)]
         served = {replica.base for replica in replicas if replica.state == "ready" and replica.url}
         # One that the operator has changed for another stays registered: its models may come back, and nobody waits.
         wanted = [own] if own is not None else await self._registry.bases()

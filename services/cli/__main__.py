@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import quote
 
 import typer
 
-from shared.errors import SelftuneError
+from shared.errors import InvalidRequest, SelftuneError
 from shared.settings import ENV_PREFIX, Settings, describe
 
 app = typer.Typer(
@@ -75,6 +77,7 @@ def up(config: Path | None = None, **given: str | None) -> None:
     raise typer.Exit(code)
 
 
+_HERE = "http://127.0.0.1:8000/v1"
 _BASE_URL = typer.Option(envvar="OPENAI_BASE_URL", help="Base URL, with its /v1.")
 _API_KEY = typer.Option(envvar="OPENAI_API_KEY", help="Key; rather in the environment, where other users see less.")
 
@@ -96,7 +99,7 @@ def export_openai(
 @app.command("import-openai")
 def import_openai(
     export: Annotated[Path, typer.Argument(help="Folder with files.json, files/ and jobs.json.")],
-    base_url: Annotated[str, _BASE_URL] = "http://127.0.0.1:8000/v1",
+    base_url: Annotated[str, _BASE_URL] = _HERE,
     api_key: Annotated[str, _API_KEY] = "",
     model: Annotated[str | None, typer.Option(help="Train on this model instead of those that the jobs name.")] = None,
     train: Annotated[bool, typer.Option("--train", help="Start the jobs, too.")] = False,
@@ -120,7 +123,9 @@ def import_openai(
 @app.command("export")
 def export(
     model: Annotated[str, typer.Argument(help="A fine-tuned model's name, or the folder of an adapter.")],
-    to: Annotated[Path, typer.Option(help="Folder to write; with --gguf alone the file, which ends in .gguf.")],
+    to: Annotated[
+        Path | None, typer.Option(help="Folder to write; with --gguf alone the file, which ends in .gguf.")
+    ] = None,
     merge: Annotated[bool, typer.Option("--merge", help="A whole model, the adapter merged into its base.")] = False,
     gguf: Annotated[
         Literal["f32", "f16", "bf16", "q8_0"] | None,
@@ -130,12 +135,15 @@ def export(
         Literal["float32", "float16", "bfloat16"] | None,
         typer.Option(help="Type of the merged weights; else that of the base."),
     ] = None,
+    oci: Annotated[
+        Path | None, typer.Option(help="Instead of --to: the adapter as an OCI image layout in this .tar file.")
+    ] = None,
     base: Annotated[Path | None, typer.Option(help="Folder of the base, when it is not this server's.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export, or a GGUF file.")] = False,
     data_dir: Annotated[Path | None, typer.Option(envvar=f"{ENV_PREFIX}DATA_DIR", help="The server's folder.")] = None,
     config: _CONFIG = None,
 ) -> None:
-    """Take a fine-tuned model home: its adapter, a whole model for transformers and vLLM, or a GGUF file.
+    """Take a fine-tuned model home: its adapter, a whole model for transformers and vLLM, a GGUF file, an OCI archive.
 
     A model's name is looked up in the server's database, so the stack has to run; a folder needs no server.
     """
@@ -144,9 +152,61 @@ def export(
     with _told_errors():
         settings = Settings.load({"data_dir": data_dir and str(data_dir)}, config=config)
         become_exporter(
-            settings, model, to, flags={"--merge": merge, "--force": force},
+            settings, model, _one_place(to, oci), flags={"--merge": merge, "--force": force, "--oci": oci is not None},
             options={"--gguf": gguf, "--dtype": dtype, "--base": base},
         )  # fmt: skip
+
+
+models = typer.Typer(no_args_is_help=True, help="The models of a project, and adapters from elsewhere.")
+app.add_typer(models, name="models")
+
+
+@models.command("import")
+def import_model(
+    source: Annotated[
+        str, typer.Argument(help="Folder of a PEFT adapter, archive of `export --oci`, or a hub's owner/name.")
+    ],
+    base: Annotated[str | None, typer.Option(help="The server's base that it is for; else the one it names.")] = None,
+    suffix: Annotated[str | None, typer.Option(help="A name of yours in the model's name.")] = None,
+    base_url: Annotated[str, _BASE_URL] = _HERE,
+    api_key: Annotated[str, _API_KEY] = "",
+) -> None:
+    """Make a fine-tuned model of an adapter from elsewhere, and print its name."""
+    from services.cli.import_adapter import import_adapter
+    from services.cli.openai_api import OpenAIApi
+
+    with _told_errors(), OpenAIApi(base_url, api_key) as api:
+        import_adapter(source, api, base=base, suffix=suffix, say=typer.echo, warn=partial(typer.echo, err=True))
+
+
+@models.command("list")
+def list_models(base_url: Annotated[str, _BASE_URL] = _HERE, api_key: Annotated[str, _API_KEY] = "") -> None:
+    """Print the names of the models that the key may use, bases first."""
+    from services.cli.openai_api import OpenAIApi
+
+    with _told_errors(), OpenAIApi(base_url, api_key) as api:
+        for model in api.get("/models")["data"]:
+            typer.echo(model["id"])
+
+
+@models.command("delete")
+def delete_model(
+    name: Annotated[str, typer.Argument(help="Name of a fine-tuned model; it stops answering at once.")],
+    base_url: Annotated[str, _BASE_URL] = _HERE,
+    api_key: Annotated[str, _API_KEY] = "",
+) -> None:
+    """Delete a fine-tuned model of the project."""
+    from services.cli.openai_api import OpenAIApi
+
+    with _told_errors(), OpenAIApi(base_url, api_key) as api:
+        api.delete(f"/models/{quote(name, safe='')}")
+
+
+def _one_place(to: Path | None, oci: Path | None) -> Path:
+    place = to or oci
+    if place is None or (to and oci):
+        raise InvalidRequest("give --to, or --oci for an archive: one of the two")
+    return place
 
 
 @contextmanager

@@ -52,10 +52,16 @@ class OpenAIApi:
     def post(self, path: str, body: dict[str, Any], *, idempotency_key: str) -> dict[str, Any]:
         return self._call("POST", path, json=body, headers={"idempotency-key": idempotency_key})
 
-    def upload(self, content: Path, *, filename: str, purpose: str) -> dict[str, Any]:
-        """Send a file; its bytes are read while they are sent."""
+    def delete(self, path: str) -> dict[str, Any]:
+        return self._call("DELETE", path)
+
+    def upload(self, content: Path, *, filename: str, purpose: str, kept_s: int | None = None) -> dict[str, Any]:
+        """Send a file; its bytes are read while they are sent. It is kept for ever, or for `kept_s` seconds."""
+        fields = {"purpose": purpose}
+        if kept_s is not None:
+            fields |= {"expires_after[anchor]": "created_at", "expires_after[seconds]": str(kept_s)}
         with content.open("rb") as stream:
-            return self._call("POST", "/files", data={"purpose": purpose}, files={"file": (filename, stream)}, tries=1)
+            return self._call("POST", "/files", data=fields, files={"file": (filename, stream)}, tries=1)
 
     def all(self, path: str, **query: Any) -> Iterator[dict[str, Any]]:
         """Yield the objects of every page of a list."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 import hmac
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from msgspec import Struct
 
-from services.inference.agent import AdapterAgent
+from services.inference.leases import Lease
 from services.inference.serving_models import current_lease
 from shared.errors import AdapterRejected, NotFound, SelftuneError, TooLarge, Unavailable
 from shared.schemas.errors import ErrorBody, ErrorResponse
@@ -53,6 +53,17 @@ class _Named(Struct):
 _decode_named = msgspec.json.Decoder(_Named).decode
 
 
+class Agent(Protocol):
+    """Who knows what may be asked for: an AdapterAgent, or a MergedAgent."""
+
+    base_id: str
+    """The name that needs no lease."""
+
+    async def acquire(self, name: str) -> Lease: ...
+
+    def release(self, lease: Lease) -> None: ...
+
+
 class ClientGone(Exception):
     """The client closed the connection before its request was complete."""
 
@@ -78,7 +89,7 @@ class InternalKey:
 class AdapterAdmission:
     """Holds a lease on the adapter that a request names, from before vLLM sees it until its answer is out."""
 
-    def __init__(self, app: App, agent: AdapterAgent, traffic: Traffic, max_body_bytes: int) -> None:
+    def __init__(self, app: App, agent: Agent, traffic: Traffic, max_body_bytes: int) -> None:
         self._app = app
         self._agent = agent
         self._traffic = traffic

@@ -7,12 +7,18 @@ from collections.abc import MutableMapping
 from importlib import metadata
 from pathlib import Path
 
+import msgspec
+
 from shared.adapters import SERVED_MODULES
-from shared.records import BaseRecord
+from shared.records import AdapterRecord, BaseRecord
 from shared.settings import TOOLS_AUTO, TOOLS_OFF, Settings
 
 SUPPORTED_VLLM = "0.32.0"
 """The launcher, the worker and the LoRA wrapper use parts of vLLM that change between versions."""
+
+MERGED_FORMAT = "selftune_merged"
+"""The name under which merging.py registers its way to load a model; ADAPTER_OPTION tells it the adapter's folder."""
+ADAPTER_OPTION = "adapter"
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The only values that vLLM takes for --max-lora-rank."""
@@ -71,17 +77,15 @@ def prepare_environment(settings: Settings, environ: MutableMapping[str, str]) -
     environ.pop("VLLM_API_KEY", None)
 
 
-def arguments(settings: Settings, base: BaseRecord, *, on_cpu: bool) -> list[str]:
-    """Build the argument list of vLLM's OpenAI server for one base model."""
+def arguments(settings: Settings, base: BaseRecord, *, on_cpu: bool, merged: AdapterRecord | None = None) -> list[str]:
+    """Build the argument list of vLLM's OpenAI server for one base model, or for `merged` on it."""
     return [
-        *("--model", base.path, "--served-model-name", base.id),
+        *("--model", base.path, "--served-model-name", merged.name if merged else base.id),
         *("--host", settings.inference_host, "--port", str(settings.inference_port)),
         *("--max-model-len", str(min(settings.max_model_len, base.context_length))),
         *("--max-num-seqs", str(settings.max_num_seqs)),
         *("--generation-config", "vllm"),  # OpenAI's sampling defaults, not the model author's
-        *("--enable-lora", "--max-loras", str(settings.max_loras)),
-        *("--max-cpu-loras", str(cached_adapters(settings)), "--max-lora-rank", str(served_rank(settings))),
-        *("--lora-target-modules", *sorted(SERVED_MODULES)),
+        *(_merged_arguments(settings.home / merged.folder) if merged else _lora_arguments(settings)),
         # Requests of the same priority are still served in the order of their arrival.
         *("--scheduling-policy", "priority"),
         *("--structured-outputs-config", _STRUCTURED_OUTPUTS),
@@ -90,6 +94,19 @@ def arguments(settings: Settings, base: BaseRecord, *, on_cpu: bool) -> list[str
         *("--disable-uvicorn-access-log", "--disable-fastapi-docs", "--allowed-origins", "[]"),
         *(_cpu_arguments(settings) if on_cpu else ["--worker-cls", "services.inference.worker.ManagedGPUWorker"]),
     ]
+
+
+def _lora_arguments(settings: Settings) -> list[str]:
+    return [
+        *("--enable-lora", "--max-loras", str(settings.max_loras)),
+        *("--max-cpu-loras", str(cached_adapters(settings)), "--max-lora-rank", str(served_rank(settings))),
+        *("--lora-target-modules", *sorted(SERVED_MODULES)),
+    ]
+
+
+def _merged_arguments(adapter: Path) -> list[str]:
+    extra = msgspec.json.encode({ADAPTER_OPTION: str(adapter)}).decode()
+    return ["--load-format", MERGED_FORMAT, "--model-loader-extra-config", extra]
 
 
 def _tool_arguments(settings: Settings, base: BaseRecord) -> list[str]:

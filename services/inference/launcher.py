@@ -18,6 +18,7 @@ from typing import Any
 import structlog
 
 from services.inference import engine_args
+from services.inference.merged_model import Found, wait_for_merged
 from services.inference.replica import Replica, new_record
 from shared.errors import StoreUnavailable
 from shared.ids import is_fine_tuned
@@ -45,18 +46,19 @@ async def run(settings: Settings) -> int:
         Presence(client),
         new_record(
             f"replica-{secrets.token_hex(4)}",
-            max_loras=settings.max_loras,
-            max_lora_rank=engine_args.served_rank(settings),
+            max_loras=0 if settings.merged_model else settings.max_loras,
+            max_lora_rank=0 if settings.merged_model else engine_args.served_rank(settings),
             max_running=settings.max_num_seqs,
+            merged=settings.merged_model,
         ),
     )
     replica.start()
     try:
-        base = await _until_stopped(_prepare(settings, Registry(client), replica), stop)
-        if base is None:
+        found = await _until_stopped(_prepare(settings, Registry(client), replica), stop)
+        if found is None:
             return 0
         serve = importlib.import_module("services.inference.serve")
-        return int(await serve.serve(settings, base, client, replica, stop))
+        return int(await serve.serve(settings, found.base, client, replica, stop, found.merged))
     except Interrupted:
         return 0
     finally:
@@ -87,12 +89,15 @@ def interrupt_on_signals() -> None:
         signal.signal(number, interrupt)
 
 
-async def _prepare(settings: Settings, registry: Registry, replica: Replica) -> BaseRecord:
+async def _prepare(settings: Settings, registry: Registry, replica: Replica) -> Found:
     vllm = _import_in_background("services.inference.serve")
-    base = await _wait_for_base(settings, registry, replica)
-    replica.set("starting", "loading vLLM", base=base.id)
+    if settings.merged_model:
+        found = await wait_for_merged(settings, registry, replica)
+    else:
+        found = Found(await _wait_for_base(settings, registry, replica))
+    replica.set("starting", "loading vLLM", base=found.base.id)
     await vllm
-    return base
+    return found
 
 
 async def _wait_for_base(settings: Settings, registry: Registry, replica: Replica) -> BaseRecord:
@@ -142,7 +147,7 @@ def _import_in_background(module: str) -> asyncio.Future[None]:
     return done
 
 
-async def _until_stopped(work: Coroutine[Any, Any, BaseRecord], stop: asyncio.Event) -> BaseRecord | None:
+async def _until_stopped(work: Coroutine[Any, Any, Found], stop: asyncio.Event) -> Found | None:
     task = asyncio.create_task(work)
     stopping = asyncio.create_task(stop.wait())
     try:

@@ -56,7 +56,7 @@ class AdapterLoader:
         """
         if not self.residents.has_room():
             raise NoPlace("every place for an adapter is in use")
-        await asyncio.to_thread(self._verify, record)
+        await asyncio.to_thread(verify_record, record, self._base, self._home, max_rank=self._max_rank)
         async with self._turn:
             if not wanted():
                 raise NotWanted(record.name)
@@ -92,16 +92,18 @@ class AdapterLoader:
         if status.lost:
             await self.drop([int_id for int_id, _ in status.lost])
 
-    def _verify(self, record: AdapterRecord) -> None:
-        folder = (self._home / record.folder).resolve()
-        if not folder.is_relative_to(self._home):
-            raise AdapterRejected("its folder lies outside the data folder")
-        if record.base_fingerprint != self._base.fingerprint:
-            raise AdapterRejected("it was trained on another base model of the same name")
-        verify_adapter(
-            folder,
-            base_folder=Path(self._base.path),
-            base_id=self._base.id,
-            max_rank=self._max_rank,
-            expected_sha256=record.sha256,
-        )
+
+def verify_record(record: AdapterRecord, base: BaseRecord, home: Path, *, max_rank: int) -> None:
+    """Check the bytes and the form of a published adapter against its base. Raises AdapterRejected."""
+    folder = (home / record.folder).resolve()
+    if not folder.is_relative_to(home):
+        raise AdapterRejected("its folder lies outside the data folder")
+    if record.base_fingerprint != base.fingerprint:
+        raise AdapterRejected("it was trained on another base model of the same name")
+    verify_adapter(
+        folder,
+        base_folder=Path(base.path),
+        base_id=base.id,
+        max_rank=max_rank,
+        expected_sha256=record.sha256,
+    )

@@ -20,6 +20,7 @@ from services.inference.agent import AdapterAgent
 from services.inference.engine_link import EngineLink
 from services.inference.launcher import interrupt_on_signals, stop_on_signals
 from services.inference.loader import AdapterLoader
+from services.inference.merged_model import MergedAgent
 from services.inference.ownership import Ownership
 from services.inference.replica import STARTUP_TTL_S, Replica
 from services.inference.reports import Reports
@@ -28,7 +29,7 @@ from services.inference.turns import Turns
 from services.inference.uses import Uses
 from shared.logging import configure
 from shared.paths import Paths, internal_key
-from shared.records import BaseRecord
+from shared.records import AdapterRecord, BaseRecord
 from shared.settings import Settings
 from shared.store.adapter_uses import AdapterUses
 from shared.store.client import Client
@@ -43,12 +44,19 @@ _TURN_S = 2.0
 """How long an adapter gets new requests into the engine while others wait for its place."""
 
 
-async def serve(settings: Settings, base: BaseRecord, client: Client, replica: Replica, stop: asyncio.Event) -> int:
-    """Serve `base` until `stop` is set (0) or a part fails (1)."""
+async def serve(
+    settings: Settings,
+    base: BaseRecord,
+    client: Client,
+    replica: Replica,
+    stop: asyncio.Event,
+    merged: AdapterRecord | None = None,
+) -> int:
+    """Serve `base`, or `merged` on it, until `stop` is set (0) or a part ends (1)."""
     _check_version()
     if current_platform.is_cpu():
         engine_process.use_in_vllm()
-    args = _parse(settings, base)
+    args = _parse(settings, base, merged)
     with server.bind(settings.inference_host, settings.inference_port) as sock:
         replica.set("starting", "starting the engine")
         await replica.beat(STARTUP_TTL_S)
@@ -56,7 +64,7 @@ async def serve(settings: Settings, base: BaseRecord, client: Client, replica: R
         async with entry.build_async_engine_client(args) as engine:
             stop_on_signals(stop)
             log.info("engine.started", pid=engine_pid(engine))
-            return await _serve_engine(settings, base, client, replica, stop, args, sock, engine)
+            return await _serve_engine(settings, base, client, replica, stop, args, sock, engine, merged)
 
 
 async def _serve_engine(
@@ -68,16 +76,12 @@ async def _serve_engine(
     args: Namespace,
     sock: socket.socket,
     engine: Any,
+    merged: AdapterRecord | None,
 ) -> int:
     link = EngineLink(engine)
-    registry = Registry(client)
-    reports, uses = Reports(registry, replica.record.id), Uses(AdapterUses(client), base.id)
+    reports, uses = Reports(Registry(client), replica.record.id), Uses(AdapterUses(client), base.id)
     loader = make_loader(settings, base, link)
-    agent = AdapterAgent(
-        base_id=base.id, registry=registry, reports=reports, loader=loader, uses=uses,
-        turns=Turns(settings.max_loras, turn_s=_TURN_S, patience_s=settings.adapter_queue_s),
-        is_owner=Ownership(Presence(client), replica).includes,
-    )  # fmt: skip
+    agent = _make_agent(settings, client, replica, loader, reports, uses, merged)
     traffic = Traffic()
     app = await server.build(
         args, engine, agent, traffic, settings, internal_key(settings.internal_key, Paths(settings.home))
@@ -85,7 +89,8 @@ async def _serve_engine(
     configure("inference", level=settings.log_level)  # one of the libraries behind build() has taken the root logger
     able = tuple(await engine.get_supported_tasks())
     replica.set("starting", "testing the engine", engine_pid=engine_pid(engine), tasks=able)
-    await self_test.prove(engine, link, _ENGINE_DEADLINE_S, generates="generate" in able)
+    if merged is None:
+        await self_test.prove(engine, link, _ENGINE_DEADLINE_S, generates="generate" in able)
     url = settings.inference_url or "http://{}:{}".format(*sock.getsockname())
     replica.set("starting", "learning the adapters", url=url)
     replica.describe_with(lambda: {"resident": agent.names(), "running": traffic.running})
@@ -102,8 +107,31 @@ async def _serve_engine(
     await replica.beat()
     log.info("replica.ready", url=url, base=base.id, resident=agent.names())
     failed = await _first_to_end(parts, stop)
-    await _wind_down(http, parts, replica, traffic, gracefully=failed is None)
+    await _wind_down(http, parts, replica, traffic, gracefully=failed is None or failed.exception() is None)
     return 0 if failed is None else 1
+
+
+def _make_agent(
+    settings: Settings,
+    client: Client,
+    replica: Replica,
+    loader: AdapterLoader,
+    reports: Reports,
+    uses: Uses,
+    merged: AdapterRecord | None,
+) -> AdapterAgent | MergedAgent:
+    registry = Registry(client)
+    if merged is not None:
+        return MergedAgent(merged, registry=registry, reports=reports)
+    return AdapterAgent(
+        base_id=replica.record.base,
+        registry=registry,
+        reports=reports,
+        loader=loader,
+        turns=Turns(settings.max_loras, turn_s=_TURN_S, patience_s=settings.adapter_queue_s),
+        uses=uses,
+        is_owner=Ownership(Presence(client), replica).includes,
+    )
 
 
 def make_loader(settings: Settings, base: BaseRecord, link: EngineLink) -> AdapterLoader:
@@ -118,14 +146,15 @@ def make_loader(settings: Settings, base: BaseRecord, link: EngineLink) -> Adapt
 
 
 async def _first_to_end(parts: list[asyncio.Task[None]], stop: asyncio.Event) -> asyncio.Task[None] | None:
-    """Wait for `stop` or for a part to end, which none does by itself; returns that part."""
+    """Wait for `stop` or for a part to end; returns that part. Without an error one ends for a retired model alone."""
     stopping = asyncio.create_task(stop.wait())
     done, _ = await asyncio.wait({*parts, stopping}, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
     failed = next((part for part in parts if part in done), None)
     if failed is None:
         return None
-    log.error("replica.failed", part=failed.get_name(), exc_info=failed.exception())
+    if failed.exception() is not None:
+        log.error("replica.failed", part=failed.get_name(), exc_info=failed.exception())
     return failed
 
 
@@ -163,9 +192,10 @@ def engine_pid(engine: Any) -> int | None:
     return manager.processes[0].pid if manager is not None and manager.processes else None
 
 
-def _parse(settings: Settings, base: BaseRecord) -> Namespace:
+def _parse(settings: Settings, base: BaseRecord, merged: AdapterRecord | None) -> Namespace:
     parser = make_arg_parser(FlexibleArgumentParser())
-    args: Namespace = parser.parse_args(engine_args.arguments(settings, base, on_cpu=current_platform.is_cpu()))
+    arguments = engine_args.arguments(settings, base, on_cpu=current_platform.is_cpu(), merged=merged)
+    args: Namespace = parser.parse_args(arguments)
     validate_parsed_serve_args(args)
     return args
 

@@ -19,8 +19,7 @@ from vllm.entrypoints.launchers.api_server import app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.launcher import NoSignalServer
 
-from services.inference.admission import AdapterAdmission, InternalKey, Traffic
-from services.inference.agent import AdapterAgent
+from services.inference.admission import AdapterAdmission, Agent, InternalKey, Traffic
 from services.inference.serving_models import ManagedServingModels
 from shared.settings import Settings
 
@@ -38,7 +37,7 @@ _KEEP_ALIVE_S = 75  # longer than the gateway keeps idle connections, so that it
 
 
 async def build(
-    args: Namespace, engine: EngineClient, agent: AdapterAgent, traffic: Traffic, settings: Settings, key: str
+    args: Namespace, engine: EngineClient, agent: Agent, traffic: Traffic, settings: Settings, key: str
 ) -> FastAPI:
     """Build the application: vLLM's routes that we serve, admission inside its middleware, the key outside."""
     app_state.OpenAIServingModels = ManagedServingModels  # looked up by name in init_app_state

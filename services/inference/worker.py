@@ -10,6 +10,7 @@ from typing import Any
 from vllm.lora.request import LoRARequest
 from vllm.v1.worker.gpu_worker import Worker
 
+from services.inference import merging  # noqa: F401 - registers how a merged model is loaded
 from services.inference.lora_manager import NoRoom, SafeLoRAManager
 
 
@@ -30,9 +31,10 @@ class ManagedWorker:
 
     def load_model(self, **kwargs: Any) -> None:
         super().load_model(**kwargs)  # type: ignore[misc]
-        manager = self.model_runner.lora_manager
-        manager.__class__ = SafeLoRAManager
-        manager.init_safe()
+        manager = getattr(self.model_runner, "lora_manager", None)
+        if manager is not None:  # a merged model takes no adapters
+            manager.__class__ = SafeLoRAManager
+            manager.init_safe()
 
     def selftune_load(self, name: str, int_id: int, path: str, evict: list[int]) -> dict[str, Any]:
         """Load one adapter. Returns `error` (empty when it worked), `retry`, `load_ms` and `resident`."""
@@ -58,6 +60,8 @@ class ManagedWorker:
 
     def selftune_status(self) -> dict[str, Any]:
         """Say what is in memory, and which adapters' requests ran without their weights."""
+        if getattr(self.model_runner, "lora_manager", None) is None:
+            return {"resident": [], "lost": [], "wrapper": ""}
         wrappers = self._loras._adapter_manager.punica_wrapper_mapping.values()
         return {
             "resident": self._loras.resident(),

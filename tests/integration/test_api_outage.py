@@ -101,6 +101,19 @@ def test_a_base_that_was_changed_for_another_is_not_waited_for(api: ApiServer, r
         assert http.get("/readyz").json()["inference"] == {"ready": True, "reason": ""}
 
 
+def test_a_replica_of_one_merged_model_does_not_serve_its_base(api: ApiServer, redis_url: str) -> None:
+    configured = api.settings.public_base_id
+
+    async def change(client: Client) -> None:
+        await Registry(client).put_base(make_base(configured))
+        merged = make_replica("http://127.0.0.1:1", base=configured, merged="ft:x")
+        await Presence(client).beat_replica(merged, ttl_s=60)
+
+    with_store(redis_url, change)
+    with api.client("") as http:
+        assert http.get("/readyz").json()["inference"]["ready"] is False
+
+
 def test_first_start_makes_keys_that_only_their_owner_reads(redis_url: str, tmp_path: Path) -> None:
     server = ApiServer(tmp_path, redis_url)
     first = server.key

@@ -11,16 +11,20 @@ from shared.records import ReplicaRecord
 
 
 def candidates(replicas: Sequence[ReplicaRecord], *, base: str, model: str) -> list[ReplicaRecord]:
-    """List the ready replicas of a base, best first: those that hold the adapter, then the least busy.
+    """List the ready replicas of a base, best first: merged with the adapter, those that hold it, the least busy.
 
+    A replica whose weights another model is merged into is none of the base's.
     Raises NoReplica with the reason when there is none.
     """
-    of_base = [replica for replica in replicas if replica.base == base]
+    of_base = [replica for replica in replicas if replica.base == base and replica.merged in ("", model)]
     ready = [replica for replica in of_base if replica.state == "ready" and replica.url]
     if not ready:
         raise NoReplica(f"The model '{model}' cannot answer yet: {_reason(of_base, base)}.", param="model")
     random.shuffle(ready)
-    return sorted(ready, key=lambda replica: (model != base and model not in replica.resident, replica.running))
+    return sorted(
+        ready,
+        key=lambda replica: (not replica.merged, model != base and model not in replica.resident, replica.running),
+    )
 
 
 def _reason(replicas: Sequence[ReplicaRecord], base: str) -> str:

@@ -1,22 +1,48 @@
 """/v1/models. Ids hold colons and slashes, so the rest of the path is the id."""
 
 import asyncio
+from typing import Any
 
 import structlog
-from litestar import delete, get
+from litestar import Request, delete, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 
+from services.api.adapters.importing import AdapterImports, read_import
+from services.api.bodies import read_json
+from services.api.documents import json_body
 from services.api.gateway.model_names import ModelNames
+from services.api.idempotency import object_id_for
 from shared.errors import InvalidRequest
 from shared.paths import Paths, remove_folder
 from shared.records import KeyRecord
-from shared.schemas.models import Model, ModelList
+from shared.schemas.models import ImportedModel, Model, ModelList
 from shared.schemas.paging import Deleted
 from shared.settings import Settings
+from shared.store.idempotency import IdempotencyStore
 from shared.store.registry import Registry
 
 _log = structlog.get_logger()
+
+
+@post("/v1/models", status_code=200, operation_id="importModel", opt={"request_body": json_body("ImportModel")})
+async def import_model(
+    request: Request[Any, Any, Any],
+    caller: NamedDependency[KeyRecord],
+    settings: NamedDependency[Settings],
+    idempotency: NamedDependency[IdempotencyStore],
+    adapter_imports: NamedDependency[AdapterImports],
+) -> ImportedModel:
+    """Make a fine-tuned model of an uploaded PEFT adapter; with an `Idempotency-Key`, asking twice gives the same.
+
+    The files are not needed any more afterwards.
+    """
+    project = caller.project
+    body = await read_json(request, limit=settings.max_body_bytes)
+    wanted = read_import(body)
+    new_name = await adapter_imports.new_name(wanted, project=project)
+    name = await object_id_for(request, idempotency, project=project, kind="model", body=body, new_id=new_name)
+    return await adapter_imports.create(wanted, name=name, project=project)
 
 
 @get("/v1/models", operation_id="listModels")
@@ -87,4 +113,4 @@ async def _check_unused(name: str, registry: Registry, settings: Settings) -> No
         )
 
 
-ROUTES = [list_models, retrieve_model, delete_model]
+ROUTES = [import_model, list_models, retrieve_model, delete_model]

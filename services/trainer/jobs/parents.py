@@ -23,6 +23,8 @@ class AdapterShape(Struct, frozen=True, kw_only=True, rename={"rank": "r", "alph
     alpha: float
     target_modules: tuple[TargetModule, ...]
     use_rslora: bool = False
+    rank_pattern: dict[str, int] = {}
+    alpha_pattern: dict[str, float] = {}
 
 
 async def find_parent(stores: Stores, record: JobRecord) -> AdapterRecord | None:
@@ -47,11 +49,21 @@ def parent_folder(paths: Paths, parent: AdapterRecord) -> Path:
 
 
 def read_shape(paths: Paths, parent: AdapterRecord) -> AdapterShape:
-    """Read the form of an adapter from its folder. Raises TrainingFailed when it is not to be read."""
+    """Read the form of an adapter from its folder.
+
+    Raises TrainingFailed when it is not to be read, or is one that other programs make: layers of different ranks.
+    """
     try:
-        return msgspec.json.decode((parent_folder(paths, parent) / CONFIG_NAME).read_bytes(), type=AdapterShape)
+        shape = msgspec.json.decode((parent_folder(paths, parent) / CONFIG_NAME).read_bytes(), type=AdapterShape)
     except (OSError, msgspec.MsgspecError) as error:
         raise _unreadable(parent) from error
+    if shape.rank_pattern or shape.alpha_pattern:
+        raise TrainingFailed(
+            f"Training cannot go on from {parent.name}: its layers differ in rank or alpha.",
+            code="invalid_parent_model",
+            param="model",
+        )
+    return shape
 
 
 def check_parent(paths: Paths, parent: AdapterRecord, base: BaseRecord) -> None:

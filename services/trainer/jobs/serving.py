@@ -106,8 +106,9 @@ class Serving:
             await asyncio.sleep(_POLL_S)
 
     async def _replicas_of(self, base: str) -> list[ReplicaRecord]:
-        """List the living replicas that serve a base, or do not know yet what they serve."""
-        return [replica for replica in await self._stores.presence.replicas() if replica.base in ("", base)]
+        """List the living replicas that serve a base with its adapters, or do not know yet what they serve."""
+        alive = await self._stores.presence.replicas()
+        return [replica for replica in alive if replica.base in ("", base) and not replica.merged]
 
     async def _give_up_if(self, replicas: list[ReplicaRecord], reasons: list[str], patience: _Patience) -> None:
         alive = [replica for replica in replicas if replica.state != "draining"]

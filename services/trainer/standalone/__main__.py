@@ -55,6 +55,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--gguf", choices=get_args(Kind))
     parser.add_argument("--dtype", choices=get_args(DType))
     parser.add_argument("--base", type=Path)
+    parser.add_argument("--oci", action="store_true")
     parser.add_argument("--force", action="store_true")
     return parser.parse_args(argv)
 

@@ -2,55 +2,20 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
 
-import msgspec
-from msgspec import Struct
 from safetensors import safe_open
 from torch import Tensor
 
 from services.trainer.standalone import ExportRefused
+from shared.adapter_form import AdapterForm, read_form
 from shared.adapters import CONFIG_NAME, WEIGHTS_NAME
 from shared.errors import AdapterRejected
 from shared.safetensors_header import TensorInfo, read_header
 
-V = TypeVar("V")
-
 _PREFIX = "base_model.model."
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
 _ELEMENTS = frozenset({"F32", "F16", "BF16"})
-# What these say was of use in training, or is checked by name and shape; everything else that PEFT can set changes
-# what an adapter computes, and is refused unless it is unset.
-_WITHOUT_EFFECT = frozenset({
-    "auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "eva_config", "exclude_modules", "inference_mode",
-    "layers_pattern", "layers_to_transform", "lora_dropout", "megatron_config", "megatron_core", "peft_version",
-    "qalora_group_size", "revision", "runtime_config", "target_modules", "task_type",
-})  # fmt: skip
-_HONOURED = frozenset({"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"})
-_ALLOWED: dict[str, tuple[object, ...]] = {
-    "peft_type": ("LORA",),
-    "bias": ("none",),
-    "init_lora_weights": (True, False, "gaussian"),  # the other ways to begin change the base's weights too
-}
-
-
-class _Form(Struct, frozen=True, rename={"rank": "r", "alpha": "lora_alpha"}):
-    rank: int
-    alpha: float
-    use_rslora: bool = False
-    rank_pattern: dict[str, int] = {}
-    alpha_pattern: dict[str, float] = {}
-
-    def rank_of(self, module: str) -> int:
-        return _matching(self.rank_pattern, module, self.rank)
-
-    def scale_of(self, module: str) -> float:
-        alpha = _matching(self.alpha_pattern, module, self.alpha)
-        rank = self.rank_of(module)
-        return float(alpha / rank**0.5 if self.use_rslora else alpha / rank)
 
 
 class Adapter:
@@ -95,28 +60,13 @@ class Adapter:
         return up.shape[0], down.shape[1]
 
 
-def _matching(patterns: Mapping[str, V], module: str, default: V) -> V:
-    """Return the value of the first pattern that matches a module's name or its end, as PEFT does it."""
-    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)
-
-
-def _read_form(path: Path) -> _Form:
+def _read_form(path: Path) -> AdapterForm:
     try:
-        config = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-        form = msgspec.convert(config, _Form)
-        [re.compile(key) for key in (*form.rank_pattern, *form.alpha_pattern)]
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, re.error) as error:
+        return read_form(path.read_bytes())
+    except OSError as error:
         raise ExportRefused(f"{path} cannot be read: {error}") from error
-    for name, value in sorted(config.items()):
-        if name in _WITHOUT_EFFECT | _HONOURED:
-            continue
-        if value not in _ALLOWED[name] if name in _ALLOWED else value:
-            raise ExportRefused(
-                f"an adapter with {name} = {value!r} is more than a product of two matrices: not merged"
-            )
-    if form.rank < 1 or any(rank < 1 for rank in form.rank_pattern.values()):
-        raise ExportRefused(f"{path}: a rank below 1")
-    return form
+    except AdapterRejected as error:
+        raise ExportRefused(f"{path.parent}: {error.message}: not merged") from error
 
 
 def _modules(tensors: dict[str, TensorInfo]) -> set[str]:

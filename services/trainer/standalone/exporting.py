@@ -1,4 +1,4 @@
-"""What is asked for, and its three forms: the adapter as it is, a whole model as a folder, a whole model as GGUF.
+"""What is asked for, and its forms: the adapter as it is or in an OCI archive, a whole model as a folder or as GGUF.
 
 Model libraries are imported when something is merged, so that a mistake is told at once.
 """
@@ -19,7 +19,10 @@ from msgspec import Struct
 from services.trainer.standalone import ExportRefused
 from services.trainer.standalone.placing import MARK, Placing
 from services.trainer.standalone.source import MANIFEST, Source, find
+from shared.adapter_form import read_form
 from shared.adapters import CONFIG_NAME, WEIGHTS_NAME
+from shared.errors import AdapterRejected
+from shared.oci_layout import About, write_archive
 from shared.paths import Paths
 from shared.settings import Settings
 
@@ -46,6 +49,8 @@ class Request(Struct, frozen=True):
     """Type of the merged weights; None keeps the base's."""
     base: Path | None = None
     force: bool = False
+    oci: bool = False
+    """`to` is an archive with the adapter in an OCI image layout."""
 
     def check(self) -> None:
         """Raise ExportRefused for what does not go together."""
@@ -53,6 +58,10 @@ class Request(Struct, frozen=True):
             raise ExportRefused("--dtype is the type of merged weights: it goes with --merge; --gguf names its own")
         if self.gguf and not self.merge and self.to.suffix != ".gguf":
             raise ExportRefused("--to names the GGUF file, so it ends in .gguf; with --merge it names a folder")
+        if self.oci and (self.merge or self.gguf):
+            raise ExportRefused("--oci is an archive of the adapter alone: it goes with neither --merge nor --gguf")
+        if self.oci and self.to.suffix != ".tar":
+            raise ExportRefused("--oci names the archive, so it ends in .tar")
 
 
 def export(request: Request, settings: Settings) -> Path:
@@ -62,10 +71,14 @@ def export(request: Request, settings: Settings) -> Path:
     placing = Placing(target, force=request.force)
     source = asyncio.run(find(request.model, settings, Paths(settings.home), request.base))
     with placing as folder:
+        if source.adapter is None and request.oci:
+            raise ExportRefused(f"{source.name} is a whole model; --oci is for adapters")
         if source.adapter is None and not request.gguf:
             request = msgspec.structs.replace(request, merge=True)  # it has no smaller form
         if request.merge or request.gguf:
             made = _write_whole(request, source, placing, folder)
+        elif request.oci:
+            made = _write_archive(source, placing, folder / target.name)
         else:
             made = _copy_adapter(source, folder)
         placing.place(made)
@@ -79,6 +92,18 @@ def _copy_adapter(source: Source, folder: Path) -> Path:
             shutil.copyfile(source.adapter / name, folder / name)
     _mark(folder, source, "adapter")
     return folder
+
+
+def _write_archive(source: Source, placing: Placing, file: Path) -> Path:
+    assert source.adapter is not None
+    try:
+        form = read_form((source.adapter / CONFIG_NAME).read_bytes())
+    except AdapterRejected as error:
+        raise ExportRefused(f"{source.name}: {error.message}") from error
+    placing.need((source.adapter / WEIGHTS_NAME).stat().st_size + _SMALL_BYTES)
+    rank = max([form.rank, *form.rank_pattern.values()])
+    write_archive(source.adapter, About(name=source.name, base=source.base_id, rank=rank, sha256=source.sha256), file)
+    return file
 
 
 def _write_whole(request: Request, source: Source, placing: Placing, folder: Path) -> Path:

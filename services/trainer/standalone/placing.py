@@ -16,6 +16,8 @@ from shared.paths import fsync_folder, seal_folder
 MARK = "export.json"
 """In every folder that was made here: only such a one may be replaced."""
 
+_FILES = (".gguf", ".tar")
+
 
 class Placing:
     """A context with a folder to make the result in. Whatever is left in it at the end is removed."""
@@ -78,8 +80,10 @@ class Placing:
             if any(target.iterdir()):
                 hint = "it was not made by an export" if self._force else "--force replaces an export"
                 raise ExportRefused(f"{target} is there and not empty; {hint}")
-        elif target.exists() and not (self._force and target.suffix == ".gguf"):
-            raise ExportRefused(f"{target} is there already; --force replaces a .gguf file")
+        elif target.exists() and not (self._force and target.suffix in _FILES):
+            raise ExportRefused(
+                f"{target} is there already; --force replaces a file that ends in {' or '.join(_FILES)}"
+            )
 
 
 def _remove_unless_held(folder: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from services.inference.engine_args import arguments, cpu_has_bf16, prepare_environment, served_rank, thread_count
-from shared.records import BaseRecord
+from shared.records import AdapterRecord, BaseRecord
 from shared.settings import Settings
 
 BASE = BaseRecord(id="org/base", path="/models/base", fingerprint="f", context_length=1024, created_at=0)
@@ -30,6 +30,19 @@ def test_cuda_gets_its_worker_and_no_cpu_options() -> None:
     words = arguments(Settings(), BASE, on_cpu=False)
     assert value_of("--worker-cls", words) == "services.inference.worker.ManagedGPUWorker"
     assert "--kv-cache-memory-bytes" not in words
+
+
+def test_merged_model_has_its_own_name_and_no_adapters() -> None:
+    record = AdapterRecord(
+        name="ft:x", base=BASE.id, base_fingerprint="f", folder="adapters/b/s", sha256="s", rank=300, project="p",
+        job_id="", created_at=0,
+    )  # fmt: skip
+    words = arguments(Settings(data_dir="/data"), BASE, on_cpu=True, merged=record)
+    assert value_of("--served-model-name", words) == "ft:x"
+    assert value_of("--model", words) == BASE.path
+    assert value_of("--load-format", words) == "selftune_merged"
+    assert value_of("--model-loader-extra-config", words) == '{"adapter":"/data/adapters/b/s"}'
+    assert [word for word in words if "lora" in word] == []
 
 
 def test_one_place_more_than_asked_for_is_kept_spare() -> None:

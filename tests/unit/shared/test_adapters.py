@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,45 +10,17 @@ import pytest
 
 from shared.adapters import CONFIG_NAME, WEIGHTS_NAME, adapter_digest, verify_adapter
 from shared.errors import AdapterRejected
-
-HIDDEN, KEYS = 16, 8
-Q = "model.layers.0.self_attn.q_proj"
-K = "model.layers.0.self_attn.k_proj"
-CONFIG = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"], "base_model_name_or_path": "tiny"}
-
-
-def write_safetensors(path: Path, shapes: dict[str, list[int]]) -> None:
-    header, offset = {}, 0
-    for name, shape in shapes.items():
-        size = 4
-        for length in shape:
-            size *= length
-        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [offset, offset + size]}
-        offset += size
-    text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(offset))
-
-
-def lora(module: str, rank: int, inner: int, out: int) -> dict[str, list[int]]:
-    name = f"base_model.model.{module}.lora_"
-    return {f"{name}A.weight": [rank, inner], f"{name}B.weight": [out, rank]}
+from tests.adapter_files import CONFIG, HIDDEN, Q, lora, write_adapter, write_base, write_safetensors
 
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
-    folder = tmp_path / "base"
-    folder.mkdir()
-    write_safetensors(folder / "model.safetensors", {f"{Q}.weight": [HIDDEN, HIDDEN], f"{K}.weight": [KEYS, HIDDEN]})
-    return folder
+    return write_base(tmp_path / "base")
 
 
 @pytest.fixture
 def adapter(tmp_path: Path) -> Path:
-    folder = tmp_path / "adapter"
-    folder.mkdir()
-    (folder / CONFIG_NAME).write_text(json.dumps(CONFIG))
-    write_safetensors(folder / WEIGHTS_NAME, lora(Q, 4, HIDDEN, HIDDEN) | lora(K, 4, HIDDEN, KEYS))
-    return folder
+    return write_adapter(tmp_path / "adapter")
 
 
 def test_fitting_adapter_is_accepted(adapter: Path, base: Path) -> None:

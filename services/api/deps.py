@@ -22,6 +22,7 @@ from services.api.gateway.forwarding import Gateway
 from services.api.gateway.model_names import ModelNames
 from services.api.jobs.control import JobControl
 from services.api.jobs.submission import Submission
+from services.api.model_settings.changes import ModelSettingsAdmin
 from services.api.organization.admin_keys import AdminKeys
 from services.api.organization.keys import KeyAdmin
 from services.api.organization.projects import ProjectAdmin
@@ -43,6 +44,7 @@ from shared.store.idempotency import IdempotencyStore
 from shared.store.jobs import JobStore
 from shared.store.leases import LeaseStore
 from shared.store.limits import LimitStore
+from shared.store.model_settings import ModelSettingsStore
 from shared.store.permissions import PermissionStore
 from shared.store.presence import Presence
 from shared.store.projects import ProjectStore, ServiceAccountStore
@@ -72,6 +74,7 @@ class Services:
     permissions: PermissionStore
     registry: Registry
     names: ModelNames
+    model_settings: ModelSettingsAdmin
     completions: CompletionStore
     responses: ResponseStore
     gateway: Gateway
@@ -105,6 +108,7 @@ class Services:
         upload_store = UploadStore(client, project_bytes=settings.project_storage_bytes)
         queue = Queue(settings.database_url)
         webhook_store, sender = WebhookStore(client), WebhookSender(allow_private=settings.webhook_allow_private)
+        permissions = PermissionStore(client)
         names = ModelNames(registry, settings.model_aliases, organization=settings.organization)
         gateway = Gateway(names, presence, internal_key=internal_key(settings.internal_key, paths))
         tools = Tools(
@@ -130,9 +134,12 @@ class Services:
             submission=Submission(settings, files, jobs, registry, names, queue),
             control=JobControl(jobs, queue),
             idempotency=IdempotencyStore(client),
-            permissions=PermissionStore(client),
+            permissions=permissions,
             registry=registry,
             names=names,
+            model_settings=ModelSettingsAdmin(
+                settings, names, registry, ModelSettingsStore(client), key_store, permissions
+            ),
             completions=completions,
             responses=responses,
             gateway=gateway,

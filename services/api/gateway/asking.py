@@ -24,7 +24,7 @@ async def ask(
         endpoint,
         body,
         model=view.model,
-        project=request.auth.key.project,
+        access=request.auth.key.access,
         request_id=request_id_of(request.scope),
         priority=view.priority or 0,
     )

@@ -17,7 +17,7 @@ from services.api.batches.results import Result
 from services.api.batches.usage import usage_of
 from services.api.bodies import decode
 from services.api.errors import SERVER_ERROR, UpstreamError, rule_for
-from services.api.gateway.forwarding import VIEW_DECODER, Gateway, View
+from services.api.gateway.forwarding import VIEW_DECODER, Gateway, OnSent, View
 from services.api.gateway.mending import mended
 from services.api.gateway.relay import read_whole
 from services.api.gateway.responses import ResponseView, Turn
@@ -99,10 +99,11 @@ class Answering:
         if endpoint == "/v1/responses":
             return await self._respond(body, access, request_id)
         view: View = decode(body, _CHAT) if endpoint == "/v1/chat/completions" else decode(body, VIEW_DECODER)
-        answer = await self._fetch(endpoint, body, view, access, request_id)
-        if isinstance(view, ChatView) and view.store:
-            stored = StoredChat(self._completions, body, view, project=access.project, request_id=request_id)
-            await stored.keep(answer)
+        if not (isinstance(view, ChatView) and view.store):
+            return mended(await self._fetch(endpoint, body, view, access, request_id))
+        stored = StoredChat(self._completions, body, view, project=access.project, request_id=request_id)
+        answer = await self._fetch(endpoint, body, view, access, request_id, on_sent=stored.asked)
+        await stored.keep(answer)
         return mended(answer)
 
     async def _respond(self, body: bytes, access: Access, request_id: str) -> bytes:
@@ -113,7 +114,15 @@ class Answering:
             await turn.keep(response)
         return response
 
-    async def _fetch(self, endpoint: BatchEndpoint, body: bytes, view: View, access: Access, request_id: str) -> bytes:
+    async def _fetch(
+        self,
+        endpoint: BatchEndpoint,
+        body: bytes,
+        view: View,
+        access: Access,
+        request_id: str,
+        on_sent: OnSent | None = None,
+    ) -> bytes:
         if view.stream:
             raise InvalidRequest(
                 "Requests of a batch cannot be streamed; leave 'stream' out.",
@@ -127,6 +136,7 @@ class Answering:
             access=access,
             request_id=request_id,
             priority=max(view.priority or 0, PRIORITY),
+            on_sent=on_sent,
         )
         return _one_line(await read_whole(upstream))
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Callable, Sequence
+from typing import Annotated, Literal, TypeAlias
 
 import httpx2
 import msgspec
@@ -30,6 +30,7 @@ Endpoint = Literal[
 _ATTEMPTS = 2
 _PRIORITY_HEADER = "x-vllm-priority"
 """Wins over the body's `priority` in vLLM; smaller numbers are answered earlier."""
+OnSent: TypeAlias = Callable[[bytes], None]
 _PRODUCT = {"generate": "generate text", "embed": "make embeddings"}
 
 
@@ -82,13 +83,21 @@ class Gateway:
         )
 
     async def open(
-        self, endpoint: Endpoint, body: bytes, *, model: str, access: Access, request_id: str, priority: int = 0
+        self,
+        endpoint: Endpoint,
+        body: bytes,
+        *,
+        model: str,
+        access: Access,
+        request_id: str,
+        priority: int = 0,
+        on_sent: OnSent | None = None,
     ) -> httpx2.Response:
         """Return a replica's successful answer, its body not read yet; the caller closes it.
 
         The body goes out as it is; only an alias is replaced by the model it stands for, and what the model's owner has
-        set stands in for what the client leaves out. Of the requests that wait for
-        an engine those with the smallest `priority` come first; a negative one counts as 0.
+        set stands in for what the client leaves out. `on_sent` is told the body as it goes out. Of the requests that
+        wait for an engine those with the smallest `priority` come first; a negative one counts as 0.
 
         Raises NotFound for a model that the key does not see, InvalidRequest for one that cannot answer at this
         endpoint, NoReplica, and UpstreamError for the replica's own.
@@ -98,6 +107,8 @@ class Gateway:
             body = with_fields(body, model=meaning.target)
         if meaning.settings is not None:
             body = with_defaults(endpoint, body, meaning.settings)
+        if on_sent is not None:
+            on_sent(body)
         # With one replica the second attempt goes there too: its first may have met a connection closed long ago.
         for replica in (choices * _ATTEMPTS)[:_ATTEMPTS]:
             try:

@@ -44,7 +44,7 @@ class TemplateCheck:
         async with self._places:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", _MODULE,
-                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
             )  # fmt: skip
             try:
                 async with asyncio.timeout(_WALL_S):
@@ -56,6 +56,6 @@ class TemplateCheck:
                 if process.returncode is None:
                     process.kill()
                     await process.wait()
-        if process.returncode != 0:
+        if process.returncode is not None and process.returncode < 0:  # by a signal
             return "it takes more time or memory than a template may to write a short conversation"
         return msgspec.json.decode(answer, type=Verdict).fault

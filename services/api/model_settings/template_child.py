@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import resource
 import sys
 import time
@@ -30,6 +29,7 @@ _RENDERING_S = 1
 """Processor time, rounded up to the next whole second of the process."""
 _SAID = "selftune-says-hello"
 _LONGEST_MESSAGE = 300
+_TOO_LARGE = "it takes more memory than a template may"
 
 
 class _Generation(Extension):
@@ -52,6 +52,8 @@ def fault_of(trial: Trial) -> str | None:
         template = _environment().from_string(trial.template)
     except TemplateSyntaxError as error:
         return f"line {error.lineno}: {_short(error)}"
+    except MemoryError:
+        return _TOO_LARGE
     except (TemplateError, RecursionError, SyntaxError, ValueError) as error:
         return f"it is no Jinja template: {_short(error)}"
     # Templates for several kinds of content want a message's text as a list of parts.
@@ -73,7 +75,7 @@ def _rendering_fault(template: Any, messages: list[dict[str, Any]]) -> str | Non
             messages=messages, add_generation_prompt=True, tools=None, documents=None, bos_token="", eos_token=""
         )
     except MemoryError:
-        return "it takes more memory than a template may"
+        return _TOO_LARGE
     except Exception as error:  # noqa: BLE001 - whatever the template's expressions raise
         return f"it does not write a conversation of {roles}: {_short(error)}"
     return None if _SAID in text else f"it leaves out the last message of a conversation of {roles}"
@@ -107,14 +109,20 @@ def _short(error: BaseException) -> str:
 
 
 def _bound() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
-    seconds = math.ceil(time.process_time()) + _RENDERING_S
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    """Limit what this process may use from now on; beyond its time the kernel kills it."""
+    _lower(resource.RLIMIT_AS, _MEMORY_BYTES)
+    _lower(resource.RLIMIT_CPU, math.ceil(time.process_time()) + _RENDERING_S)
+    _lower(resource.RLIMIT_CORE, 0)
+
+
+def _lower(kind: int, limit: int) -> None:
+    _, most = resource.getrlimit(kind)
+    limit = limit if most == resource.RLIM_INFINITY else min(limit, most)
+    resource.setrlimit(kind, (limit, limit))
 
 
 def main() -> None:
-    die_with_parent(parent_pid=os.getppid())
+    die_with_parent()
     trial = msgspec.json.decode(sys.stdin.buffer.read(), type=Trial)
     _bound()
     sys.stdout.buffer.write(msgspec.json.encode(Verdict(fault=fault_of(trial))))

@@ -41,6 +41,7 @@
 | selftune:adapters:{base}         | set    | names of the adapters that should exist        | for ever       |
 | selftune:models:{project}        | set    | names of the adapters that clients see         | for ever       |
 | selftune:permissions:{model}     | hash   | project → PermissionRecord                     | with the model |
+| selftune:model_settings:{model}  | hash   | record, allowed_keys, revision: counter        | with the model |
 | selftune:shared_models:{project} | set    | names of other projects' models it may use     | for ever       |
 | selftune:adapter_numbers         | string | counter of the engines' adapter numbers        | for ever       |
 | selftune:pinned_adapters         | set    | names of the adapters to keep in memory        | until unpinned |
@@ -164,6 +165,10 @@ def models(project: str) -> str:
 
 def permissions(model: str) -> str:
     return f"{_ROOT}:permissions:{model}"
+
+
+def model_settings(model: str) -> str:
+    return f"{_ROOT}:model_settings:{model}"
 
 
 def shared_models(project: str) -> str:

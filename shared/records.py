@@ -8,6 +8,7 @@ from typing import Literal
 from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
+from shared.model_records import Access
 from shared.projects import ALL_SCOPES, Limits
 from shared.schemas.checkpoints import CheckpointPermission
 from shared.schemas.files import File, FilePurpose
@@ -39,6 +40,11 @@ class KeyRecord(Struct, frozen=True, kw_only=True):
 
     def expired(self, now: float) -> bool:
         return self.expires_at is not None and self.expires_at <= now
+
+    @property
+    def access(self) -> Access:
+        """What decides which models the key sees."""
+        return Access(project=self.project, key_id=self.id, is_admin="admin" in self.scopes)
 
 
 class FileRecord(Struct, frozen=True, kw_only=True):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
 from shared import keys
+from shared.alias_records import AliasRecord
 from shared.errors import Conflict, NotFound, SelftuneError
 from shared.records import AdapterRecord, BaseRecord, Residency
 from shared.store.client import Client
@@ -18,6 +19,7 @@ from shared.store.client import Client
 _encode = msgspec.json.Encoder().encode
 _decode_adapter = msgspec.json.Decoder(AdapterRecord).decode
 _decode_base = msgspec.json.Decoder(BaseRecord).decode
+_decode_alias = msgspec.json.Decoder(AliasRecord).decode
 _decode_residency = msgspec.json.Decoder(Residency).decode
 
 _RESIDENCY_TTL_S = 86_400
@@ -33,6 +35,16 @@ class AdapterChange(Struct, frozen=True, kw_only=True):
 
 
 _decode_change = msgspec.json.Decoder(AdapterChange).decode
+
+
+class Found(Struct, frozen=True, kw_only=True):
+    """What a name may mean to a project."""
+
+    model: BaseRecord | AdapterRecord | None
+    """The model of that name."""
+    alias: AliasRecord | None = None
+    models: dict[str, BaseRecord | AdapterRecord] = {}
+    """Those that the alias names, as far as the project may use them."""
 
 
 class CursorLost(SelftuneError):
@@ -139,23 +151,20 @@ class Registry:
         )
         return _if_usable(raw, project, shared=bool(shared))
 
-    async def find(self, name: str, project: str) -> BaseRecord | AdapterRecord | None:
-        """Return the base of that name, else the fine-tuned model if `usable`; one round trip.
+    async def find(self, name: str, project: str, *, alias: bool = False) -> Found:
+        """Return what a name means to a project, and with `alias` also the project's alias of it; one round trip.
 
-        A base that a job has made is given to those alone who may use the fine-tuned model of its name.
+        Of a model's name that is the base, else the fine-tuned model if `usable`. A base that a job has made is given
+        to those alone who may use the fine-tuned model of its name.
         """
-        base, raw, shared = await self._client.together(
-            [
-                ("HGET", keys.BASES, name),
-                ("GET", keys.adapter(name)),
-                ("SISMEMBER", keys.shared_models(project), name),
-            ]
-        )
-        found = None if base is None else _decode_base(base)
-        if found is not None and not found.origin:
-            return found
-        usable = _if_usable(raw, project, shared=bool(shared))
-        return usable if usable is None or found is None else replace(found, created_at=usable.created_at)
+        places = [keys.BASES, keys.shared_models(project), *([keys.alias(project, name)] if alias else [])]
+        record, *looks = await self._client.script("find_model", places, [name, keys.adapter("")])
+        own, *named = [_if_found(look, project) for look in looks]
+        if record is None:
+            return Found(model=own)
+        names = [look[0].decode() for look in looks[1:]]
+        models = {name: model for name, model in zip(names, named, strict=True) if model is not None}
+        return Found(model=own, alias=_decode_alias(record), models=models)
 
     async def owned(self, name: str, project: str) -> AdapterRecord:
         """Return a listed fine-tuned model of a project. Raises NotFound for any other, shared ones too."""
@@ -228,3 +237,13 @@ def _if_usable(raw: bytes | None, project: str, *, shared: bool) -> AdapterRecor
     if adapter is None or not adapter.listed or not (shared or adapter.project == project):
         return None
     return adapter
+
+
+def _if_found(look: Sequence[Any], project: str) -> BaseRecord | AdapterRecord | None:
+    """Read one line of what scripts/find_model.lua returns."""
+    _, base, raw, shared = look
+    found = None if base is None else _decode_base(base)
+    if found is not None and not found.origin:
+        return found
+    usable = _if_usable(raw, project, shared=bool(shared))
+    return usable if usable is None or found is None else replace(found, created_at=usable.created_at)

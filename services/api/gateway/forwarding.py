@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated
+from urllib.parse import quote
 
 import httpx2
 import msgspec
 import structlog
 from msgspec import Meta
 
+from services.api.aliases.traffic import Traffic
 from services.api.gateway import routing
-from services.api.gateway.model_names import ModelNames
+from services.api.gateway.model_names import Meaning, ModelNames
+from services.api.gateway.outgoing import ANSWERED_BY, Asking, Endpoint
 from services.api.gateway.rewriting import with_fields
 from services.api.gateway.upstream_errors import shape
 from shared.errors import InvalidRequest, NoReplica, NotFound, ReplicaLost
@@ -19,11 +22,6 @@ from shared.records import ReplicaRecord
 from shared.store.presence import Presence
 
 _log = structlog.get_logger()
-
-Endpoint = Literal[
-    "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/responses/render", "/v1/embeddings",
-    "/v1/messages", "/v1/messages/count_tokens",
-]  # fmt: skip
 
 _ATTEMPTS = 2
 _PRIORITY_HEADER = "x-vllm-priority"
@@ -46,8 +44,9 @@ VIEW_DECODER = msgspec.json.Decoder(View)
 class Gateway:
     """Sends requests to the replicas of a base model."""
 
-    def __init__(self, names: ModelNames, presence: Presence, *, internal_key: str) -> None:
+    def __init__(self, names: ModelNames, presence: Presence, traffic: Traffic, *, internal_key: str) -> None:
         self._names = names
+        self._traffic = traffic
         self._presence = presence
         self._http = httpx2.AsyncClient(
             headers={"authorization": f"Bearer {internal_key}", "user-agent": "selftune-gateway"},
@@ -58,33 +57,62 @@ class Gateway:
         )
 
     async def open(
-        self, endpoint: Endpoint, body: bytes, *, model: str, project: str, request_id: str, priority: int = 0
+        self,
+        endpoint: Endpoint,
+        body: bytes,
+        *,
+        model: str,
+        project: str,
+        request_id: str,
+        priority: int = 0,
+        sticky: str = "",
     ) -> httpx2.Response:
         """Return a replica's successful answer, its body not read yet; the caller closes it.
 
         The body goes out as it is; only an alias is replaced by the model it stands for. Of the requests that wait for
-        an engine those with the smallest `priority` come first; a negative one counts as 0.
+        an engine those with the smallest `priority` come first; a negative one counts as 0. `sticky` stands for the
+        user of a request that names none, where an alias has two models; without it each request is drawn anew. The
+        answer's header ANSWERED_BY names the model.
 
         Raises NotFound for a model that the project does not see, InvalidRequest for one that cannot answer at this
         endpoint, NoReplica, and UpstreamError for the replica's own.
         """
-        target, choices = await self._choices(endpoint, model, project)
-        if target != model:
-            body = with_fields(body, model=target)
+        meaning = await self._names.look_up(model, project)
+        asking = Asking(
+            endpoint=endpoint,
+            body=body,
+            model=model,
+            request_id=request_id,
+            priority=max(priority, 0),
+            sticky=sticky or request_id,
+        )
+        if meaning.alias is None:
+            return await self._open_at(meaning, asking)
+        return await self._traffic.open(meaning.alias, meaning, asking, self._open_at)
+
+    async def _open_at(self, meaning: Meaning, asking: Asking) -> httpx2.Response:
+        """Ask one model. Raises as open() does."""
+        choices = await self._choices(asking.endpoint, asking.model, meaning)
+        body = asking.body
+        if meaning.target != asking.model:
+            body = with_fields(body, model=meaning.target)
         # With one replica the second attempt goes there too: its first may have met a connection closed long ago.
         for replica in (choices * _ATTEMPTS)[:_ATTEMPTS]:
             try:
-                response = await self._send(replica, endpoint, body, request_id, max(priority, 0))
+                response = await self._send(replica, asking.endpoint, body, asking.request_id, asking.priority)
             except httpx2.TransportError as error:
                 _log.warning("gateway.unreachable", replica=replica.id, reason=type(error).__name__)
                 continue
+            response.headers[ANSWERED_BY] = quote(meaning.target, safe="/:@+=,~")
             return response if response.is_success else await _refuse(response)
-        raise ReplicaLost(f"The model '{model}' cannot answer at the moment: its inference server does not respond.")
+        raise ReplicaLost(
+            f"The model '{asking.model}' cannot answer at the moment: its inference server does not respond."
+        )
 
     async def is_away(self, endpoint: Endpoint, *, model: str, project: str) -> bool:
         """Tell whether a request would meet no replica now; one that is refused for another reason would not."""
         try:
-            await self._choices(endpoint, model, project)
+            await self._choices(endpoint, model, await self._names.look_up(model, project))
         except NoReplica:
             return True
         except (NotFound, InvalidRequest):
@@ -94,12 +122,11 @@ class Gateway:
     async def close(self) -> None:
         await self._http.aclose()
 
-    async def _choices(self, endpoint: Endpoint, model: str, project: str) -> tuple[str, list[ReplicaRecord]]:
-        """Return the model that a name stands for, and who can answer, best first. Raises as open() does."""
-        meaning = await self._names.look_up(model, project)
+    async def _choices(self, endpoint: Endpoint, model: str, meaning: Meaning) -> list[ReplicaRecord]:
+        """Return who can answer for a model that was asked for as `model`, best first. Raises as open() does."""
         alive = await self._presence.replicas()
         found = routing.candidates(alive, base=meaning.base, model=meaning.target)
-        return meaning.target, _able(found, endpoint, model)
+        return _able(found, endpoint, model)
 
     async def _send(
         self, replica: ReplicaRecord, endpoint: Endpoint, body: bytes, request_id: str, priority: int

@@ -1,4 +1,4 @@
-"""What a model's name means: a base, a fine-tuned model, or an alias that the operator has given to one of these."""
+"""What a model's name means: a base, a fine-tuned model, or an alias that operator or project have given to these."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from msgspec import Struct
 from msgspec.structs import replace
 
+from shared.alias_records import AliasRecord, is_alias_name
+from shared.errors import NotFound
 from shared.records import AdapterRecord, BaseRecord
 from shared.schemas.models import Model
+from shared.store.aliases import AliasStore
 from shared.store.registry import Registry, unknown_model
 
 
@@ -18,6 +21,11 @@ class Meaning(Struct, frozen=True):
     target: str
     """The model's own name; another one than was asked for when that was an alias."""
     model: BaseRecord | AdapterRecord
+    alias: AliasRecord | None = None
+    """The project's alias that was asked for; the other fields are about the model that it points to."""
+    canary: Meaning | None = None
+    shadow: Meaning | None = None
+    """The other models of that alias, as far as the project may use them."""
 
     @property
     def base(self) -> str:
@@ -25,18 +33,25 @@ class Meaning(Struct, frozen=True):
 
 
 class ModelNames:
-    """Looks names up. Aliases are taken as written: upper and lower case differ, and one does not lead to another."""
+    """Looks names up. The operator's aliases come first, then models, then the project's aliases.
 
-    def __init__(self, registry: Registry, aliases: Mapping[str, str], *, organization: str) -> None:
+    All are taken as written: upper and lower case differ, and one alias does not lead to another.
+    """
+
+    def __init__(
+        self, registry: Registry, project_aliases: AliasStore, aliases: Mapping[str, str], *, organization: str
+    ) -> None:
         self._registry = registry
+        self._project_aliases = project_aliases
         self._aliases = aliases
         self._organization = organization
 
     def target(self, name: str) -> str:
-        """Return the model that a name stands for: the alias's, else the name itself."""
+        """Return the model that a name stands for: that of the operator's alias, else the name itself."""
         return self._aliases.get(name, name)
 
     def is_alias(self, name: str) -> bool:
+        """Whether a name is an alias of the operator's."""
         return name in self._aliases
 
     async def look_up(self, name: str, project: str) -> Meaning:
@@ -45,22 +60,51 @@ class ModelNames:
         A base comes before a fine-tuned model of the same name.
         """
         target = self.target(name)
-        found = await self._registry.find(target, project)
-        if found is None:
+        found = await self._registry.find(target, project, alias=not self.is_alias(name) and is_alias_name(name))
+        if found.model is not None:
+            return Meaning(target, found.model)
+        if found.alias is None:
             raise unknown_model(name)
-        return Meaning(target, found)
+        return _pointed(found.alias, found.models)
 
     async def shown(self, name: str, project: str) -> Model:
         """Describe one model under the name that was asked for. Raises NotFound."""
         return self._public(name, (await self.look_up(name, project)).model)
 
     async def listed(self, project: str) -> list[Model]:
-        """List bases, the project's fine-tuned models and those shared with it, then the aliases of these."""
+        """List bases, the project's fine-tuned models and those shared with it, then the aliases of these.
+
+        A model's own name comes before an alias of the same name, and the operator's alias before the project's.
+        """
         models: list[BaseRecord | AdapterRecord] = [*await self._registry.bases()]
         models += await self._registry.listed(project)
         by_name = {model.id if isinstance(model, BaseRecord) else model.name: model for model in models}
         aliases = {name: by_name[target] for name, target in self._aliases.items() if target in by_name}
-        return [self._public(name, model) for name, model in (by_name | aliases).items()]
+        own = await self._project_aliases.all(project)
+        theirs = {alias.name: by_name[alias.target] for alias in own if alias.target in by_name}
+        shown = by_name | aliases | {name: model for name, model in theirs.items() if name not in by_name | aliases}
+        return [self._public(name, model) for name, model in shown.items()]
 
     def _public(self, name: str, model: BaseRecord | AdapterRecord) -> Model:
         return replace(model.public(self._organization), id=name)
+
+
+def _pointed(alias: AliasRecord, models: Mapping[str, BaseRecord | AdapterRecord]) -> Meaning:
+    """Raises NotFound that names alias and model when the model that it points to is gone."""
+    target = models.get(alias.target)
+    if target is None:
+        raise NotFound(
+            f"The alias '{alias.name}' points to the model '{alias.target}', which does not exist any more or is not "
+            "shared with this project any more; point the alias to another model.",
+            code="model_not_found",
+            param="model",
+        )
+    canary = None if alias.canary is None else models.get(alias.canary.model)
+    shadow = None if alias.shadow is None else models.get(alias.shadow.model)
+    return Meaning(
+        alias.target,
+        target,
+        alias,
+        canary=None if canary is None or alias.canary is None else Meaning(alias.canary.model, canary),
+        shadow=None if shadow is None or alias.shadow is None else Meaning(alias.shadow.model, shadow),
+    )

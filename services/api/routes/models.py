@@ -7,6 +7,7 @@ from litestar import delete, get
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 
+from services.api.aliases.management import Aliases
 from services.api.gateway.model_names import ModelNames
 from shared.errors import InvalidRequest
 from shared.paths import Paths, remove_folder
@@ -14,6 +15,7 @@ from shared.records import KeyRecord
 from shared.schemas.models import Model, ModelList
 from shared.schemas.paging import Deleted
 from shared.settings import Settings
+from shared.store.aliases import AliasStore
 from shared.store.registry import Registry
 
 _log = structlog.get_logger()
@@ -21,7 +23,7 @@ _log = structlog.get_logger()
 
 @get("/v1/models", operation_id="listModels")
 async def list_models(caller: NamedDependency[KeyRecord], names: NamedDependency[ModelNames]) -> ModelList:
-    """List base models, the project's fine-tuned ones, those shared with it, and their aliases."""
+    """List base models, the project's fine-tuned ones, those shared with it, and the aliases of these."""
     return ModelList(data=await names.listed(caller.project))
 
 
@@ -39,12 +41,15 @@ async def delete_model(
     caller: NamedDependency[KeyRecord],
     registry: NamedDependency[Registry],
     names: NamedDependency[ModelNames],
+    aliases: NamedDependency[Aliases],
+    alias_store: NamedDependency[AliasStore],
     paths: NamedDependency[Paths],
     settings: NamedDependency[Settings],
 ) -> Deleted:
     """Delete a fine-tuned model; it stops answering at once.
 
-    The weights of a whole model go with it; refused while there are adapters on it, and for the server's own base.
+    The weights of a whole model go with it; refused while there are adapters on it, and for the server's own base, and
+    while an alias of the project points to it or has it as its canary.
     """
     name = model.removeprefix("/")
     if names.is_alias(name):
@@ -59,7 +64,12 @@ async def delete_model(
         raise InvalidRequest(
             f"'{name}' is a base model; only fine-tuned models can be deleted.", code="base_model", param="model"
         )
+    if (await registry.get(name)) is None and await alias_store.find(name, project=caller.project) is not None:
+        raise InvalidRequest(
+            f"'{name}' is an alias; delete it at /v1/aliases/{name}.", code="model_alias", param="model"
+        )
     record = await registry.owned(name, caller.project)
+    await aliases.check_unused(name, project=caller.project)
     if record.whole:
         await _check_unused(name, registry, settings)
     await registry.retire(name)

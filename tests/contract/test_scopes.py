@@ -45,6 +45,8 @@ def test_every_route_has_a_rule() -> None:
         ("POST", "/v1/fine_tuning/alpha/graders/run", {"train"}),
         ("GET", "/v1/models", {"read"}),
         ("DELETE", "/v1/models/{model:path}", {"train"}),
+        ("GET", "/v1/aliases/{alias:str}/shadow_pairs", {"read"}),
+        ("POST", "/v1/aliases/{alias:str}/rollback", {"train"}),
         ("POST", "/v1/chat/completions", {"infer"}),
         ("GET", "/v1/chat/completions/{completion_id:str}", {"read"}),
         ("DELETE", "/v1/chat/completions/{completion_id:str}", {"infer"}),

@@ -46,7 +46,9 @@ def test_raising_the_share_only_adds_users() -> None:
 
 
 def test_another_alias_or_canary_has_other_users() -> None:
-    places = [[place_of(uid, model, user) < 10 for user in USERS] for uid, model in (("a", "m"), ("b", "m"), ("a", "n"))]
+    places = [
+        [place_of(uid, model, user) < 10 for user in USERS] for uid, model in (("a", "m"), ("b", "m"), ("a", "n"))
+    ]
     for one, other in ((0, 1), (0, 2), (1, 2)):
         both = sum(here and there for here, there in zip(places[one], places[other], strict=True))
         assert 100 < both < 300, "as many as by chance: 200 of 20,000"
@@ -229,9 +231,11 @@ def test_whole_answers_are_read(endpoint: str, answer: dict[str, Any]) -> None:
         ),
         (
             "/v1/responses",
-            b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta","delta":"Hi"}\n\n'
-            b'event: response.completed\ndata: {"type":"response.completed","response":{"output":[{"type":"message",'
-            b'"content":[{"type":"output_text","text":"Hi there"}]}]}}\n\n',
+            (
+                b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta","delta":"Hi"}\n\n'
+                b'event: response.completed\ndata: {"type":"response.completed","response":{"output":[{"type":'
+                b'"message","content":[{"type":"output_text","text":"Hi there"}]}]}}\n\n'
+            ),
         ),
     ],
 )

@@ -41,13 +41,14 @@ class Counting:
             await asyncio.gather(self._task, return_exceptions=True)
             await self._flush()
 
-    def count(self, alias: AliasRecord, since: int, model: str, outcome: Outcome) -> None:
-        """Note how a request to one model of an alias ended."""
+    def count(self, alias: AliasRecord, since: int, model: str, outcome: Outcome, *, timed: bool) -> None:
+        """Note how a request to one model of an alias ended; its times only if `timed`."""
         self.add(alias, since, model, outcome.ending)
         if outcome.ending == "answered":
-            self.add(alias, since, model, f"total_{bin_of(outcome.total_ms)}")
             self.add(alias, since, model, "input_tokens", outcome.usage.input_tokens)
             self.add(alias, since, model, "output_tokens", outcome.usage.output_tokens)
+        if outcome.ending == "answered" and timed:
+            self.add(alias, since, model, f"total_{bin_of(outcome.total_ms)}")
             if outcome.first_byte_ms is not None:
                 self.add(alias, since, model, f"first_{bin_of(outcome.first_byte_ms)}")
         if alias.watch is not None or (alias.canary is not None and alias.canary.limits is not None):

@@ -10,7 +10,7 @@ import structlog
 from services.api.aliases import changes
 from services.api.aliases.tally import Tally, tallies
 from shared.alias_records import AliasRecord
-from shared.errors import Conflict, NotFound
+from shared.errors import NotFound
 from shared.schemas.aliases import TrafficLimits
 from shared.store.alias_traffic import TrafficStore
 from shared.store.aliases import AliasStore, Change
@@ -58,11 +58,13 @@ class Guard:
         return changes.pointed_back(record, record.previous, reason)
 
     async def _change(self, record: AliasRecord, change: Change, reason: str) -> None:
-        try:
-            await self._aliases.change(
-                record.name, lambda _: change, project=record.project, expected_revision=record.revision
-            )
-        except (Conflict, NotFound):  # somebody else was faster; what is true then is looked at next time
-            return
         changed, entry = change
+        try:
+            found = await self._aliases.change(
+                record.name, lambda current: change if current == record else None, project=record.project
+            )
+        except NotFound:
+            return
+        if found != changed:  # somebody else was faster; what is true now is looked at next time
+            return
         _log.warning("alias.limit_crossed", alias=record.name, action=entry.action, model=changed.target, reason=reason)

@@ -109,12 +109,14 @@ class Aliases:
         target = await self._former(current, wanted.revision)
         model = await self._model(target, None, caller.project)
         warm = await self._warming.warm(model, param="alias", wait=wanted.wait_warm)
+
+        def change(record: AliasRecord) -> Change:
+            if wanted.revision is None and record.previous != target:
+                check_revision(record, current.revision)
+            return changes.pointed_back(record, target, wanted.reason, caller)
+
         changed = await self._store.change(
-            name,
-            lambda record: changes.pointed_back(record, target, wanted.reason, caller),
-            project=caller.project,
-            # What "the model before" is was read from this revision.
-            expected_revision=current.revision,
+            name, change, project=caller.project, expected_revision=wanted.expected_revision
         )
         return self._done(changed, warm)
 

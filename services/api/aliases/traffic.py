@@ -57,7 +57,8 @@ class Traffic:
 
         def end(outcome: Outcome) -> None:
             if asking.endpoint in _COUNTED:
-                self._counting.count(alias, answerer.since, model, outcome)
+                # A request that lets others pass takes as long as these want; that says nothing of the model.
+                self._counting.count(alias, answerer.since, model, outcome, timed=asking.priority == 0)
             if drawn and shadow is not None and outcome.ending == "answered":
                 self._shadowing.start(alias, shadow, asking, model, outcome, send)
 

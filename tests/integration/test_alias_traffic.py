@@ -184,6 +184,24 @@ def test_statistics_of_an_alias(bots: Scene) -> None:
     assert bots.traffic(BASE)["requests"] == 0, "a wrong request is not the model's"
 
 
+def test_times_of_requests_that_let_others_pass_do_not_count(bots: Scene) -> None:
+    bots.alias()
+    assert bots.ask(priority=5).status_code == 200
+    found = wait_until(lambda: (one := bots.traffic(V1))["requests"] == 1 and one)
+    assert (found["first_byte_ms"], found["total_ms"], found["output_tokens"]) == (None, None, 2)
+
+
+def test_a_client_that_leaves_is_no_failure(bots: Scene) -> None:
+    bots.alias()
+    bots.first.behaviour = "silent"
+    with pytest.raises(httpx2.ReadTimeout):
+        bots.http.post("/v1/chat/completions", json={"model": "bot", "messages": MESSAGES}, timeout=0.5)
+    wait_until(lambda: bots.traffic(V1)["abandoned"] == 1)
+    bots.first.behaviour = "cut"
+    assert bots.ask().status_code == 502
+    wait_until(lambda: (bots.traffic(V1)["requests"], bots.traffic(V1)["errors"]) == (1, 1))
+
+
 def test_a_failing_canary_is_taken_out(bots: Scene) -> None:
     limits = {"max_error_rate": 0.2, "min_requests": 10, "window_s": 60}
     bots.alias(canary={"model": V2, "percent": 99, "limits": limits})

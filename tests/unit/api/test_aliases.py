@@ -14,7 +14,7 @@ import httpx2
 import pytest
 from msgspec.structs import replace
 
-from services.api.aliases import changes
+from services.api.aliases import changes, trip
 from services.api.aliases.answer_text import said
 from services.api.aliases.choice import place_of, takes_canary, user_of
 from services.api.aliases.tally import Tally, bin_of, percentile, tallies
@@ -153,8 +153,8 @@ def travelled(kind: str, *pieces: bytes | Exception, keep: bool = False, read: i
 
     async def run() -> None:
         response = httpx2.Response(200, headers={"content-type": kind}, stream=Pieces(*pieces))
-        trip = Trip(ended.append, keep=keep)
-        trip.follow(response)
+        journey = Trip(ended.append, keep=keep)
+        journey.follow(response)
         taken = 0
         try:
             async for _ in response.aiter_raw():
@@ -164,7 +164,7 @@ def travelled(kind: str, *pieces: bytes | Exception, keep: bool = False, read: i
         except httpx2.TransportError:
             pass
         await response.aclose()
-        trip.leave()
+        journey.leave()
 
     asyncio.run(run())
     (outcome,) = ended
@@ -190,6 +190,18 @@ def test_endings_of_a_trip() -> None:
     assert travelled(EVENTS, CHUNK, USAGE + DONE, b"", read=2).ending == "answered", "the client has had the last event"
     quoted = b'data: {"choices":[{"delta":{"content":"data: {\\"error\\":\\nevent: error"}}]}\n\n'
     assert travelled(EVENTS, quoted, DONE).ending == "answered"
+
+
+@pytest.mark.parametrize(("timeout_s", "ending"), [(30.0, "abandoned"), (0.0, "failed")])
+def test_a_client_that_waits_in_vain_is_the_models_failure(
+    monkeypatch: pytest.MonkeyPatch, timeout_s: float, ending: str
+) -> None:
+    monkeypatch.setattr(trip, "TIMEOUT_S", timeout_s)
+    ended: list[Outcome] = []
+    one = Trip(ended.append, keep=False)
+    one.leave()
+    one.end("answered")
+    assert [outcome.ending for outcome in ended] == [ending], "there is one end"
 
 
 def test_a_trip_keeps_no_more_than_it_should() -> None:

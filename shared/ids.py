@@ -50,6 +50,10 @@ def new_webhook_id() -> str:
     return f"we_{_random(24)}"
 
 
+def new_alias_uid() -> str:
+    return f"alias_{_random(24)}"
+
+
 def new_event_id() -> str:
     return f"evt_{_random(24)}"
 

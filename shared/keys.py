@@ -60,6 +60,11 @@
 | selftune:completions:{project}   | zset   | ids of stored completions by order of creation | for ever       |
 | selftune:response:{id}           | hash   | project, previous, body, items                 | stored_completion_days |
 | selftune:place:{list} {id}       | string | place that a removed id had in a paged list    | one hour       |
+| selftune:alias:{project} {name}  | string | AliasRecord                                    | until deleted  |
+| selftune:aliases:{project}       | zset   | alias names by order of creation               | for ever       |
+| selftune:alias_history:{uid}     | list   | AliasRevision, newest first, 200 at most       | with the alias |
+| selftune:alias_traffic:{uid} {t} | hash   | counts of the 10 s from t, see alias_traffic   | 70 minutes     |
+| selftune:shadow_pairs:{uid}      | stream | pair: StoredPair, keep_pairs at most           | keep_s         |
 | arq:*                            | -      | the queues, written by arq                     | arq's          |
 
 No key is another one's prefix plus a colon: ids come from clients, and must not reach a key of another type.
@@ -258,3 +263,24 @@ def place(listing: str, member: str) -> str:
 
 def response(response_id: str) -> str:
     return f"{_ROOT}:response:{response_id}"
+
+
+def alias(project: str, name: str) -> str:
+    """No project's id holds a space."""
+    return f"{_ROOT}:alias:{project} {name}"
+
+
+def aliases(project: str) -> str:
+    return f"{_ROOT}:aliases:{project}"
+
+
+def alias_history(uid: str) -> str:
+    return f"{_ROOT}:alias_history:{uid}"
+
+
+def alias_traffic(uid: str, slot: int) -> str:
+    return f"{_ROOT}:alias_traffic:{uid} {slot}"
+
+
+def shadow_pairs(uid: str) -> str:
+    return f"{_ROOT}:shadow_pairs:{uid}"

@@ -12,6 +12,7 @@ import structlog
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.api.gateway.outgoing import ANSWERED_BY
 from services.api.limits import remaining_headers
 from services.api.model_paths import routable
 from shared import ids
@@ -73,6 +74,7 @@ class _Answer:
                 (b"openai-version", b"2020-10-01"),
                 (b"openai-processing-ms", str(self._elapsed_ms()).encode()),
                 *remaining_headers(self._state),
+                *_answered_by(self._state),
             ]
         elif message["type"] == "http.response.body":
             self._bytes += len(message["body"])
@@ -91,3 +93,8 @@ class _Answer:
 
     def _elapsed_ms(self) -> int:
         return round((time.perf_counter() - self._started) * 1000)
+
+
+def _answered_by(state: dict[str, Any]) -> list[tuple[bytes, bytes]]:
+    """Return the header that names the model that answered, if one did."""
+    return [(ANSWERED_BY.encode(), state[ANSWERED_BY].encode())] if ANSWERED_BY in state else []

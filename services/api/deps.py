@@ -10,6 +10,12 @@ from litestar.datastructures import State
 from litestar.di import Provide
 
 from services.api.adapters.importing import AdapterImports
+from services.api.aliases.counting import Counting
+from services.api.aliases.guard import Guard
+from services.api.aliases.management import Aliases
+from services.api.aliases.shadowing import Shadowing
+from services.api.aliases.traffic import Traffic
+from services.api.aliases.warming import Warming
 from services.api.auth import Authenticator
 from services.api.batches.answering import Answering
 from services.api.batches.creation import Batches
@@ -21,6 +27,7 @@ from services.api.files.sweeper import Sweeper
 from services.api.files.uploads import Uploads
 from services.api.gateway.forwarding import Gateway
 from services.api.gateway.model_names import ModelNames
+from services.api.gateway.replicas import Replicas
 from services.api.jobs.control import JobControl
 from services.api.jobs.submission import Submission
 from services.api.model_settings.changes import ModelSettingsAdmin
@@ -36,6 +43,8 @@ from shared.paths import Paths, internal_key
 from shared.queue import Queue
 from shared.records import KeyRecord
 from shared.settings import Settings
+from shared.store.alias_traffic import TrafficStore
+from shared.store.aliases import AliasStore
 from shared.store.api_keys import Identity, KeyStore
 from shared.store.batches import BatchStore
 from shared.store.client import Client
@@ -51,6 +60,7 @@ from shared.store.presence import Presence
 from shared.store.projects import ProjectStore, ServiceAccountStore
 from shared.store.registry import Registry
 from shared.store.responses import ResponseStore
+from shared.store.shadow_pairs import PairStore
 from shared.store.uploads import UploadStore
 from shared.store.webhooks import DeliveryStore, WebhookStore
 
@@ -77,6 +87,12 @@ class Services:
     names: ModelNames
     adapter_imports: AdapterImports
     model_settings: ModelSettingsAdmin
+    alias_store: AliasStore
+    aliases: Aliases
+    alias_traffic: TrafficStore
+    shadow_pairs: PairStore
+    counting: Counting
+    shadowing: Shadowing
     completions: CompletionStore
     responses: ResponseStore
     gateway: Gateway
@@ -111,8 +127,12 @@ class Services:
         queue = Queue(settings.database_url)
         webhook_store, sender = WebhookStore(client), WebhookSender(allow_private=settings.webhook_allow_private)
         permissions = PermissionStore(client)
-        names = ModelNames(registry, settings.model_aliases, organization=settings.organization)
-        gateway = Gateway(names, presence, internal_key=internal_key(settings.internal_key, paths))
+        alias_store, alias_traffic, shadow_pairs = AliasStore(client), TrafficStore(client), PairStore(client)
+        names = ModelNames(registry, alias_store, settings.model_aliases, organization=settings.organization)
+        counting = Counting(alias_traffic, Guard(alias_store, alias_traffic, registry))
+        shadowing = Shadowing(alias_store, shadow_pairs, counting)
+        reachable = Replicas(presence, internal_key=internal_key(settings.internal_key, paths))
+        gateway = Gateway(names, reachable, Traffic(counting, shadowing))
         tools = Tools(
             batches=batch_store,
             leases=LeaseStore(client, ttl_s=settings.lease_ttl_s, key=keys.batch_lease),
@@ -143,6 +163,12 @@ class Services:
             model_settings=ModelSettingsAdmin(
                 settings, names, registry, ModelSettingsStore(client), key_store, permissions
             ),
+            alias_store=alias_store,
+            aliases=Aliases(alias_store, registry, names, Warming(registry, presence)),
+            alias_traffic=alias_traffic,
+            shadow_pairs=shadow_pairs,
+            counting=counting,
+            shadowing=shadowing,
             completions=completions,
             responses=responses,
             gateway=gateway,
@@ -182,12 +208,15 @@ class Services:
         self.sweeper.start()
         await self.authenticator.start()
         self.dispatcher.start()
+        self.counting.start()
         self.batch_runner.start()
 
     async def close(self) -> None:
         await self.batch_runner.close()
         await self.sweeper.stop()
         await self.dispatcher.close()
+        await self.shadowing.close()
+        await self.counting.close()
         await self.gateway.close()
         await self.queue.close()
         await self.client.close()

@@ -94,7 +94,7 @@ COMPLETION = _generation("prompt", {"description": "Text or token ids, or a list
 GENERATED: Described = {
     "content": {
         "application/json": {"schema": {"type": "object", "additionalProperties": True}},
-        "text/event-stream": {"schema": {"type": "string", "description": "Chunks, then `data: [DONE]`."}},
+        "text/event-stream": {"schema": {"description": "Events whose data are chunks, then `data: [DONE]`."}},
     }
 }
 
@@ -102,7 +102,7 @@ EVENTS: Described = {
     "content": {
         "application/json": {"schema": {"$ref": "#/components/schemas/Page_Event_"}},
         "text/event-stream": {
-            "schema": {"type": "string", "description": "`id` and `data`: an Event; `data: [DONE]` once the job ended."}
+            "schema": {"description": "Events with `id` and as `data` an Event; `data: [DONE]` once the job ended."}
         },
     }
 }
@@ -118,7 +118,7 @@ OBJECT = _content("application/json", {"type": "object", "additionalProperties":
 GENERATED_RESPONSE: Described = {
     "content": {
         **OBJECT["content"],
-        "text/event-stream": {"schema": {"type": "string", "description": "Named events, up to response.completed."}},
+        "text/event-stream": {"schema": {"description": "Named events, up to response.completed."}},
     }
 }
 OBJECT_PAGE = _content(

@@ -24,6 +24,19 @@ from services.api.gateway.stored_chat import UpdateCompletion
 from services.api.readiness import Health, Report
 from services.api.routes import GROUPS
 from shared.schemas import organization
+from shared.schemas.aliases import (
+    Alias,
+    AliasRevision,
+    AliasTraffic,
+    ChangedAlias,
+    CreateAlias,
+    DeletedAlias,
+    DeletedShadowPairs,
+    PromoteCanary,
+    RollBackAlias,
+    ShadowPair,
+    UpdateAlias,
+)
 from shared.schemas.batches import Batch, CreateBatch
 from shared.schemas.checkpoints import Checkpoint, CheckpointPermission, GrantPermissions
 from shared.schemas.errors import ErrorResponse
@@ -59,6 +72,8 @@ _TYPES = [
     WebhookEndpointWithSecret, DeletedWebhookEndpoint, WebhookTestResult, WebhookEventTypeList, Page[WebhookEndpoint],
     UpdateModelSettings, ModelSettings,
     CreateBatch, Batch, Page[Batch], ImportModel, ImportedModel,
+    CreateAlias, UpdateAlias, RollBackAlias, PromoteCanary, Alias, ChangedAlias, DeletedAlias, Page[Alias],
+    Page[AliasRevision], AliasTraffic, Page[ShadowPair], DeletedShadowPairs,
     *organization.TYPES,
     Preview, UpdateCompletion, CompletionDeleted, ResponseDeleted, TokenCount, AnthropicErrorResponse,
 ]  # fmt: skip

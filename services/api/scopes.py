@@ -2,8 +2,8 @@
 
 | scope | what a key with it may do                                                                            |
 | ----- | ---------------------------------------------------------------------------------------------------- |
-| read  | look at the project's files, jobs, models, stored answers                                            |
-| train | change what training is made of: files, uploads, jobs, fine-tuned models                             |
+| read  | look at the project's files, jobs, models, aliases, stored answers                                   |
+| train | change what training is made of: files, uploads, jobs, fine-tuned models; which models aliases mean  |
 | infer | have models answer, and manage the answers that are stored                                           |
 | admin | the organization: projects, keys, limits; who else may use a checkpoint; where events are sent       |
 
@@ -46,6 +46,7 @@ RULES: tuple[Rule, ...] = (
     _rule("/v1/fine_tuning", ["read"], ["train"]),
     _rule("/v1/evals", ["read"], ["train"]),
     _rule("/v1/models", ["read"], ["train"]),
+    _rule("/v1/aliases", ["read"], ["train"]),
     _rule("/v1/batches", ["read"], ["infer", "train"]),
     _rule("/v1/messages/batches", ["read"], ["infer", "train"]),
     _rule("/v1/chat/completions", ["read"], ["infer"]),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
 from shared import keys
+from shared.alias_records import AliasRecord
 from shared.errors import Conflict, NotFound, SelftuneError
 from shared.model_records import STORED, Access, ModelSettingsRecord, read_keys, read_settings
 from shared.records import AdapterRecord, BaseRecord, Residency
@@ -19,6 +20,7 @@ from shared.store.client import Client
 _encode = msgspec.json.Encoder().encode
 _decode_adapter = msgspec.json.Decoder(AdapterRecord).decode
 _decode_base = msgspec.json.Decoder(BaseRecord).decode
+_decode_alias = msgspec.json.Decoder(AliasRecord).decode
 _decode_residency = msgspec.json.Decoder(Residency).decode
 
 _RESIDENCY_TTL_S = 86_400
@@ -40,11 +42,21 @@ class CursorLost(SelftuneError):
     """The change stream was trimmed past the reader's place: take a snapshot and go on from there."""
 
 
-class Found(Struct, frozen=True):
+class Known(Struct, frozen=True):
     """A model that was looked up, and what its owner has set for it; None where nothing was set."""
 
     model: BaseRecord | AdapterRecord
     settings: ModelSettingsRecord | None = None
+
+
+class Found(Struct, frozen=True, kw_only=True):
+    """What a name may mean to a key."""
+
+    own: Known | None
+    """The model of that name."""
+    alias: AliasRecord | None = None
+    named: dict[str, Known] = {}
+    """Those that the alias names, as far as the key may use them."""
 
 
 def unknown_model(name: str) -> NotFound:
@@ -169,27 +181,27 @@ class Registry:
         )
         return _if_usable(raw, project, shared=bool(shared))
 
-    async def find(self, name: str, access: Access) -> Found | None:
-        """Return the base of that name, else the fine-tuned model if it may be used; one round trip.
+    async def find(self, name: str, access: Access, *, alias: bool = False) -> Found:
+        """Return what a name means to a key, and with `alias` also the project's alias of it; one round trip.
 
-        That is a listed one, of the project or shared with it, that is for the key. A base that a job has made is given
+        Of a model's name that is the base, else the fine-tuned model if it may be used: a listed one, of the project or
+        shared with it, that is for the key. A base that a job has made is given
         to those alone who may use the fine-tuned model of its name.
         """
-        base, raw, shared, stored = await self._client.together(
-            [
-                ("HGET", keys.BASES, name),
-                ("GET", keys.adapter(name)),
-                ("SISMEMBER", keys.shared_models(access.project), name),
-                ("HMGET", keys.model_settings(name), *STORED),
-            ]
+        places = [
+            keys.BASES,
+            keys.shared_models(access.project),
+            *([keys.alias(access.project, name)] if alias else []),
+        ]
+        record, *looks = await self._client.script(
+            "find_model", places, [name, keys.adapter(""), keys.model_settings(""), *STORED]
         )
-        found = None if base is None else _decode_base(base)
-        if found is not None and not found.origin:
-            return Found(found)
-        usable, settings = _if_usable(raw, access.project, shared=bool(shared)), read_settings(stored)
-        if usable is None or (settings is not None and not access.is_among(settings.allowed_keys)):
-            return None
-        return Found(usable if found is None else replace(found, created_at=usable.created_at), settings)
+        own, *named = [_if_found(look, access) for look in looks]
+        if record is None:
+            return Found(own=own)
+        names = [look[0].decode() for look in looks[1:]]
+        known = {name: model for name, model in zip(names, named, strict=True) if model is not None}
+        return Found(own=own, alias=_decode_alias(record), named=known)
 
     async def owned(self, name: str, access: Access) -> AdapterRecord:
         """Return a listed fine-tuned model of a project that is for the key. Raises NotFound, for shared ones too."""
@@ -276,3 +288,15 @@ def _if_usable(raw: bytes | None, project: str, *, shared: bool) -> AdapterRecor
     if adapter is None or not adapter.listed or not (shared or adapter.project == project):
         return None
     return adapter
+
+
+def _if_found(look: Sequence[Any], access: Access) -> Known | None:
+    """Read one line of what scripts/find_model.lua returns."""
+    _, base, raw, shared, stored = look
+    found = None if base is None else _decode_base(base)
+    if found is not None and not found.origin:
+        return Known(found)
+    usable, settings = _if_usable(raw, access.project, shared=bool(shared)), read_settings(stored)
+    if usable is None or (settings is not None and not access.is_among(settings.allowed_keys)):
+        return None
+    return Known(usable if found is None else replace(found, created_at=usable.created_at), settings)

@@ -80,6 +80,16 @@ def test_openais_paths_are_all_there(spec: dict[str, Any]) -> None:
     }  # fmt: skip
 
 
+def test_paths_of_aliases_are_all_there(spec: dict[str, Any]) -> None:
+    methods = {(method, path) for path, operations in spec["paths"].items() for method in operations}
+    one = "/v1/aliases/{alias}"
+    assert methods >= {
+        ("post", "/v1/aliases"), ("get", "/v1/aliases"), ("get", one), ("post", one), ("delete", one),
+        ("post", one + "/promote"), ("post", one + "/rollback"), ("get", one + "/history"), ("get", one + "/traffic"),
+        ("get", one + "/shadow_pairs"), ("delete", one + "/shadow_pairs"),
+    }  # fmt: skip
+
+
 def test_paths_of_the_organization_are_all_there(spec: dict[str, Any]) -> None:
     methods = {(method, path) for path, operations in spec["paths"].items() for method in operations}
     projects, admin_keys = "/v1/organization/projects", "/v1/organization/admin_api_keys"

@@ -47,6 +47,8 @@ def test_every_route_has_a_rule() -> None:
         ("DELETE", "/v1/models/{model:str}", {"train"}),
         ("GET", "/v1/models/{model:str}/settings", {"read"}),
         ("POST", "/v1/models/{model:str}/settings", {"train"}),
+        ("GET", "/v1/aliases/{alias:str}/shadow_pairs", {"read"}),
+        ("POST", "/v1/aliases/{alias:str}/rollback", {"train"}),
         ("POST", "/v1/chat/completions", {"infer"}),
         ("GET", "/v1/chat/completions/{completion_id:str}", {"read"}),
         ("DELETE", "/v1/chat/completions/{completion_id:str}", {"infer"}),

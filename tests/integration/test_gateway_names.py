@@ -176,3 +176,13 @@ def test_upstream_errors_of_messages_are_anthropics(sdk: openai.OpenAI, aliased:
 def test_the_other_key_header_is_for_messages_alone(sdk: openai.OpenAI, aliased: ApiServer) -> None:
     with aliased.client(key="") as http:
         assert http.get("/v1/models", headers={"x-api-key": aliased.key}).status_code == 401
+
+
+def test_a_project_takes_no_name_of_the_operators(sdk: openai.OpenAI, aliased: ApiServer) -> None:
+    with aliased.client() as http:
+        taken = http.post("/v1/aliases", json={"name": "gpt-4o-mini", "model": BASE})
+        assert (taken.status_code, taken.json()["error"]["code"]) == (400, "name_taken")
+        assert "the operator's" in taken.json()["error"]["message"]
+        pointed = http.post("/v1/aliases", json={"name": "bot", "model": "gpt-base"})
+        assert (pointed.status_code, pointed.json()["error"]["param"]) == (404, "model")
+        assert "an alias points to a model" in pointed.json()["error"]["message"]

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import Raw
 from msgspec.structs import replace
 
 from shared import keys
 from shared.errors import Conflict, LeaseLost, NotAuthenticated, NotFound, StoreUnavailable, TransitionRefused
 from shared.records import AdapterRecord, FileRecord, JobRecord, ReplicaRecord, Residency
+from shared.schemas.aliases import ShadowAnswer
 from shared.schemas.checkpoints import Checkpoint, CheckpointMetrics
 from shared.schemas.methods import SupervisedHyperparameters
 from shared.states import JobState
+from shared.store.alias_traffic import Count, Place, TrafficStore, slot_of
 from shared.store.api_keys import KeyStore
 from shared.store.client import Client
 from shared.store.files import FileStore
@@ -23,6 +27,7 @@ from shared.store.jobs import JobStore, event
 from shared.store.leases import LeaseStore
 from shared.store.presence import Presence
 from shared.store.registry import CursorLost, Registry
+from shared.store.shadow_pairs import PairStore, StoredPair
 
 
 def run(redis_url: str, story: Callable[[Client], Awaitable[None]]) -> None:
@@ -327,3 +332,39 @@ def test_silent_server_costs_one_timeout(tmp_path: Path) -> None:
         return asyncio.get_running_loop().time() - begun
 
     assert asyncio.run(story()) < 2.0
+
+
+def test_shadow_pairs_are_gone_when_their_time_is_over(redis_url: str) -> None:
+    async def story(client: Client) -> None:
+        pairs = PairStore(client)
+        now = int(time.time())
+        for age_s in (50, 0):
+            pair = StoredPair(
+                created_at=now - age_s, expires_at=now - age_s + 60, request_id="req", endpoint="/v1/completions",
+                request=Raw(b"{}"), answer=ShadowAnswer(model="v1", total_ms=1),
+                shadow=ShadowAnswer(model="v2", total_ms=1),
+            )  # fmt: skip
+            await pairs.keep("alias_1", pair, most=10, keep_s=60)
+        kept, more = await pairs.list("alias_1", after=None, limit=10, now=now)
+        assert [pair.expires_at - now for pair in kept] == [60, 10] and not more
+        kept, _ = await pairs.list("alias_1", after=None, limit=10, now=now + 30)
+        assert [pair.expires_at - now for pair in kept] == [60]
+        assert 0 < await client.call("TTL", keys.shadow_pairs("alias_1")) <= 60
+        with pytest.raises(NotFound):
+            await pairs.list("alias_1", after="99999999999999999999-0", limit=10, now=now)
+
+    run(redis_url, story)
+
+
+def test_counts_of_an_alias_add_up_over_slots_and_vanish(redis_url: str) -> None:
+    async def story(client: Client) -> None:
+        traffic, now = TrafficStore(client), time.time()
+        count = Count(2, "failed", "a model: with spaces")
+        for age_s, number in ((0, 1), (0, 2), (15, 4), (200, 8)):
+            await traffic.add({Place("alias_1", slot_of(now - age_s)): {count: number}})
+        assert await traffic.read("alias_1", window_s=60, now=now) == {count: 7}
+        assert await traffic.read("alias_1", window_s=600, now=now) == {count: 15}
+        assert await traffic.read("alias_2", window_s=600, now=now) == {}
+        assert 0 < await client.call("TTL", keys.alias_traffic("alias_1", slot_of(now))) <= 4200
+
+    run(redis_url, story)

@@ -240,6 +240,30 @@ def responses(client: Any) -> None:
     refused(lambda: calls.retrieve(first.id), openai.NotFoundError)
 
 
+def aliases(client: Any) -> None:
+    name = f"walk-{uuid.uuid4().hex[:8]}"
+    made = client.post("/aliases", body={"name": name, "model": TUNED}, cast_to=object)
+    assert made["model"] == TUNED and made["warm"] is True
+    create = client.chat.completions.create
+    answer = create(model=name, messages=CHAT[:1], max_tokens=4, temperature=0)
+    assert answer.model == TUNED
+    assert name in [model.id for model in client.models.list()]
+    moved = client.post(f"/aliases/{name}", body={"model": BASE, "expected_revision": 1}, cast_to=object)
+    assert (moved["revision"], moved["previous_model"], moved["warm"]) == (2, TUNED, True)
+    assert create(model=name, messages=CHAT[:1], max_tokens=4).model == BASE
+    stale: Any = {"model": TUNED, "expected_revision": 1}
+    refused(lambda: client.post(f"/aliases/{name}", body=stale, cast_to=object), openai.BadRequestError, "alias_moved")
+    assert client.post(f"/aliases/{name}/rollback", cast_to=object)["model"] == TUNED
+    canary: Any = {"canary": {"model": BASE, "percent": 10, "limits": {"max_error_rate": 0.5}}}
+    assert client.post(f"/aliases/{name}", body=canary, cast_to=object)["canary"]["model"] == BASE
+    refused(lambda: client.models.delete(TUNED), openai.BadRequestError, "model_in_use")
+    assert client.post(f"/aliases/{name}/promote", cast_to=object)["model"] == BASE
+    history = client.get(f"/aliases/{name}/history", cast_to=object)["data"]
+    assert [one["action"] for one in history] == ["promoted", "canary_set", "rolled_back", "moved", "created"]
+    assert client.delete(f"/aliases/{name}", cast_to=object)["deleted"]
+    refused(lambda: create(model=name, messages=CHAT[:1]), openai.NotFoundError, "model_not_found")
+
+
 def batches(client: Any) -> None:
     bodies = [{"model": model, "messages": CHAT[:1], "max_tokens": 4} for model in (TUNED, BASE, "ft:nobody")]
     lines = [
@@ -306,6 +330,7 @@ def walk(client: Any) -> None:
     stored_chat(client)
     completions(client)
     responses(client)
+    aliases(client)
     batches(client)
     webhooks(client)
     refused(lambda: openai.OpenAI(api_key="wrong", max_retries=0).models.list(), openai.AuthenticationError)

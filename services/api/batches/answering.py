@@ -17,8 +17,9 @@ from services.api.batches.results import Result
 from services.api.batches.usage import usage_of
 from services.api.bodies import decode
 from services.api.errors import SERVER_ERROR, UpstreamError, rule_for
-from services.api.gateway.forwarding import VIEW_DECODER, Gateway, OnSent, View
+from services.api.gateway.forwarding import VIEW_DECODER, Gateway, View
 from services.api.gateway.mending import mended
+from services.api.gateway.outgoing import OnSent
 from services.api.gateway.relay import read_whole
 from services.api.gateway.responses import ResponseView, Turn
 from services.api.gateway.stored_chat import ChatView, StoredChat

@@ -8,7 +8,8 @@ import httpx2
 from litestar import Request
 
 from services.api.access import request_id_of
-from services.api.gateway.forwarding import Endpoint, Gateway, OnSent, View
+from services.api.gateway.forwarding import Gateway, View
+from services.api.gateway.outgoing import ANSWERED_BY, Endpoint, OnSent
 from services.api.gateway.relay import read_unless_stream, unless_gone
 from shared.store.api_keys import Identity
 
@@ -23,15 +24,21 @@ async def ask(
 ) -> httpx2.Response | bytes:
     """Return the answer to `body`: still open if it is a stream, else whole.
 
-    Raises ClientGone, and what Gateway.open does.
+    The client's answer will name the model in a header. Raises ClientGone, and what Gateway.open does.
     """
-    opening = gateway.open(
-        endpoint,
-        body,
-        model=view.model,
-        access=request.auth.key.access,
-        request_id=request_id_of(request.scope),
-        priority=view.priority or 0,
-        on_sent=on_sent,
-    )
-    return await unless_gone(read_unless_stream(opening), request.receive)
+
+    async def opening() -> httpx2.Response:
+        upstream = await gateway.open(
+            endpoint,
+            body,
+            model=view.model,
+            access=request.auth.key.access,
+            request_id=request_id_of(request.scope),
+            priority=view.priority or 0,
+            sticky=request.auth.key.id,
+            on_sent=on_sent,
+        )
+        request.scope["state"][ANSWERED_BY] = upstream.headers[ANSWERED_BY]
+        return upstream
+
+    return await unless_gone(read_unless_stream(opening()), request.receive)

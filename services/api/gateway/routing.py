@@ -5,26 +5,35 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from services.api.gateway.loads import Loads
 from shared.errors import NoReplica
 from shared.ids import is_fine_tuned
+from shared.placement import owners
 from shared.records import ReplicaRecord
 
 
-def candidates(replicas: Sequence[ReplicaRecord], *, base: str, model: str) -> list[ReplicaRecord]:
-    """List the ready replicas of a base, best first: merged with the adapter, those that hold it, the least busy.
+def candidates(replicas: Sequence[ReplicaRecord], loads: Loads, *, base: str, model: str) -> list[ReplicaRecord]:
+    """List the ready replicas that can answer for a model, best first.
 
-    A replica whose weights another model is merged into is none of the base's.
-    Raises NoReplica with the reason when there is none.
+    That is one that the model is merged into; then its owners, and whoever holds it besides, the least busy first; then
+    the others. One that already has more requests than it answers at a time comes behind one that has not. A replica
+    that another model is merged into is none of the base's. Raises NoReplica with the reason when there is none.
     """
     of_base = [replica for replica in replicas if replica.base == base and replica.merged in ("", model)]
     ready = [replica for replica in of_base if replica.state == "ready" and replica.url]
     if not ready:
         raise NoReplica(f"The model '{model}' cannot answer yet: {_reason(of_base, base)}.", param="model")
+    loads.keep(frozenset(replica.id for replica in replicas))
+    own = {replica.id for replica in owners([one for one in ready if not one.merged], model)}
+
+    def rank(replica: ReplicaRecord) -> tuple[bool, bool, bool, int]:
+        load = loads.of(replica)
+        is_full = bool(replica.max_running) and load >= replica.max_running
+        has_it = model == base or replica.id in own or model in replica.resident
+        return (is_full, not replica.merged, not has_it, load)
+
     random.shuffle(ready)
-    return sorted(
-        ready,
-        key=lambda replica: (not replica.merged, model != base and model not in replica.resident, replica.running),
-    )
+    return sorted(ready, key=rank)
 
 
 def _reason(replicas: Sequence[ReplicaRecord], base: str) -> str:

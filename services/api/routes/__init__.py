@@ -2,6 +2,7 @@
 
 from services.api.routes import (
     admin_keys,
+    aliases,
     api_keys,
     batches,
     docs,
@@ -26,6 +27,7 @@ GROUPS = {
     "Files": [*files.ROUTES, *uploads.ROUTES],
     "Fine-tuning": [*jobs.ROUTES, *permissions.ROUTES, *graders.ROUTES],
     "Models": [*models.ROUTES, *model_settings.ROUTES],
+    "Aliases": aliases.ROUTES,
     "Generation": [*inference.ROUTES, *responses.ROUTES, *messages.ROUTES],
     "Stored completions": stored_completions.ROUTES,
     "Batches": batches.ROUTES,

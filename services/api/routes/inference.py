@@ -11,8 +11,9 @@ from services.api.access import request_id_of
 from services.api.bodies import decode
 from services.api.documents import CHAT, COMPLETION, EMBEDDING, GENERATED, OBJECT
 from services.api.gateway.asking import ask
-from services.api.gateway.forwarding import VIEW_DECODER, Endpoint, Gateway, View
+from services.api.gateway.forwarding import VIEW_DECODER, Gateway, View
 from services.api.gateway.mending import mended
+from services.api.gateway.outgoing import Endpoint
 from services.api.gateway.relay import Relay, Whole
 from services.api.gateway.stored_chat import ChatView, StoredChat
 from services.api.limits import read_prompt

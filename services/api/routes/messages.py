@@ -11,7 +11,8 @@ from services.api.bodies import decode, read_json
 from services.api.documents import ANTHROPIC_ERROR, GENERATED, MESSAGE, OBJECT
 from services.api.gateway.anthropic_errors import HANDLERS
 from services.api.gateway.asking import ask
-from services.api.gateway.forwarding import VIEW_DECODER, Endpoint, Gateway
+from services.api.gateway.forwarding import VIEW_DECODER, Gateway
+from services.api.gateway.outgoing import Endpoint
 from services.api.gateway.relay import Relay, Whole
 from services.api.limits import read_prompt
 from shared.settings import Settings

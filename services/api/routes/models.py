@@ -9,6 +9,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath
 
 from services.api.adapters.importing import AdapterImports, read_import
+from services.api.aliases.management import Aliases
 from services.api.bodies import read_json
 from services.api.documents import json_body
 from services.api.gateway.model_names import ModelNames
@@ -20,6 +21,7 @@ from shared.records import KeyRecord
 from shared.schemas.models import ImportedModel, Model, ModelList
 from shared.schemas.paging import Deleted
 from shared.settings import Settings
+from shared.store.aliases import AliasStore
 from shared.store.idempotency import IdempotencyStore
 from shared.store.registry import Registry
 
@@ -66,12 +68,15 @@ async def delete_model(
     caller: NamedDependency[KeyRecord],
     registry: NamedDependency[Registry],
     names: NamedDependency[ModelNames],
+    aliases: NamedDependency[Aliases],
+    alias_store: NamedDependency[AliasStore],
     paths: NamedDependency[Paths],
     settings: NamedDependency[Settings],
 ) -> Deleted:
     """Delete a fine-tuned model; it stops answering at once.
 
-    The weights of a whole model go with it; refused while there are adapters on it, and for the server's own base.
+    The weights of a whole model go with it; refused while there are adapters on it, and for the server's own base, and
+    while an alias of the project points to it or has it as its canary.
     """
     name = model_id(model)
     if names.is_alias(name):
@@ -86,7 +91,12 @@ async def delete_model(
         raise InvalidRequest(
             f"'{name}' is a base model; only fine-tuned models can be deleted.", code="base_model", param="model"
         )
+    if (await registry.get(name)) is None and await alias_store.find(name, project=caller.project) is not None:
+        raise InvalidRequest(
+            f"'{name}' is an alias; delete it at /v1/aliases/{name}.", code="model_alias", param="model"
+        )
     record = await registry.owned(name, caller.access)
+    await aliases.check_unused(name, project=caller.project)
     if record.whole:
         await _check_unused(name, registry, settings)
     await registry.retire(name)

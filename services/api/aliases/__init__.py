@@ -1,0 +1,1 @@
+"""Aliases: moving the pointer, choosing who answers, counting how that goes, and shadowing."""

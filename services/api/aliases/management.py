@@ -1,0 +1,257 @@
+"""A project's aliases: create, point elsewhere, canary, shadow, promote, roll back, delete."""
+
+from __future__ import annotations
+
+import time
+
+import structlog
+from msgspec import UNSET
+
+from services.api.aliases import changes
+from services.api.aliases.warming import Warming
+from services.api.gateway.model_names import ModelNames
+from shared import ids
+from shared.alias_records import AliasRecord, is_alias_name
+from shared.errors import InvalidRequest
+from shared.ids import is_fine_tuned
+from shared.model_records import Access
+from shared.records import AdapterRecord, BaseRecord, KeyRecord
+from shared.schemas.aliases import (
+    Canary,
+    ChangedAlias,
+    CreateAlias,
+    PromoteCanary,
+    RollBackAlias,
+    TrafficLimits,
+    UpdateAlias,
+    Watch,
+)
+from shared.store.aliases import AliasStore, Change, check_revision
+from shared.store.registry import Registry, unknown_model
+
+_log = structlog.get_logger()
+
+
+class Aliases:
+    """Everything about aliases that can be refused is refused here. `caller` is whose key it is, and whose project."""
+
+    def __init__(self, store: AliasStore, registry: Registry, names: ModelNames, warming: Warming) -> None:
+        self._store = store
+        self._registry = registry
+        self._names = names
+        self._warming = warming
+
+    async def create(self, wanted: CreateAlias, *, caller: KeyRecord) -> ChangedAlias:
+        """Raises InvalidRequest for a name that is not free or no alias's, NotFound for a model, Conflict."""
+        await self._check_name(wanted.name, caller.access)
+        _check_watch(wanted.watch)
+        model = await self._model(wanted.model, "model", caller.access)
+        warm = await self._warming.warm(model, param="model", wait=wanted.wait_warm)
+        now = int(time.time())
+        record = AliasRecord(
+            uid=ids.new_alias_uid(),
+            name=wanted.name,
+            project=caller.project,
+            target=wanted.model,
+            moved_at=now,
+            description=wanted.description,
+            watch=wanted.watch,
+            created_at=now,
+            updated_at=now,
+        )
+        await self._store.create(record, changes.first_entry(record, wanted.reason, caller))
+        _log.info("alias.created", alias=record.name, project=record.project, model=record.target)
+        return record.changed(warm=warm)
+
+    async def update(self, name: str, wanted: UpdateAlias, *, caller: KeyRecord) -> ChangedAlias:
+        """Change what is given. Raises NotFound, InvalidRequest, AdapterRejected, and Conflict (`alias_moved`,
+        `model_not_warm`)."""
+        current = await self._store.get(name, project=caller.project)
+        check_revision(current, wanted.expected_revision)
+        _check_watch(wanted.watch or None)
+        _check_canary(wanted.canary or None)
+        warm = await self._prepare(current, wanted, caller.access)
+
+        def change(record: AliasRecord) -> Change | None:
+            _check_others(record, wanted)
+            return changes.updated(record, wanted, caller)
+
+        changed = await self._store.change(
+            name, change, project=caller.project, expected_revision=wanted.expected_revision
+        )
+        return self._done(changed, warm)
+
+    async def promote(self, name: str, wanted: PromoteCanary, *, caller: KeyRecord) -> ChangedAlias:
+        """Point the alias to its canary, which thereby is none any more. Raises InvalidRequest when there is none."""
+        current = await self._store.get(name, project=caller.project)
+        check_revision(current, wanted.expected_revision)
+        planned = _canary_of(current)
+        model = await self._model(planned.model, None, caller.access)
+        warm = await self._warming.warm(model, param="alias", wait=wanted.wait_warm)
+
+        def change(record: AliasRecord) -> Change:
+            canary = _canary_of(record)
+            if canary.model != planned.model:
+                check_revision(record, current.revision)
+            return changes.promoted(record, canary, wanted.reason, caller)
+
+        changed = await self._store.change(
+            name, change, project=caller.project, expected_revision=wanted.expected_revision
+        )
+        return self._done(changed, warm)
+
+    async def roll_back(self, name: str, wanted: RollBackAlias, *, caller: KeyRecord) -> ChangedAlias:
+        """Point the alias to the model before, or to that of a revision, and take the canary out.
+
+        Raises InvalidRequest when there is no such revision or nothing to go back to.
+        """
+        current = await self._store.get(name, project=caller.project)
+        check_revision(current, wanted.expected_revision)
+        target = await self._former(current, wanted.revision)
+        model = await self._model(target, None, caller.access)
+        warm = await self._warming.warm(model, param="alias", wait=wanted.wait_warm)
+
+        def change(record: AliasRecord) -> Change:
+            if wanted.revision is None and record.previous != target:
+                check_revision(record, current.revision)
+            return changes.pointed_back(record, target, wanted.reason, caller)
+
+        changed = await self._store.change(
+            name, change, project=caller.project, expected_revision=wanted.expected_revision
+        )
+        return self._done(changed, warm)
+
+    async def delete(self, name: str, *, project: str) -> None:
+        """Forget an alias. Raises NotFound."""
+        await self._store.delete(name, project=project)
+        _log.info("alias.deleted", alias=name, project=project)
+
+    async def check_unused(self, model: str, *, project: str) -> None:
+        """Raises InvalidRequest with code `model_in_use` when requests to an alias of the project go to a model."""
+        users = [
+            alias.name
+            for alias in await self._store.all(project)
+            if model == alias.target or (alias.canary is not None and model == alias.canary.model)
+        ]
+        if users:
+            raise InvalidRequest(
+                f"'{model}' answers for {_listed(users)}; point them to another model first, or delete them.",
+                code="model_in_use",
+                param="model",
+            )
+
+    async def _check_name(self, name: str, access: Access) -> None:
+        if is_fine_tuned(name) or not is_alias_name(name):
+            raise InvalidRequest(
+                f"Invalid value for 'name': '{name}'. An alias has letters, digits, '.', '_' and '-', with a letter or "
+                "digit in front; names that begin with 'ft:' are those of fine-tuned models.",
+                code="invalid_alias_name",
+                param="name",
+            )
+        if self._names.is_alias(name) or (await self._registry.find(name, access)).own is not None:
+            owner = "an alias of the operator's" if self._names.is_alias(name) else "a model"
+            raise InvalidRequest(
+                f"'{name}' is the name of {owner} already; choose another.", code="name_taken", param="name"
+            )
+
+    async def _prepare(self, current: AliasRecord, wanted: UpdateAlias, access: Access) -> bool:
+        """Look up and warm what is new; return whether what the change is about is warm."""
+        target = current.target if wanted.model is UNSET else wanted.model
+        if wanted.shadow:
+            await self._model(wanted.shadow.model, "shadow.model", access)
+        if target != current.target:
+            model: BaseRecord | AdapterRecord | None = await self._model(target, "model", access)
+        else:
+            own = (await self._registry.find(target, access)).own
+            model = None if own is None else own.model
+        moves = target != current.target
+        warm = model is not None and await self._warming.warm(model, param="model", wait=moves and wanted.wait_warm)
+        if wanted.canary and (current.canary is None or current.canary.model != wanted.canary.model):
+            canary = await self._model(wanted.canary.model, "canary.model", access)
+            warm = await self._warming.warm(canary, param="canary.model", wait=wanted.wait_warm)
+        return warm
+
+    async def _model(self, name: str, param: str | None, access: Access) -> BaseRecord | AdapterRecord:
+        """Look up a model that an alias may name. Raises NotFound for unknown ones, and for other aliases."""
+        found = await self._registry.find(name, access, alias=is_alias_name(name))
+        if found.own is None:
+            is_alias = found.alias is not None or self._names.is_alias(name)
+            error = unknown_model(name)
+            hint = " It is an alias, and an alias points to a model." if is_alias else ""
+            raise type(error)(error.message + hint, code=error.code, param=param)
+        return found.own.model
+
+    async def _former(self, record: AliasRecord, revision: int | None) -> str:
+        if revision is None:
+            target = record.previous
+        else:
+            entries = await self._store.history(record.uid)
+            target = next((entry.model for entry in entries if entry.revision == revision), None)
+            if target is None:
+                raise InvalidRequest(
+                    f"The alias '{record.name}' has no revision {revision} in its history.",
+                    code="unknown_revision",
+                    param="revision",
+                )
+        if target is None or (target == record.target and record.canary is None):
+            raise InvalidRequest(
+                f"The alias '{record.name}' has nothing to go back to"
+                + (": it never pointed elsewhere." if target is None else f": it points to '{target}' already."),
+                code="nothing_to_roll_back",
+                param=None if revision is None else "revision",
+            )
+        return target
+
+    def _done(self, record: AliasRecord, warm: bool) -> ChangedAlias:
+        _log.info(
+            "alias.changed",
+            alias=record.name,
+            project=record.project,
+            revision=record.revision,
+            model=record.target,
+            canary=None if record.canary is None else record.canary.model,
+        )
+        return record.changed(warm=warm)
+
+
+def _canary_of(record: AliasRecord) -> Canary:
+    if record.canary is None:
+        raise InvalidRequest(f"The alias '{record.name}' has no canary to promote.", code="no_canary", param="alias")
+    return record.canary
+
+
+def _check_canary(canary: Canary | None) -> None:
+    if canary is not None and canary.limits is not None:
+        _check_limits(canary.limits, "canary.limits")
+
+
+def _check_watch(watch: Watch | None) -> None:
+    if watch is not None:
+        _check_limits(watch.limits, "watch.limits")
+
+
+def _check_limits(limits: TrafficLimits, param: str) -> None:
+    if (limits.max_error_rate, limits.max_p95_first_byte_ms, limits.max_p95_total_ms) == (None, None, None):
+        raise InvalidRequest(
+            f"'{param}' limits nothing; give max_error_rate, max_p95_first_byte_ms or max_p95_total_ms.",
+            code="invalid_value",
+            param=param,
+        )
+
+
+def _check_others(record: AliasRecord, wanted: UpdateAlias) -> None:
+    """Raises InvalidRequest for a canary or shadow that is given and would be the target itself."""
+    target = record.target if wanted.model is UNSET else wanted.model
+    for name, other in (("canary", wanted.canary), ("shadow", wanted.shadow)):
+        if other and other.model == target:
+            raise InvalidRequest(
+                f"Invalid value for '{name}.model': the alias points to '{target}' itself; name another model.",
+                code="invalid_value",
+                param=f"{name}.model",
+            )
+
+
+def _listed(users: list[str]) -> str:
+    shown = ", ".join(f"'{name}'" for name in users[:5])
+    more = f" and {len(users) - 5} more" if len(users) > 5 else ""
+    return f"the alias{'es' if len(users) > 1 else ''} {shown}{more}"

@@ -1,0 +1,77 @@
+"""Having a model in an inference server's memory before requests are sent to it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from shared.errors import AdapterRejected, Conflict
+from shared.records import AdapterRecord, BaseRecord, Residency
+from shared.store.presence import Presence
+from shared.store.registry import Registry
+
+WAIT_S = 10.0
+_POLL_S = 0.05
+_OLD_NEWS_S = 2.0
+"""For so long after it was asked, a server may still have to look again at what failed earlier."""
+
+
+class Warming:
+    """Asks the servers of a base, and hears from them through the registry."""
+
+    def __init__(self, registry: Registry, presence: Presence, *, wait_s: float = WAIT_S) -> None:
+        self._registry = registry
+        self._presence = presence
+        self._wait_s = wait_s
+
+    async def warm(self, model: BaseRecord | AdapterRecord, *, param: str, wait: bool) -> bool:
+        """Return whether a server that answers now has the model at hand; wait for that if there is one and `wait`.
+
+        Without a server for its base there is nothing to wait for. Raises AdapterRejected when the servers refuse it,
+        and Conflict with code `model_not_warm` when it takes too long.
+        """
+        servers = await self._servers(model)
+        if isinstance(model, BaseRecord) or not servers:
+            return bool(servers)
+        if await self._is_warm(model, servers):
+            return True
+        await self._registry.ask_to_warm(model)
+        asked_at, deadline = time.time(), time.monotonic() + (self._wait_s if wait else 0.0)
+        while wait and time.monotonic() < deadline:
+            await asyncio.sleep(_POLL_S)
+            servers = await self._servers(model)
+            if not servers or await self._is_warm(model, servers, param=param, asked_at=asked_at):
+                return bool(servers)
+        if wait:
+            raise Conflict(
+                f"No inference server had the model '{model.name}' in memory within {self._wait_s:.0f} s, so nothing "
+                "was changed; try again, or send 'wait_warm': false.",
+                code="model_not_warm",
+                param=param,
+            )
+        return False
+
+    async def _servers(self, model: BaseRecord | AdapterRecord) -> set[str]:
+        """Return the ids of the servers of the model's base that take requests."""
+        base = model.id if isinstance(model, BaseRecord) else model.base
+        alive = await self._presence.replicas()
+        return {one.id for one in alive if one.base == base and one.state == "ready" and one.url}
+
+    async def _is_warm(
+        self, model: AdapterRecord, servers: set[str], *, param: str = "model", asked_at: float | None = None
+    ) -> bool:
+        """Raises AdapterRejected, once a server was asked, when every one of them says why it cannot have the model."""
+        said = await self._registry.residency(model.name)
+        standing = [said[server] for server in servers if server in said]
+        if any(one.state == "warm" for one in standing):
+            return True
+        refusals = [one for one in standing if one.state == "failed"]
+        if len(refusals) == len(servers) and asked_at is not None and _is_news(refusals, asked_at):
+            raise AdapterRejected(
+                f"The model '{model.name}' cannot be served: {refusals[0].reason}", code="adapter_failed", param=param
+            )
+        return False
+
+
+def _is_news(refusals: list[Residency], asked_at: float) -> bool:
+    return time.time() > asked_at + _OLD_NEWS_S or all(one.at >= asked_at for one in refusals)

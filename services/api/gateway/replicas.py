@@ -1,0 +1,155 @@
+"""The inference servers behind the gateway: who is asked, and who is asked instead when that one cannot answer.
+
+A request may begin again elsewhere until the first byte of its answer is here; whatever was made of it is lost with the
+server that made it, and the client has seen nothing of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+
+import httpx2
+import structlog
+
+from services.api.gateway import routing
+from services.api.gateway.loads import Loads
+from services.api.gateway.model_names import Meaning
+from services.api.gateway.outgoing import Asking, Endpoint
+from services.api.gateway.relay import is_stream
+from services.api.gateway.upstream_errors import shape
+from shared.errors import InvalidRequest, ReplicaLost
+from shared.records import ReplicaRecord
+from shared.store.presence import Presence
+
+_log = structlog.get_logger()
+
+_ATTEMPTS = 3
+_TRIED_ELSEWHERE = frozenset({500, 502, 503, 504})
+"""What says more of the server than of the request."""
+_PRIORITY_HEADER = "x-vllm-priority"
+"""Wins over the body's `priority` in vLLM; smaller numbers are answered earlier."""
+_PRODUCT = {"generate": "generate text", "embed": "make embeddings"}
+
+
+class Replicas:
+    """Sends requests to the replicas that are alive."""
+
+    def __init__(self, presence: Presence, *, internal_key: str) -> None:
+        self._presence = presence
+        self._loads = Loads()
+        self._http = httpx2.AsyncClient(
+            headers={"authorization": f"Bearer {internal_key}", "user-agent": "selftune-gateway"},
+            # No read timeout: a long answer from a busy CPU is not a failure, and a dead replica closes its sockets.
+            timeout=httpx2.Timeout(None, connect=5.0, pool=30.0),
+            limits=httpx2.Limits(max_connections=1000, max_keepalive_connections=100, keepalive_expiry=2.0),
+            trust_env=False,
+        )
+
+    async def able(self, meaning: Meaning, endpoint: Endpoint, *, asked_for: str) -> list[ReplicaRecord]:
+        """Return who can answer for a model that was asked for as `asked_for`, best first.
+
+        Raises NoReplica when none is there, InvalidRequest when none can do what the endpoint is for.
+        """
+        alive = await self._presence.replicas()
+        found = routing.candidates(alive, self._loads, base=meaning.base, model=meaning.target)
+        task = "embed" if endpoint == "/v1/embeddings" else "generate"
+        able = [replica for replica in found if task in replica.tasks]
+        if not able:
+            raise InvalidRequest(
+                f"The model '{asked_for}' cannot {_PRODUCT[task]}, so it does not answer at {endpoint}.",
+                code="unsupported_endpoint",
+                param="model",
+            )
+        return able
+
+    async def send(self, choices: Sequence[ReplicaRecord], body: bytes, asking: Asking) -> httpx2.Response:
+        """Return the first answer whose first byte is here; the caller closes it.
+
+        Raises ReplicaLost when no server responds, UpstreamError for what the last one says.
+        """
+        for replica, is_last in _attempts(choices):
+            try:
+                response = await self._ask(replica, body, asking)
+                if response.is_success:
+                    return await _begun(response)
+            except httpx2.TransportError as error:
+                _log.warning("gateway.unreachable", replica=replica.id, reason=type(error).__name__)
+                continue
+            if is_last or response.status_code not in _TRIED_ELSEWHERE:
+                return await _refuse(response)
+            _log.warning("gateway.tried_elsewhere", replica=replica.id, status=response.status_code)
+            await response.aclose()
+        raise ReplicaLost(
+            f"The model '{asking.model}' cannot answer at the moment: its inference server does not respond."
+        )
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def _ask(self, replica: ReplicaRecord, body: bytes, asking: Asking) -> httpx2.Response:
+        headers = {
+            "content-type": "application/json",
+            "accept-encoding": "identity",
+            "x-request-id": asking.request_id,
+            _PRIORITY_HEADER: str(asking.priority),
+        }
+        url = replica.url.rstrip("/") + asking.endpoint
+        self._loads.note(replica)
+        return await self._http.send(self._http.build_request("POST", url, content=body, headers=headers), stream=True)
+
+
+def _attempts(choices: Sequence[ReplicaRecord]) -> Iterator[tuple[ReplicaRecord, bool]]:
+    """Give each server to try, and whether no other one follows.
+
+    A single one is tried twice: the first attempt may have met a connection closed long ago.
+    """
+    if len(choices) == 1:
+        yield choices[0], True
+        yield choices[0], True
+        return
+    tried = choices[:_ATTEMPTS]
+    yield from ((replica, replica is tried[-1]) for replica in tried)
+
+
+async def _begun(response: httpx2.Response) -> httpx2.Response:
+    """Wait for the first piece of a stream, whose head comes before anything is made. Raises TransportError."""
+    if not is_stream(response):
+        return response
+    assert isinstance(response.stream, httpx2.AsyncByteStream)
+    pieces = aiter(response.stream)
+    try:
+        first = await anext(pieces, b"")
+    except BaseException:
+        await response.aclose()
+        raise
+    response.stream = _Begun(first, pieces, response.stream)
+    return response
+
+
+class _Begun(httpx2.AsyncByteStream):
+    """A stream of which one piece was read."""
+
+    def __init__(self, first: bytes, rest: AsyncIterator[bytes], stream: httpx2.AsyncByteStream) -> None:
+        self._first = first
+        self._rest = rest
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            yield self._first
+            async for piece in self._rest:
+                yield piece
+        finally:
+            if isinstance(self._rest, AsyncGenerator):
+                await self._rest.aclose()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+async def _refuse(response: httpx2.Response) -> httpx2.Response:
+    try:
+        error = await shape(response)
+    finally:
+        await response.aclose()
+    raise error

@@ -86,5 +86,5 @@ async def _furnish(client: Client, first: str, second: str) -> None:
     await registry.publish(make_adapter(FOREIGN, project="proj_other", sha256="d" * 64))
     await presence.beat_replica(make_replica(first, id="first"), ttl_s=300)
     await presence.beat_replica(make_replica(second, id="second", base=OTHER_BASE), ttl_s=300)
-    await registry.acknowledge("first", V1, Residency(state="warm"))
-    await registry.acknowledge("second", V2, Residency(state="warm"))
+    await registry.acknowledge("first", {V1: Residency(state="warm")})
+    await registry.acknowledge("second", {V2: Residency(state="warm")})

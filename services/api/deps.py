@@ -28,6 +28,7 @@ from services.api.files.uploads import Uploads
 from services.api.gateway.forwarding import Gateway
 from services.api.gateway.model_names import ModelNames
 from services.api.gateway.replicas import Replicas
+from services.api.gateway.residency import Residencies
 from services.api.jobs.control import JobControl
 from services.api.jobs.submission import Submission
 from services.api.model_settings.changes import ModelSettingsAdmin
@@ -87,6 +88,7 @@ class Services:
     names: ModelNames
     adapter_imports: AdapterImports
     model_settings: ModelSettingsAdmin
+    residencies: Residencies
     alias_store: AliasStore
     aliases: Aliases
     alias_traffic: TrafficStore
@@ -160,6 +162,7 @@ class Services:
             registry=registry,
             names=names,
             adapter_imports=AdapterImports(settings, files, registry, names, paths),
+            residencies=Residencies(names, registry, presence),
             model_settings=ModelSettingsAdmin(
                 settings, names, registry, ModelSettingsStore(client), key_store, permissions
             ),

@@ -24,7 +24,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-OPEN_PATHS = frozenset({"/health", "/metrics", "/metrics/"})
+HEALTH = "/health"
+"""The one path that needs no key: 200 while requests are taken, else 503, and no more than that."""
 GENERATING_PATHS = frozenset(
     {
         *("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"),
@@ -69,21 +70,25 @@ class ClientGone(Exception):
 
 
 class InternalKey:
-    """Lets through who knows the key; an empty key lets everybody through."""
+    """Lets through who knows the key, and tells everybody whether the server is ready."""
 
-    def __init__(self, app: App, key: str) -> None:
+    def __init__(self, app: App, key: str, is_ready: Callable[[], bool]) -> None:
         self._app = app
-        self._expected = f"Bearer {key}".encode() if key else b""
+        self._expected = f"Bearer {key}".encode()
+        self._is_ready = is_ready
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or scope.get("path") in OPEN_PATHS or self._knows_key(scope):
+        if scope["type"] == "http" and scope["path"] == HEALTH:
+            await send({"type": "http.response.start", "status": 200 if self._is_ready() else 503, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+        elif scope["type"] == "lifespan" or self._knows_key(scope):
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
             await send_error(send, 401, _NO_KEY)
 
     def _knows_key(self, scope: Scope) -> bool:
         given = dict(scope["headers"]).get(b"authorization", b"")
-        return not self._expected or hmac.compare_digest(given, self._expected)
+        return hmac.compare_digest(given, self._expected)
 
 
 class AdapterAdmission:

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable
 
 import structlog
 
+from services.inference import metrics
 from services.inference.failures import Failures
 from services.inference.leases import Lease
 from services.inference.loader import AdapterLoader, NoPlace, NotWanted
@@ -90,7 +91,8 @@ class AdapterAgent:
         """
         record = self._known.get(name) or await self._look_up(name)
         self._check_failed(record)
-        await self.turns.enter(record.int_id)
+        with metrics.TURN_SECONDS.time():
+            await self.turns.enter(record.int_id)
         try:
             await self._make_resident(record)
         except BaseException:
@@ -111,10 +113,13 @@ class AdapterAgent:
         """List the public names of the adapters in memory."""
         return sorted(self._by_id[int_id].name for int_id in self._residents.ids() if int_id in self._by_id)
 
-    @property
-    def known(self) -> int:
-        """How many adapters the registry has for this base."""
-        return len(self._known)
+    def numbers(self) -> dict[str, int]:
+        """Count adapters and those who wait for them, for metrics."""
+        return {
+            "adapters_registered": len(self._known),
+            "adapters_pinned": len(self._residents.pinned),
+            "adapters_waiting": self.turns.waiting,
+        }
 
     def _is_wanted(self, record: AdapterRecord) -> bool:
         current = self._known.get(record.name)
@@ -165,6 +170,7 @@ class AdapterAgent:
             loaded = await self._loader.load(record, lambda: self._is_wanted(record))
         except AdapterRejected as refusal:
             failure = self._failures.note(record.int_id, refusal.message)
+            metrics.LOADS.labels("refused").inc()
             log.warning("adapter.failed", adapter=record.name, reason=refusal.message, times=failure.times)
             self._reports.note(
                 record.name, Residency(state="quarantined" if failure.is_final else "failed", reason=refusal.message)
@@ -173,13 +179,17 @@ class AdapterAgent:
         except (NoPlace, NotWanted) as reason:
             self._reports.note(record.name, Residency(state="staged", reason=reason.message))
             raise
+        metrics.LOADS.labels("loaded").inc()
+        metrics.LOAD_SECONDS.observe(loaded.load_ms / 1000)
         log.info("adapter.warm", adapter=record.name, load_ms=round(loaded.load_ms, 1))
         self._failures.forget(record.int_id)
         self._reports.note(record.name, Residency(state="warm", load_ms=loaded.load_ms))
         self._note_evicted(before)
 
     def _note_evicted(self, before: set[int]) -> None:
-        for int_id in before.difference(self._residents.ids()):
+        gone = before.difference(self._residents.ids())
+        metrics.EVICTIONS.inc(len(gone))
+        for int_id in gone:
             if record := self._by_id.get(int_id):
                 self._reports.note(record.name, Residency(state="staged", reason="another adapter needed its place"))
 

@@ -121,6 +121,10 @@ class MergedAgent:
     def names(self) -> list[str]:
         return [self._record.name]
 
+    def numbers(self) -> dict[str, int]:
+        """There are no adapters to count."""
+        return {}
+
     async def _is_there(self) -> bool:
         current = await self._registry.get(self._record.name)
         return current is not None and current.int_id == self._record.int_id

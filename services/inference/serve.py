@@ -14,7 +14,7 @@ from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed
 from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from services.inference import engine_args, engine_process, self_test, server, tasks
+from services.inference import engine_args, engine_process, metrics, self_test, server, tasks
 from services.inference.admission import Traffic
 from services.inference.agent import AdapterAgent
 from services.inference.engine_link import EngineLink
@@ -84,8 +84,9 @@ async def _serve_engine(
     agent = _make_agent(settings, client, replica, loader, reports, uses, merged)
     traffic = Traffic()
     app = await server.build(
-        args, engine, agent, traffic, settings, internal_key(settings.internal_key, Paths(settings.home))
-    )
+        args, engine, agent, traffic, settings, internal_key(settings.internal_key, Paths(settings.home)),
+        is_ready=lambda: replica.record.state == "ready",
+    )  # fmt: skip
     configure("inference", level=settings.log_level)  # one of the libraries behind build() has taken the root logger
     able = tuple(await engine.get_supported_tasks())
     replica.set("starting", "testing the engine", engine_pid=engine_pid(engine), tasks=able)
@@ -93,6 +94,7 @@ async def _serve_engine(
         await self_test.prove(engine, link, _ENGINE_DEADLINE_S, generates="generate" in able)
     url = settings.inference_url or "http://{}:{}".format(*sock.getsockname())
     replica.set("starting", "learning the adapters", url=url)
+    metrics.install(names=agent.names, numbers=lambda: {**agent.numbers(), "requests_running": traffic.running})
     replica.describe_with(lambda: {"resident": agent.names(), "running": traffic.running})
     await agent.start()
     http = server.make_server(app)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from argparse import Namespace
+from collections.abc import Callable
 
 import structlog
 import uvicorn
@@ -27,7 +28,7 @@ log = structlog.get_logger()
 
 PUBLIC_PATHS = frozenset(
     {
-        *("/health", "/metrics", "/version", "/v1/models"),
+        *("/metrics", "/version", "/v1/models"),
         *("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"),
         *("/v1/messages", "/v1/messages/count_tokens", "/v1/responses/render", "/tokenize", "/detokenize"),
     }
@@ -37,14 +38,21 @@ _KEEP_ALIVE_S = 75  # longer than the gateway keeps idle connections, so that it
 
 
 async def build(
-    args: Namespace, engine: EngineClient, agent: Agent, traffic: Traffic, settings: Settings, key: str
+    args: Namespace,
+    engine: EngineClient,
+    agent: Agent,
+    traffic: Traffic,
+    settings: Settings,
+    key: str,
+    *,
+    is_ready: Callable[[], bool],
 ) -> FastAPI:
     """Build the application: vLLM's routes that we serve, admission inside its middleware, the key outside."""
     app_state.OpenAIServingModels = ManagedServingModels  # looked up by name in init_app_state
     tasks = await engine.get_supported_tasks()
     app: FastAPI = build_app(args, tasks, engine.model_config)
     app.router.routes = [route for route in app.router.routes if getattr(route, "path", "") in PUBLIC_PATHS]
-    app.user_middleware.insert(0, Middleware(InternalKey, key=key))
+    app.user_middleware.insert(0, Middleware(InternalKey, key=key, is_ready=is_ready))
     app.user_middleware.append(
         Middleware(AdapterAdmission, agent=agent, traffic=traffic, max_body_bytes=settings.max_body_bytes)
     )

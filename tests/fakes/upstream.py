@@ -31,7 +31,7 @@ class Received:
 
 @dataclass
 class Upstream:
-    """`behaviour` says how the next requests end: whole, cut, hang, or `status` with `error` as its body."""
+    """`behaviour` says how the next requests end: whole, cut, hang, …, or `status` with `error` as its body."""
 
     port: int = field(default_factory=free_port)
     behaviour: str = "whole"
@@ -97,6 +97,8 @@ class Upstream:
 
     async def _stream(self, model: str, send: Send) -> None:
         await self._start(send, 200, "text/event-stream; charset=utf-8")
+        if self.behaviour == "cut before the first event":
+            return
         for event in self.events:
             await send({"type": "http.response.body", "body": event, "more_body": True})
         if self.events:

@@ -244,7 +244,7 @@ def _warmed(bots: Scene, model: str, *, wait_s: float, wait: bool = True, base: 
 
 
 def _say(bots: Scene, residency: Residency) -> None:
-    with_store(bots.redis_url, lambda client: Registry(client).acknowledge("first", COLD, residency))
+    with_store(bots.redis_url, lambda client: Registry(client).acknowledge("first", {COLD: residency}))
 
 
 def test_a_move_waits_until_a_server_has_the_model(bots: Scene) -> None:

@@ -138,6 +138,47 @@ def test_dead_replica_is_passed_over(api: ApiServer, redis_url: str, upstream: U
     assert client.chat.completions.create(model=MINE, messages=MESSAGES).choices[0].message.content == "Hello!"
 
 
+@pytest.mark.parametrize("status", [500, 503])
+def test_what_one_replica_cannot_answer_another_does(
+    api: ApiServer, redis_url: str, upstream: Upstream, status: int
+) -> None:
+    with Upstream(status=status, error=NAMED) as unable:
+        announce(redis_url, make_replica(unable.url, id="unable"), make_replica(upstream.url, id="able", running=9))
+        with api.client() as http:
+            answer = http.post("/v1/chat/completions", json={"model": MINE, "messages": MESSAGES})
+        assert answer.json()["choices"][0]["message"]["content"] == "Hello!"
+        assert len(unable.received) == len(upstream.received) == 1
+
+
+def test_a_wrong_request_is_not_sent_to_every_replica(api: ApiServer, redis_url: str, upstream: Upstream) -> None:
+    with Upstream(status=400, error=VLLM_400) as refusing:
+        announce(redis_url, make_replica(refusing.url, id="first"), make_replica(upstream.url, id="second", running=9))
+        with api.client() as http:
+            assert http.post("/v1/completions", json={"model": BASE, "prompt": "x"}).status_code == 400
+        assert not upstream.received
+
+
+def test_what_the_last_replica_says_is_passed_on(api: ApiServer, redis_url: str, upstream: Upstream) -> None:
+    upstream.status, upstream.error = 503, NAMED
+    with Upstream(status=503, error=NAMED) as other:
+        announce(redis_url, make_replica(other.url, id="first"), make_replica(upstream.url, id="second"))
+        with api.client() as http:
+            answer = http.post("/v1/completions", json={"model": BASE, "prompt": "x"})
+        assert (answer.status_code, answer.json()["error"]["message"]) == (503, "not loaded")
+        assert len(other.received) == len(upstream.received) == 1
+
+
+def test_stream_that_dies_before_its_first_event_begins_again_elsewhere(
+    api: ApiServer, redis_url: str, upstream: Upstream
+) -> None:
+    with Upstream(behaviour="cut before the first event") as dying:
+        announce(redis_url, make_replica(dying.url, id="dying"), make_replica(upstream.url, id="alive", running=9))
+        client = openai.OpenAI(base_url=f"{api.url}/v1", api_key=api.key, max_retries=0)
+        stream = client.chat.completions.create(model=MINE, messages=MESSAGES, stream=True)
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == "Hello!"
+        assert len(dying.received) == 1
+
+
 def test_only_replica_dead_is_503(api: ApiServer, redis_url: str) -> None:
     announce(redis_url, make_replica(f"http://127.0.0.1:{free_port()}"))
     with api.client() as http:

@@ -16,6 +16,7 @@ from services.api.routes import (
     models,
     permissions,
     projects,
+    residency,
     responses,
     service_accounts,
     stored_completions,
@@ -26,7 +27,7 @@ from services.api.routes import (
 GROUPS = {
     "Files": [*files.ROUTES, *uploads.ROUTES],
     "Fine-tuning": [*jobs.ROUTES, *permissions.ROUTES, *graders.ROUTES],
-    "Models": [*models.ROUTES, *model_settings.ROUTES],
+    "Models": [*models.ROUTES, *model_settings.ROUTES, *residency.ROUTES],
     "Aliases": aliases.ROUTES,
     "Generation": [*inference.ROUTES, *responses.ROUTES, *messages.ROUTES],
     "Stored completions": stored_completions.ROUTES,

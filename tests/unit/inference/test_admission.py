@@ -88,19 +88,22 @@ def test_no_request_enters_once_traffic_is_closed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "header", "passes"),
+    ("path", "header", "is_ready", "status"),
     [
-        ("/v1/models", b"Bearer key", True),
-        ("/v1/models", b"Bearer kex", False),
-        ("/v1/models", b"", False),
-        ("/health", b"", True),
+        ("/v1/models", b"Bearer key", True, 204),
+        ("/v1/models", b"Bearer kex", True, 401),
+        ("/v1/models", b"", True, 401),
+        ("/metrics", b"", True, 401),
+        ("/health", b"", True, 200),
+        ("/health", b"", False, 503),
+        ("/health/", b"", True, 401),
     ],
 )
-def test_internal_key(path: str, header: bytes, passes: bool) -> None:
+def test_internal_key(path: str, header: bytes, is_ready: bool, status: int) -> None:
     async def inner(_scope: Any, _receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.start", "status": 204})
 
     wire = Wire()
     scope = {"type": "http", "path": path, "headers": [(b"authorization", header)]}
-    asyncio.run(InternalKey(inner, "key")(scope, wire.receive, wire.send))
-    assert (wire.sent[0]["status"] == 200) == passes
+    asyncio.run(InternalKey(inner, "key", lambda: is_ready)(scope, wire.receive, wire.send))
+    assert wire.sent[0]["status"] == status

@@ -197,13 +197,33 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         config: Path | None = None,
     ) -> Settings:
         """Merge file, environment and overrides. Raises InvalidRequest that names the setting."""
+        given, from_env, from_file = cls._layers(overrides, environ, config)
+        return _validated({**from_file, **from_env, **given})
+
+    @classmethod
+    def sources(
+        cls,
+        overrides: Mapping[str, Any] | None = None,
+        *,
+        environ: Mapping[str, str] | None = None,
+        config: Path | None = None,
+    ) -> dict[str, str]:
+        """Tell where `load` takes each setting from: the command line, a variable, the file, the default."""
+        given, from_env, from_file = cls._layers(overrides, environ, config)
+        layers = (("the settings file", from_file), ("the environment", from_env), ("the command line", given))
+        found = dict.fromkeys(cls.__struct_fields__, "the default")
+        return found | {name: source for source, layer in layers for name in layer}
+
+    @classmethod
+    def _layers(
+        cls, overrides: Mapping[str, Any] | None, environ: Mapping[str, str] | None, config: Path | None
+    ) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
         environ = os.environ if environ is None else environ
         given = {name: value for name, value in (overrides or {}).items() if value is not None}
         from_env = _from_env(environ)
         data_dir = given.get("data_dir") or from_env.get("data_dir") or cls().data_dir
         named = config or (Path(environ[f"{ENV_PREFIX}CONFIG"]) if environ.get(f"{ENV_PREFIX}CONFIG") else None)
-        from_file = _from_file(named, Path(data_dir).expanduser() / "selftune.toml")
-        return _validated({**from_file, **from_env, **given})
+        return given, from_env, _from_file(named, Path(data_dir).expanduser() / "selftune.toml")
 
     def to_env(self) -> dict[str, str]:
         """Write every setting as a SELFTUNE_* variable, so that a child process reads exactly these."""

@@ -78,6 +78,30 @@ def up(config: Path | None = None, **given: str | None) -> None:
 
 
 _HERE = "http://127.0.0.1:8000/v1"
+_MARKS = {"ok": " ", "warning": "!", "failed": "x"}
+
+
+@app.command("doctor")
+@with_settings
+def doctor(config: Path | None = None, **given: str | None) -> None:
+    """Show what this machine has, what is set and where, what would be chosen and why, and what is in the way.
+
+    Ends with status 1 when something would keep the stack from running. Takes the options of `up`.
+    """
+    from services.cli.doctor import examine
+
+    with _told_errors():
+        settings = Settings.load(given, config=config)
+        sources = Settings.sources(given, config=config)
+        failed = 0
+        for section, lines in examine(settings, sources):
+            typer.echo(f"\n{section}")
+            for line in lines:
+                failed += line.level == "failed"
+                typer.echo(f" {_MARKS[line.level]} {line.what:<18} {line.detail}")
+    raise typer.Exit(1 if failed else 0)
+
+
 _BASE_URL = typer.Option(envvar="OPENAI_BASE_URL", help="Base URL, with its /v1.")
 _API_KEY = typer.Option(envvar="OPENAI_API_KEY", help="Key; rather in the environment, where other users see less.")
 

@@ -201,7 +201,7 @@ class AdapterAgent:
         for record in records:
             self._learn(record)
         await self._learn_pins()
-        newest = sorted(records, key=lambda record: -record.created_at)
+        newest = sorted(records, key=lambda record: (-record.created_at, -record.int_id))
         by_use = await self._uses.most_used(_PREWARM)
         await self._warm_later([*by_use, *(record.name for record in newest[:_PREWARM])])
         self._cursor = cursor

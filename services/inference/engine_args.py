@@ -131,9 +131,14 @@ def _cpu_arguments(settings: Settings) -> list[str]:
         *("--worker-cls", "services.inference.worker_cpu.ManagedCPUWorker"),
         *("--dtype", "bfloat16" if cpu_has_bf16() else "float32"),
         *("--kv-cache-memory-bytes", str(settings.kv_cache_bytes)),
-        *("--max-num-batched-tokens", str(max(_MAX_BATCHED_TOKENS_CPU, settings.max_num_seqs))),
+        *("--max-num-batched-tokens", str(batched_tokens_on_cpu(settings))),
         "--enforce-eager",
     ]
+
+
+def batched_tokens_on_cpu(settings: Settings) -> int:
+    """Return how many tokens one step takes; each running request needs one."""
+    return max(_MAX_BATCHED_TOKENS_CPU, settings.max_num_seqs)
 
 
 def cached_adapters(settings: Settings) -> int:

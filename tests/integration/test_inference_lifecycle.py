@@ -29,8 +29,9 @@ def stack(base: Path) -> Iterator[InferenceStack]:
 
 
 def engine_process(stack: InferenceStack) -> psutil.Process | None:
-    """Return the engine's process as soon as multiprocessing has started it."""
-    return next((process for process in stack.processes()[1:] if "spawn_main" in " ".join(process.cmdline())), None)
+    """Return the engine's process as soon as it was forked: the one that the fork server has for a child."""
+    launcher, *others = stack.processes()
+    return next((process for process in others if process.ppid() != launcher.pid), None)
 
 
 def gone(processes: list[psutil.Process]) -> bool:

@@ -66,6 +66,43 @@ def test_taken_port_is_named(tmp_path: Path) -> None:
     assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
 
 
+def test_doctor_says_what_is_set_where_and_what_would_be_chosen(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        free = server.getsockname()[1]
+    (tmp_path / "selftune.toml").write_text("max_loras = 7\n")
+    done = selftune("doctor", "--data-dir", str(tmp_path), "--port", str(free), SELFTUNE_THREADS="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert "max_loras 7, from the settings file" in lines
+    assert "threads 1, from the environment" in lines
+    assert f"port {free} free on 127.0.0.1" in lines
+    assert "compute threads 1 - set by `threads`" in lines
+    assert any(line.startswith("weights ") for line in lines)
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("--base-model", "/nowhere"), "x base model /nowhere is no folder"),
+        (("--redis-url", "unix:///nowhere.sock"), "x database does not answer at redis_url"),
+        (("--data-dir", "/proc/nowhere"), "x data folder /proc/nowhere: /proc may not be written to"),
+    ],
+)
+def test_doctor_names_what_is_in_the_way(tmp_path: Path, arguments: tuple[str, ...], line: str) -> None:
+    done = selftune("doctor", *(() if "--data-dir" in arguments else ("--data-dir", str(tmp_path))), *arguments)
+    assert done.returncode == 1
+    assert line in [" ".join(found.split()) for found in done.stdout.splitlines()]
+
+
+def test_doctor_tells_a_taken_port_from_a_free_one(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        done = selftune("doctor", "--data-dir", str(tmp_path), "--port", str(port))
+    assert done.returncode == 1
+    assert f"x port {port}" in " ".join(done.stdout.split())
+
+
 def test_socket_of_a_deep_folder_fits_into_its_address(tmp_path: Path) -> None:
     deep = tmp_path / ("d" * 120)
     assert len(str(embedded_valkey.socket_path(deep))) <= 100

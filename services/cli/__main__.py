@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -92,7 +93,8 @@ def doctor(config: Path | None = None, **given: str | None) -> None:
 
     with _told_errors():
         settings = Settings.load(given, config=config)
-        sources = Settings.sources(given, config=config)
+        typed = {name: value for name, value in given.items() if value != os.environ.get(ENV_PREFIX + name.upper())}
+        sources = Settings.sources(typed, config=config)  # options are filled from variables, too
         failed = 0
         for section, lines in examine(settings, sources):
             typer.echo(f"\n{section}")

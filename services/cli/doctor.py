@@ -96,6 +96,8 @@ def _settings(settings: Settings, sources: dict[str, str]) -> list[Line]:
 
 def _data_folder(home: Path) -> Line:
     place = next(folder for folder in (home, *home.parents) if folder.exists())
+    if not place.is_dir():
+        return Line("failed", "data folder", f"{home}: {place} is no folder")
     if not os.access(place, os.W_OK | os.X_OK):
         return Line("failed", "data folder", f"{home}: {place} may not be written to")
     free = shutil.disk_usage(place).free

@@ -86,7 +86,7 @@ def test_doctor_says_what_is_set_where_and_what_would_be_chosen(tmp_path: Path) 
     [
         (("--base-model", "/nowhere"), "x base model /nowhere is no folder"),
         (("--redis-url", "unix:///nowhere.sock"), "x database does not answer at redis_url"),
-        (("--data-dir", "/proc/nowhere"), "x data folder /proc/nowhere: /proc may not be written to"),
+        (("--data-dir", "/dev/null/here"), "x data folder /dev/null/here: /dev/null is no folder"),
     ],
 )
 def test_doctor_names_what_is_in_the_way(tmp_path: Path, arguments: tuple[str, ...], line: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from shared.batch_states import BatchState
+from shared.model_records import Access
 from shared.schemas.batches import Batch, BatchEndpoint, BatchError, BatchErrors, BatchRequestCounts, BatchUsage
 
 
@@ -38,6 +39,14 @@ class BatchRecord(Struct, frozen=True, kw_only=True):
     expired_at: int | None = None
     cancelling_at: int | None = None
     cancelled_at: int | None = None
+    key_id: str = ""
+    """The key that created it, with which it asks for models; empty for a batch from before models were for keys."""
+    is_admin: bool = False
+    """Whether that key had the scope `admin`."""
+
+    @property
+    def access(self) -> Access:
+        return Access(project=self.project, key_id=self.key_id, is_admin=self.is_admin)
 
     @property
     def ended_at(self) -> int | None:

@@ -41,11 +41,13 @@
 | selftune:adapters:{base}         | set    | names of the adapters that should exist        | for ever       |
 | selftune:models:{project}        | set    | names of the adapters that clients see         | for ever       |
 | selftune:permissions:{model}     | hash   | project → PermissionRecord                     | with the model |
+| selftune:model_settings:{model}  | hash   | record, allowed_keys, revision: counter        | with the model |
 | selftune:shared_models:{project} | set    | names of other projects' models it may use     | for ever       |
 | selftune:adapter_numbers         | string | counter of the engines' adapter numbers        | for ever       |
 | selftune:pinned_adapters         | set    | names of the adapters to keep in memory        | until unpinned |
 | selftune:adapter_changes         | stream | change: AdapterChange, about 10,000 kept       | for ever       |
-| selftune:residency:{name}        | hash   | replica id → Residency                         | one day        |
+| selftune:adapter_uses:{base}     | zset   | adapter names by use, fading                   | for ever       |
+| selftune:standing:{name}         | hash   | replica id → Residency                         | one day        |
 | selftune:replicas                | zset   | replica ids by time of their last heartbeat    | for ever       |
 | selftune:replica:{id}            | string | ReplicaRecord                                  | a few seconds  |
 | selftune:workers                 | zset   | worker ids by time of their last heartbeat     | for ever       |
@@ -165,12 +167,20 @@ def permissions(model: str) -> str:
     return f"{_ROOT}:permissions:{model}"
 
 
+def model_settings(model: str) -> str:
+    return f"{_ROOT}:model_settings:{model}"
+
+
 def shared_models(project: str) -> str:
     return f"{_ROOT}:shared_models:{project}"
 
 
 def residency(name: str) -> str:
-    return f"{_ROOT}:residency:{name}"
+    return f"{_ROOT}:standing:{name}"
+
+
+def adapter_uses(base: str) -> str:
+    return f"{_ROOT}:adapter_uses:{base}"
 
 
 def replica(replica_id: str) -> str:

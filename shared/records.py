@@ -8,6 +8,7 @@ from typing import Literal
 from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
+from shared.model_records import Access
 from shared.projects import ALL_SCOPES, Limits
 from shared.schemas.checkpoints import CheckpointPermission
 from shared.schemas.files import File, FilePurpose
@@ -39,6 +40,11 @@ class KeyRecord(Struct, frozen=True, kw_only=True):
 
     def expired(self, now: float) -> bool:
         return self.expires_at is not None and self.expires_at <= now
+
+    @property
+    def access(self) -> Access:
+        """What decides which models the key sees."""
+        return Access(project=self.project, key_id=self.id, is_admin="admin" in self.scopes)
 
 
 class FileRecord(Struct, frozen=True, kw_only=True):
@@ -241,9 +247,13 @@ class PermissionRecord(Struct, frozen=True, kw_only=True):
 
 
 class Residency(Struct, frozen=True, kw_only=True):
-    """How one adapter stands on one replica."""
+    """How one adapter stands on one replica.
 
-    state: Literal["loading", "warm", "evicted", "draining", "failed", "gone"]
+    `staged`: its files are there and it loads at its first request; `draining`: it is deleted or replaced, and its last
+    answers are going out; `failed`: refused for a while; `quarantined`: refused until somebody asks for it.
+    """
+
+    state: Literal["staged", "loading", "warm", "draining", "failed", "quarantined", "gone"]
     reason: str = ""
     load_ms: float | None = None
     at: float = 0.0
@@ -262,7 +272,13 @@ class ReplicaRecord(Struct, frozen=True, kw_only=True):
     max_loras: int = 0
     max_lora_rank: int = 0
     resident: list[str] = []
+    """Names of the adapters that its engine says it holds."""
     running: int = 0
+    """Requests that it has let in, and not answered yet."""
+    beat: int = 0
+    """Counts the heartbeats."""
+    max_running: int = 0
+    """Requests that its engine answers at a time; more wait. 0 from one that does not say."""
     started_at: float = 0.0
     tasks: tuple[str, ...] = ("generate",)
     """What its engine can do, in vLLM's words: `generate`, `embed`."""

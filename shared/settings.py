@@ -70,6 +70,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_lora_rank: Annotated[int, _setting("Largest rank that is served; every slot costs this much.", ge=1)] = 16
     max_loras: Annotated[int, _setting("Different adapters in one batch of the inference server.", ge=1)] = 4
     max_cpu_loras: Annotated[int, _setting("Adapters kept in the inference server's memory.", ge=1)] = 64
+    adapter_queue_s: Annotated[
+        float,
+        _setting(
+            "Seconds that a request may wait while other fine-tuned models have their turn; then it is 503.", gt=0
+        ),
+    ] = 30.0
     max_model_len: Annotated[int, _setting("Longest prompt plus answer, in tokens, training and serving.", ge=16)] = (
         2048
     )

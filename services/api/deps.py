@@ -23,6 +23,7 @@ from services.api.gateway.forwarding import Gateway
 from services.api.gateway.model_names import ModelNames
 from services.api.jobs.control import JobControl
 from services.api.jobs.submission import Submission
+from services.api.model_settings.changes import ModelSettingsAdmin
 from services.api.organization.admin_keys import AdminKeys
 from services.api.organization.keys import KeyAdmin
 from services.api.organization.projects import ProjectAdmin
@@ -44,6 +45,7 @@ from shared.store.idempotency import IdempotencyStore
 from shared.store.jobs import JobStore
 from shared.store.leases import LeaseStore
 from shared.store.limits import LimitStore
+from shared.store.model_settings import ModelSettingsStore
 from shared.store.permissions import PermissionStore
 from shared.store.presence import Presence
 from shared.store.projects import ProjectStore, ServiceAccountStore
@@ -74,6 +76,7 @@ class Services:
     registry: Registry
     names: ModelNames
     adapter_imports: AdapterImports
+    model_settings: ModelSettingsAdmin
     completions: CompletionStore
     responses: ResponseStore
     gateway: Gateway
@@ -107,6 +110,7 @@ class Services:
         upload_store = UploadStore(client, project_bytes=settings.project_storage_bytes)
         queue = Queue(settings.database_url)
         webhook_store, sender = WebhookStore(client), WebhookSender(allow_private=settings.webhook_allow_private)
+        permissions = PermissionStore(client)
         names = ModelNames(registry, settings.model_aliases, organization=settings.organization)
         gateway = Gateway(names, presence, internal_key=internal_key(settings.internal_key, paths))
         tools = Tools(
@@ -132,10 +136,13 @@ class Services:
             submission=Submission(settings, files, jobs, registry, names, queue),
             control=JobControl(jobs, queue),
             idempotency=IdempotencyStore(client),
-            permissions=PermissionStore(client),
+            permissions=permissions,
             registry=registry,
             names=names,
             adapter_imports=AdapterImports(settings, files, registry, names, paths),
+            model_settings=ModelSettingsAdmin(
+                settings, names, registry, ModelSettingsStore(client), key_store, permissions
+            ),
             completions=completions,
             responses=responses,
             gateway=gateway,

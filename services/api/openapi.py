@@ -30,6 +30,7 @@ from shared.schemas.errors import ErrorResponse
 from shared.schemas.events import Event
 from shared.schemas.files import File
 from shared.schemas.jobs import CreateJob, Job
+from shared.schemas.model_settings import ModelSettings, UpdateModelSettings
 from shared.schemas.models import ImportedModel, ImportModel, Model, ModelList
 from shared.schemas.paging import CompletionDeleted, Deleted, Page, ResponseDeleted
 from shared.schemas.preview import Preview
@@ -56,6 +57,7 @@ _TYPES = [
     Page[CheckpointPermission],
     CreateWebhookEndpoint, UpdateWebhookEndpoint, RotateWebhookSecret, TestWebhookEndpoint, WebhookEndpoint,
     WebhookEndpointWithSecret, DeletedWebhookEndpoint, WebhookTestResult, WebhookEventTypeList, Page[WebhookEndpoint],
+    UpdateModelSettings, ModelSettings,
     CreateBatch, Batch, Page[Batch], ImportModel, ImportedModel,
     *organization.TYPES,
     Preview, UpdateCompletion, CompletionDeleted, ResponseDeleted, TokenCount, AnthropicErrorResponse,

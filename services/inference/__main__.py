@@ -7,8 +7,8 @@ import logging
 import os
 import sys
 
-from services.inference import child_guard, launcher
-from services.inference.engine_args import prepare_environment
+from services.inference import engine_process, launcher, lifeline
+from services.inference.engine_args import is_cpu_build, prepare_environment
 from shared.errors import SelftuneError
 from shared.logging import configure
 from shared.process import die_with_parent
@@ -18,11 +18,13 @@ from shared.settings import Settings
 def main() -> int:
     """Run a replica until it is told to stop; returns the exit status."""
     die_with_parent()
-    child_guard.install()
+    lifeline.install()
     try:
         settings = Settings.load()
         configure("inference", level=settings.log_level)
         prepare_environment(settings, os.environ)
+        if is_cpu_build():
+            engine_process.warm_up()
         return asyncio.run(launcher.run(settings))
     except SelftuneError as error:
         sys.stderr.write(f"inference: {error.message}\n")

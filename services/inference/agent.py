@@ -1,22 +1,24 @@
 """Keeps an engine in step with the registry, and hands out leases on its adapters.
 
-The registry says which adapters should exist. The agent loads what is published, drops what is retired, and looks up
-by itself what a request names before the news arrives. An adapter that failed is refused with its reason, and tried
-again after a while at its next request.
+The registry says which adapters should exist. The agent loads what is published, if this replica is one of its owners,
+drops what is retired, and looks up by itself what a request names before the news arrives. An adapter that failed is
+refused with its reason, and tried again after a while at its next request.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable, Iterable
 
 import structlog
 
+from services.inference.failures import Failures
 from services.inference.leases import Lease
-from services.inference.loader import AdapterLoader, Busy, NotWanted
+from services.inference.loader import AdapterLoader, NoPlace, NotWanted
 from services.inference.reports import Reports
 from services.inference.single_flight import SingleFlight
+from services.inference.turns import Busy, Turns
+from services.inference.uses import Uses
 from shared.errors import AdapterRejected, StoreUnavailable
 from shared.records import AdapterRecord, Residency
 from shared.store.registry import CursorLost, Registry, unknown_model
@@ -24,20 +26,11 @@ from shared.store.registry import CursorLost, Registry, unknown_model
 log = structlog.get_logger()
 
 QUEUE_S = 5.0
-"""How long a request waits for other adapters' requests to end before it is sent away."""
-RETRY_FAILED_S = 30.0
-"""How long an adapter that failed is refused without another look at its files."""
+"""How long a request whose turn it is waits for a place in memory, before it is sent away."""
 _BLOCK_MS = 1000
 _RETRY_S = 1.0
 _LOOK_UP_S = 5.0
 _PREWARM = 16
-
-
-class Failure(NamedTuple):
-    """Why an adapter cannot be served, and until when (monotonic seconds) that stands."""
-
-    reason: str
-    until: float
 
 
 class AdapterAgent:
@@ -50,20 +43,28 @@ class AdapterAgent:
         registry: Registry,
         reports: Reports,
         loader: AdapterLoader,
+        turns: Turns,
+        uses: Uses,
+        is_owner: Callable[[str], Awaitable[bool]],
     ) -> None:
         self.base_id = base_id
+        self.turns = turns
         self._loader = loader
         self._loads = SingleFlight()
         self._residents = loader.residents
         self._registry = registry
         self._reports = reports
+        self._uses = uses
+        self._is_owner = is_owner
         self._known: dict[str, AdapterRecord] = {}
-        self._failed: dict[int, Failure] = {}
+        self._by_id: dict[int, AdapterRecord] = {}
+        self._failures = Failures()
         self._draining: set[asyncio.Task[None]] = set()
+        self._to_warm: list[str] = []
         self._cursor = "0-0"
 
     async def start(self) -> None:
-        """Learn every adapter of the base and load the newest; retries while Redis is away."""
+        """Learn every adapter of the base; retries while Redis is away. `follow` then loads the ones used most."""
         while True:
             try:
                 return await self._resync()
@@ -74,10 +75,8 @@ class AdapterAgent:
         """Apply the registry's changes until cancelled. Raises when the engine is dead."""
         while True:
             try:
-                cursor, changes = await self._registry.changes(self._cursor, block_ms=_BLOCK_MS)
-                for name in dict.fromkeys(change.name for change in changes if change.base == self.base_id):
-                    await self._converge(name)
-                self._cursor = cursor
+                await self._apply_changes()
+                await self._warm_next()
             except CursorLost:
                 await self.start()
             except StoreUnavailable:
@@ -86,22 +85,36 @@ class AdapterAgent:
     async def acquire(self, name: str) -> Lease:
         """Return a lease on the adapter `name`, loading it if needed; `release` it when the answer is out.
 
-        Raises NotFound, AdapterRejected with the stored reason, Busy when no place came free in time, or
+        Raises NotFound, AdapterRejected with the stored reason, Busy when its turn or a place did not come in time, or
         StoreUnavailable when the name is new and the registry does not answer.
         """
         record = self._known.get(name) or await self._look_up(name)
-        await self._make_resident(record)
+        self._check_failed(record)
+        await self.turns.enter(record.int_id)
+        try:
+            await self._make_resident(record)
+        except BaseException:
+            self.turns.leave(record.int_id)
+            raise
+        self._uses.note(name)
         lease = self._loader.lease(record)
         lease.task = asyncio.current_task()
         self._residents.add(lease)
         return lease
 
     def release(self, lease: Lease) -> None:
-        self._residents.release(lease)
+        """Give a lease back; releasing it twice counts once."""
+        if self._residents.release(lease):
+            self.turns.leave(lease.int_id)
 
     def names(self) -> list[str]:
         """List the public names of the adapters in memory."""
-        return sorted(record.name for record in self._known.values() if record.int_id in self._residents)
+        return sorted(self._by_id[int_id].name for int_id in self._residents.ids() if int_id in self._by_id)
+
+    @property
+    def known(self) -> int:
+        """How many adapters the registry has for this base."""
+        return len(self._known)
 
     def _is_wanted(self, record: AdapterRecord) -> bool:
         current = self._known.get(record.name)
@@ -116,7 +129,7 @@ class AdapterAgent:
                 await self._load(record)
             except NotWanted:
                 raise unknown_model(record.name) from None
-            except Busy:
+            except NoPlace:
                 deadline = deadline or asyncio.get_running_loop().time() + QUEUE_S
                 await _wait_until(change, deadline)
 
@@ -128,78 +141,120 @@ class AdapterAgent:
             raise StoreUnavailable("The database is slow to answer at the moment; please try again.") from None
         if record is None or record.base != self.base_id:
             raise unknown_model(name)
-        return self._known.setdefault(name, record)
+        return self._known.get(name) or self._know(record)
+
+    def _know(self, record: AdapterRecord) -> AdapterRecord:
+        self._known[record.name] = self._by_id[record.int_id] = record
+        return record
 
     async def _load(self, record: AdapterRecord) -> None:
-        """Load once for all who ask. Raises Busy, NotWanted, or AdapterRejected with a sentence for the client."""
-        if not self._has_failed(record):
-            await self._loads.run(record.int_id, lambda: self._load_and_report(record))
-        if failure := self._failed.get(record.int_id):
+        """Load once for all who ask. Raises NoPlace, NotWanted, or AdapterRejected with a sentence for the client."""
+        self._check_failed(record)
+        await self._loads.run(record.int_id, lambda: self._load_and_report(record))
+        self._check_failed(record)
+
+    def _check_failed(self, record: AdapterRecord) -> None:
+        if failure := self._failures.standing(record.int_id):
             sentence = f"The model '{record.name}' cannot be served: {failure.reason}"
             raise AdapterRejected(sentence, code="adapter_unavailable", param="model")
 
-    def _has_failed(self, record: AdapterRecord) -> bool:
-        """Tell whether it failed lately; a failure may have been the disk's and is looked at again after a while."""
-        failure = self._failed.get(record.int_id)
-        if failure is not None and failure.until < time.monotonic():
-            del self._failed[record.int_id]
-        return record.int_id in self._failed
-
     async def _load_and_report(self, record: AdapterRecord) -> None:
         before = set(self._residents.ids())
+        self._reports.note(record.name, Residency(state="loading"))
         try:
             loaded = await self._loader.load(record, lambda: self._is_wanted(record))
         except AdapterRejected as refusal:
-            log.warning("adapter.failed", adapter=record.name, reason=refusal.message)
-            self._failed[record.int_id] = Failure(refusal.message, time.monotonic() + RETRY_FAILED_S)
-            self._reports.note(record.name, Residency(state="failed", reason=refusal.message))
+            failure = self._failures.note(record.int_id, refusal.message)
+            log.warning("adapter.failed", adapter=record.name, reason=refusal.message, times=failure.times)
+            self._reports.note(
+                record.name, Residency(state="quarantined" if failure.is_final else "failed", reason=refusal.message)
+            )
             return
+        except (NoPlace, NotWanted) as reason:
+            self._reports.note(record.name, Residency(state="staged", reason=reason.message))
+            raise
         log.info("adapter.warm", adapter=record.name, load_ms=round(loaded.load_ms, 1))
+        self._failures.forget(record.int_id)
         self._reports.note(record.name, Residency(state="warm", load_ms=loaded.load_ms))
         self._note_evicted(before)
 
     def _note_evicted(self, before: set[int]) -> None:
-        for record in self._known.values():
-            if record.int_id in before and record.int_id not in self._residents:
-                self._reports.note(record.name, Residency(state="evicted", reason="another adapter needed its place"))
+        for int_id in before.difference(self._residents.ids()):
+            if record := self._by_id.get(int_id):
+                self._reports.note(record.name, Residency(state="staged", reason="another adapter needed its place"))
 
     async def _resync(self) -> None:
         cursor, records = await self._registry.snapshot(self.base_id)
         wanted = {record.name for record in records}
         for name in [name for name in self._known if name not in wanted]:
             self._retire(name)
-        newest_first = sorted(records, key=lambda record: -record.created_at)
-        for position, record in enumerate(newest_first):
-            await self._publish(record, warm=position < min(_PREWARM, self._residents.capacity))
+        for record in records:
+            self._learn(record)
+        await self._learn_pins()
+        newest = sorted(records, key=lambda record: -record.created_at)
+        by_use = await self._uses.most_used(_PREWARM)
+        await self._warm_later([*by_use, *(record.name for record in newest[:_PREWARM])])
         self._cursor = cursor
-        log.info("registry.synced", adapters=len(records), resident=len(self._residents))
+        log.info("registry.synced", adapters=len(records), to_warm=len(self._to_warm))
 
-    async def _converge(self, name: str) -> None:
+    async def _warm_later(self, names: Iterable[str]) -> None:
+        """Line up the pinned adapters, and of the others those that belong here, as many as is worth waiting for."""
+        pinned = [self._by_id[int_id].name for int_id in self._residents.pinned]
+        mine = [name for name in dict.fromkeys(names) if name in self._known and await self._is_owner(name)]
+        room = max(min(_PREWARM, self._residents.capacity) - len(pinned), 0)
+        self._to_warm = [*pinned, *[name for name in mine if name not in pinned][:room]]
+
+    async def _warm_next(self) -> None:
+        if self._to_warm and (record := self._known.get(self._to_warm.pop(0))):
+            await self._warm(record)
+
+    async def _learn_pins(self) -> None:
+        """Learn which adapters stay in memory; the oldest, when there are more than a quarter of it has places for."""
+        pinned = await self._registry.pinned()
+        records = [record for record in self._known.values() if record.name in pinned]
+        limit = max(self._residents.capacity // 4, 1)
+        if len(records) > limit:
+            log.warning("adapter.too_many_pinned", pinned=len(records), kept=limit)
+        kept = sorted(records, key=lambda record: (record.created_at, record.name))[:limit]
+        self._residents.pinned = {record.int_id for record in kept}
+
+    async def _apply_changes(self) -> None:
+        block_ms = 1 if self._to_warm else _BLOCK_MS
+        cursor, changes = await self._registry.changes(self._cursor, block_ms=block_ms)
+        ours = [change for change in changes if change.base == self.base_id]
+        asked_for = {change.name for change in ours if change.action == "wanted"}
+        for name in dict.fromkeys(change.name for change in ours):
+            await self._converge(name, asked_for=name in asked_for)
+        self._cursor = cursor
+
+    async def _converge(self, name: str, *, asked_for: bool) -> None:
         """Bring one adapter to what the registry says now; the change itself may be old news."""
         record = await self._registry.get(name)
         if record is None:
             self._retire(name)
-        elif not record.whole:
-            await self._publish(record, warm=True)
+            return
+        if record.whole:
+            return
+        self._learn(record)
+        if asked_for:
+            self._failures.forget(record.int_id)
+            await self._learn_pins()
+        if record.int_id in self._residents.pinned or await self._is_owner(name):
+            await self._warm(record)
 
-    async def _publish(self, record: AdapterRecord, *, warm: bool) -> None:
+    def _learn(self, record: AdapterRecord) -> None:
         previous = self._known.get(record.name)
-        self._known[record.name] = record
-        if record.int_id not in self._residents and not self._has_failed(record):
-            await self._warm(record) if warm else self._note_cold(record, "it loads at its first request")
+        self._know(record)
         if previous is not None and previous.int_id != record.int_id:
             self._drain_later(previous, gone=False)
 
     async def _warm(self, record: AdapterRecord) -> None:
+        if record.int_id in self._residents:
+            return
         try:
             await self._load(record)
-        except Busy as busy:
-            self._note_cold(record, busy.message)
-        except (AdapterRejected, NotWanted) as refusal:
+        except (NoPlace, AdapterRejected, NotWanted) as refusal:
             log.debug("adapter.not_loaded", adapter=record.name, reason=refusal.message)
-
-    def _note_cold(self, record: AdapterRecord, reason: str) -> None:
-        self._reports.note(record.name, Residency(state="evicted", reason=reason))
 
     def _retire(self, name: str) -> None:
         """Stop answering for `name` now; its memory is freed when the last answer is out."""
@@ -209,6 +264,7 @@ class AdapterAgent:
             self._drain_later(record, gone=True)
 
     def _drain_later(self, record: AdapterRecord, *, gone: bool) -> None:
+        self._residents.pinned.discard(record.int_id)
         task = asyncio.create_task(self._drain(record, gone=gone))
         self._draining.add(task)
         task.add_done_callback(self._draining.discard)
@@ -217,6 +273,8 @@ class AdapterAgent:
         while self._residents.leased(record.int_id):
             await self._residents.next_change().wait()
         await self._loader.drop([record.int_id])
+        self._by_id.pop(record.int_id, None)
+        self._failures.forget(record.int_id)
         if gone and record.name not in self._known:
             self._reports.note(record.name, Residency(state="gone"))
         log.info("adapter.gone", adapter=record.name, version=record.version)

@@ -1,26 +1,8 @@
-"""Runs first in every process that the launcher spawns, so that none of them outlives it.
-
-multiprocessing starts a child by running the parent's main module again; for `python -m package` it leaves that out.
-`install` names this module in its place. The engine imports for many seconds before any other code of ours would run.
-"""
+"""The main module of every process that multiprocessing starts for the launcher: see lifeline."""
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import sys
-
-from shared.process import die_with_parent
-
-_PARENT_PID = "SELFTUNE_INFERENCE_PARENT_PID"
-
-
-def install() -> None:
-    """Guard the children of this process and theirs (one per GPU); call it in the launcher, before it starts any."""
-    os.environ[_PARENT_PID] = str(os.getpid())
-    sys.modules["__main__"].__spec__ = importlib.util.find_spec("services.inference.child_guard")
-
+from services.inference.lifeline import enter
 
 if __name__ == "__mp_main__":
-    die_with_parent(parent_pid=int(os.environ[_PARENT_PID]))
-    os.environ[_PARENT_PID] = str(os.getpid())
+    enter()

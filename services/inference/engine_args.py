@@ -90,6 +90,7 @@ def arguments(settings: Settings, base: BaseRecord, *, on_cpu: bool, merged: Ada
         *("--scheduling-policy", "priority"),
         *("--structured-outputs-config", _STRUCTURED_OUTPUTS),
         *_tool_arguments(settings, base),
+        "--trust-request-chat-template",  # a fine-tuned model's own; the gateway lets no client's through
         "--enable-scale-out",  # has /v1/responses/render, which counts a request's tokens
         *("--disable-uvicorn-access-log", "--disable-fastapi-docs", "--allowed-origins", "[]"),
         *(_cpu_arguments(settings) if on_cpu else ["--worker-cls", "services.inference.worker.ManagedGPUWorker"]),

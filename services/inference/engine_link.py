@@ -56,6 +56,10 @@ class EngineLink:
             await self.drop([lease.int_id])
         return failed or answers[0]
 
+    async def install_probe(self, int_id: int) -> None:
+        """Load a random adapter for the self-test."""
+        await self._call("selftune_install_probe", (int_id,))
+
     async def drop(self, int_ids: list[int]) -> None:
         await self._call("selftune_drop", (int_ids,))
 

@@ -48,6 +48,7 @@ async def run(settings: Settings) -> int:
             f"replica-{secrets.token_hex(4)}",
             max_loras=0 if settings.merged_model else settings.max_loras,
             max_lora_rank=0 if settings.merged_model else engine_args.served_rank(settings),
+            max_running=settings.max_num_seqs,
             merged=settings.merged_model,
         ),
     )

@@ -39,6 +39,8 @@ class Residents:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
+        self.pinned: set[int] = set()
+        """Adapters that stay, once they are there, also while nobody uses them."""
         self._order: OrderedDict[int, None] = OrderedDict()
         self._leases: Counter[int] = Counter()
         self._held: set[Lease] = set()
@@ -68,24 +70,28 @@ class Residents:
         self._leases[lease.int_id] += 1
         self._order.move_to_end(lease.int_id)
 
-    def release(self, lease: Lease) -> None:
-        """Give a lease back; releasing it twice counts once."""
+    def release(self, lease: Lease) -> bool:
+        """Give a lease back; releasing it twice counts once. False if it was given back before."""
         if lease not in self._held:
-            return
+            return False
         self._held.remove(lease)
         self._leases[lease.int_id] -= 1
         if not self._leases[lease.int_id]:
             del self._leases[lease.int_id]
             self._wake()
+        return True
 
     def has_room(self) -> bool:
         """Tell whether one more adapter fits, once those that nobody uses are gone."""
-        return len(self._leases) < self.capacity
+        return sum(map(self._stays, self._order)) < self.capacity
+
+    def _stays(self, int_id: int) -> bool:
+        return self.leased(int_id) or int_id in self.pinned
 
     def make_room(self) -> list[int] | None:
         """Choose and forget the adapters that must go before one more fits; None when all of them are in use."""
         surplus = len(self._order) + 1 - self.capacity
-        idle = [int_id for int_id in self._order if not self.leased(int_id)]
+        idle = [int_id for int_id in self._order if not self._stays(int_id)]
         if surplus > len(idle):
             return None
         victims = idle[: max(0, surplus)]

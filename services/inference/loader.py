@@ -11,16 +11,14 @@ import structlog
 from services.inference.engine_link import EngineLink, Loaded
 from services.inference.leases import Lease, Residents
 from shared.adapters import verify_adapter
-from shared.errors import AdapterRejected, SelftuneError, Unavailable
+from shared.errors import AdapterRejected, SelftuneError
 from shared.records import AdapterRecord, BaseRecord
 
 log = structlog.get_logger()
 
 
-class Busy(Unavailable):
-    """Every place for an adapter is taken by requests that are being answered."""
-
-    default_code = "capacity_exceeded"
+class NoPlace(SelftuneError):
+    """Every place in memory is taken by adapters that are being used, or pinned."""
 
 
 class NotWanted(SelftuneError):
@@ -53,22 +51,22 @@ class AdapterLoader:
     async def load(self, record: AdapterRecord, wanted: Callable[[], bool]) -> Loaded:
         """Check an adapter and bring it into the engine, in place of those that were used least recently.
 
-        Raises AdapterRejected for one that must not be served, Busy when every place is in use, NotWanted when
+        Raises AdapterRejected for one that must not be served, NoPlace when every place is in use, NotWanted when
         `wanted` is false by the time its turn has come.
         """
         if not self.residents.has_room():
-            raise Busy("every place for an adapter is in use")
+            raise NoPlace("every place for an adapter is in use")
         await asyncio.to_thread(verify_record, record, self._base, self._home, max_rank=self._max_rank)
         async with self._turn:
             if not wanted():
                 raise NotWanted(record.name)
             victims = self.residents.make_room()
             if victims is None:
-                raise Busy("every place for an adapter is in use")
+                raise NoPlace("every place for an adapter is in use")
             loaded = await self._engine.load(self.lease(record), victims)
             self.residents.replace(loaded.resident)
         if loaded.retry:
-            raise Busy(loaded.error)
+            raise NoPlace(loaded.error)
         if loaded.error:
             raise AdapterRejected(loaded.error)
         return loaded

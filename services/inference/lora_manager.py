@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from vllm.logger import init_logger
 from vllm.lora.lora_model import LoRAModel
+from vllm.lora.lora_weights import LoRALayerWeights
 from vllm.lora.request import LoRARequest
 from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
@@ -56,6 +57,13 @@ class SafeLoRAManager(LRUCacheWorkerLoRAManager):  # type: ignore[misc]  # vLLM 
             if len(manager) >= manager.capacity:
                 raise NoRoom(f"all {manager.capacity} places for adapters are in use")
             self._install(lora)
+
+    def install_probe(self, adapter_id: int) -> None:
+        """Load a random adapter of rank 1 on every layer, strong enough to change every answer."""
+        weights = {
+            name: _random_weights(name, sizes, self.lora_config.lora_dtype) for name, sizes in self.shapes.items()
+        }
+        self._install(LoRAModel(adapter_id, 1, weights))
 
     def drop(self, adapter_ids: Iterable[int]) -> None:
         """Forget adapters and free their slots; unknown ids are skipped."""
@@ -157,6 +165,14 @@ def _check_matrices(
         raise ValueError(f"{name} has rank {rank}; this server takes up to {max_rank}")
     if not (torch.isfinite(lora_a).all() and torch.isfinite(lora_b).all()):
         raise ValueError(f"{name} holds values that are not finite")
+
+
+def _random_weights(name: str, sizes: tuple[int, int], dtype: torch.dtype) -> LoRALayerWeights:
+    inputs, outputs = sizes
+    random = torch.Generator().manual_seed(0)
+    lora_a = torch.randn(1, inputs, generator=random, dtype=torch.float32) / inputs**0.5
+    lora_b = torch.randn(outputs, 1, generator=random, dtype=torch.float32)
+    return LoRALayerWeights(name, 1, 1, lora_a.to(dtype), lora_b.to(dtype))
 
 
 def _detached(lora: LoRAModel) -> LoRAModel:

@@ -52,8 +52,9 @@ class Replica:
     async def beat(self, ttl_s: float = _TTL_S) -> None:
         """Write the record now; it vanishes `ttl_s` later unless written again."""
         async with self._turn:
+            self.record = replace(self.record, beat=self.record.beat + 1, **self._details())
             try:
-                await self._presence.beat_replica(replace(self.record, **self._details()), ttl_s=ttl_s)
+                await self._presence.beat_replica(self.record, ttl_s=ttl_s)
             except StoreUnavailable as away:
                 log.warning("replica.heartbeat_failed", reason=away.message)
 

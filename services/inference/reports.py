@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import islice
 
 from shared.errors import StoreUnavailable
 from shared.records import Residency
 from shared.store.registry import Registry
 
 _RETRY_S = 1.0
+_BATCH = 200
 
 
 class Reports:
@@ -37,8 +39,13 @@ class Reports:
                 await asyncio.sleep(_RETRY_S)
 
     async def flush(self) -> None:
-        """Deliver what is pending, oldest first. Raises StoreUnavailable; what was not delivered stays pending."""
-        for name, residency in list(self._pending.items()):
-            await self._registry.acknowledge(self._replica_id, name, residency)
+        """Deliver the oldest of what is pending. Raises StoreUnavailable; what was not delivered stays pending."""
+        batch = dict(islice(self._pending.items(), _BATCH))
+        if not batch:
+            return
+        await self._registry.acknowledge(self._replica_id, batch)
+        for name, residency in batch.items():
             if self._pending.get(name) is residency:
                 del self._pending[name]
+        if self._pending:
+            self._news.set()

@@ -12,35 +12,36 @@ import vllm
 from vllm.entrypoints.launchers.api_server import entry
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.platforms import current_platform
-from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from services.inference import engine_args, server, tasks
+from services.inference import engine_args, engine_process, self_test, server, tasks
 from services.inference.admission import Traffic
 from services.inference.agent import AdapterAgent
 from services.inference.engine_link import EngineLink
 from services.inference.launcher import interrupt_on_signals, stop_on_signals
 from services.inference.loader import AdapterLoader
 from services.inference.merged_model import MergedAgent
+from services.inference.ownership import Ownership
 from services.inference.replica import STARTUP_TTL_S, Replica
 from services.inference.reports import Reports
-from shared.errors import SelftuneError
+from services.inference.self_test import EngineFailed
+from services.inference.turns import Turns
+from services.inference.uses import Uses
 from shared.logging import configure
 from shared.paths import Paths, internal_key
 from shared.records import AdapterRecord, BaseRecord
 from shared.settings import Settings
+from shared.store.adapter_uses import AdapterUses
 from shared.store.client import Client
+from shared.store.presence import Presence
 from shared.store.registry import Registry
 
 log = structlog.get_logger()
 
 _CHECK_S = 2.0
 _ENGINE_DEADLINE_S = 30.0
-_CPU_WRAPPER = "GroupedPunicaWrapperCPU"
-
-
-class EngineFailed(SelftuneError):
-    """The engine cannot go on; the process ends and its supervisor starts another."""
+_TURN_S = 2.0
+"""How long an adapter gets new requests into the engine while others wait for its place."""
 
 
 async def serve(
@@ -53,6 +54,8 @@ async def serve(
 ) -> int:
     """Serve `base`, or `merged` on it, until `stop` is set (0) or a part ends (1)."""
     _check_version()
+    if current_platform.is_cpu():
+        engine_process.use_in_vllm()
     args = _parse(settings, base, merged)
     with server.bind(settings.inference_host, settings.inference_port) as sock:
         replica.set("starting", "starting the engine")
@@ -76,21 +79,20 @@ async def _serve_engine(
     merged: AdapterRecord | None,
 ) -> int:
     link = EngineLink(engine)
-    reports = Reports(Registry(client), replica.record.id)
+    reports, uses = Reports(Registry(client), replica.record.id), Uses(AdapterUses(client), base.id)
     loader = make_loader(settings, base, link)
-    agent = (
-        AdapterAgent(base_id=base.id, registry=Registry(client), reports=reports, loader=loader)
-        if merged is None
-        else MergedAgent(merged, registry=Registry(client), reports=reports)
-    )
+    agent = _make_agent(settings, client, replica, loader, reports, uses, merged)
     traffic = Traffic()
     app = await server.build(
         args, engine, agent, traffic, settings, internal_key(settings.internal_key, Paths(settings.home))
     )
     configure("inference", level=settings.log_level)  # one of the libraries behind build() has taken the root logger
-    await check_engine_ready(engine, link, takes_adapters=merged is None)
     able = tuple(await engine.get_supported_tasks())
-    replica.set("starting", "loading adapters", engine_pid=engine_pid(engine), tasks=able)
+    replica.set("starting", "testing the engine", engine_pid=engine_pid(engine), tasks=able)
+    if merged is None:
+        await self_test.prove(engine, link, _ENGINE_DEADLINE_S, generates="generate" in able)
+    url = settings.inference_url or "http://{}:{}".format(*sock.getsockname())
+    replica.set("starting", "learning the adapters", url=url)
     replica.describe_with(lambda: {"resident": agent.names(), "running": traffic.running})
     await agent.start()
     http = server.make_server(app)
@@ -98,15 +100,38 @@ async def _serve_engine(
         asyncio.create_task(http.serve(sockets=[sock]), name="http"),
         asyncio.create_task(agent.follow(), name="registry"),
         asyncio.create_task(reports.run(), name="reports"),
+        asyncio.create_task(uses.run(), name="uses"),
         asyncio.create_task(watch_engine(engine, loader, replica), name="engine"),
     ]
-    url = settings.inference_url or "http://{}:{}".format(*sock.getsockname())
-    replica.set("ready", url=url)
+    replica.set("ready")
     await replica.beat()
     log.info("replica.ready", url=url, base=base.id, resident=agent.names())
     failed = await _first_to_end(parts, stop)
     await _wind_down(http, parts, replica, traffic, gracefully=failed is None or failed.exception() is None)
     return 0 if failed is None else 1
+
+
+def _make_agent(
+    settings: Settings,
+    client: Client,
+    replica: Replica,
+    loader: AdapterLoader,
+    reports: Reports,
+    uses: Uses,
+    merged: AdapterRecord | None,
+) -> AdapterAgent | MergedAgent:
+    registry = Registry(client)
+    if merged is not None:
+        return MergedAgent(merged, registry=registry, reports=reports)
+    return AdapterAgent(
+        base_id=replica.record.base,
+        registry=registry,
+        reports=reports,
+        loader=loader,
+        turns=Turns(settings.max_loras, turn_s=_TURN_S, patience_s=settings.adapter_queue_s),
+        uses=uses,
+        is_owner=Ownership(Presence(client), replica).includes,
+    )
 
 
 def make_loader(settings: Settings, base: BaseRecord, link: EngineLink) -> AdapterLoader:
@@ -159,16 +184,6 @@ async def watch_engine(engine: Any, loader: AdapterLoader, replica: Replica) -> 
             replica.set("starting", f"the engine has not answered for {_ENGINE_DEADLINE_S:g} s")
         else:
             replica.set("ready")
-
-
-async def check_engine_ready(engine: Any, link: EngineLink, *, takes_adapters: bool = True) -> None:
-    """Make one token, and make sure that our LoRA products are in use. Raises EngineFailed when they are not."""
-    parameters = SamplingParams(max_tokens=1, temperature=0.0, output_kind=RequestOutputKind.FINAL_ONLY)
-    async for _ in engine.generate({"prompt_token_ids": [0]}, parameters, request_id="first-token"):
-        continue
-    status = await link.status(_ENGINE_DEADLINE_S)
-    if takes_adapters and current_platform.is_cpu() and status.wrapper != _CPU_WRAPPER:
-        raise EngineFailed(f"the engine uses {status.wrapper} for LoRA instead of {_CPU_WRAPPER}")
 
 
 def engine_pid(engine: Any) -> int | None:

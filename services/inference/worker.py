@@ -49,6 +49,10 @@ class ManagedWorker:
         load_ms = (time.perf_counter() - started) * 1000
         return {"error": error, "retry": retry, "load_ms": load_ms, "resident": self._loras.resident()}
 
+    def selftune_install_probe(self, int_id: int) -> None:
+        """Load a random adapter; the self-test looks whom it reaches."""
+        self._loras.install_probe(int_id)
+
     def selftune_drop(self, int_ids: list[int]) -> dict[str, Any]:
         """Forget adapters; their slots are free at once."""
         self._loras.drop(int_ids)

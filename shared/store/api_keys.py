@@ -98,6 +98,12 @@ class KeyStore:
         digests = [digest.decode() for digest in await self._many([keys.key_digest(key_id) for key_id in found])]
         return [_decode(raw) for raw in await self._many([keys.api_key(digest) for digest in digests])], more
 
+    async def projects_of(self, key_ids: Sequence[str]) -> dict[str, str]:
+        """Tell, by key id, which project keys belong to; unknown ids and keys of the organization are left out."""
+        digests = [digest.decode() for digest in await self._many([keys.key_digest(key_id) for key_id in key_ids])]
+        records = [_decode(raw) for raw in await self._many([keys.api_key(digest) for digest in digests])]
+        return {record.id: record.project for record in records if record.kind == "project"}
+
     async def last_used(self, key_ids: Sequence[str]) -> dict[str, int]:
         """Tell, by key id, when keys were used last, to the minute."""
         digests = await self._all([keys.key_digest(key_id) for key_id in key_ids])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from shared import keys
 from shared.errors import Conflict, NotFound, SelftuneError
+from shared.model_records import STORED, Access, ModelSettingsRecord, read_keys, read_settings
 from shared.records import AdapterRecord, BaseRecord, Residency
 from shared.store.client import Client
 
@@ -37,6 +38,13 @@ _decode_change = msgspec.json.Decoder(AdapterChange).decode
 
 class CursorLost(SelftuneError):
     """The change stream was trimmed past the reader's place: take a snapshot and go on from there."""
+
+
+class Found(Struct, frozen=True):
+    """A model that was looked up, and what its owner has set for it; None where nothing was set."""
+
+    model: BaseRecord | AdapterRecord
+    settings: ModelSettingsRecord | None = None
 
 
 def unknown_model(name: str) -> NotFound:
@@ -106,7 +114,10 @@ class Registry:
                 ("SREM", keys.adapters(adapter.base), name),
                 ("SREM", keys.models(adapter.project), name),
                 ("DEL", keys.permissions(name)),
+                ("DEL", keys.model_settings(name)),
                 ("SREM", keys.PINNED_ADAPTERS, name),
+                ("ZREM", keys.adapter_uses(adapter.base), name),
+                ("DEL", keys.residency(name)),
                 *whole,
                 *(("SREM", keys.shared_models(project), name) for project in sharers),
                 _change(adapter, "retired"),
@@ -118,11 +129,30 @@ class Registry:
         """Ask the replicas of its base to bring an adapter into memory; `residency` tells when one has."""
         await self._client.call(*_change(adapter, "wanted"))
 
-    async def pin(self, adapter: AdapterRecord, *, pinned: bool) -> None:
-        """Have the replicas keep an adapter in memory, also while nobody uses it, or no longer."""
-        await self._client.together(
-            [("SADD" if pinned else "SREM", keys.PINNED_ADAPTERS, adapter.name), _change(adapter, "wanted")]
+    async def pin(self, adapter: AdapterRecord, *, pinned: bool, limit: int | None = None) -> bool:
+        """Have the replicas keep an adapter in memory, also while nobody uses it, or no longer; False if they do so.
+
+        Raises Conflict when `limit` adapters of its base are pinned already, NotFound when it is gone.
+        """
+        outcome = await self._client.script(
+            "pin_adapter",
+            [keys.PINNED_ADAPTERS, keys.adapter(adapter.name), keys.adapters(adapter.base), keys.ADAPTER_CHANGES],
+            [
+                adapter.name,
+                int(pinned),
+                -1 if limit is None else limit,
+                _encode(AdapterChange(name=adapter.name, base=adapter.base, action="wanted")),
+            ],
         )
+        if outcome == -1:
+            raise Conflict(
+                f"The limit of {limit} pinned models on '{adapter.base}' is reached; unpin one first.",
+                code="too_many_pinned",
+                param="pinned",
+            )
+        if outcome == -2:
+            raise unknown_model(adapter.name)
+        return bool(outcome)
 
     async def pinned(self) -> set[str]:
         """Return the names of all pinned adapters, of every base."""
@@ -139,33 +169,47 @@ class Registry:
         )
         return _if_usable(raw, project, shared=bool(shared))
 
-    async def find(self, name: str, project: str) -> BaseRecord | AdapterRecord | None:
-        """Return the base of that name, else the fine-tuned model if `usable`; one round trip.
+    async def find(self, name: str, access: Access) -> Found | None:
+        """Return the base of that name, else the fine-tuned model if it may be used; one round trip.
 
-        A base that a job has made is given to those alone who may use the fine-tuned model of its name.
+        That is a listed one, of the project or shared with it, that is for the key. A base that a job has made is given
+        to those alone who may use the fine-tuned model of its name.
         """
-        base, raw, shared = await self._client.together(
+        base, raw, shared, stored = await self._client.together(
             [
                 ("HGET", keys.BASES, name),
                 ("GET", keys.adapter(name)),
-                ("SISMEMBER", keys.shared_models(project), name),
+                ("SISMEMBER", keys.shared_models(access.project), name),
+                ("HMGET", keys.model_settings(name), *STORED),
             ]
         )
         found = None if base is None else _decode_base(base)
         if found is not None and not found.origin:
-            return found
-        usable = _if_usable(raw, project, shared=bool(shared))
-        return usable if usable is None or found is None else replace(found, created_at=usable.created_at)
+            return Found(found)
+        usable, settings = _if_usable(raw, access.project, shared=bool(shared)), read_settings(stored)
+        if usable is None or (settings is not None and not access.is_among(settings.allowed_keys)):
+            return None
+        return Found(usable if found is None else replace(found, created_at=usable.created_at), settings)
 
-    async def owned(self, name: str, project: str) -> AdapterRecord:
-        """Return a listed fine-tuned model of a project. Raises NotFound for any other, shared ones too."""
-        adapter = await self.get(name)
-        if adapter is None or adapter.project != project or not adapter.listed:
+    async def owned(self, name: str, access: Access) -> AdapterRecord:
+        """Return a listed fine-tuned model of a project that is for the key. Raises NotFound, for shared ones too."""
+        raw, allowed = await self._client.together(
+            [("GET", keys.adapter(name)), ("HGET", keys.model_settings(name), "allowed_keys")]
+        )
+        adapter = _if_usable(raw, access.project, shared=False)
+        if adapter is None or not access.is_among(read_keys(allowed)):
             raise unknown_model(name)
         return adapter
 
+    async def visible(self, access: Access) -> Sequence[AdapterRecord]:
+        """List the fine-tuned models that a key may use, newest first."""
+        models = await self.listed(access.project)
+        fields = [("HGET", keys.model_settings(model.name), "allowed_keys") for model in models]
+        allowed = await self._client.together(fields) if fields else []
+        return [model for model, of_it in zip(models, allowed, strict=True) if access.is_among(read_keys(of_it))]
+
     async def listed(self, project: str) -> Sequence[AdapterRecord]:
-        """List the fine-tuned models that a project may use, its own and those shared with it, newest first."""
+        """List the fine-tuned models of a project and those shared with it, whatever the key, newest first."""
         found = await self._client.call("SUNION", keys.models(project), keys.shared_models(project))
         names = [member.decode() for member in found]
         return sorted(await self._many(names), key=lambda adapter: (-adapter.created_at, adapter.name))
@@ -199,11 +243,15 @@ class Registry:
         if not await self._client.call("XRANGE", keys.ADAPTER_CHANGES, cursor, cursor, "COUNT", 1):
             raise CursorLost("the change stream no longer holds this place")
 
-    async def acknowledge(self, replica_id: str, name: str, residency: Residency) -> None:
-        """Report how an adapter stands on a replica."""
-        key = keys.residency(name)
-        stamped = replace(residency, at=time.time())
-        await self._client.together([("HSET", key, replica_id, _encode(stamped)), ("EXPIRE", key, _RESIDENCY_TTL_S)])
+    async def acknowledge(self, replica_id: str, standing: Mapping[str, Residency]) -> None:
+        """Report how adapters stand on a replica, by name."""
+        now = time.time()
+        commands: list[tuple[str | int | bytes, ...]] = []
+        for name, residency in standing.items():
+            key = keys.residency(name)
+            commands.append(("HSET", key, replica_id, _encode(replace(residency, at=now))))
+            commands.append(("EXPIRE", key, _RESIDENCY_TTL_S))
+        await self._client.together(commands)
 
     async def residency(self, name: str) -> dict[str, Residency]:
         """Tell, by replica id, how an adapter stands; entries of dead replicas may linger for a day."""

@@ -246,6 +246,88 @@ def test_a_base_that_generates_text_refuses_embeddings(sdk: openai.OpenAI) -> No
     assert (caught.value.code, caught.value.param) == ("unsupported_endpoint", "model")
 
 
+KEPT = f"ft:{BASE_ID}:acme:kept:AbCdEfGh"
+SYSTEM = {"role": "system", "content": "Be brief."}
+SAMPLED: dict[str, Any] = {"temperature": 1.0, "top_p": 0.9, "seed": 7, "presence_penalty": 0.5}
+
+
+@pytest.fixture
+def kept(stack: InferenceStack, http: httpx2.Client) -> Callable[..., None]:
+    """Publish TUNED's adapter under a second name, and return what changes that one's settings."""
+    record = stack.with_registry(lambda registry: registry.get(TUNED))
+    assert record is not None
+    stack.publish(KEPT, stack.home / record.folder, listed=True)
+    empty = dict.fromkeys(
+        ("system_prompt", "temperature", "top_p", "seed", "presence_penalty", "max_completion_tokens", "chat_template")
+    )
+
+    def change(**settings: Any) -> None:
+        http.post(f"/v1/models/{KEPT}/settings", json=empty | settings).raise_for_status()
+
+    return change
+
+
+def answer_of(http: httpx2.Client, path: str, **body: Any) -> tuple[str, int]:
+    """Return an answer's text and the tokens of its prompt."""
+    answer = http.post(f"/v1/{path}", json=body)
+    assert answer.status_code == 200, answer.text
+    found = answer.json()
+    usage = found["usage"]
+    if path == "responses":
+        return found["output"][-1]["content"][0]["text"], usage["input_tokens"]
+    if path == "messages":
+        return found["content"][0]["text"], usage["input_tokens"]
+    choice = found["choices"][0]
+    return choice.get("text") or choice["message"]["content"], usage["prompt_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "written"),
+    [
+        ("chat/completions", {"messages": MESSAGES}, {"messages": [SYSTEM, *MESSAGES], "max_tokens": 16, **SAMPLED}),
+        ("completions", {"prompt": "the quick"}, {"max_tokens": 16, **SAMPLED}),
+        (
+            "responses",
+            {"input": "the quick", "store": False},
+            {"instructions": "Be brief.", "max_output_tokens": 16, **SAMPLED},
+        ),
+        (
+            "messages",
+            {"messages": MESSAGES},
+            {"system": "Be brief.", "max_tokens": 16, "temperature": 1.0, "top_p": 0.9},
+        ),
+    ],
+)
+def test_settings_act_as_if_they_were_written_out(
+    http: httpx2.Client, kept: Callable[..., None], path: str, body: dict[str, Any], written: dict[str, Any]
+) -> None:
+    # Anthropic's form has no seed: there the answer is made certain by its first token alone being likely enough.
+    certain = {"top_p": 1e-6} if path == "messages" else {}
+    kept(system_prompt="Be brief.", max_completion_tokens=16, **SAMPLED | certain)
+    explicit = answer_of(http, path, model=TUNED, **body | written | certain)
+    assert answer_of(http, path, model=KEPT, **body) == explicit
+    bare = answer_of(http, path, model=TUNED, **body | {name: written[name] for name in written if "max" in name})
+    assert bare != explicit
+
+
+def test_a_chat_template_writes_the_prompt_everywhere(
+    sdk: openai.OpenAI, http: httpx2.Client, kept: Callable[..., None]
+) -> None:
+    kept(chat_template="Q: {{ messages[-1].content }}\nA:", temperature=0, max_completion_tokens=16)
+    text, n_prompt = answer_of(http, "completions", model=KEPT, prompt="Q: the quick\nA:")
+    user: Any = {"role": "user", "content": "the quick"}
+    by_chat = answer_of(http, "chat/completions", model=KEPT, messages=[user])
+    assert by_chat == (text, n_prompt)
+    assert by_chat != answer_of(http, "chat/completions", model=TUNED, messages=[user], temperature=0, max_tokens=16)
+    chunks = sdk.chat.completions.create(model=KEPT, messages=[user], stream=True)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == text
+    assert answer_of(http, "responses", model=KEPT, input="the quick", store=False) == (text, n_prompt)
+    assert sdk.responses.input_tokens.count(model=KEPT, input="the quick").input_tokens == n_prompt
+    assert answer_of(http, "messages", model=KEPT, messages=[user], max_tokens=16) == (text, n_prompt)
+    counted = http.post("/v1/messages/count_tokens", json={"model": KEPT, "messages": [user]}).json()
+    assert counted["input_tokens"] == n_prompt
+
+
 LONG = [{"role": "user", "content": "the quick brown fox " * 300}]
 
 

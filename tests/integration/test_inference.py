@@ -301,7 +301,7 @@ def test_deleted_files_of_an_evicted_adapter_hurt_nobody_else(
     assert tokens(stack, doomed) == answer  # what is in memory needs no files
     others = [model(path) for path in adapters[1 : 1 + CAPACITY]]
     answers = [tokens(stack, name) for name in others]
-    stack.wait_residency(doomed, "evicted")
+    stack.wait_residency(doomed, "staged")
     assert complete(stack, doomed).status_code == 422
     assert [tokens(stack, name) for name in others] == answers
 

@@ -15,11 +15,14 @@ from services.inference import agent as agent_module
 from services.inference import tasks
 from services.inference.agent import AdapterAgent
 from services.inference.engine_link import EngineLink
-from services.inference.loader import AdapterLoader, Busy
+from services.inference.loader import AdapterLoader
 from services.inference.reports import Reports
+from services.inference.turns import Busy, Turns
+from services.inference.uses import Uses
 from shared.adapters import adapter_digest
 from shared.errors import NotFound
 from shared.records import AdapterRecord, BaseRecord
+from shared.store.adapter_uses import AdapterUses
 from shared.store.client import Client
 from shared.store.registry import Registry
 from tests.integration.inference_stack import BASE_ID, make_adapter, make_base
@@ -48,14 +51,27 @@ class RememberingEngine:
 class World:
     """One agent with room for two adapters, and a way to publish."""
 
-    def __init__(self, home: Path, base: Path, adapter: Path, registry: Registry) -> None:
+    def __init__(self, home: Path, base: Path, adapter: Path, client: Client) -> None:
+        registry = Registry(client)
         self.engine = RememberingEngine()
         self.registry = registry
         self.reports = Reports(registry, REPLICA)
         self._adapter = adapter
         record = BaseRecord(id=BASE_ID, path=str(base), fingerprint="tiny", context_length=512, created_at=0)
         loader = AdapterLoader(engine=EngineLink(self.engine), base=record, home=home, capacity=2, max_rank=8)
-        self.agent = AdapterAgent(base_id=BASE_ID, registry=registry, reports=self.reports, loader=loader)
+        self.foreign: set[str] = set()
+        self.agent = AdapterAgent(
+            base_id=BASE_ID,
+            registry=registry,
+            reports=self.reports,
+            loader=loader,
+            uses=Uses(AdapterUses(client), BASE_ID),
+            turns=Turns(3, turn_s=2.0, patience_s=5.0),
+            is_owner=self._is_owner,
+        )
+
+    async def _is_owner(self, name: str) -> bool:
+        return name not in self.foreign
 
     async def publish(self, name: str) -> AdapterRecord:
         return await self.registry.publish(
@@ -83,7 +99,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @asynccontextmanager
 async def world(home: Path, redis_url: str) -> AsyncIterator[World]:
     client = Client(redis_url)
-    made = World(home, home / "base", home / "adapter", Registry(client))
+    made = World(home, home / "base", home / "adapter", client)
     await made.agent.start()
     background = [asyncio.create_task(made.agent.follow()), asyncio.create_task(made.reports.run())]
     try:
@@ -143,7 +159,7 @@ def test_request_waits_for_a_place_and_is_sent_away_when_none_comes_free(
         await asyncio.sleep(0.05)
         made.agent.release(first)
         assert (await waiting).name == "ft:c"
-        await state(made, "ft:a", "evicted")
+        await state(made, "ft:a", "staged")
 
     play(home, redis_url, story)
 

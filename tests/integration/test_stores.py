@@ -250,7 +250,7 @@ def test_replica_follows_changes_and_notices_a_gap(redis_url: str) -> None:
 def test_residency_and_heartbeats(redis_url: str) -> None:
     async def story(client: Client) -> None:
         registry, presence = Registry(client), Presence(client)
-        await registry.acknowledge("r1", "m", Residency(state="failed", reason="too large"))
+        await registry.acknowledge("r1", {"m": Residency(state="failed", reason="too large")})
         assert (await registry.residency("m"))["r1"].reason == "too large"
         replica = ReplicaRecord(id="r1", url="http://127.0.0.1:1", base="base", state="ready")
         await presence.beat_replica(replica, ttl_s=0.2)

@@ -229,7 +229,7 @@ def test_model_that_no_server_can_load_fails_the_job(trainer: TrainerProcess, se
         await client.stores.presence.beat_replica(
             ReplicaRecord(id="r1", url="http://127.0.0.1:9", base=BASE_ID, state="ready"), ttl_s=DEADLINE_S
         )
-        await client.stores.registry.acknowledge("r1", name, Residency(state="failed", reason="too big"))
+        await client.stores.registry.acknowledge("r1", {name: Residency(state="failed", reason="too big")})
         record = await client.ended(job_id)
         assert record.status is JobState.FAILED and record.error is not None
         assert record.error.code == "not_servable" and "too big" in record.error.message
@@ -269,7 +269,7 @@ def test_model_that_answers_differently_fails_the_job(trainer: TrainerProcess, s
             await client.stores.presence.beat_replica(replica, ttl_s=DEADLINE_S)
             job_id = await client.submit(await client.upload(training_rows(12)))
             name = (await client.stores.jobs.get(job_id)).model_name
-            await client.stores.registry.acknowledge("r1", name, Residency(state="warm"))
+            await client.stores.registry.acknowledge("r1", {name: Residency(state="warm")})
             record = await client.ended(job_id)
             server.shutdown()
         assert record.status is JobState.FAILED and record.error is not None

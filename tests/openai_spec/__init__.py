@@ -40,6 +40,10 @@ DEVIATIONS = (
 )
 
 
+_OURS = re.compile(r"/models/.+/(settings|residency)", re.DOTALL)
+"""Routes of ours that would pass for a model whose id ends so."""
+
+
 @cache
 def _spec() -> dict[str, Any]:
     spec: dict[str, Any] = json.loads(_FILE.read_text(encoding="utf-8"))
@@ -54,6 +58,8 @@ def operations() -> set[tuple[str, str]]:
 def template_of(method: str, path: str) -> str | None:
     """Find the path template that a request's decoded path belongs to, past any `/v1`; None for routes of ours."""
     path = path.removeprefix("/v1")
+    if _OURS.fullmatch(path):
+        return None
     known = [template for verb, template in operations() if verb == method]
     for template in sorted(known, key=lambda template: template.count("{")):
         if re.fullmatch(re.sub(r"\\\{\w+\\\}", r".+" if "model" in template else r"[^/]+", re.escape(template)), path):

@@ -14,6 +14,7 @@ from services.api.bodies import decode
 from services.api.gateway.model_names import ModelNames
 from shared import ids
 from shared.errors import AdapterRejected, InvalidRequest, NotFound, Unavailable
+from shared.model_records import Access
 from shared.paths import Paths
 from shared.records import AdapterRecord, BaseRecord, FileRecord
 from shared.schemas.models import ImportedModel, ImportModel
@@ -55,12 +56,12 @@ class AdapterImports:
         self._names = names
         self._paths = paths
 
-    async def new_name(self, wanted: ImportModel, *, project: str) -> str:
-        """Form a name for the model. Raises NotFound for a base that the project does not see, InvalidRequest."""
-        base = await self._base(wanted.base, project)
+    async def new_name(self, wanted: ImportModel, *, access: Access) -> str:
+        """Form a name for the model. Raises NotFound for a base that the key does not see, InvalidRequest."""
+        base = await self._base(wanted.base, access)
         return ids.model_name(base.origin or base.id, self._settings.organization, wanted.suffix)
 
-    async def create(self, wanted: ImportModel, *, name: str, project: str) -> ImportedModel:
+    async def create(self, wanted: ImportModel, *, name: str, access: Access) -> ImportedModel:
         """Check an adapter and publish it as `name`; a model of that name that is there already is returned as it is.
 
         Raises NotFound for an unknown base or file, InvalidRequest, AdapterRejected with the reason, Unavailable.
@@ -68,9 +69,9 @@ class AdapterImports:
         known = await self._registry.get(name)
         if known is not None:
             return self._public(known, None)
-        base = await self._base(wanted.base, project)
-        config = await self._content(wanted.files.config, "files.adapter_config.json", project)
-        weights = await self._content(wanted.files.weights, "files.adapter_model.safetensors", project)
+        base = await self._base(wanted.base, access)
+        config = await self._content(wanted.files.config, "files.adapter_config.json", access.project)
+        weights = await self._content(wanted.files.weights, "files.adapter_model.safetensors", access.project)
         try:
             adapter, folder = await asyncio.to_thread(self._place, config, weights, base)
         except AdapterRejected as error:
@@ -88,7 +89,7 @@ class AdapterImports:
             folder=self._paths.relative(folder),
             sha256=adapter.sha256,
             rank=adapter.rank,
-            project=project,
+            project=access.project,
             job_id="",
             created_at=int(time.time()),
             listed=True,
@@ -97,9 +98,9 @@ class AdapterImports:
         _log.info("model.imported", model=name, base=base.id, sha256=adapter.sha256)
         return self._public(record, _warning(adapter, base))
 
-    async def _base(self, name: str, project: str) -> BaseRecord:
+    async def _base(self, name: str, access: Access) -> BaseRecord:
         try:
-            found = (await self._names.look_up(name, project)).model
+            found = (await self._names.look_up(name, access)).model
         except NotFound as error:
             raise NotFound(error.message, code=error.code, param="base") from error
         if not isinstance(found, BaseRecord):

@@ -17,7 +17,7 @@ from services.api.batches.results import Result
 from services.api.batches.usage import usage_of
 from services.api.bodies import decode
 from services.api.errors import SERVER_ERROR, UpstreamError, rule_for
-from services.api.gateway.forwarding import VIEW_DECODER, Gateway, View
+from services.api.gateway.forwarding import VIEW_DECODER, Gateway, OnSent, View
 from services.api.gateway.mending import mended
 from services.api.gateway.relay import read_whole
 from services.api.gateway.responses import ResponseView, Turn
@@ -25,6 +25,7 @@ from services.api.gateway.stored_chat import ChatView, StoredChat
 from services.api.gateway.upstream_errors import unreadable
 from shared import ids
 from shared.errors import InvalidRequest, NoReplica, ReplicaLost, SelftuneError
+from shared.model_records import Access
 from shared.schemas.batches import BatchEndpoint, BatchUsage
 from shared.schemas.errors import ErrorBody, ErrorResponse
 from shared.store.completions import CompletionStore
@@ -61,7 +62,7 @@ class Answering:
         self._responses = responses
         self._slots = slots
 
-    async def result(self, number: int, request: Request, endpoint: BatchEndpoint, *, project: str) -> Result:
+    async def result(self, number: int, request: Request, endpoint: BatchEndpoint, *, access: Access) -> Result:
         """Return the answer, or the refusal when asking again does not help.
 
         As long as the servers of the model are too busy, this goes on asking. Raises NoReplica when there is none; but
@@ -71,7 +72,7 @@ class Answering:
         while True:
             try:
                 async with self._slots:
-                    body = await self._ask(endpoint, bytes(request.body), project, request_id)
+                    body = await self._ask(endpoint, bytes(request.body), access, request_id)
                 return _result(number, request.custom_id, request_id, 200, body)
             except (SelftuneError, UpstreamError) as error:
                 status, refusal = _shown(error)
@@ -89,32 +90,39 @@ class Answering:
                 return _result(number, request.custom_id, request_id, 500, _BROKEN)
             await asyncio.sleep(_wait_s(tries))
 
-    async def is_away(self, endpoint: BatchEndpoint, model: str, project: str) -> bool:
+    async def is_away(self, endpoint: BatchEndpoint, model: str, access: Access) -> bool:
         """Tell whether no server is there for the model."""
-        return await self._gateway.is_away(endpoint, model=model, project=project)
+        return await self._gateway.is_away(endpoint, model=model, access=access)
 
-    async def _ask(self, endpoint: BatchEndpoint, body: bytes, project: str, request_id: str) -> bytes:
+    async def _ask(self, endpoint: BatchEndpoint, body: bytes, access: Access, request_id: str) -> bytes:
         """Return the whole answer as the live endpoint gives it, on one line. Raises what that raises."""
         if endpoint == "/v1/responses":
-            return await self._respond(body, project, request_id)
+            return await self._respond(body, access, request_id)
         view: View = decode(body, _CHAT) if endpoint == "/v1/chat/completions" else decode(body, VIEW_DECODER)
-        answer = await self._fetch(endpoint, body, view, project, request_id)
-        if isinstance(view, ChatView) and view.store:
-            stored = StoredChat(self._completions, body, view, project=project, request_id=request_id)
-            await stored.keep(answer)
+        if not (isinstance(view, ChatView) and view.store):
+            return mended(await self._fetch(endpoint, body, view, access, request_id))
+        stored = StoredChat(self._completions, body, view, project=access.project, request_id=request_id)
+        answer = await self._fetch(endpoint, body, view, access, request_id, on_sent=stored.asked)
+        await stored.keep(answer)
         return mended(answer)
 
-    async def _respond(self, body: bytes, project: str, request_id: str) -> bytes:
+    async def _respond(self, body: bytes, access: Access, request_id: str) -> bytes:
         view = decode(body, _RESPONSE)
-        turn = Turn(self._responses, body, view, project=project)
-        response = turn.mended(
-            await self._fetch("/v1/responses", await turn.upstream_body(), view, project, request_id)
-        )
+        turn = Turn(self._responses, body, view, project=access.project)
+        response = turn.mended(await self._fetch("/v1/responses", await turn.upstream_body(), view, access, request_id))
         if turn.kept:
             await turn.keep(response)
         return response
 
-    async def _fetch(self, endpoint: BatchEndpoint, body: bytes, view: View, project: str, request_id: str) -> bytes:
+    async def _fetch(
+        self,
+        endpoint: BatchEndpoint,
+        body: bytes,
+        view: View,
+        access: Access,
+        request_id: str,
+        on_sent: OnSent | None = None,
+    ) -> bytes:
         if view.stream:
             raise InvalidRequest(
                 "Requests of a batch cannot be streamed; leave 'stream' out.",
@@ -125,9 +133,10 @@ class Answering:
             endpoint,
             body,
             model=view.model,
-            project=project,
+            access=access,
             request_id=request_id,
             priority=max(view.priority or 0, PRIORITY),
+            on_sent=on_sent,
         )
         return _one_line(await read_whole(upstream))
 

@@ -15,6 +15,7 @@ from shared import ids
 from shared.batch_records import BatchRecord
 from shared.batch_states import BatchState
 from shared.errors import InvalidRequest, NotFound, TransitionRefused, Unavailable
+from shared.model_records import Access
 from shared.paths import Paths
 from shared.records import FileRecord
 from shared.schemas.batches import CreateBatch
@@ -35,19 +36,19 @@ class Batches:
         self._files = files
         self._paths = paths
 
-    async def create(self, request: CreateBatch, *, project: str, batch_id: str) -> BatchRecord:
+    async def create(self, request: CreateBatch, *, access: Access, batch_id: str) -> BatchRecord:
         """Record a batch; one that has this id already is returned as it is.
 
         The batch holds its input from here on: deleting the file takes nothing from it, and frees no storage
-        before it has ended. Raises InvalidRequest, NotFound, Unavailable.
+        before it has ended. It may use the models that its creator may. Raises InvalidRequest, NotFound, Unavailable.
         """
         try:
-            return await self._batches.get(batch_id, project=project)
+            return await self._batches.get(batch_id, project=access.project)
         except NotFound:
             pass
-        held = await self._check_input(request.input_file_id, project)
+        held = await self._check_input(request.input_file_id, access.project)
         await asyncio.to_thread(self._hold_input, request.input_file_id, batch_id)
-        record = await self._batches.create(_record(request, project, batch_id), held=held)
+        record = await self._batches.create(_record(request, access, batch_id), held=held)
         _log.info("batch.created", batch_id=record.id, endpoint=record.endpoint, input_file=record.input_file_id)
         return record
 
@@ -115,12 +116,14 @@ def _link(source: Path, target: Path) -> None:
         draft.replace(target)
 
 
-def _record(request: CreateBatch, project: str, batch_id: str) -> BatchRecord:
+def _record(request: CreateBatch, access: Access, batch_id: str) -> BatchRecord:
     now = int(time.time())
     kept = request.output_expires_after
     return BatchRecord(
         id=batch_id,
-        project=project,
+        project=access.project,
+        key_id=access.key_id,
+        is_admin=access.is_admin,
         endpoint=request.endpoint,
         input_file_id=request.input_file_id,
         completion_window=request.completion_window,

@@ -118,7 +118,7 @@ class Runner:
         """Tell whether a batch's model is still away; with several models that is not known before it is tried."""
         if record.model is None:
             return is_full
-        if not await self._tools.answering.is_away(record.endpoint, record.model, record.project):
+        if not await self._tools.answering.is_away(record.endpoint, record.model, record.access):
             return False
         self._turns.rest(record.id, time.monotonic())
         return True

@@ -58,7 +58,7 @@ class Working:
                 continue
             record = self._record
             try:
-                result = await self._answering.result(number, request, record.endpoint, project=record.project)
+                result = await self._answering.result(number, request, record.endpoint, access=record.access)
             except NoReplica:
                 self._absent.add(request.model)
                 continue

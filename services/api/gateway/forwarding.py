@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Callable, Sequence
+from typing import Annotated, Literal, TypeAlias
 
 import httpx2
 import msgspec
@@ -11,10 +11,12 @@ import structlog
 from msgspec import Meta
 
 from services.api.gateway import routing
-from services.api.gateway.model_names import ModelNames
+from services.api.gateway.model_defaults import with_defaults
+from services.api.gateway.model_names import Meaning, ModelNames
 from services.api.gateway.rewriting import with_fields
 from services.api.gateway.upstream_errors import shape
 from shared.errors import InvalidRequest, NoReplica, NotFound, ReplicaLost
+from shared.model_records import Access
 from shared.records import ReplicaRecord
 from shared.store.presence import Presence
 
@@ -28,7 +30,12 @@ Endpoint = Literal[
 _ATTEMPTS = 2
 _PRIORITY_HEADER = "x-vllm-priority"
 """Wins over the body's `priority` in vLLM; smaller numbers are answered earlier."""
+OnSent: TypeAlias = Callable[[bytes], None]
 _PRODUCT = {"generate": "generate text", "embed": "make embeddings"}
+
+
+class _TemplateValues(msgspec.Struct, frozen=True):
+    chat_template: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,6 +45,24 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool | None = None
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
     """Not OpenAI's. A client may ask to be answered later than others, not earlier."""
+    chat_template: msgspec.Raw = msgspec.Raw(b"null")
+    chat_template_kwargs: _TemplateValues | None = None
+
+    def __post_init__(self) -> None:
+        """Raises InvalidRequest for a template of the client's: the inference server would run it."""
+        if bytes(self.chat_template) != b"null":
+            raise _foreign_template("chat_template")
+        if self.chat_template_kwargs is not None and bytes(self.chat_template_kwargs.chat_template) != b"null":
+            raise _foreign_template("chat_template_kwargs.chat_template")
+
+
+def _foreign_template(param: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"Requests bring no chat template of their own; leave '{param}' out. The owner of a fine-tuned model may set "
+        "one for it, at /v1/models/{model}/settings.",
+        code="unsupported_parameter",
+        param=param,
+    )
 
 
 VIEW_DECODER = msgspec.json.Decoder(View)
@@ -58,19 +83,32 @@ class Gateway:
         )
 
     async def open(
-        self, endpoint: Endpoint, body: bytes, *, model: str, project: str, request_id: str, priority: int = 0
+        self,
+        endpoint: Endpoint,
+        body: bytes,
+        *,
+        model: str,
+        access: Access,
+        request_id: str,
+        priority: int = 0,
+        on_sent: OnSent | None = None,
     ) -> httpx2.Response:
         """Return a replica's successful answer, its body not read yet; the caller closes it.
 
-        The body goes out as it is; only an alias is replaced by the model it stands for. Of the requests that wait for
-        an engine those with the smallest `priority` come first; a negative one counts as 0.
+        The body goes out as it is; only an alias is replaced by the model it stands for, and what the model's owner has
+        set stands in for what the client leaves out. `on_sent` is told the body as it goes out. Of the requests that
+        wait for an engine those with the smallest `priority` come first; a negative one counts as 0.
 
-        Raises NotFound for a model that the project does not see, InvalidRequest for one that cannot answer at this
+        Raises NotFound for a model that the key does not see, InvalidRequest for one that cannot answer at this
         endpoint, NoReplica, and UpstreamError for the replica's own.
         """
-        target, choices = await self._choices(endpoint, model, project)
-        if target != model:
-            body = with_fields(body, model=target)
+        meaning, choices = await self._choices(endpoint, model, access)
+        if meaning.target != model:
+            body = with_fields(body, model=meaning.target)
+        if meaning.settings is not None:
+            body = with_defaults(endpoint, body, meaning.settings)
+        if on_sent is not None:
+            on_sent(body)
         # With one replica the second attempt goes there too: its first may have met a connection closed long ago.
         for replica in (choices * _ATTEMPTS)[:_ATTEMPTS]:
             try:
@@ -81,10 +119,10 @@ class Gateway:
             return response if response.is_success else await _refuse(response)
         raise ReplicaLost(f"The model '{model}' cannot answer at the moment: its inference server does not respond.")
 
-    async def is_away(self, endpoint: Endpoint, *, model: str, project: str) -> bool:
+    async def is_away(self, endpoint: Endpoint, *, model: str, access: Access) -> bool:
         """Tell whether a request would meet no replica now; one that is refused for another reason would not."""
         try:
-            await self._choices(endpoint, model, project)
+            await self._choices(endpoint, model, access)
         except NoReplica:
             return True
         except (NotFound, InvalidRequest):
@@ -94,12 +132,12 @@ class Gateway:
     async def close(self) -> None:
         await self._http.aclose()
 
-    async def _choices(self, endpoint: Endpoint, model: str, project: str) -> tuple[str, list[ReplicaRecord]]:
-        """Return the model that a name stands for, and who can answer, best first. Raises as open() does."""
-        meaning = await self._names.look_up(model, project)
+    async def _choices(self, endpoint: Endpoint, model: str, access: Access) -> tuple[Meaning, list[ReplicaRecord]]:
+        """Return what a name stands for, and who can answer, best first. Raises as open() does."""
+        meaning = await self._names.look_up(model, access)
         alive = await self._presence.replicas()
         found = routing.candidates(alive, base=meaning.base, model=meaning.target)
-        return meaning.target, _able(found, endpoint, model)
+        return meaning, _able(found, endpoint, model)
 
     async def _send(
         self, replica: ReplicaRecord, endpoint: Endpoint, body: bytes, request_id: str, priority: int

@@ -60,6 +60,10 @@ class StoredChat:
         self._events = EventSplitter()
         self._pieces = ChatPieces()
 
+    def asked(self, request: bytes) -> None:
+        """Take note of the request as the model gets it, with what its owner has set for it."""
+        self._request = request
+
     async def feed(self, piece: bytes) -> bytes:
         """Gather a stream's chunks; keep the completion when its end is about to go out. The bytes stay as they are."""
         for event in self._events.feed(piece):

@@ -12,6 +12,7 @@ from services.api.gateway.model_names import ModelNames
 from services.api.jobs.requests import Asked, asked, check_options, shown_integrations
 from shared import ids
 from shared.errors import InvalidRequest, NotFound, StoreUnavailable
+from shared.model_records import Access
 from shared.queue import Queue
 from shared.records import BaseRecord, FileRecord, JobRecord
 from shared.schemas.jobs import CreateJob
@@ -54,17 +55,18 @@ class Submission:
         self._names = names
         self._queue = queue
 
-    async def submit(self, request: CreateJob, *, project: str, job_id: str, limit: int | None = None) -> JobRecord:
+    async def submit(self, request: CreateJob, *, access: Access, job_id: str, limit: int | None = None) -> JobRecord:
         """Record a job and ask a worker to look at it; a job that has this id already is returned as it is.
 
         Raises InvalidRequest, NotFound, StoreUnavailable, and RateLimited at `limit` unfinished jobs of the project.
         """
+        project = access.project
         try:
             return await self._jobs.get(job_id, project=project)
         except NotFound:
             pass
         wanted = asked(request)
-        start = await self._start(request.model, project)
+        start = await self._start(request.model, access)
         check_options(request, self._settings, context_length=start.context_length, parent_rank=start.parent_rank)
         await self._check_files(request, project)
         record = self._record(request, wanted, start, project, job_id)
@@ -73,9 +75,9 @@ class Submission:
         _log.info("job.created", job_id=record.id, model=record.model, training_file=record.training_file)
         return record
 
-    async def _start(self, name: str, project: str) -> _Start:
+    async def _start(self, name: str, access: Access) -> _Start:
         """Find what `model` means: a base, an alias, or a fine-tuned model. Raises NotFound."""
-        model = (await self._names.look_up(name, project)).model
+        model = (await self._names.look_up(name, access)).model
         if isinstance(model, BaseRecord):
             return _Start(model.id, model.context_length, model.origin or model.id)
         base = await self._registry.base(model.base)

@@ -11,6 +11,7 @@ from services.api.routes import (
     inference,
     jobs,
     messages,
+    model_settings,
     models,
     permissions,
     projects,
@@ -24,7 +25,7 @@ from services.api.routes import (
 GROUPS = {
     "Files": [*files.ROUTES, *uploads.ROUTES],
     "Fine-tuning": [*jobs.ROUTES, *permissions.ROUTES, *graders.ROUTES],
-    "Models": models.ROUTES,
+    "Models": [*models.ROUTES, *model_settings.ROUTES],
     "Generation": [*inference.ROUTES, *responses.ROUTES, *messages.ROUTES],
     "Stored completions": stored_completions.ROUTES,
     "Batches": batches.ROUTES,

@@ -37,7 +37,7 @@ async def create_batch(
     batch_id = await object_id_for(
         request, idempotency, project=caller.project, kind="batch", body=body, new_id=ids.new_batch_id()
     )
-    return (await batches.create(wanted, project=caller.project, batch_id=batch_id)).public()
+    return (await batches.create(wanted, access=caller.access, batch_id=batch_id)).public()
 
 
 @get("/v1/batches", operation_id="listBatches")

@@ -43,7 +43,7 @@ async def create_chat_completion(
         return await _forward("/v1/chat/completions", request, gateway, body, view)
     request_id = request_id_of(request.scope)
     stored = StoredChat(completions, body, view, project=caller.project, request_id=request_id)
-    answer = await ask(request, gateway, "/v1/chat/completions", body, view)
+    answer = await ask(request, gateway, "/v1/chat/completions", body, view, on_sent=stored.asked)
     if not isinstance(answer, bytes):
         return Relay(answer, stored)
     await stored.keep(answer)

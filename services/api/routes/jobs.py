@@ -55,7 +55,7 @@ async def create_job(
     wanted = decode(body, _CREATE)
     job_id = await object_id_for(request, idempotency, project=project, kind="job", body=body, new_id=ids.new_job_id())
     record = await submission.submit(
-        wanted, project=project, job_id=job_id, limit=identity.project.limits.concurrent_jobs or None
+        wanted, access=identity.key.access, job_id=job_id, limit=identity.project.limits.concurrent_jobs or None
     )
     return record.public(paused_as=settings.paused_as)
 

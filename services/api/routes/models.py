@@ -1,4 +1,4 @@
-"""/v1/models. Ids hold colons and slashes, so the rest of the path is the id."""
+"""/v1/models. Ids hold colons and slashes."""
 
 import asyncio
 from typing import Any
@@ -13,6 +13,7 @@ from services.api.bodies import read_json
 from services.api.documents import json_body
 from services.api.gateway.model_names import ModelNames
 from services.api.idempotency import object_id_for
+from services.api.model_paths import model_id
 from shared.errors import InvalidRequest
 from shared.paths import Paths, remove_folder
 from shared.records import KeyRecord
@@ -40,26 +41,26 @@ async def import_model(
     project = caller.project
     body = await read_json(request, limit=settings.max_body_bytes)
     wanted = read_import(body)
-    new_name = await adapter_imports.new_name(wanted, project=project)
+    new_name = await adapter_imports.new_name(wanted, access=caller.access)
     name = await object_id_for(request, idempotency, project=project, kind="model", body=body, new_id=new_name)
-    return await adapter_imports.create(wanted, name=name, project=project)
+    return await adapter_imports.create(wanted, name=name, access=caller.access)
 
 
 @get("/v1/models", operation_id="listModels")
 async def list_models(caller: NamedDependency[KeyRecord], names: NamedDependency[ModelNames]) -> ModelList:
-    """List base models, the project's fine-tuned ones, those shared with it, and their aliases."""
-    return ModelList(data=await names.listed(caller.project))
+    """List base models, the project's fine-tuned ones, those shared with it, their aliases: what the key may use."""
+    return ModelList(data=await names.listed(caller.access))
 
 
-@get("/v1/models/{model:path}", operation_id="retrieveModel")
+@get("/v1/models/{model:str}", operation_id="retrieveModel")
 async def retrieve_model(
     model: FromPath[str], caller: NamedDependency[KeyRecord], names: NamedDependency[ModelNames]
 ) -> Model:
     """Look a model up."""
-    return await names.shown(model.removeprefix("/"), caller.project)
+    return await names.shown(model_id(model), caller.access)
 
 
-@delete("/v1/models/{model:path}", status_code=200, operation_id="deleteModel")
+@delete("/v1/models/{model:str}", status_code=200, operation_id="deleteModel")
 async def delete_model(
     model: FromPath[str],
     caller: NamedDependency[KeyRecord],
@@ -72,9 +73,9 @@ async def delete_model(
 
     The weights of a whole model go with it; refused while there are adapters on it, and for the server's own base.
     """
-    name = model.removeprefix("/")
+    name = model_id(model)
     if names.is_alias(name):
-        await names.look_up(name, caller.project)  # what it stands for is for those alone who may use it
+        await names.look_up(name, caller.access)  # what it stands for is for those alone who may use it
         raise InvalidRequest(
             f"'{name}' is an alias of '{names.target(name)}'; aliases are the operator's setting and are not deleted.",
             code="model_alias",
@@ -85,7 +86,7 @@ async def delete_model(
         raise InvalidRequest(
             f"'{name}' is a base model; only fine-tuned models can be deleted.", code="base_model", param="model"
         )
-    record = await registry.owned(name, caller.project)
+    record = await registry.owned(name, caller.access)
     if record.whole:
         await _check_unused(name, registry, settings)
     await registry.retire(name)

@@ -12,6 +12,7 @@ from services.api.documents import json_body
 from services.api.listing import page
 from services.api.model_paths import model_id
 from services.api.organization.projects import ProjectAdmin
+from shared.model_records import Access
 from shared.records import AdapterRecord, KeyRecord
 from shared.schemas.checkpoints import CheckpointPermission, GrantPermissions
 from shared.schemas.paging import Deleted, Page
@@ -39,7 +40,7 @@ async def create_permissions(
 ) -> Page[CheckpointPermission]:
     """Let other projects list, use and go on training a model of this project."""
     wanted = decode(await read_json(request, limit=settings.max_body_bytes), _GRANT)
-    adapter = await _own(registry, model, caller.project)
+    adapter = await _own(registry, model, caller.access)
     for project_id in wanted.project_ids:
         await project_admin.get(project_id)
     granted = await permissions.grant(adapter.name, wanted.project_ids)
@@ -58,7 +59,7 @@ async def list_permissions(
     order: FromQuery[Literal["ascending", "descending"]] = "descending",
 ) -> Page[CheckpointPermission]:
     """List which projects may use a model, newest first unless `order` is `ascending`."""
-    adapter = await _own(registry, model, caller.project)
+    adapter = await _own(registry, model, caller.access)
     records, more = await permissions.page(
         adapter.name,
         project=project_id or None,
@@ -82,13 +83,13 @@ async def delete_permission(
     permissions: NamedDependency[PermissionStore],
 ) -> Deleted:
     """Take a permission back; the project's next request with the model is refused."""
-    adapter = await _own(registry, model, caller.project)
+    adapter = await _own(registry, model, caller.access)
     await permissions.revoke(adapter.name, permission_id)
     return Deleted(id=permission_id, object="checkpoint.permission")
 
 
-async def _own(registry: Registry, segment: str, project: str) -> AdapterRecord:
-    return await registry.owned(model_id(segment), project)
+async def _own(registry: Registry, segment: str, access: Access) -> AdapterRecord:
+    return await registry.owned(model_id(segment), access)
 
 
 ROUTES = [create_permissions, list_permissions, delete_permission]

@@ -15,6 +15,7 @@ from msgspec import Struct
 from services.trainer.protocol import ServedSample
 from services.trainer.stores import Stores, persist
 from shared.errors import NoReplica
+from shared.placement import OWNERS
 from shared.records import AdapterRecord, ReplicaRecord
 
 ANSWER_TOKENS = 8
@@ -115,7 +116,7 @@ class Serving:
             silent_s = await persist(self._stores.presence.seconds_without_replica)
             if silent_s > RESTART_S:
                 raise NoReplica("no inference server is running for this base model")
-        elif len(reasons) == len(alive):
+        elif len(reasons) >= min(OWNERS, len(alive)):  # the others have not tried
             raise AdapterRefused(f"the inference server refuses it: {reasons[0]}")
         if patience.is_over(is_ready=any(replica.state == "ready" for replica in alive)):
             raise NoReplica("no inference server has loaded it in time")
@@ -155,7 +156,7 @@ class Serving:
 
 def _refused(standing: dict[str, Any], replica: ReplicaRecord) -> bool:
     residency = standing.get(replica.id)
-    return residency is not None and residency.state == "failed"
+    return residency is not None and residency.state in ("failed", "quarantined")
 
 
 def _choice(line: str) -> _Choice | None:

@@ -22,6 +22,7 @@ from services.api.errors import UpstreamError
 from services.api.gateway.forwarding import Gateway
 from shared.batch_records import BatchRecord
 from shared.errors import NoReplica, ReplicaLost
+from shared.model_records import Access
 from shared.schemas.batches import BatchUsage
 from shared.schemas.errors import ErrorBody
 
@@ -163,7 +164,7 @@ def refusals(gateway: Refusing) -> dict[str, Any]:
     """Return the response of the line for a request that the gateway refuses."""
     missing: Any = None
     work = Answering(gateway, missing, missing, asyncio.Semaphore(1))
-    found = asyncio.run(work.result(0, Request("a", Raw(b'{"model":"m"}')), CHAT, project="p"))
+    found = asyncio.run(work.result(0, Request("a", Raw(b'{"model":"m"}')), CHAT, access=Access(project="p")))
     assert found.failed
     answer: dict[str, Any] = json.loads(bytes(found.line))["response"]
     return answer

@@ -1,0 +1,1 @@
+"""What a model's owner may set for it, and what can be refused of that."""

@@ -1,0 +1,28 @@
+"""What the engine's fork server imports, and nobody else: see engine_process."""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import os
+import signal
+
+from services.inference import lifeline
+
+lifeline.enter()  # first: the imports below take many seconds
+# A stop of the whole group or unit must not end the server, and with it an engine whose answers are still going out.
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+gc.disable()
+
+import vllm.lora.worker_manager  # noqa: E402
+import vllm.model_executor.models.llama  # noqa: E402
+import vllm.v1.attention.backends.cpu_attn  # noqa: E402
+import vllm.v1.engine.core  # noqa: E402, F401
+
+import services.inference.punica_cpu  # noqa: E402
+import services.inference.worker_cpu  # noqa: E402, F401
+
+# Nothing is left to be done at the server's end, and some library complains when it is taken apart then.
+atexit.register(os._exit, 0)
+gc.freeze()  # the collector would write to pages that the engine shares
+gc.enable()

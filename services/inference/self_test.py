@@ -48,11 +48,17 @@ class Continuation:
         return True
 
 
-async def prove(engine: Any, link: EngineLink, deadline_s: float, *, generates: bool) -> None:
+async def prove(
+    engine: Any, link: EngineLink, deadline_s: float, *, generates: bool, takes_adapters: bool = True
+) -> None:
     """Raises EngineFailed, with what went wrong, when the engine must not be used.
 
-    An engine that does not generate is asked for its LoRA products only.
+    An engine that does not generate is asked for its LoRA products only; one that takes no adapters, for some tokens.
     """
+    if not takes_adapters:
+        if generates:
+            await _continue(engine, "alone", None)
+        return
     status = await link.status(deadline_s)
     if current_platform.is_cpu() and status.wrapper != _CPU_WRAPPER:
         raise EngineFailed(f"the engine uses {status.wrapper} for LoRA instead of {_CPU_WRAPPER}")

@@ -90,8 +90,7 @@ async def _serve_engine(
     configure("inference", level=settings.log_level)  # one of the libraries behind build() has taken the root logger
     able = tuple(await engine.get_supported_tasks())
     replica.set("starting", "testing the engine", engine_pid=engine_pid(engine), tasks=able)
-    if merged is None:
-        await self_test.prove(engine, link, _ENGINE_DEADLINE_S, generates="generate" in able)
+    await self_test.prove(engine, link, _ENGINE_DEADLINE_S, generates="generate" in able, takes_adapters=merged is None)
     url = settings.inference_url or "http://{}:{}".format(*sock.getsockname())
     replica.set("starting", "learning the adapters", url=url)
     metrics.install(names=agent.names, numbers=lambda: {**agent.numbers(), "requests_running": traffic.running})

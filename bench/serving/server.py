@@ -78,12 +78,13 @@ class Server(ABC):
         return self.start_s
 
     def _spawn(self) -> None:
+        """SIGTERM reaches it when this process dies: vLLM's server would leave its engine behind at SIGKILL."""
         parent = os.getpid()
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 self.command(), cwd=ROOT, env=self.environment(), stdin=subprocess.DEVNULL, stdout=log,
                 stderr=subprocess.STDOUT, start_new_session=True,
-                preexec_fn=lambda: die_with_parent(parent_pid=parent),  # noqa: PLW1509 - one prctl
+                preexec_fn=lambda: die_with_parent(signal.SIGTERM, parent_pid=parent),  # noqa: PLW1509 - one prctl
             )  # fmt: skip
 
     async def _answers(self, client: httpx2.AsyncClient) -> bool:

@@ -14,5 +14,7 @@ spread.py       many adapters in turns
 many.py         thousands of registered adapters
 beside.py       whether a request for the base is answered as if it were alone
 cycles.py       memory over many loads and unloads
+replicas.py     two replicas, and the loss of one
+gateway.py      the API in front of a replica
 start.py        from the start of the process to the first answer
 """

@@ -18,8 +18,10 @@ from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 from pathlib import Path
 
+import httpx2
+
 from bench.api.scene import print_machine
-from bench.serving import beside, cycles, decode, many, prefill, publish, spread, start
+from bench.serving import beside, cycles, decode, many, prefill, publish, replicas, spread, start
 from bench.serving.asking import RequestFailed
 from bench.serving.server import ServerEnded
 from bench.serving.stage import Stage
@@ -28,8 +30,8 @@ from bench.training.report import Line, print_lines
 
 SCENES: dict[str, Callable[[Stage], Awaitable[list[Line]]]] = {
     "start": start.measure, "decode_one": decode.one, "decode_two": decode.two, "base": decode.base,
-    "prefill": prefill.measure, "beside": beside.measure, "publish": publish.measure, "spread": spread.measure,
-    "cycles": cycles.measure, "many": many.measure,
+    "prefill": prefill.measure, "beside": beside.measure, "publish": publish.measure, "cycles": cycles.measure,
+    "spread": spread.measure, "many": many.measure, "replicas": replicas.measure,
 }  # fmt: skip
 
 
@@ -53,7 +55,7 @@ async def _run(base: Path, folder: Path, arguments: argparse.Namespace) -> int:
             print(f"\n{name}", flush=True)
             try:
                 lines += await SCENES[name](stage)
-            except (RequestFailed, ServerEnded) as error:
+            except (RequestFailed, ServerEnded, httpx2.HTTPError) as error:
                 failed.append(name)
                 print(f"  {name} has no figure: {error}", flush=True)
     finally:

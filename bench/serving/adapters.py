@@ -52,6 +52,15 @@ class Shelf:
             self._adapters.append(self._place(staged))
         return self._adapters[:count]
 
+    def take_to(self, home: Path, count: int) -> Sequence[Adapter]:
+        """Return the first `count` adapters as they are in another data folder, where they are copied to."""
+        copies = []
+        for adapter in self.take(count):
+            folder = Paths(home).adapter_folder(self._base_id, adapter.sha256)
+            shutil.copytree(adapter.folder, folder)
+            copies.append(Adapter(folder, adapter.sha256))
+        return copies
+
     def _write(self) -> Sequence[Path]:
         command = [sys.executable, "-m", "bench.serving.adapters"]
         command += [str(self._base), self._base_id, str(self._paths.home)]

@@ -43,6 +43,7 @@ class Server(ABC):
         self.published: set[str] = set()
         self._log = folder / f"{self.name.replace(' ', '-')}.log"
         self._process: subprocess.Popen[bytes] | None = None
+        self._http = self.client()
 
     @abstractmethod
     def command(self) -> Sequence[str]:
@@ -68,12 +69,11 @@ class Server(ABC):
         """Start it and return the seconds until the base has answered. Raises ServerEnded."""
         begun = time.perf_counter()
         self._spawn()
-        async with self.client() as client:
-            while not await self._answers(client):
-                self.check_alive()
-                if time.perf_counter() - begun > START_DEADLINE_S:
-                    raise ServerEnded(f"{self.name} did not answer within {START_DEADLINE_S:g} s:\n{self.tail()}")
-                await asyncio.sleep(_POLL_S)
+        while not await self._answers():
+            self.check_alive()
+            if time.perf_counter() - begun > START_DEADLINE_S:
+                raise ServerEnded(f"{self.name} did not answer within {START_DEADLINE_S:g} s:\n{self.tail()}")
+            await asyncio.sleep(_POLL_S)
         self.start_s = time.perf_counter() - begun
         return self.start_s
 
@@ -87,10 +87,10 @@ class Server(ABC):
                 preexec_fn=lambda: die_with_parent(signal.SIGTERM, parent_pid=parent),  # noqa: PLW1509 - one prctl
             )  # fmt: skip
 
-    async def _answers(self, client: httpx2.AsyncClient) -> bool:
+    async def _answers(self) -> bool:
         body = {"model": self.base_id, "prompt": "Hello", "max_tokens": 1, "temperature": 0}
         try:
-            return (await client.post("/v1/completions", json=body)).status_code == 200
+            return (await self._http.post("/v1/completions", json=body)).status_code == 200
         except httpx2.TransportError:
             return False
 
@@ -124,13 +124,23 @@ class Server(ABC):
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-lines:]) if self._log.exists() else ""
 
     def stop(self) -> None:
-        """Ask it to end, then kill what is left of its process group."""
+        """Ask it to end, then kill what is left of it."""
         if self._process is None:
             return
         self._process.terminate()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(STOP_DEADLINE_S)
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        self.kill()
         self._process = None
+
+    def kill(self) -> None:
+        """End every process of it at once, as a crash would."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+    async def close(self) -> None:
+        """End it for good."""
+        self.stop()
+        await self._http.aclose()

@@ -35,6 +35,7 @@ class Stage:
         self._ours = Ours(self.home, base)
         self._stock = Stock(folder, base, self._ours.settings)
         self._plain = PlainStock(folder, base, self._ours.settings)
+        self._servers: tuple[Server, ...] = (self._plain, self._stock, self._ours)
         self.shelf = Shelf(base, self._ours.base_id, self.home)
 
     def count(self, full: int, quick: int) -> int:
@@ -78,10 +79,14 @@ class Stage:
             print(f"  {server.name} is up after {seconds:.1f} s; idle it uses {idle:.1%} of a core", flush=True)
         return server
 
-    async def close(self) -> None:
-        for server in (self._plain, self._stock):
+    def clear(self) -> None:
+        """End the servers, for a scene with others; they start again when they are needed."""
+        for server in self._servers:
             server.stop()
-        await self._ours.close()
+
+    async def close(self) -> None:
+        for server in self._servers:
+            await server.close()
         shutil.rmtree(self.home, ignore_errors=True)
 
 

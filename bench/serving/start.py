@@ -21,14 +21,15 @@ async def measure(stage: Stage) -> list[Line]:
     home.mkdir()
     ours = Ours(home, stage.base)
     stock = Stock(home, stage.base, ours.settings)
+    default = DefaultStock(home, stage.base, ours.settings)
     found = Figures("seconds")
     try:
         for number, side in stage.turns((ours, stock)):
             await _start(side, found, "first start" if number == 0 else "warm start")
-        if not stage.quick:
-            await _start(DefaultStock(home, stage.base, ours.settings), found, "warm start")
+        await _start(default, found, "warm start")
     finally:
-        await ours.close()
+        for server in (default, stock, ours):
+            await server.close()
     found.print()
     again = "first start" if stage.rounds == 1 else "warm start"
     seconds, other = found.median(ours.name, again), found.median(stock.name, again)

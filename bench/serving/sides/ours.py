@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from bench.serving.adapters import RANK, Adapter
 from bench.serving.server import Server
@@ -16,6 +16,7 @@ from services.trainer.base.description import describe_base
 from shared.records import AdapterRecord
 from shared.settings import EMBEDDED_ID, Settings
 from shared.store.client import Client
+from shared.store.presence import Presence
 from shared.store.registry import Registry
 from tests.conftest import start_valkey
 
@@ -23,19 +24,19 @@ KEY = "internal-bench-key"
 
 
 class Ours(Server):
-    """The inference service with the product's defaults. `settings` are changes to them."""
+    """The inference service with the product's defaults. One without a database of its own uses that of its home."""
 
-    name = "ours"
-
-    def __init__(self, home: Path, base: Path, **settings: Any) -> None:
+    def __init__(self, home: Path, base: Path, *, name: str = "ours", own_database: bool = True) -> None:
+        self.name = name
         super().__init__(home, EMBEDDED_ID)
         self.home = home
         self.headers = {"authorization": f"Bearer {KEY}"}
         self.settings = Settings(
             data_dir=str(home), redis_url=f"unix://{home}/valkey.sock", base_model=str(base), max_lora_rank=RANK,
-            base_model_id=self.base_id, internal_key=KEY, inference_port=self.port, **settings,
+            base_model_id=self.base_id, internal_key=KEY, inference_port=self.port,
         )  # fmt: skip
         self.base = describe_base(base, self.base_id)
+        self._own_database = own_database
         self._valkey: subprocess.Popen[bytes] | None = None
         self._client = Client(self.settings.redis_url)
         self.registry = Registry(self._client)
@@ -48,13 +49,17 @@ class Ours(Server):
 
     async def open(self) -> None:
         """Have a database that knows the base; `start` needs it, and does it unless it was done before."""
-        if self._valkey is None:
+        if self._own_database and self._valkey is None:
             self._valkey = start_valkey(self.home)
             await self.registry.put_base(self.base)
 
     async def start(self) -> float:
+        """Also wait until the gateway could find it; the seconds are those to its own first answer."""
         await self.open()
-        return await super().start()
+        seconds = await super().start()
+        while all(replica.state != "ready" for replica in await Presence(self._client).replicas()):
+            await asyncio.sleep(0.1)
+        return seconds
 
     async def publish(self, model: str, adapter: Adapter) -> None:
         await self.registry.publish(self.record(model, adapter))
@@ -71,7 +76,7 @@ class Ours(Server):
 
     async def close(self) -> None:
         """End the service and its database."""
-        self.stop()
+        await super().close()
         await self._client.close()
         if self._valkey is not None:
             self._valkey.terminate()

@@ -46,13 +46,11 @@ class Stock(Server):
         return {**environment, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
 
     async def publish(self, model: str, adapter: Adapter) -> None:
-        async with self.client() as client:
-            body = {"lora_name": model, "lora_path": str(adapter.folder)}
-            (await client.post("/v1/load_lora_adapter", json=body)).raise_for_status()
+        body = {"lora_name": model, "lora_path": str(adapter.folder)}
+        (await self._http.post("/v1/load_lora_adapter", json=body)).raise_for_status()
 
     async def retire(self, model: str) -> None:
-        async with self.client() as client:
-            (await client.post("/v1/unload_lora_adapter", json={"lora_name": model})).raise_for_status()
+        (await self._http.post("/v1/unload_lora_adapter", json={"lora_name": model})).raise_for_status()
 
 
 class PlainStock(Stock):

@@ -97,9 +97,8 @@ def _choices(lines: Sequence[tuple[float, str]]) -> Iterator[tuple[float, _Choic
 async def decode_speed(server: Server, models: Sequence[str], streams: int, tokens: int) -> float:
     """Return the tokens per second of all streams together, over the time in which every one of them decodes."""
     async with server.client() as client:
-        answers = await asyncio.gather(
-            *(ask(client, models[number % len(models)], tokens) for number in range(streams))
-        )  # fmt: skip
+        asked = [ask(client, models[number % len(models)], tokens) for number in range(streams)]
+        answers = await asyncio.gather(*asked)
     begin, end = max(answer.times[0] for answer in answers), min(answer.times[-1] for answer in answers)
     if end <= begin:
         raise RequestFailed(f"{server.name}: its streams did not decode at the same time")

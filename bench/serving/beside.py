@@ -26,7 +26,7 @@ STOCK_CASES = 40
 TOKENS = 12
 ADAPTERS = 4
 AT_ONCE = 4
-TIE_NATS = 1e-3
+TIE_NATS = 1e-4
 
 
 @dataclass

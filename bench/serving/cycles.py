@@ -28,7 +28,7 @@ async def measure(stage: Stage) -> list[Line]:
     growth = ours[-1] / ours[0]
     told = f"{ours[0]:.0f} to {ours[-1]:.0f} MB"
     other = f"stock {stock[0]:.0f} to {stock[-1]:.0f} MB ({stock[-1] / stock[0]:.3f})"
-    measured = f"memory after {SETTLED + CYCLES} cycles of load and unload, of that after {SETTLED}"
+    measured = f"memory after {cycles[-1]} cycles of load and unload, of that after {cycles[0]}"
     return [Line(measured, told, other, growth, AIM, at_least=False)]
 
 

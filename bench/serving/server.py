@@ -33,14 +33,12 @@ class Server(ABC):
 
     name: str
 
-    def __init__(self, folder: Path, base_id: str) -> None:
+    def __init__(self, folder: Path, base_id: str, *, key: str = "none") -> None:
         self.base_id = base_id
         self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.headers: Mapping[str, str] = {}
-        self.start_s = 0.0
-        """From the spawn to the first answer, of the latest start."""
         self.published: set[str] = set()
+        """What `Stage.publish` has published here since the start."""
+        self._headers = {"authorization": f"Bearer {key}"}
         self._log = folder / f"{self.name.replace(' ', '-')}.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._http = self.client()
@@ -74,8 +72,7 @@ class Server(ABC):
             if time.perf_counter() - begun > START_DEADLINE_S:
                 raise ServerEnded(f"{self.name} did not answer within {START_DEADLINE_S:g} s:\n{self.tail()}")
             await asyncio.sleep(_POLL_S)
-        self.start_s = time.perf_counter() - begun
-        return self.start_s
+        return time.perf_counter() - begun
 
     def _spawn(self) -> None:
         """SIGTERM reaches it when this process dies: vLLM's server would leave its engine behind at SIGKILL."""
@@ -101,10 +98,8 @@ class Server(ABC):
 
     def client(self) -> httpx2.AsyncClient:
         """Return an HTTP client that knows address and key."""
-        limits = httpx2.Limits(max_connections=64)
-        return httpx2.AsyncClient(
-            base_url=self.url, headers=self.headers, trust_env=False, timeout=600, limits=limits
-        )  # fmt: skip
+        url = f"http://127.0.0.1:{self.port}"
+        return httpx2.AsyncClient(base_url=url, headers=self._headers, trust_env=False, timeout=600)
 
     def processes(self) -> list[psutil.Process]:
         """List the processes that it runs in."""

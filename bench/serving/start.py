@@ -31,12 +31,13 @@ async def measure(stage: Stage) -> list[Line]:
         for server in (default, stock, ours):
             await server.close()
     found.print()
-    again = "first start" if stage.rounds == 1 else "warm start"
-    seconds, other = found.median(ours.name, again), found.median(stock.name, again)
-    told = f"{seconds:.1f} s ({shown(found.runs(ours.name, again))})"
-    return [
-        Line(f"start to first answer, {again}: seconds", told, f"stock {other:.1f} s", seconds, AIM_S, at_least=False)
-    ]
+    return [_line(found, kind) for kind in ("first start", "warm start") if found.runs(ours.name, kind)]
+
+
+def _line(found: Figures, kind: str) -> Line:
+    seconds, runs = found.median("ours", kind), shown(found.runs("ours", kind))
+    told, other = f"{seconds:.1f} s ({runs})", f"stock {found.median('stock', kind):.1f} s"
+    return Line(f"start to first answer, {kind}: seconds", told, other, seconds, AIM_S, at_least=False)
 
 
 async def _start(server: Server, found: Figures, kind: str) -> None:

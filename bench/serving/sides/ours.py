@@ -28,9 +28,8 @@ class Ours(Server):
 
     def __init__(self, home: Path, base: Path, *, name: str = "ours", own_database: bool = True) -> None:
         self.name = name
-        super().__init__(home, EMBEDDED_ID)
+        super().__init__(home, EMBEDDED_ID, key=KEY)
         self.home = home
-        self.headers = {"authorization": f"Bearer {KEY}"}
         self.settings = Settings(
             data_dir=str(home), redis_url=f"unix://{home}/valkey.sock", base_model=str(base), max_lora_rank=RANK,
             base_model_id=self.base_id, internal_key=KEY, inference_port=self.port,

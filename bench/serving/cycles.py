@@ -24,7 +24,8 @@ async def measure(stage: Stage) -> list[Line]:
     ours, stock = [await _memory(stage, side, step) for side in sides]
     print()
     cycles = [str(step * number) for number in range(1, len(ours) + 1)]
-    print_table(["MB after cycles", *cycles], [[sides[0].name, *ours], [sides[1].name, *stock]])
+    rows = [[side.name, *(f"{mb:.0f}" for mb in found)] for side, found in zip(sides, (ours, stock), strict=True)]
+    print_table(["MB after cycles", *cycles], rows)
     growth = ours[-1] / ours[0]
     told = f"{ours[0]:.0f} to {ours[-1]:.0f} MB"
     other = f"stock {stock[0]:.0f} to {stock[-1]:.0f} MB ({stock[-1] / stock[0]:.3f})"

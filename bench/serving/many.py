@@ -38,7 +38,7 @@ async def measure(stage: Stage) -> list[Line]:
     print_table(
         ["registered adapters", "requests", "p50 ms", "p99 ms"],
         [
-            [str(count), str(len(found)), statistics.median(found), percentile(found, 0.99)]
+            [f"{count:,}", str(len(found)), f"{statistics.median(found):.1f}", f"{percentile(found, 0.99):.1f}"]
             for count, found in zip(counts, times, strict=True)
         ],
     )

@@ -33,11 +33,14 @@ async def measure(stage: Stage) -> list[Line]:
     adapters = stage.shelf.take(_SHELF)
     found: dict[tuple[str, str], list[float]] = {}
     for load in AIMS_S:
-        for block in range(BLOCKS):
+        for block in range(stage.count(BLOCKS, 1)):
             for side in sides[:: 1 if block % 2 else -1]:
                 numbers = range(stage.count(COUNT // BLOCKS, 2))
                 async with _under(load, side, used):
-                    seconds = [await _first_token(side, f"ft:publish:{load}:{block}-{n}", adapters, n) for n in numbers]
+                    seconds = [
+                        await _first_token(side, f"ft:publish:{load.replace(' ', '-')}:{block}-{n}", adapters, n)
+                        for n in numbers
+                    ]
                 found.setdefault((side.name, load), []).extend(seconds)
     print()
     print_table(

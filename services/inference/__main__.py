@@ -7,8 +7,9 @@ import logging
 import os
 import sys
 
-from services.inference import engine_process, launcher, lifeline
-from services.inference.engine_args import is_cpu_build, prepare_environment
+from services.inference import launcher, lifeline
+from services.inference.engine import process as engine_process
+from services.inference.engine.arguments import is_cpu_build, prepare_environment
 from shared.errors import SelftuneError
 from shared.logging import configure
 from shared.process import die_with_parent

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from services.inference import engine_args
+from services.inference.engine import arguments as engine_args
 from shared.adapters import SERVED_MODULES, linear_shapes
 from shared.records import BaseRecord
 from shared.settings import TOOLS_AUTO, Settings

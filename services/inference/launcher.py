@@ -17,8 +17,8 @@ from typing import Any
 
 import structlog
 
-from services.inference import engine_args
-from services.inference.merged_model import Found, wait_for_merged
+from services.inference.adapters.merged_model import Found, wait_for_merged
+from services.inference.engine import arguments as engine_args
 from services.inference.replica import Replica, new_record
 from shared.errors import StoreUnavailable
 from shared.ids import is_fine_tuned

@@ -14,19 +14,24 @@ from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed
 from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from services.inference import engine_args, engine_process, metrics, self_test, server, tasks
-from services.inference.admission import Traffic
-from services.inference.agent import AdapterAgent
-from services.inference.engine_link import EngineLink
+from services.inference import tasks
+from services.inference.adapters import metrics
+from services.inference.adapters.agent import AdapterAgent
+from services.inference.adapters.loader import AdapterLoader
+from services.inference.adapters.merged_model import MergedAgent
+from services.inference.adapters.ownership import Ownership
+from services.inference.adapters.reports import Reports
+from services.inference.adapters.turns import Turns
+from services.inference.adapters.uses import Uses
+from services.inference.engine import arguments as engine_args
+from services.inference.engine import process as engine_process
+from services.inference.engine import self_test
+from services.inference.engine.link import EngineLink
+from services.inference.engine.self_test import EngineFailed
+from services.inference.http import server
+from services.inference.http.admission import Traffic
 from services.inference.launcher import interrupt_on_signals, stop_on_signals
-from services.inference.loader import AdapterLoader
-from services.inference.merged_model import MergedAgent
-from services.inference.ownership import Ownership
 from services.inference.replica import STARTUP_TTL_S, Replica
-from services.inference.reports import Reports
-from services.inference.self_test import EngineFailed
-from services.inference.turns import Turns
-from services.inference.uses import Uses
 from shared.logging import configure
 from shared.paths import Paths, internal_key
 from shared.records import AdapterRecord, BaseRecord

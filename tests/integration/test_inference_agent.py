@@ -11,14 +11,15 @@ from typing import Any
 
 import pytest
 
-from services.inference import agent as agent_module
-from services.inference import failures, tasks
-from services.inference.agent import AdapterAgent
-from services.inference.engine_link import EngineLink
-from services.inference.loader import AdapterLoader
-from services.inference.reports import Reports
-from services.inference.turns import Busy, Turns
-from services.inference.uses import Uses
+from services.inference import tasks
+from services.inference.adapters import agent as agent_module
+from services.inference.adapters import failures
+from services.inference.adapters.agent import AdapterAgent
+from services.inference.adapters.loader import AdapterLoader
+from services.inference.adapters.reports import Reports
+from services.inference.adapters.turns import Busy, Turns
+from services.inference.adapters.uses import Uses
+from services.inference.engine.link import EngineLink
 from shared.adapters import adapter_digest
 from shared.errors import AdapterRejected, NotFound
 from shared.records import AdapterRecord, BaseRecord

@@ -15,7 +15,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from services.api.adapters import staging
-from services.inference.merging import with_adapter
+from services.inference.engine.merging import with_adapter
 from shared.adapters import CONFIG_NAME
 from shared.paths import Paths
 from shared.records import BaseRecord

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.inference.ownership import Ownership
+from services.inference.adapters.ownership import Ownership
 from services.inference.replica import Replica
 from shared.placement import OWNERS
 from shared.records import ReplicaRecord

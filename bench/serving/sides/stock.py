@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from bench.serving.adapters import Adapter
 from bench.serving.server import Server
-from services.inference import engine_args
+from services.inference.engine import arguments as engine_args
 from services.trainer.base.description import describe_base
 from shared.settings import Settings
 

@@ -6,8 +6,16 @@ from typing import Any
 
 import pytest
 
-from services.inference.admission import ClientGone, InternalKey, Traffic, model_of, read_body, replayed, send_refusal
-from services.inference.turns import Busy
+from services.inference.adapters.turns import Busy
+from services.inference.http.admission import (
+    ClientGone,
+    InternalKey,
+    Traffic,
+    model_of,
+    read_body,
+    replayed,
+    send_refusal,
+)
 from shared.errors import AdapterRejected, NotFound, StoreUnavailable, TooLarge, Unavailable
 
 Message = MutableMapping[str, Any]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from services.inference.engine_args import arguments, cpu_has_bf16, prepare_environment, served_rank, thread_count
+from services.inference.engine.arguments import arguments, cpu_has_bf16, prepare_environment, served_rank, thread_count
 from shared.records import AdapterRecord, BaseRecord
 from shared.settings import Settings
 
@@ -22,13 +22,13 @@ def test_context_is_the_smaller_of_setting_and_model() -> None:
 
 def test_cpu_gets_its_worker_and_a_bounded_cache() -> None:
     words = arguments(Settings(kv_cache_bytes=1 << 26), BASE, on_cpu=True)
-    assert value_of("--worker-cls", words) == "services.inference.worker_cpu.ManagedCPUWorker"
+    assert value_of("--worker-cls", words) == "services.inference.engine.worker_cpu.ManagedCPUWorker"
     assert value_of("--kv-cache-memory-bytes", words) == str(1 << 26)
 
 
 def test_cuda_gets_its_worker_and_no_cpu_options() -> None:
     words = arguments(Settings(), BASE, on_cpu=False)
-    assert value_of("--worker-cls", words) == "services.inference.worker.ManagedGPUWorker"
+    assert value_of("--worker-cls", words) == "services.inference.engine.worker.ManagedGPUWorker"
     assert "--kv-cache-memory-bytes" not in words
 
 

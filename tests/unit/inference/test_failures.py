@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from services.inference import failures
-from services.inference.failures import QUARANTINE_AFTER, Failures
+from services.inference.adapters import failures
+from services.inference.adapters.failures import QUARANTINE_AFTER, Failures
 
 
 def test_a_failure_stands_for_a_while_then_the_adapter_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 
-from services.inference.leases import Lease, Residents
+from services.inference.adapters.leases import Lease, Residents
 
 
 def lease(int_id: int) -> Lease:

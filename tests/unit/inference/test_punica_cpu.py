@@ -5,7 +5,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("vllm")
 
-from services.inference.punica_cpu import GroupedPunicaWrapperCPU, Part, Plan, plan_rows  # noqa: E402
+from services.inference.engine.punica_cpu import GroupedPunicaWrapperCPU, Part, Plan, plan_rows  # noqa: E402
 
 SLOTS, RANK, INPUTS, WIDTHS = 3, 4, 8, (6, 2, 2)
 SCALE = 0.5

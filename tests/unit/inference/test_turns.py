@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 
 import pytest
 
-from services.inference.turns import Busy, Turns
+from services.inference.adapters.turns import Busy, Turns
 
 
 def play(story: Callable[[], Coroutine[None, None, None]]) -> None:

@@ -13,7 +13,7 @@ from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.entrypoints.serve.engine.protocol import ModelList
 from vllm.lora.request import LoRARequest
 
-from services.inference.leases import Lease
+from services.inference.adapters.leases import Lease
 
 current_lease: ContextVar[Lease | None] = ContextVar("current_lease", default=None)
 """The lease of the request that this task serves; None for the base model."""

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-from services.inference.slot_weights import SlotWeights
+from services.inference.engine.slot_weights import SlotWeights
 
 _MOST_MASKED = 256
 """Rows times slots up to which a mixed batch is masked: its arithmetic is that of `slots` times the rows."""

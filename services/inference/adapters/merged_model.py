@@ -14,10 +14,10 @@ import msgspec
 import structlog
 from msgspec import Struct
 
-from services.inference.leases import Lease
-from services.inference.loader import verify_record
+from services.inference.adapters.leases import Lease
+from services.inference.adapters.loader import verify_record
+from services.inference.adapters.reports import Reports
 from services.inference.replica import Replica
-from services.inference.reports import Reports
 from shared.adapter_form import read_form
 from shared.adapter_values import check_values
 from shared.adapters import CONFIG_NAME, WEIGHTS_NAME

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import msgspec
 from msgspec import Struct
 
-from services.inference.leases import Lease
+from services.inference.adapters.leases import Lease
 
 
 class Loaded(Struct, frozen=True, kw_only=True):

@@ -32,6 +32,7 @@ _STRUCTURED_OUTPUTS = '{"backend": "xgrammar", "disable_any_whitespace": true}'
 breaks until its tokens are used up. vLLM's `auto` does not offer that; of the two backends that do, this one can also
 force tool calls."""
 
+_WORKERS = "services.inference.engine"
 _MAX_BATCHED_TOKENS_CPU = 512  # one step of a long prompt delays every answer and every new adapter by its duration
 
 
@@ -93,7 +94,11 @@ def arguments(settings: Settings, base: BaseRecord, *, on_cpu: bool, merged: Ada
         "--trust-request-chat-template",  # a fine-tuned model's own; the gateway lets no client's through
         "--enable-scale-out",  # has /v1/responses/render, which counts a request's tokens
         *("--disable-uvicorn-access-log", "--disable-fastapi-docs", "--allowed-origins", "[]"),
-        *(_cpu_arguments(settings) if on_cpu else ["--worker-cls", "services.inference.worker.ManagedGPUWorker"]),
+        *(
+            _cpu_arguments(settings)
+            if on_cpu
+            else ["--worker-cls", "services.inference.engine.worker.ManagedGPUWorker"]
+        ),
     ]
 
 
@@ -128,7 +133,7 @@ def tool_parser_for(folder: Path) -> str:
 
 def _cpu_arguments(settings: Settings) -> list[str]:
     return [
-        *("--worker-cls", "services.inference.worker_cpu.ManagedCPUWorker"),
+        *("--worker-cls", f"{_WORKERS}.worker_cpu.ManagedCPUWorker"),
         *("--dtype", "bfloat16" if cpu_has_bf16() else "float32"),
         *("--kv-cache-memory-bytes", str(settings.kv_cache_bytes)),
         *("--max-num-batched-tokens", str(batched_tokens_on_cpu(settings))),

@@ -19,8 +19,8 @@ import vllm.model_executor.models.llama  # noqa: E402
 import vllm.v1.attention.backends.cpu_attn  # noqa: E402
 import vllm.v1.engine.core  # noqa: E402, F401
 
-import services.inference.punica_cpu  # noqa: E402
-import services.inference.worker_cpu  # noqa: E402, F401
+import services.inference.engine.punica_cpu  # noqa: E402
+import services.inference.engine.worker_cpu  # noqa: E402, F401
 
 # Nothing is left to be done at the server's end, and some library complains when it is taken apart then.
 atexit.register(os._exit, 0)

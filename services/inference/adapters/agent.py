@@ -12,14 +12,14 @@ from collections.abc import Awaitable, Callable, Iterable
 
 import structlog
 
-from services.inference import metrics
-from services.inference.failures import Failures
-from services.inference.leases import Lease
-from services.inference.loader import AdapterLoader, NoPlace, NotWanted
-from services.inference.reports import Reports
-from services.inference.single_flight import SingleFlight
-from services.inference.turns import Busy, Turns
-from services.inference.uses import Uses
+from services.inference.adapters import metrics
+from services.inference.adapters.failures import Failures
+from services.inference.adapters.leases import Lease
+from services.inference.adapters.loader import AdapterLoader, NoPlace, NotWanted
+from services.inference.adapters.reports import Reports
+from services.inference.adapters.single_flight import SingleFlight
+from services.inference.adapters.turns import Busy, Turns
+from services.inference.adapters.uses import Uses
 from shared.errors import AdapterRejected, StoreUnavailable
 from shared.records import AdapterRecord, Residency
 from shared.store.registry import CursorLost, Registry, unknown_model

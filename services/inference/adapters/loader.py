@@ -8,8 +8,8 @@ from pathlib import Path
 
 import structlog
 
-from services.inference.engine_link import EngineLink, Loaded
-from services.inference.leases import Lease, Residents
+from services.inference.adapters.leases import Lease, Residents
+from services.inference.engine.link import EngineLink, Loaded
 from shared.adapters import verify_adapter
 from shared.errors import AdapterRejected, SelftuneError
 from shared.records import AdapterRecord, BaseRecord

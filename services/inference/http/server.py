@@ -20,8 +20,8 @@ from vllm.entrypoints.launchers.api_server import app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.launcher import NoSignalServer
 
-from services.inference.admission import AdapterAdmission, Agent, InternalKey, Traffic
-from services.inference.serving_models import ManagedServingModels
+from services.inference.http.admission import AdapterAdmission, Agent, InternalKey, Traffic
+from services.inference.http.serving_models import ManagedServingModels
 from shared.settings import Settings
 
 log = structlog.get_logger()

@@ -17,7 +17,7 @@ from torch import Tensor
 from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
-from services.inference.engine_args import ADAPTER_OPTION, MERGED_FORMAT
+from services.inference.engine.arguments import ADAPTER_OPTION, MERGED_FORMAT
 from shared.adapter_form import read_form
 from shared.adapters import CONFIG_NAME, PREFIX, WEIGHTS_NAME, tensor_module
 

@@ -10,8 +10,8 @@ from typing import Any
 from vllm.lora.request import LoRARequest
 from vllm.v1.worker.gpu_worker import Worker
 
-from services.inference import merging  # noqa: F401 - registers how a merged model is loaded
-from services.inference.lora_manager import NoRoom, SafeLoRAManager
+from services.inference.engine import merging  # noqa: F401 - registers how a merged model is loaded
+from services.inference.engine.lora_manager import NoRoom, SafeLoRAManager
 
 
 class ManagedWorker:

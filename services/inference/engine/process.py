@@ -12,7 +12,7 @@ import os
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 
-PRELOADED = "services.inference.engine_preload"
+PRELOADED = "services.inference.engine.preload"
 
 
 class EngineProcess(ForkServerProcess):

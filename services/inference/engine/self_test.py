@@ -15,7 +15,7 @@ from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from services.inference.engine_link import EngineLink
+from services.inference.engine.link import EngineLink
 from shared.errors import SelftuneError
 
 PROBE_ID = 2**31 - 1

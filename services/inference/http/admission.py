@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import msgspec
 from msgspec import Struct
 
-from services.inference.leases import Lease
-from services.inference.serving_models import current_lease
+from services.inference.adapters.leases import Lease
+from services.inference.http.serving_models import current_lease
 from shared.errors import AdapterRejected, NotFound, SelftuneError, TooLarge, Unavailable
 from shared.schemas.errors import ErrorBody, ErrorResponse
 

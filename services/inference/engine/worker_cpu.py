@@ -7,7 +7,7 @@ from typing import Any
 from vllm.platforms import current_platform
 from vllm.v1.worker.cpu_worker import CPUWorker
 
-from services.inference.worker import ManagedWorker
+from services.inference.engine.worker import ManagedWorker
 from shared.process import let_others_go_first
 
 
@@ -20,6 +20,6 @@ class ManagedCPUWorker(ManagedWorker, CPUWorker):  # type: ignore[misc]  # vLLM 
 
     def load_model(self, **kwargs: Any) -> None:
         # The platform names the class as text; the selector resolves it while the model is wrapped.
-        wrapper = "services.inference.punica_cpu.GroupedPunicaWrapperCPU"
+        wrapper = "services.inference.engine.punica_cpu.GroupedPunicaWrapperCPU"
         type(current_platform).get_punica_wrapper = classmethod(lambda cls: wrapper)
         super().load_model(**kwargs)

@@ -114,8 +114,12 @@ class InferenceStack:
 
     def start(self) -> None:
         """Start the replica's process; `wait_ready` follows."""
+        self.process = self.spawn()
+
+    def spawn(self) -> subprocess.Popen[bytes]:
+        """Start a replica; whoever starts more than one ends them."""
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
+            return subprocess.Popen(
                 [sys.executable, "-m", "services.inference"], env=os.environ | self.settings.to_env(), stdout=log,
                 stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip

@@ -300,16 +300,20 @@ class TestKeys:
 
         async def count(client: Client) -> int:
             trips = 0
-            together = client.together
+            access = Access(project=DEFAULT_PROJECT)
+            await Registry(client).find(MINE, access)  # loads the script
+            call = client.call
 
-            async def counted(commands: Any) -> list[Any]:
+            async def counted(*command: Any) -> Any:
                 nonlocal trips
                 trips += 1
-                return await together(commands)
+                return await call(*command)
 
-            client.together = counted  # type: ignore[method-assign]
-            client.call = None  # type: ignore[assignment, method-assign]
-            assert await Registry(client).find(MINE, Access(project=DEFAULT_PROJECT)) is not None
+            client.call = counted  # type: ignore[method-assign]
+            client.together = None  # type: ignore[assignment, method-assign]
+            found = (await Registry(client).find(MINE, access)).own
+            assert found is not None
+            assert found.settings is not None
             return trips
 
         assert change(models, system_prompt="x", key=key).status_code == 200

@@ -12,6 +12,7 @@ from shared.store.registry import Registry
 
 WAIT_S = 10.0
 _POLL_S = 0.05
+_ASK_AGAIN_S = 1.0
 _OLD_NEWS_S = 2.0
 """For so long after it was asked, a server may still have to look again at what failed earlier."""
 
@@ -35,21 +36,28 @@ class Warming:
             return bool(servers)
         if await self._is_warm(model, servers):
             return True
+        if wait:
+            return await self._wait(model, param)
         await self._registry.ask_to_warm(model)
-        asked_at, deadline = time.time(), time.monotonic() + (self._wait_s if wait else 0.0)
-        while wait and time.monotonic() < deadline:
+        return False
+
+    async def _wait(self, model: AdapterRecord, param: str) -> bool:
+        asked_at, started, asked = time.time(), time.monotonic(), 0
+        while (waited_s := time.monotonic() - started) < self._wait_s:
+            # Again and again: a server whose places were all taken does not come back to it by itself.
+            if waited_s >= asked * _ASK_AGAIN_S:
+                await self._registry.ask_to_warm(model)
+                asked += 1
             await asyncio.sleep(_POLL_S)
             servers = await self._servers(model)
             if not servers or await self._is_warm(model, servers, param=param, asked_at=asked_at):
                 return bool(servers)
-        if wait:
-            raise Conflict(
-                f"No inference server had the model '{model.name}' in memory within {self._wait_s:.0f} s, so nothing "
-                "was changed; try again, or send 'wait_warm': false.",
-                code="model_not_warm",
-                param=param,
-            )
-        return False
+        raise Conflict(
+            f"No inference server had the model '{model.name}' in memory within {self._wait_s:.0f} s, so nothing was "
+            "changed; try again, or send 'wait_warm': false.",
+            code="model_not_warm",
+            param=param,
+        )
 
     async def _servers(self, model: BaseRecord | AdapterRecord) -> set[str]:
         """Return the ids of the servers of the model's base that take requests."""

@@ -1,0 +1,100 @@
+"""Aliases over the real engine: moves wait for real adapters, and a shadow answers as its model does."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.alias_scene import answered
+from tests.api_server import ApiServer, wait_until
+from tests.integration.inference_stack import BASE_ID, KEY, InferenceStack, inference_stack, make_adapter, make_base
+
+V1, V2, V3 = (f"ft:{BASE_ID}:acme:bot:{letter * 8}" for letter in "ABC")
+TEXT = {"prompt": [20, 30, 40, 50], "max_tokens": 12, "temperature": 0}
+MESSAGES: list[Any] = [{"role": "user", "content": "what is the capital of france?"}]
+REQUESTS: list[tuple[str, dict[str, Any]]] = [
+    ("chat/completions", {"messages": MESSAGES, "max_tokens": 8, "temperature": 0}),
+    ("completions", TEXT),
+    ("responses", {"input": "what is the capital of france?", "max_output_tokens": 8, "temperature": 0}),
+    ("messages", {"messages": MESSAGES, "max_tokens": 8, "temperature": 0}),
+]
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InferenceStack]:
+    """A server with two places for three adapters, so that most moves have to load."""
+    base = make_base(tmp_path_factory.mktemp("base"))
+    with inference_stack(base, max_loras=2, max_cpu_loras=2) as stack:
+        stack.register_base()
+        for seed, name in enumerate((V1, V2, V3), start=1):
+            stack.publish(name, make_adapter(tmp_path_factory.mktemp("adapter"), base, seed=seed), listed=True)
+        stack.start()
+        stack.wait_ready()
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def http(stack: InferenceStack) -> Iterator[httpx2.Client]:
+    server = ApiServer(stack.home, stack.settings.redis_url, internal_key=KEY)
+    with server.client() as client:
+        yield client
+    server.stop()
+
+
+def text(http: httpx2.Client, model: str) -> tuple[str, str]:
+    """Return the model that answered and what it said."""
+    answer = answered(http.post("/v1/completions", json={"model": model, **TEXT}))
+    return answer["model"], answer["choices"][0]["text"]
+
+
+def test_moves_wait_for_the_adapter_and_no_answer_is_mixed(http: httpx2.Client) -> None:
+    said = {model: text(http, model)[1] for model in (V1, V2, V3)}
+    assert len(set(said.values())) == 3
+    assert answered(http.post("/v1/aliases", json={"name": "bot", "model": V1}))["warm"] is True
+    moving, heard = threading.Event(), []
+
+    def ask() -> None:
+        while not moving.is_set():
+            heard.append(text(http, "bot"))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        for number in range(9):
+            moved = answered(http.post("/v1/aliases/bot", json={"model": (V2, V3, V1)[number % 3]}))
+            assert moved["warm"] is True, "it was loaded before anybody was sent to it"
+            wait_until(lambda: heard and heard[-1][0] == moved["model"])  # noqa: B023 - called at once
+    finally:
+        moving.set()
+        asking.join()
+    assert all(words == said[model] for model, words in heard) and {model for model, _ in heard} == {V1, V2, V3}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("path", "fields"), REQUESTS)
+def test_a_shadow_on_the_same_engine_answers_as_when_asked_itself(
+    http: httpx2.Client, path: str, fields: dict[str, Any], stream: bool
+) -> None:
+    http.delete("/v1/aliases/twin")
+    answered(http.post("/v1/aliases", json={"name": "twin", "model": V1}))
+    answered(http.post("/v1/aliases/twin", json={"shadow": {"model": V2, "percent": 100}}))
+    asked = {**fields, "stream": stream}
+    answer = http.post(f"/v1/{path}", json={"model": "twin", **asked})
+    assert (answer.status_code, answer.headers["x-selftune-model"]) == (200, V1)
+    (first,) = wait_until(lambda: answered(http.get("/v1/aliases/twin/shadow_pairs"))["data"])
+    assert first["shadow"]["error"] is None and first["answer"]["text"] and first["shadow"]["text"]
+    answered(http.post("/v1/aliases/twin", json={"model": V2, "shadow": {"model": V1, "percent": 100}}))
+    assert http.post(f"/v1/{path}", json={"model": "twin", **asked}).status_code == 200
+    second, _ = wait_until(
+        lambda: len(data := answered(http.get("/v1/aliases/twin/shadow_pairs"))["data"]) == 2 and data
+    )
+    assert [first[side]["text"] for side in ("answer", "shadow")] == [
+        second[side]["text"] for side in ("shadow", "answer")
+    ]
+    if not stream:
+        most = fields.get("max_tokens", fields.get("max_output_tokens"))
+        assert all(0 < first[side]["output_tokens"] <= most for side in ("answer", "shadow"))

@@ -1,12 +1,13 @@
 """Two replicas behind the gateway: how requests divide, and what the loss of one costs.
 
-Throughput of two is not measured: they would share the cores that one of them fills. The answers are not streamed, so
-that a request whose replica dies can be answered by the other.
+Throughput of two is not measured: they share the cores that one of them fills, and get half of them each here. The
+answers are not streamed, so that a request whose replica dies can be answered by the other.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import time
 
@@ -20,7 +21,7 @@ from bench.serving.sides.ours import Ours
 from bench.serving.stage import Stage
 from bench.training.report import Line
 
-REQUESTS = 48
+REQUESTS = 32
 AT_ONCE = 8
 TOKENS = 16
 MODEL = "ft:bench:replicas"
@@ -31,8 +32,9 @@ async def measure(stage: Stage) -> list[Line]:
     stage.clear()
     home = stage.folder / "replicas"
     home.mkdir()
-    first = Ours(home, stage.base)
-    second = Ours(home, stage.base, name="second replica", own_database=False)
+    threads = max(1, (os.cpu_count() or 1) // 2)
+    first = Ours(home, stage.base, threads=threads)
+    second = Ours(home, stage.base, name="second replica", own_database=False, threads=threads)
     try:
         await first.open()
         (adapter,) = stage.shelf.take_to(home, 1)

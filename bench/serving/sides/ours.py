@@ -26,13 +26,15 @@ KEY = "internal-bench-key"
 class Ours(Server):
     """The inference service with the product's defaults. One without a database of its own uses that of its home."""
 
-    def __init__(self, home: Path, base: Path, *, name: str = "ours", own_database: bool = True) -> None:
+    def __init__(
+        self, home: Path, base: Path, *, name: str = "ours", own_database: bool = True, threads: int = 0
+    ) -> None:
         self.name = name
         super().__init__(home, EMBEDDED_ID, key=KEY)
         self.home = home
         self.settings = Settings(
             data_dir=str(home), redis_url=f"unix://{home}/valkey.sock", base_model=str(base), max_lora_rank=RANK,
-            base_model_id=self.base_id, internal_key=KEY, inference_port=self.port,
+            base_model_id=self.base_id, internal_key=KEY, inference_port=self.port, threads=threads,
         )  # fmt: skip
         self.base = describe_base(base, self.base_id)
         self._own_database = own_database

@@ -57,7 +57,7 @@ class Pair:
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     base = make_base(tmp_path_factory.mktemp("base"))
-    with inference_stack(base, max_loras=2, max_cpu_loras=6) as stack:
+    with inference_stack(base, max_loras=2, max_cpu_loras=6, threads=1) as stack:
         stack.register_base()
         for number, name in enumerate(NAMES):
             stack.publish(name, make_adapter(tmp_path_factory.mktemp("adapter"), base, seed=number), listed=True)
@@ -126,7 +126,7 @@ def test_a_replica_that_is_told_to_stop_finishes_its_answers_and_no_request_fail
     expected = {model: complete(sdk, model) for model in [BASE_ID, *NAMES]}
     streams: list[Any] = [
         sdk.completions.create(
-            model=model, prompt="hello", max_tokens=150, stream=True, extra_body={"ignore_eos": True}
+            model=model, prompt="hello", max_tokens=100, stream=True, extra_body={"ignore_eos": True}
         )
         for model in [BASE_ID, *NAMES] * 2
     ]
@@ -137,7 +137,7 @@ def test_a_replica_that_is_told_to_stop_finishes_its_answers_and_no_request_fail
         assert pair.processes[0].wait(timeout=60) == 0
         time.sleep(1)
     assert not wrong
-    assert min(lengths) > 100
+    assert min(lengths) >= 100
     pair.replace(0)
 
 

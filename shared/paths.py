@@ -14,6 +14,7 @@ DATA_DIR/
   tokens/<key>/                    tokenised files, kept for other jobs: shared/token_cache.py
   adapters/<base>/<sha256>/        published adapters, immutable
   models/<job id>/<sha256>/        a fully fine-tuned model, immutable
+  compiled/                        machine code that inference compiles for itself; safe to delete
   logs/                            one file a service
 """
 
@@ -46,6 +47,7 @@ class Paths:
         self.tokens = home / "tokens"
         self.adapters = home / "adapters"
         self.models = home / "models"
+        self.compiled = home / "compiled"
         self.logs = home / "logs"
 
     def prepare(self) -> None:

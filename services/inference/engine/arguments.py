@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from shared.adapters import SERVED_MODULES
+from shared.paths import Paths
 from shared.records import AdapterRecord, BaseRecord
 from shared.settings import TOOLS_AUTO, TOOLS_OFF, Settings
 
@@ -67,6 +68,8 @@ def prepare_environment(settings: Settings, environ: MutableMapping[str, str]) -
         "TRANSFORMERS_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
+    if os.access(settings.home, os.W_OK):  # else numba keeps what it compiles beside the code, or in ~/.cache
+        wanted["NUMBA_CACHE_DIR"] = str(Paths(settings.home).compiled)
     if is_cpu_build():
         # Layers run uncompiled here anyway. Left on, the first request for log probabilities, which is a job's parity
         # check, compiles a helper of the sampler: 4 s on 2 cores.

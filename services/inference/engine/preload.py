@@ -1,9 +1,10 @@
-"""What the engine's fork server imports, and nobody else: see engine_process."""
+"""What the engine's fork server imports, and nobody else: see process."""
 
 from __future__ import annotations
 
 import atexit
 import gc
+import importlib
 import os
 import signal
 
@@ -19,9 +20,21 @@ import vllm.model_executor.models.llama  # noqa: E402
 import vllm.v1.attention.backends.cpu_attn  # noqa: E402
 import vllm.v1.engine.core  # noqa: E402, F401
 
-import services.inference.engine.punica_cpu  # noqa: E402
 import services.inference.engine.worker_cpu  # noqa: E402, F401
 
+
+def _compile() -> None:
+    """Fill the cache of compiled code in a process of its own: vLLM's start breaks where numba was imported before."""
+    child = os.fork()
+    if child == 0:
+        try:
+            importlib.import_module("services.inference.engine.compiled_products")
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+
+
+_compile()
 # Nothing is left to be done at the server's end, and some library complains when it is taken apart then.
 atexit.register(os._exit, 0)
 gc.freeze()  # the collector would write to pages that the engine shares

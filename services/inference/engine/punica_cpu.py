@@ -1,15 +1,10 @@
 """LoRA products on the CPU, grouped by adapter instead of gathered per token.
 
 vLLM's own CPU wrapper copies whole A and B matrices for every token, and sends rows without an adapter (slot -1)
-through the last slot, so that a base request batched beside an adapter comes out wrong. Here a batch is planned once,
-for all layers, in one of three ways:
-
-- runs: rows that lie together use their slot's weights in place (one adapter, long prompts);
-- masked: the few rows of a mixed batch go through the weights of all its slots at once, and what a row gets from a slot
-  that is not its own is set to zero before it is used. Half the calls, and decoding waits for calls, not arithmetic;
-- sorted: the rows of a large mixed batch are gathered by slot, and added back.
-
-Rows without an adapter keep their values in all three.
+through the last slot, so that a base request batched beside an adapter comes out wrong. Here a batch's rows are grouped
+once, for all layers. A few rows go through compiled code (compiled_products), more through torch: rows that lie
+together (one adapter, long prompts) in place, others gathered by slot and added back. Rows without an adapter are never
+read or written.
 """
 
 from __future__ import annotations
@@ -18,78 +13,86 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
+from services.inference.engine.compiled_products import Integers, add_products
 from services.inference.engine.slot_weights import SlotWeights
 
-_MOST_MASKED = 256
-"""Rows times slots up to which a mixed batch is masked: its arithmetic is that of `slots` times the rows."""
+FEW_ROWS, FEW_MIXED_ROWS = 32, 128
+"""Up to here compiled code is faster than torch's products, for one adapter and for several: docs/performance.md, "What
+an adapter costs"."""
 
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Rows `start` … `end` - 1 of a batch, and the slots `first` … `last` - 1 that they may use."""
-
-    first: int
-    last: int
-    start: int
-    end: int
-    own: Tensor | None = None
-    """Which of the slots each row uses, bool (rows, 1, slots, 1); None when there is one slot, and all rows use it."""
+Span = tuple[int, int, int]
+"""(slot, first row, row after the last)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do for a batch. Parts number its rows, or positions in `rows` where that is given."""
+    """Which rows belong to which slot. Spans number the batch's rows, or positions in `rows` where that is given."""
 
-    parts: tuple[Part, ...] = ()
+    spans: tuple[Span, ...] = ()
     rows: Tensor | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class FewRows:
+    """The same for compiled code: `rows` by slot; group g has `slots[g]`, from `bounds[g]` up to `bounds[g + 1]`."""
+
+    rows: Integers
+    bounds: Integers
+    slots: Integers
+    size: int
+    """Rows of the batch. Compiled code goes by addresses and checks nothing, so it is called for this size only."""
+
+
 def plan_rows(slots: list[int]) -> Plan:
-    """Plan a batch: `slots[i]` is row i's adapter slot, negative for none."""
+    """Group a batch: `slots[i]` is row i's adapter slot, negative for none.
+
+    Rows that already are contiguous per slot are used in place. Others are permuted once per layer, so that the number
+    of products depends on the adapters, not on how they interleave.
+    """
     runs = _runs(slots)
-    if len(runs) <= 1:
+    if len(runs) <= max(2, len({slot for slot, _, _ in runs})):
         return Plan(tuple(runs))
-    used = sorted({slot for slot in slots if slot >= 0})
-    start, end = runs[0].start, runs[-1].end
-    if (end - start) * len(used) <= _MOST_MASKED:
-        return Plan(tuple(_masked(slots, first, last, start, end) for first, last in _neighbours(used)))
-    if len(runs) == len(used):
-        return Plan(tuple(runs))
-    order = sorted((row for row, slot in enumerate(slots) if slot >= 0), key=slots.__getitem__)
+    order = _by_slot(slots)
     return Plan(tuple(_runs([slots[row] for row in order])), torch.tensor(order, dtype=torch.long))
 
 
-def _runs(slots: list[int]) -> list[Part]:
-    runs: list[Part] = []
+def plan_few(slots: list[int]) -> FewRows:
+    """Group a small batch."""
+    order = _by_slot(slots)
+    spans = _runs([slots[row] for row in order])
+    return FewRows(
+        rows=np.array(order, dtype=np.int64),
+        bounds=np.array([0, *(end for _, _, end in spans)], dtype=np.int64),
+        slots=np.array([slot for slot, _, _ in spans], dtype=np.int64),
+        size=len(slots),
+    )
+
+
+def _by_slot(slots: list[int]) -> list[int]:
+    return sorted((row for row, slot in enumerate(slots) if slot >= 0), key=slots.__getitem__)
+
+
+def _runs(slots: list[int]) -> list[Span]:
+    runs: list[Span] = []
     start = 0
     for slot, members in groupby(slots):
         end = start + sum(1 for _ in members)
         if slot >= 0:
-            runs.append(Part(slot, slot + 1, start, end))
+            runs.append((slot, start, end))
         start = end
     return runs
-
-
-def _masked(slots: list[int], first: int, last: int, start: int, end: int) -> Part:
-    given = torch.tensor(slots[start:end]).view(-1, 1, 1, 1)
-    return Part(first, last, start, end, given == torch.arange(first, last).view(1, 1, -1, 1))
-
-
-def _neighbours(used: list[int]) -> list[tuple[int, int]]:
-    """Group ascending slots into ranges without a gap: an unused slot between two would be read for nothing."""
-    groups = groupby(enumerate(used), key=lambda pair: pair[1] - pair[0])
-    ranges = [[slot for _, slot in members] for _, members in groups]
-    return [(members[0], members[-1] + 1) for members in ranges]
 
 
 class GroupedPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is not typed here
     """Linear layers only: the worker refuses to start when another kind of layer is wrapped."""
 
     _plan = Plan()
+    _few: FewRows | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -99,7 +102,13 @@ class GroupedPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM i
         self, mapping: Any, lora_index_to_id: list[int | None], max_loras: int, vocab_size: int, **kwargs: Any
     ) -> None:
         super().update_metadata(mapping, lora_index_to_id, max_loras, vocab_size, **kwargs)
-        self._plan = plan_rows(self.token_lora_indices.tolist())
+        self.plan(self.token_lora_indices.tolist())
+
+    def plan(self, slots: list[int]) -> None:
+        """Prepare for a batch: `slots[i]` is row i's adapter slot, negative for none."""
+        self._plan = plan_rows(slots)
+        is_mixed = len(self._plan.spans) > 1
+        self._few = plan_few(slots) if len(slots) <= (FEW_MIXED_ROWS if is_mixed else FEW_ROWS) else None
 
     def add_lora_linear(
         self,
@@ -118,42 +127,52 @@ class GroupedPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM i
         A is (slots, 1, rank, in) and B (slots, 1, out, rank), one pair per output slice, the same tuples of tensors at
         every call for a layer. `buffer` is not used: the intermediate is small and has the weights' dtype.
         """
-        plan = self._plan
-        if not plan.parts:
+        if not self._plan.spans:
             return
         weights = self._layers.get(id(lora_a_stacked))
         if weights is None:  # it holds the tuples, so that no other can get their id
             weights = self._layers[id(lora_a_stacked)] = SlotWeights(lora_a_stacked, lora_b_stacked)
-        if plan.rows is None:
-            for part in plan.parts:
-                _add_products(y[part.start : part.end], x[part.start : part.end], weights, part, scale)
-            return
-        grouped = x.index_select(0, plan.rows)
-        delta = y.new_zeros((grouped.shape[0], y.shape[1]))
-        for part in plan.parts:
-            _add_products(delta[part.start : part.end], grouped[part.start : part.end], weights, part, scale)
-        y.index_add_(0, plan.rows, delta)
+        few = self._few
+        if few is not None and few.size == x.shape[0] == y.shape[0] and _fits(x, y, weights):
+            _add_few(y, x, weights, few, scale)
+        else:
+            _add_many(y, x, weights, self._plan, scale)
 
 
-def _add_products(y: Tensor, x: Tensor, weights: SlotWeights, part: Part, scale: float) -> None:
-    lora_a, lora_b = weights.products(part.first, part.last)
-    hidden = torch.mm(x, lora_a)
-    if part.own is not None:
-        hidden = _own(hidden, part.own, weights)
-    if len(lora_b) == 1:
-        y.addmm_(hidden, lora_b[0], alpha=scale)
+def _fits(x: Tensor, y: Tensor, weights: SlotWeights) -> bool:
+    return (
+        weights.is_float32
+        and x.dtype == y.dtype == torch.float32
+        and x.stride(1) == y.stride(1) == 1
+        and x.shape[1] == weights.a.shape[2]
+        and y.shape[1] == weights.width
+    )
+
+
+def _add_few(y: Tensor, x: Tensor, weights: SlotWeights, few: FewRows, scale: float) -> None:
+    add_products(
+        y.data_ptr(), y.stride(0) * 4, x.data_ptr(), x.stride(0) * 4, x.shape[1],
+        weights.a_address, weights.b_addresses, weights.width_array, weights.rank,
+        few.rows, few.bounds, few.slots, scale,
+    )  # fmt: skip
+
+
+def _add_many(y: Tensor, x: Tensor, weights: SlotWeights, plan: Plan, scale: float) -> None:
+    if plan.rows is None:
+        for slot, start, end in plan.spans:
+            _add_slot(y[start:end], x[start:end], weights, slot, scale)
         return
-    start = at = 0
-    for matrix in lora_b:
-        rank, width = matrix.shape
-        y.narrow(1, start, width).addmm_(hidden.narrow(1, at, rank), matrix, alpha=scale)
-        start, at = start + width, at + rank
+    grouped = x.index_select(0, plan.rows)
+    delta = y.new_zeros((grouped.shape[0], y.shape[1]))
+    for slot, start, end in plan.spans:
+        _add_slot(delta[start:end], grouped[start:end], weights, slot, scale)
+    y.index_add_(0, plan.rows, delta)
 
 
-def _own(hidden: Tensor, own: Tensor, weights: SlotWeights) -> Tensor:
-    """Keep what each row's own slot made, (rows, slices * slots * rank), and set the rest to zero.
-
-    Chosen and not multiplied: a slot whose products overflow would turn other rows' zeros into NaN.
-    """
-    by_slice = hidden.view(hidden.shape[0], -1, weights.slices, weights.rank).transpose(1, 2)
-    return torch.where(own, by_slice, 0.0).flatten(1)
+def _add_slot(y: Tensor, x: Tensor, weights: SlotWeights, slot: int, scale: float) -> None:
+    hidden = torch.mm(x, weights.a[slot].t())
+    start = 0
+    for place, (width, matrix) in enumerate(zip(weights.widths, weights.b, strict=True)):
+        inner = hidden.narrow(1, place * weights.rank, weights.rank)
+        y.narrow(1, start, width).addmm_(inner, matrix[slot], alpha=scale)
+        start += width

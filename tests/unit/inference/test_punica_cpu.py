@@ -5,12 +5,20 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("vllm")
 
-from services.inference.engine.punica_cpu import GroupedPunicaWrapperCPU, Part, Plan, plan_rows  # noqa: E402
+from services.inference.engine.punica_cpu import (  # noqa: E402
+    FEW_MIXED_ROWS,
+    FEW_ROWS,
+    GroupedPunicaWrapperCPU,
+    Plan,
+    plan_few,
+    plan_rows,
+)
 
 SLOTS, RANK, INPUTS, WIDTHS = 3, 4, 8, (6, 2, 2)
 SCALE = 0.5
 
 
+@pytest.mark.parametrize("rank", [1, 4, 8, 17])
 @pytest.mark.parametrize(
     "slots",
     [
@@ -21,13 +29,15 @@ SCALE = 0.5
         pytest.param([0, 0, 0, 1, 1], id="two prompts"),
         pytest.param([0, 1, 0, 1, 0, 1, -1, 2, -1, 2, 0], id="finely mixed"),
         pytest.param([0, 2, -1, 2, 0], id="a slot between them unused"),
-        pytest.param([0, 1, -1, 2] * 30, id="many rows, finely mixed"),
+        pytest.param([0, 1, -1, 2] * (FEW_MIXED_ROWS // 4), id="as many mixed rows as are few"),
+        pytest.param([0, 1, -1, 2] * FEW_MIXED_ROWS, id="many rows, finely mixed"),
+        pytest.param([0] * (FEW_ROWS + 1), id="many rows of one adapter"),
     ],
 )
-def test_each_row_gets_its_own_adapter_and_base_rows_are_not_touched(slots: list[int]) -> None:
+def test_each_row_gets_its_own_adapter_and_base_rows_are_not_touched(slots: list[int], rank: int) -> None:
     torch.manual_seed(0)
-    lora_a = tuple(torch.randn(SLOTS, 1, RANK, INPUTS) for _ in WIDTHS)
-    lora_b = tuple(torch.randn(SLOTS, 1, width, RANK) for width in WIDTHS)
+    lora_a = tuple(torch.randn(SLOTS, 1, rank, INPUTS) for _ in WIDTHS)
+    lora_b = tuple(torch.randn(SLOTS, 1, width, rank) for width in WIDTHS)
     x, y = torch.randn(len(slots), INPUTS), torch.randn(len(slots), sum(WIDTHS))
     expected = y.clone()
     for row, slot in enumerate(slots):
@@ -41,31 +51,20 @@ def test_each_row_gets_its_own_adapter_and_base_rows_are_not_touched(slots: list
     assert torch.equal(y[base_rows], before[base_rows])
 
 
-def test_rows_of_one_adapter_are_used_in_place() -> None:
-    assert plan_rows([-1, 1, 1, -1]) == Plan((Part(1, 2, 1, 3),))
+def test_contiguous_rows_are_used_in_place() -> None:
+    assert plan_rows([1, 1, -1, 0]) == Plan(((1, 0, 2), (0, 3, 4)))
 
 
-def test_few_mixed_rows_share_their_products() -> None:
-    (part,) = plan_rows([1, 2, -1, 1]).parts
-    assert (part.first, part.last, part.start, part.end) == (1, 3, 0, 4)
-    assert part.own is not None
-    assert part.own[:, 0, :, 0].tolist() == [[True, False], [False, True], [False, False], [True, False]]
-
-
-def test_slots_between_those_in_use_are_not_read() -> None:
-    assert [(part.first, part.last) for part in plan_rows([0, 3, 1, 0]).parts] == [(0, 2), (3, 4)]
-
-
-def test_many_mixed_rows_cost_one_product_per_adapter() -> None:
-    slots = [0, 1, 0, 1, -1, 0] * 50
-    plan = plan_rows(slots)
-    assert [(part.first, part.start, part.end) for part in plan.parts] == [(0, 0, 150), (1, 150, 250)]
+def test_mixed_rows_cost_one_product_per_adapter() -> None:
+    plan = plan_rows([0, 1, 0, 1, -1, 0])
+    assert plan.spans == ((0, 0, 3), (1, 3, 5))
     assert plan.rows is not None
-    assert [slots[row] for row in plan.rows.tolist()] == [0] * 150 + [1] * 100
+    assert plan.rows.tolist() == [0, 2, 5, 1, 3]
 
 
-def test_long_prompts_are_used_in_place() -> None:
-    assert plan_rows([0] * 300 + [-1] + [1] * 300) == Plan((Part(0, 1, 0, 300), Part(1, 2, 301, 601)))
+def test_few_rows_are_grouped_the_same_way() -> None:
+    few = plan_few([0, 1, 0, 1, -1, 0, 3])
+    assert (few.rows.tolist(), few.bounds.tolist(), few.slots.tolist()) == ([0, 2, 5, 1, 3, 6], [0, 3, 5, 6], [0, 1, 3])
 
 
 def test_an_overflowing_adapter_leaves_the_rows_beside_it_alone() -> None:
@@ -97,5 +96,5 @@ def test_what_is_written_into_a_slot_later_counts() -> None:
 
 def _wrapper(slots: list[int]) -> GroupedPunicaWrapperCPU:
     wrapper = GroupedPunicaWrapperCPU(max_num_batched_tokens=1024, max_batches=16, device="cpu")
-    wrapper._plan = plan_rows(slots)
+    wrapper.plan(slots)
     return wrapper

@@ -83,7 +83,7 @@ class AdapterLoader:
 
         Raises TimeoutError when the engine's loop does not turn, and what the engine raises when it is dead.
         """
-        async with self._turn:
+        async with asyncio.timeout(timeout_s), self._turn:  # a load that does not end counts, too
             status = await self._engine.status(timeout_s)
             self.residents.replace(status.resident)
         for int_id, reason in status.lost:

@@ -149,6 +149,8 @@ def check_fit(lora: LoRAModel, shapes: Shapes, max_rank: int) -> None:
         if weights.lora_a is None or weights.lora_b is None:
             raise ValueError(f"{name} has only one of its two matrices")
         _check_matrices(name, weights.lora_a, weights.lora_b, shapes[name], max_rank)
+        if not torch.isfinite(weights.lora_b.abs().max() * weights.scaling):  # in a slot it lies with its scale in it
+            raise ValueError(f"{name} holds values that are not finite once they are scaled by {weights.scaling:g}")
 
 
 def _check_matrices(

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import sys
+from multiprocessing import util
 
 from services.inference import launcher, lifeline
 from services.inference.engine import process as engine_process
@@ -37,6 +38,7 @@ if __name__ == "__main__":
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
+    util._run_finalizers()  # removes multiprocessing's folder for sockets
     # Everything is closed by now. The interpreter's own teardown takes seconds with these libraries loaded, and fills
     # the log with the types that their bindings leak.
     os._exit(status)

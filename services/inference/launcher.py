@@ -13,14 +13,14 @@ import signal
 import threading
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
 from services.inference.adapters.merged_model import Found, wait_for_merged
 from services.inference.engine import arguments as engine_args
 from services.inference.replica import Replica, new_record
-from shared.errors import StoreUnavailable
+from shared.errors import InvalidRequest, StoreUnavailable
 from shared.ids import is_fine_tuned
 from shared.records import BaseRecord
 from shared.settings import Settings
@@ -29,6 +29,8 @@ from shared.store.presence import Presence
 from shared.store.registry import Registry
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 _POLL_S = 0.5
 
@@ -39,6 +41,8 @@ class Interrupted(BaseException):
 
 async def run(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT; returns 0 then, and 1 when a part has failed and a restart is due."""
+    if settings.inference_host in ("0.0.0.0", "::") and not settings.inference_url:  # noqa: S104 - is compared
+        raise InvalidRequest("setting inference_url: needed where inference_host is every address, for the gateway")
     stop = asyncio.Event()
     stop_on_signals(stop)
     client = Client(settings.database_url)
@@ -54,7 +58,7 @@ async def run(settings: Settings) -> int:
     )
     replica.start()
     try:
-        found = await _until_stopped(_prepare(settings, Registry(client), replica), stop)
+        found = await until_stopped(_prepare(settings, Registry(client), replica), stop)
         if found is None:
             return 0
         serve = importlib.import_module("services.inference.serve")
@@ -147,7 +151,8 @@ def _import_in_background(module: str) -> asyncio.Future[None]:
     return done
 
 
-async def _until_stopped(work: Coroutine[Any, Any, Found], stop: asyncio.Event) -> Found | None:
+async def until_stopped(work: Coroutine[Any, Any, T], stop: asyncio.Event) -> T | None:
+    """Return the outcome of `work`, or None when `stop` is set before; the work is cancelled then."""
     task = asyncio.create_task(work)
     stopping = asyncio.create_task(stop.wait())
     try:

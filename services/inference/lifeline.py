@@ -13,16 +13,16 @@ import sys
 
 from shared.process import die_with_parent
 
-_PARENT_PID = "SELFTUNE_INFERENCE_PARENT_PID"
+PARENT_PID = "SELFTUNE_INFERENCEPARENT_PID"
 
 
 def install() -> None:
     """Guard the children of this process and theirs (one per GPU); call it in the launcher, before it starts any."""
-    os.environ[_PARENT_PID] = str(os.getpid())
+    os.environ[PARENT_PID] = str(os.getpid())
     sys.modules["__main__"].__spec__ = importlib.util.find_spec("services.inference.child_guard")
 
 
 def enter() -> None:
     """End with the process that started this one, and have those started from here end with this one."""
-    die_with_parent(parent_pid=int(os.environ[_PARENT_PID]))
-    os.environ[_PARENT_PID] = str(os.getpid())
+    die_with_parent(parent_pid=int(os.environ[PARENT_PID]))
+    os.environ[PARENT_PID] = str(os.getpid())

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import socket
 from argparse import Namespace
-from typing import Any
+from typing import Any, Literal
 
 import structlog
+import uvicorn
 import vllm
 from vllm.entrypoints.launchers.api_server import entry
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
@@ -30,7 +31,7 @@ from services.inference.engine.link import EngineLink
 from services.inference.engine.self_test import EngineFailed
 from services.inference.http import server
 from services.inference.http.admission import Traffic
-from services.inference.launcher import interrupt_on_signals, stop_on_signals
+from services.inference.launcher import interrupt_on_signals, stop_on_signals, until_stopped
 from services.inference.replica import STARTUP_TTL_S, Replica
 from shared.logging import configure
 from shared.paths import Paths, internal_key
@@ -65,79 +66,117 @@ async def serve(
     with server.bind(settings.inference_host, settings.inference_port) as sock:
         replica.set("starting", "starting the engine")
         await replica.beat(STARTUP_TTL_S)
+        if stop.is_set():
+            return 0
         interrupt_on_signals()
         async with entry.build_async_engine_client(args) as engine:
             stop_on_signals(stop)
             log.info("engine.started", pid=engine_pid(engine))
-            return await _serve_engine(settings, base, client, replica, stop, args, sock, engine, merged)
+            return await _Server(settings, base, client, replica, engine, merged).serve(args, sock, stop)
 
 
-async def _serve_engine(
-    settings: Settings,
-    base: BaseRecord,
-    client: Client,
-    replica: Replica,
-    stop: asyncio.Event,
-    args: Namespace,
-    sock: socket.socket,
-    engine: Any,
-    merged: AdapterRecord | None,
-) -> int:
-    link = EngineLink(engine)
-    reports, uses = Reports(Registry(client), replica.record.id), Uses(AdapterUses(client), base.id)
-    loader = make_loader(settings, base, link)
-    agent = _make_agent(settings, client, replica, loader, reports, uses, merged)
-    traffic = Traffic()
-    app = await server.build(
-        args, engine, agent, traffic, settings, internal_key(settings.internal_key, Paths(settings.home)),
-        is_ready=lambda: replica.record.state == "ready",
-    )  # fmt: skip
-    configure("inference", level=settings.log_level)  # one of the libraries behind build() has taken the root logger
-    able = tuple(await engine.get_supported_tasks())
-    replica.set("starting", "testing the engine", engine_pid=engine_pid(engine), tasks=able)
-    await self_test.prove(engine, link, _ENGINE_DEADLINE_S, generates="generate" in able, takes_adapters=merged is None)
-    url = settings.inference_url or "http://{}:{}".format(*sock.getsockname())
-    replica.set("starting", "learning the adapters", url=url)
-    metrics.install(names=agent.names, numbers=lambda: {**agent.numbers(), "requests_running": traffic.running})
-    replica.describe_with(lambda: {"resident": agent.names(), "running": traffic.running})
-    await agent.start()
-    http = server.make_server(app)
-    parts = [
-        asyncio.create_task(http.serve(sockets=[sock]), name="http"),
-        asyncio.create_task(agent.follow(), name="registry"),
-        asyncio.create_task(reports.run(), name="reports"),
-        asyncio.create_task(uses.run(), name="uses"),
-        asyncio.create_task(watch_engine(engine, loader, replica), name="engine"),
-    ]
-    replica.set("ready")
-    await replica.beat()
-    log.info("replica.ready", url=url, base=base.id, resident=agent.names())
-    failed = await _first_to_end(parts, stop)
-    await _wind_down(http, parts, replica, traffic, gracefully=failed is None or failed.exception() is None)
-    return 0 if failed is None else 1
+class _Server:
+    """One replica's parts around an engine that is up."""
 
+    def __init__(
+        self,
+        settings: Settings,
+        base: BaseRecord,
+        client: Client,
+        replica: Replica,
+        engine: Any,
+        merged: AdapterRecord | None,
+    ) -> None:
+        self._settings = settings
+        self._replica = replica
+        self._engine = engine
+        self._link = EngineLink(engine)
+        self._loader = make_loader(settings, base, self._link)
+        self._reports = Reports(Registry(client), replica.record.id)
+        self._uses = Uses(AdapterUses(client), base.id)
+        self._merged = merged
+        self._agent = self._make_agent(client)
+        self._traffic = Traffic()
 
-def _make_agent(
-    settings: Settings,
-    client: Client,
-    replica: Replica,
-    loader: AdapterLoader,
-    reports: Reports,
-    uses: Uses,
-    merged: AdapterRecord | None,
-) -> AdapterAgent | MergedAgent:
-    registry = Registry(client)
-    if merged is not None:
-        return MergedAgent(merged, registry=registry, reports=reports)
-    return AdapterAgent(
-        base_id=replica.record.base,
-        registry=registry,
-        reports=reports,
-        loader=loader,
-        turns=Turns(settings.max_loras, turn_s=_TURN_S, patience_s=settings.adapter_queue_s),
-        uses=uses,
-        is_owner=Ownership(Presence(client), replica).includes,
-    )
+    async def serve(self, args: Namespace, sock: socket.socket, stop: asyncio.Event) -> int:
+        """Get ready and answer until `stop` is set (0), also before it is ready, or a part ends (1)."""
+        http = await until_stopped(self._get_ready(args, sock), stop)
+        if http is None:
+            return 0
+        parts = [
+            asyncio.create_task(http.serve(sockets=[sock]), name="http"),
+            asyncio.create_task(self._agent.follow(), name="registry"),
+            asyncio.create_task(self._reports.run(), name="reports"),
+            asyncio.create_task(self._uses.run(), name="uses"),
+            asyncio.create_task(self._watch_engine(), name="engine"),
+        ]
+        self._replica.set("ready")
+        await self._replica.beat()
+        log.info("replica.ready", url=self._replica.record.url, base=self._replica.record.base)
+        failed = await _first_to_end(parts, stop)
+        await self._wind_down(http, parts, gracefully=failed is None or failed.exception() is None)
+        return 0 if failed is None else 1
+
+    async def _get_ready(self, args: Namespace, sock: socket.socket) -> uvicorn.Server:
+        settings, replica, agent, traffic = self._settings, self._replica, self._agent, self._traffic
+        app = await server.build(
+            args, self._engine, agent, traffic, settings, internal_key(settings.internal_key, Paths(settings.home)),
+            is_ready=lambda: replica.record.state == "ready",
+        )  # fmt: skip
+        configure("inference", level=settings.log_level)  # a library behind build() has taken the root logger
+        able = tuple(await self._engine.get_supported_tasks())
+        replica.set("starting", "testing the engine", engine_pid=engine_pid(self._engine), tasks=able)
+        await self_test.prove(
+            self._engine, self._link, _ENGINE_DEADLINE_S, generates="generate" in able, max_tokens=args.max_model_len,
+            takes_adapters=self._merged is None,
+        )  # fmt: skip
+        replica.set("starting", "learning the adapters", url=server.address(settings, sock))
+        metrics.install(names=agent.names, numbers=lambda: {**agent.numbers(), "requests_running": traffic.running})
+        replica.describe_with(lambda: {"resident": agent.names(), "running": traffic.running})
+        await agent.start()
+        return server.make_server(app)
+
+    def _make_agent(self, client: Client) -> AdapterAgent | MergedAgent:
+        registry = Registry(client)
+        if self._merged is not None:
+            return MergedAgent(self._merged, registry=registry, reports=self._reports)
+        return AdapterAgent(
+            base_id=self._replica.record.base,
+            registry=registry,
+            reports=self._reports,
+            loader=self._loader,
+            turns=Turns(self._settings.max_loras, turn_s=_TURN_S, patience_s=self._settings.adapter_queue_s),
+            uses=self._uses,
+            is_owner=Ownership(Presence(client), self._replica).includes,
+        )
+
+    async def _wind_down(self, http: uvicorn.Server, parts: list[asyncio.Task[None]], *, gracefully: bool) -> None:
+        """Leave the registry first, answer what is inside, then stop the parts."""
+        self._replica.set("draining")
+        await self._replica.leave()
+        if gracefully:
+            await server.drain(self._traffic)
+        http.should_exit = True
+        serving, *others = parts
+        await asyncio.wait([serving], timeout=10)
+        await tasks.end([*others, serving])
+
+    async def _watch_engine(self) -> None:
+        """Prove every two seconds that the engine's loop turns. Raises when the engine is dead."""
+        while True:
+            await asyncio.sleep(_CHECK_S)
+            if self._engine.errored:
+                raise EngineFailed("the engine process has ended")
+            try:
+                await self._loader.check(_ENGINE_DEADLINE_S)
+            except TimeoutError:
+                self._tell("starting", f"the engine has not answered for {_ENGINE_DEADLINE_S:g} s")
+            else:
+                self._tell("ready")
+
+    def _tell(self, state: Literal["starting", "ready"], reason: str = "") -> None:
+        if self._replica.record.state != "draining":
+            self._replica.set(state, reason)
 
 
 def make_loader(settings: Settings, base: BaseRecord, link: EngineLink) -> AdapterLoader:
@@ -162,34 +201,6 @@ async def _first_to_end(parts: list[asyncio.Task[None]], stop: asyncio.Event) ->
     if failed.exception() is not None:
         log.error("replica.failed", part=failed.get_name(), exc_info=failed.exception())
     return failed
-
-
-async def _wind_down(
-    http: Any, parts: list[asyncio.Task[None]], replica: Replica, traffic: Traffic, *, gracefully: bool
-) -> None:
-    """Leave the registry first, answer what is inside, then stop the parts."""
-    replica.set("draining")
-    await replica.leave()
-    if gracefully:
-        await server.drain(traffic)
-    http.should_exit = True
-    serving, *others = parts
-    await asyncio.wait([serving], timeout=10)
-    await tasks.end([*others, serving])
-
-
-async def watch_engine(engine: Any, loader: AdapterLoader, replica: Replica) -> None:
-    """Prove every two seconds that the engine's loop turns. Raises when the engine is dead."""
-    while True:
-        await asyncio.sleep(_CHECK_S)
-        if engine.errored:
-            raise EngineFailed("the engine process has ended")
-        try:
-            await loader.check(_ENGINE_DEADLINE_S)
-        except TimeoutError:
-            replica.set("starting", f"the engine has not answered for {_ENGINE_DEADLINE_S:g} s")
-        else:
-            replica.set("ready")
 
 
 def engine_pid(engine: Any) -> int | None:

@@ -268,7 +268,11 @@ class Registry:
     async def residency(self, name: str) -> dict[str, Residency]:
         """Tell, by replica id, how an adapter stands; entries of dead replicas may linger for a day."""
         found = await self._client.call("HGETALL", keys.residency(name))
-        return {replica.decode(): _decode_residency(raw) for replica, raw in found.items()}
+        told = {replica.decode(): _decode_residency(raw) for replica, raw in found.items()}
+        old = [replica for replica, residency in told.items() if residency.at < time.time() - _RESIDENCY_TTL_S]
+        if old:
+            await self._client.call("HDEL", keys.residency(name), *old)
+        return {replica: residency for replica, residency in told.items() if replica not in old}
 
     async def _many(self, names: Sequence[str]) -> list[AdapterRecord]:
         if not names:

@@ -279,7 +279,7 @@ def test_an_adapter_that_fails_again_and_again_is_quarantined_until_it_is_asked_
     async def story(made: World) -> None:
         record = await made.publish("ft:a")
         await state(made, "ft:a", "warm")
-        await made.loader.drop([record.int_id])
+        assert await made.loader.drop_idle(record.int_id)
         made.engine.broken.add(record.int_id)
         for _ in range(failures.QUARANTINE_AFTER + 3):
             with pytest.raises(AdapterRejected, match="it breaks"):
@@ -299,7 +299,7 @@ def test_a_refused_request_gives_its_turn_back(home: Path, redis_url: str) -> No
     async def story(made: World) -> None:
         record = await made.publish("ft:a")
         made.engine.broken.add(record.int_id)
-        await made.loader.drop([record.int_id])
+        assert await made.loader.drop_idle(record.int_id)
         for _ in range(5):
             with pytest.raises((AdapterRejected, NotFound)):
                 await made.agent.acquire("ft:a")

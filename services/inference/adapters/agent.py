@@ -95,12 +95,15 @@ class AdapterAgent:
             await self.turns.enter(record.int_id)
         try:
             await self._make_resident(record)
+            if not self._is_wanted(
+                record
+            ):  # it was deleted while the request waited, and may go from memory any moment
+                raise unknown_model(name)
         except BaseException:
             self.turns.leave(record.int_id)
             raise
         self._uses.note(name)
         lease = self._loader.lease(record)
-        lease.task = asyncio.current_task()
         self._residents.add(lease)
         return lease
 
@@ -164,7 +167,6 @@ class AdapterAgent:
             raise AdapterRejected(sentence, code="adapter_unavailable", param="model")
 
     async def _load_and_report(self, record: AdapterRecord) -> None:
-        before = set(self._residents.ids())
         self._reports.note(record.name, Residency(state="loading"))
         try:
             loaded = await self._loader.load(record, lambda: self._is_wanted(record))
@@ -184,12 +186,11 @@ class AdapterAgent:
         log.info("adapter.warm", adapter=record.name, load_ms=round(loaded.load_ms, 1))
         self._failures.forget(record.int_id)
         self._reports.note(record.name, Residency(state="warm", load_ms=loaded.load_ms))
-        self._note_evicted(before)
+        self._note_evicted(loaded.evicted)
 
-    def _note_evicted(self, before: set[int]) -> None:
-        gone = before.difference(self._residents.ids())
-        metrics.EVICTIONS.inc(len(gone))
-        for int_id in gone:
+    def _note_evicted(self, evicted: list[int]) -> None:
+        metrics.EVICTIONS.inc(len(evicted))
+        for int_id in evicted:
             if record := self._by_id.get(int_id):
                 self._reports.note(record.name, Residency(state="staged", reason="another adapter needed its place"))
 
@@ -280,9 +281,10 @@ class AdapterAgent:
         task.add_done_callback(self._draining.discard)
 
     async def _drain(self, record: AdapterRecord, *, gone: bool) -> None:
-        while self._residents.leased(record.int_id):
-            await self._residents.next_change().wait()
-        await self._loader.drop([record.int_id])
+        while not await self._loader.drop_idle(record.int_id):
+            change = self._residents.next_change()
+            if self._residents.leased(record.int_id):
+                await change.wait()
         self._by_id.pop(record.int_id, None)
         self._failures.forget(record.int_id)
         if gone and record.name not in self._known:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 
 from services.inference.adapters.leases import Lease, Residents
-from services.inference.engine.link import EngineLink, Loaded
+from services.inference.engine.link import EngineLink
 from shared.adapters import verify_adapter
 from shared.errors import AdapterRejected, SelftuneError
 from shared.records import AdapterRecord, BaseRecord
@@ -23,6 +24,13 @@ class NoPlace(SelftuneError):
 
 class NotWanted(SelftuneError):
     """The adapter was retired before its load began."""
+
+
+class Outcome(NamedTuple):
+    """A load that worked: its time in the engine, and the numbers of the adapters that made room for it."""
+
+    load_ms: float
+    evicted: list[int]
 
 
 class AdapterLoader:
@@ -48,7 +56,7 @@ class AdapterLoader:
         """Form a lease; it counts once `residents.add` has it."""
         return Lease(record.name, record.version, record.int_id, str(self._home / record.folder))
 
-    async def load(self, record: AdapterRecord, wanted: Callable[[], bool]) -> Loaded:
+    async def load(self, record: AdapterRecord, wanted: Callable[[], bool]) -> Outcome:
         """Check an adapter and bring it into the engine, in place of those that were used least recently.
 
         Raises AdapterRejected for one that must not be served, NoPlace when every place is in use, NotWanted when
@@ -69,14 +77,20 @@ class AdapterLoader:
             raise NoPlace(loaded.error)
         if loaded.error:
             raise AdapterRejected(loaded.error)
-        return loaded
+        return Outcome(loaded.load_ms, victims)
 
-    async def drop(self, int_ids: list[int]) -> None:
-        """Free the memory and the slots of adapters that nobody uses any more."""
+    async def drop_idle(self, int_id: int) -> bool:
+        """Free an adapter's memory and slot; False if somebody has begun to use it meanwhile, and it stays."""
         async with self._turn:
-            for int_id in int_ids:
-                self.residents.discard(int_id)
-            await self._engine.drop(int_ids)
+            if self.residents.leased(int_id):
+                return False
+            await self._drop([int_id])
+            return True
+
+    async def _drop(self, int_ids: list[int]) -> None:
+        for int_id in int_ids:
+            self.residents.discard(int_id)
+        await self._engine.drop(int_ids)
 
     async def check(self, timeout_s: float) -> None:
         """Compare with what the engine holds, and end requests whose adapter was lost.
@@ -86,11 +100,11 @@ class AdapterLoader:
         async with asyncio.timeout(timeout_s), self._turn:  # a load that does not end counts, too
             status = await self._engine.status(timeout_s)
             self.residents.replace(status.resident)
-        for int_id, reason in status.lost:
-            log.error("adapter.lost", int_id=int_id, reason=reason)
-            self.residents.end(int_id)
-        if status.lost:
-            await self.drop([int_id for int_id, _ in status.lost])
+            for int_id, reason in status.lost:
+                log.error("adapter.lost", int_id=int_id, reason=reason)
+                self.residents.end(int_id)
+            if status.lost:
+                await self._drop([int_id for int_id, _ in status.lost])
 
 
 def verify_record(record: AdapterRecord, base: BaseRecord, home: Path, *, max_rank: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import MutableMapping
 from importlib import metadata
@@ -69,7 +70,7 @@ def prepare_environment(settings: Settings, environ: MutableMapping[str, str]) -
         "TOKENIZERS_PARALLELISM": "false",
     }
     if os.access(settings.home, os.W_OK):  # else numba keeps what it compiles beside the code, or in ~/.cache
-        wanted["NUMBA_CACHE_DIR"] = str(Paths(settings.home).compiled)
+        wanted["NUMBA_CACHE_DIR"] = str(Paths(settings.home).compiled / _source_digest())
     if is_cpu_build():
         # Layers run uncompiled here anyway. Left on, the first request for log probabilities, which is a job's parity
         # check, compiles a helper of the sampler: 4 s on 2 cores.
@@ -79,6 +80,11 @@ def prepare_environment(settings: Settings, environ: MutableMapping[str, str]) -
     # Loading adapters is the agent's business; with this on, vLLM would add routes that do it.
     environ.pop("VLLM_ALLOW_RUNTIME_LORA_UPDATING", None)
     environ.pop("VLLM_API_KEY", None)
+
+
+def _source_digest() -> str:
+    """Hash what is compiled: numba goes by its file's time and size, and could take older code for it."""
+    return hashlib.sha256(Path(__file__).with_name("compiled_products.py").read_bytes()).hexdigest()[:16]
 
 
 def arguments(settings: Settings, base: BaseRecord, *, on_cpu: bool, merged: AdapterRecord | None = None) -> list[str]:

@@ -6,6 +6,7 @@ import atexit
 import gc
 import importlib
 import os
+import shutil
 import signal
 
 from services.inference import lifeline
@@ -24,14 +25,21 @@ import services.inference.engine.worker_cpu  # noqa: E402, F401
 
 
 def _compile() -> None:
-    """Fill the cache of compiled code in a process of its own: vLLM's start breaks where numba was imported before."""
+    """Fill the cache of compiled code in a process of its own: vLLM's start breaks where numba was imported before.
+
+    What cannot be used, after a power cut or on a full disk, is removed; the engine then does without.
+    """
     child = os.fork()
     if child == 0:
+        status = 1
         try:
             importlib.import_module("services.inference.engine.compiled_products")
+            status = 0
         finally:
-            os._exit(0)
-    os.waitpid(child, 0)
+            os._exit(status)
+    _, status = os.waitpid(child, 0)
+    if status and (cache := os.environ.get("NUMBA_CACHE_DIR")):
+        shutil.rmtree(cache, ignore_errors=True)
 
 
 _compile()

@@ -12,6 +12,8 @@ import os
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 
+from services.inference import lifeline
+
 PRELOADED = "services.inference.engine.preload"
 
 
@@ -19,7 +21,7 @@ class EngineProcess(ForkServerProcess):
     """A forked process with the environment that the launcher has when it starts, as a new one would have it."""
 
     def start(self) -> None:
-        self._environment = dict(os.environ)
+        self._environment = {name: value for name, value in os.environ.items() if name != lifeline.PARENT_PID}
         super().start()
 
     def run(self) -> None:

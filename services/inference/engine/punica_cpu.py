@@ -15,11 +15,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from vllm.logger import init_logger
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-from services.inference.engine.compiled_products import Integers, add_products
 from services.inference.engine.slot_weights import SlotWeights
+
+logger = init_logger(__name__)
+
+try:
+    from services.inference.engine.compiled_products import add_products
+except Exception:  # a full disk, a damaged cache of compiled code: slower, not wrong
+    logger.exception("the products of few rows are not compiled; torch computes them, which takes longer")
+    add_products = None
 
 FEW_ROWS, FEW_MIXED_ROWS = 32, 128
 """Up to here compiled code is faster than torch's products, for one adapter and for several: docs/performance.md, "What
@@ -41,9 +50,9 @@ class Plan:
 class FewRows:
     """The same for compiled code: `rows` by slot; group g has `slots[g]`, from `bounds[g]` up to `bounds[g + 1]`."""
 
-    rows: Integers
-    bounds: Integers
-    slots: Integers
+    rows: NDArray[np.int64]
+    bounds: NDArray[np.int64]
+    slots: NDArray[np.int64]
     size: int
     """Rows of the batch. Compiled code goes by addresses and checks nothing, so it is called for this size only."""
 
@@ -108,7 +117,11 @@ class GroupedPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM i
         """Prepare for a batch: `slots[i]` is row i's adapter slot, negative for none."""
         self._plan = plan_rows(slots)
         is_mixed = len(self._plan.spans) > 1
-        self._few = plan_few(slots) if len(slots) <= (FEW_MIXED_ROWS if is_mixed else FEW_ROWS) else None
+        self._few = (
+            plan_few(slots)
+            if add_products is not None and len(slots) <= (FEW_MIXED_ROWS if is_mixed else FEW_ROWS)
+            else None
+        )
 
     def add_lora_linear(
         self,

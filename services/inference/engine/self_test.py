@@ -21,8 +21,8 @@ from shared.errors import SelftuneError
 PROBE_ID = 2**31 - 1
 """The probe's adapter number; the registry counts up from 1 and does not get there."""
 _CPU_WRAPPER = "GroupedPunicaWrapperCPU"
-_PROMPT = list(range(1, 9))
-_TOKENS = 4
+_ROUNDS = ((8, 4), (144, 1))
+"""(tokens of the prompt, tokens made): batches small enough for compiled products, and one for torch's."""
 _CLOSE = 1e-2
 """How far a token's log probability may move when other rows are in the batch: sums run in another order."""
 
@@ -49,42 +49,53 @@ class Continuation:
 
 
 async def prove(
-    engine: Any, link: EngineLink, deadline_s: float, *, generates: bool, takes_adapters: bool = True
+    engine: Any, link: EngineLink, deadline_s: float, *, generates: bool, max_tokens: int, takes_adapters: bool
 ) -> None:
     """Raises EngineFailed, with what went wrong, when the engine must not be used.
 
     An engine that does not generate is asked for its LoRA products only; one that takes no adapters, for some tokens.
+    Requests have at most `max_tokens` tokens, prompt and answer.
     """
     if not takes_adapters:
         if generates:
-            await _continue(engine, "alone", None)
+            await _continue(engine, "alone", _ROUNDS[0], None)
         return
     status = await link.status(deadline_s)
     if current_platform.is_cpu() and status.wrapper != _CPU_WRAPPER:
         raise EngineFailed(f"the engine uses {status.wrapper} for LoRA instead of {_CPU_WRAPPER}")
     if not generates:
         return
-    alone = await _continue(engine, "alone", None)
     await link.install_probe(PROBE_ID)
     try:
-        probe = LoRARequest("self-test", PROBE_ID, "/nonexistent")
-        beside, adapted = await asyncio.gather(_continue(engine, "beside", None), _continue(engine, "adapted", probe))
+        for size in _ROUNDS:
+            if sum(size) <= max_tokens:
+                await _compare(engine, size)
     finally:
         await link.drop([PROBE_ID])
+
+
+async def _compare(engine: Any, size: tuple[int, int]) -> None:
+    probe = LoRARequest("self-test", PROBE_ID, "/nonexistent")
+    alone = await _continue(engine, "alone", size, None)
+    beside, adapted = await asyncio.gather(
+        _continue(engine, "beside", size, None), _continue(engine, "adapted", size, probe)
+    )
     if not alone.equals(beside):
         raise EngineFailed("the self-test failed: an adapter changes what the base model answers beside it")
     if alone.equals(adapted):
         raise EngineFailed("the self-test failed: an adapter has no effect")
 
 
-async def _continue(engine: Any, name: str, adapter: LoRARequest | None) -> Continuation:
+async def _continue(engine: Any, name: str, size: tuple[int, int], adapter: LoRARequest | None) -> Continuation:
+    prompt_tokens, made_tokens = size
+    request_id = f"self-test-{prompt_tokens}-{name}"
     parameters = SamplingParams(
-        max_tokens=_TOKENS, temperature=0.0, ignore_eos=True, logprobs=0, output_kind=RequestOutputKind.FINAL_ONLY
+        max_tokens=made_tokens, temperature=0.0, ignore_eos=True, logprobs=0, output_kind=RequestOutputKind.FINAL_ONLY
     )
+    # Salted: what one request has left in the prefix cache must not spare the next one its products.
+    prompt = {"prompt_token_ids": [1 + place % 7 for place in range(prompt_tokens)], "cache_salt": request_id}
     final = None
-    async for output in engine.generate(
-        {"prompt_token_ids": _PROMPT}, parameters, request_id=f"self-test-{name}", lora_request=adapter
-    ):
+    async for output in engine.generate(prompt, parameters, request_id=request_id, lora_request=adapter):
         final = output.outputs[0]
     assert final is not None
     tokens = list(final.token_ids)

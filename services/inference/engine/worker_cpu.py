@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from typing import Any
 
 from vllm.platforms import current_platform
@@ -16,6 +18,10 @@ class ManagedCPUWorker(ManagedWorker, CPUWorker):  # type: ignore[misc]  # vLLM 
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         let_others_go_first()
+        if threading.current_thread() is threading.main_thread():
+            # A stop of the whole group or unit reaches the engine, too, while its answers are still going out; the
+            # launcher kills it when they are.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         super().__init__(*args, **kwargs)
 
     def load_model(self, **kwargs: Any) -> None:

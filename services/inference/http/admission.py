@@ -115,7 +115,7 @@ class AdapterAdmission:
 
     async def _serve(self, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
         name = model_of(body)
-        lease = None if name is None or name == self._agent.base_id else await self._agent.acquire(name)
+        lease = None if name is None or name == self._agent.base_id else await self._acquire(name, receive)
         token = current_lease.set(lease)
         answer = Answer(send)
         try:
@@ -128,6 +128,26 @@ class AdapterAdmission:
             current_lease.reset(token)
             if lease is not None:
                 self._agent.release(lease)
+
+    async def _acquire(self, name: str, receive: Receive) -> Lease:
+        """Wait for a lease for as long as the client does. Raises ClientGone, and what Agent.acquire does."""
+        acquiring = asyncio.create_task(self._agent.acquire(name))
+        leaving = asyncio.ensure_future(receive())  # the body is whole, so that nothing else can come
+        try:
+            await asyncio.wait({acquiring, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not acquiring.done():
+                raise ClientGone
+            lease = acquiring.result()
+        except BaseException:
+            acquiring.cancel()
+            (outcome,) = await asyncio.gather(acquiring, return_exceptions=True)
+            if isinstance(outcome, Lease):
+                self._agent.release(outcome)
+            raise
+        finally:
+            leaving.cancel()
+        lease.task = asyncio.current_task()
+        return lease
 
 
 class Answer:

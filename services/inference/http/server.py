@@ -62,7 +62,10 @@ async def build(
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Take the port before the engine starts, so that a clash is known at once; 0 takes a free one."""
+    """Take the port before the engine starts, so that a clash is known at once; 0 takes a free one.
+
+    Raises OSError.
+    """
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -71,6 +74,12 @@ def bind(host: str, port: int) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def address(settings: Settings, sock: socket.socket) -> str:
+    """Return where the gateway reaches the server that listens on `sock`."""
+    host, port = sock.getsockname()[:2]
+    return settings.inference_url or f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def make_server(app: FastAPI) -> uvicorn.Server:

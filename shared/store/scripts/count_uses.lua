@@ -7,7 +7,8 @@ if last == 0 then
   redis.call('ZADD', KEYS[1], -ARGV[1], faded)
 elseif ARGV[1] + last >= tonumber(ARGV[2]) then
   redis.call('ZREM', KEYS[1], faded)
-  redis.call('ZUNIONSTORE', KEYS[1], 1, KEYS[1], 'WEIGHTS', 0.9)
+  local times = math.floor((ARGV[1] + last) / tonumber(ARGV[2]))
+  redis.call('ZUNIONSTORE', KEYS[1], 1, KEYS[1], 'WEIGHTS', 0.9 ^ times)
   redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', 0.5)
   redis.call('ZADD', KEYS[1], -ARGV[1], faded)
 end

@@ -95,9 +95,7 @@ class AdapterAgent:
             await self.turns.enter(record.int_id)
         try:
             await self._make_resident(record)
-            if not self._is_wanted(
-                record
-            ):  # it was deleted while the request waited, and may go from memory any moment
+            if not self._is_wanted(record):  # deleted while the request waited, and about to go from memory
                 raise unknown_model(name)
         except BaseException:
             self.turns.leave(record.int_id)

@@ -116,12 +116,8 @@ class GroupedPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM i
     def plan(self, slots: list[int]) -> None:
         """Prepare for a batch: `slots[i]` is row i's adapter slot, negative for none."""
         self._plan = plan_rows(slots)
-        is_mixed = len(self._plan.spans) > 1
-        self._few = (
-            plan_few(slots)
-            if add_products is not None and len(slots) <= (FEW_MIXED_ROWS if is_mixed else FEW_ROWS)
-            else None
-        )
+        most = FEW_MIXED_ROWS if len(self._plan.spans) > 1 else FEW_ROWS
+        self._few = plan_few(slots) if add_products is not None and len(slots) <= most else None
 
     def add_lora_linear(
         self,

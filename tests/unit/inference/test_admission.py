@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from services.inference.adapters.leases import Lease
 from services.inference.adapters.turns import Busy
 from services.inference.http.admission import (
+    AdapterAdmission,
     ClientGone,
     InternalKey,
     Traffic,
@@ -115,3 +117,62 @@ def test_internal_key(path: str, header: bytes, is_ready: bool, status: int) -> 
     scope = {"type": "http", "path": path, "headers": [(b"authorization", header)]}
     asyncio.run(InternalKey(inner, "key", lambda: is_ready)(scope, wire.receive, wire.send))
     assert wire.sent[0]["status"] == status
+
+
+class SlowAgent:
+    """Hands out a lease after a while, and remembers what became of it."""
+
+    base_id = "base"
+
+    def __init__(self, wait_s: float) -> None:
+        self._wait_s = wait_s
+        self.out = 0
+        self.cancelled = False
+
+    async def acquire(self, name: str) -> Lease:
+        try:
+            await asyncio.sleep(self._wait_s)
+        except asyncio.CancelledError:
+            self.cancelled = True
+            raise
+        self.out += 1
+        return Lease(name, 1, 1, "/x")
+
+    def release(self, lease: Lease) -> None:
+        self.out -= 1
+
+
+def ask(agent: SlowAgent, *, gone_after_s: float) -> list[Message]:
+    async def story() -> list[Message]:
+        wire = Wire(part(b'{"model":"ft:a"}'))
+
+        async def receive() -> Message:
+            if wire.incoming:
+                return await wire.receive()
+            await asyncio.sleep(gone_after_s)
+            return {"type": "http.disconnect"}
+
+        async def app(_scope: Any, _receive: Any, send: Any) -> None:
+            assert agent.out == 1
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+
+        admission = AdapterAdmission(app, agent, Traffic(), 1000)
+        scope = {"type": "http", "method": "POST", "path": "/v1/completions"}
+        async with asyncio.timeout(5):
+            await admission(scope, receive, wire.send)
+        return wire.sent
+
+    return asyncio.run(story())
+
+
+def test_a_client_that_leaves_while_it_waits_gives_its_place_up() -> None:
+    agent = SlowAgent(wait_s=60)
+    assert ask(agent, gone_after_s=0.02) == []
+    assert agent.cancelled
+    assert agent.out == 0
+
+
+def test_a_client_that_stays_is_served_and_its_lease_released() -> None:
+    agent = SlowAgent(wait_s=0.02)
+    assert ask(agent, gone_after_s=60)[0]["status"] == 200
+    assert agent.out == 0

@@ -71,6 +71,7 @@ class AliasRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
             watch=self.watch,
         )
 
-    def changed(self, *, warm: bool) -> ChangedAlias:
+    def changed(self, *, warm: bool, warning: str | None = None) -> ChangedAlias:
         shown = self.public()
-        return ChangedAlias(**{name: getattr(shown, name) for name in shown.__struct_fields__}, warm=warm)
+        fields = {name: getattr(shown, name) for name in shown.__struct_fields__}
+        return ChangedAlias(**fields, warm=warm, warning=warning)

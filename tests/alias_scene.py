@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 import openai
 
-from shared.records import Residency
+from shared.records import DEFAULT_PROJECT, Residency
 from shared.store.client import Client
 from shared.store.presence import Presence
 from shared.store.registry import Registry
@@ -56,6 +56,15 @@ class Scene:
     def ask(self, model: str = "bot", **fields: Any) -> httpx2.Response:
         return self.http.post("/v1/chat/completions", json={"model": model, "messages": MESSAGES, **fields})
 
+    def plain_key(self) -> tuple[str, str]:
+        """Make a key that is no administrator's, and return its id and value."""
+        made = answered(self.http.post(f"/v1/organization/projects/{DEFAULT_PROJECT}/api_keys", json={"name": "k"}))
+        return made["id"], made["value"]
+
+    def allow(self, model: str, *key_ids: str) -> None:
+        """Let only these keys use a model."""
+        answered(self.http.post(f"/v1/models/{model}/settings", json={"allowed_keys": key_ids}))
+
     def traffic(self, model: str, name: str = "bot") -> dict[str, Any]:
         """Return the statistics of one model."""
         return next(one for one in self.shown(name, "/traffic")["data"] if one["id"] == model)
@@ -84,7 +93,7 @@ async def _furnish(client: Client, first: str, second: str) -> None:
     await registry.publish(make_adapter(V2, base=OTHER_BASE, sha256="b" * 64))
     await registry.publish(make_adapter(COLD, sha256="c" * 64))
     await registry.publish(make_adapter(FOREIGN, project="proj_other", sha256="d" * 64))
-    await presence.beat_replica(make_replica(first, id="first"), ttl_s=300)
-    await presence.beat_replica(make_replica(second, id="second", base=OTHER_BASE), ttl_s=300)
+    await presence.beat_replica(make_replica(first, id="first", resident=[V1]), ttl_s=300)
+    await presence.beat_replica(make_replica(second, id="second", base=OTHER_BASE, resident=[V2]), ttl_s=300)
     await registry.acknowledge("first", {V1: Residency(state="warm")})
     await registry.acknowledge("second", {V2: Residency(state="warm")})

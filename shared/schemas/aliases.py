@@ -153,6 +153,10 @@ class ChangedAlias(Alias, frozen=True, kw_only=True):
             "the new canary, else the model that the alias points to."
         ),
     ]
+    warning: Annotated[
+        str | None,
+        Meta(description="Which of the new models are for fewer API keys than the model that the alias pointed to."),
+    ]
 
 
 class DeletedAlias(Struct, frozen=True, kw_only=True):
@@ -211,7 +215,13 @@ class ModelTraffic(Struct, frozen=True, kw_only=True):
     input_tokens: Annotated[int, Meta(description="Of the answers that tell their usage.")]
     output_tokens: int
     shadowed: Annotated[int, Meta(description="Requests that it answered as a shadow; not among `requests`.")]
-    shadow_skipped: Annotated[int, Meta(description="Drawn for the shadow and left out, since too many were on.")]
+    shadow_skipped: Annotated[
+        int,
+        Meta(
+            description="Drawn for the shadow and left out: too many were on, or no inference server had it in memory "
+            "and room to spare."
+        ),
+    ]
 
 
 class AliasTraffic(Struct, frozen=True, kw_only=True):
@@ -238,7 +248,7 @@ class ShadowAnswer(Struct, frozen=True, kw_only=True):
     text: str = ""
     tool_calls: list[ShadowToolCall] = []
     truncated: bool = False
-    """Whether the text is only the beginning."""
+    """Whether text and tool calls are only the beginning."""
     first_byte_ms: float | None = None
     total_ms: float
     input_tokens: int = 0

@@ -57,6 +57,8 @@ class Found(Struct, frozen=True, kw_only=True):
     alias: AliasRecord | None = None
     named: dict[str, Known] = {}
     """Those that the alias names, as far as the key may use them."""
+    hidden: frozenset[str] = frozenset()
+    """Those that the project may use, but not the key."""
 
 
 def unknown_model(name: str) -> NotFound:
@@ -201,7 +203,10 @@ class Registry:
             return Found(own=own)
         names = [look[0].decode() for look in looks[1:]]
         known = {name: model for name, model in zip(names, named, strict=True) if model is not None}
-        return Found(own=own, alias=_decode_alias(record), named=known)
+        anyone = replace(access, is_admin=True)
+        missed = [(name, look) for name, look in zip(names, looks[1:], strict=True) if name not in known]
+        hidden = frozenset(name for name, look in missed if _if_found(look, anyone) is not None)
+        return Found(own=own, alias=_decode_alias(record), named=known, hidden=hidden)
 
     async def owned(self, name: str, access: Access) -> AdapterRecord:
         """Return a listed fine-tuned model of a project that is for the key. Raises NotFound, for shared ones too."""

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from shared import keys
+from shared.alias_records import AliasRecord
 from shared.errors import NotFound
 from shared.schemas.aliases import ShadowAnswer, ShadowPair
 from shared.store.client import Client
@@ -50,16 +51,16 @@ class PairStore:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    async def keep(self, uid: str, pair: StoredPair, *, most: int, keep_s: int) -> None:
-        """Add a pair; the oldest beyond `most` go, and all of them `keep_s` seconds after the last."""
-        key = keys.shadow_pairs(uid)
-        oldest_ms = (pair.created_at - keep_s) * 1000
-        await self._client.together(
-            [
-                ("XADD", key, "MAXLEN", most, "*", "pair", _encode(pair)),
-                ("XTRIM", key, "MINID", max(oldest_ms, 0)),
-                ("EXPIRE", key, keep_s),
-            ]
+    async def keep(self, alias: AliasRecord, pair: StoredPair, *, most: int, keep_s: int) -> None:
+        """Add a pair, unless the alias was deleted or has no shadow any more.
+
+        The oldest beyond `most` go, and all of them `keep_s` seconds after the last.
+        """
+        oldest_ms = max((pair.created_at - keep_s) * 1000, 0)
+        await self._client.script(
+            "keep_pair",
+            [keys.alias(alias.project, alias.name), keys.shadow_pairs(alias.uid)],
+            [alias.uid, _encode(pair), most, oldest_ms, keep_s],
         )
 
     async def list(self, uid: str, *, after: str | None, limit: int, now: float) -> tuple[Sequence[ShadowPair], bool]:

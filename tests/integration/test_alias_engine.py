@@ -91,11 +91,12 @@ def test_moves_wait_for_the_adapter_and_no_answer_is_mixed(http: httpx2.Client) 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("path", "fields"), REQUESTS)
 def test_a_shadow_on_the_same_engine_answers_as_when_asked_itself(
-    http: httpx2.Client, path: str, fields: dict[str, Any], stream: bool
+    stack: InferenceStack, http: httpx2.Client, path: str, fields: dict[str, Any], stream: bool
 ) -> None:
     http.delete("/v1/aliases/twin")
     answered(http.post("/v1/aliases", json={"name": "twin", "model": V1}))
     answered(http.post("/v1/aliases/twin", json={"shadow": {"model": V2, "percent": 100}}))
+    wait_until(lambda: {V1, V2} <= set(stack.replicas()[0].resident), timeout_s=60)
     asked = {**fields, "stream": stream}
     answer = http.post(f"/v1/{path}", json={"model": "twin", **asked})
     assert (answer.status_code, answer.headers["x-selftune-model"]) == (200, V1)

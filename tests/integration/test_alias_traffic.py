@@ -243,6 +243,10 @@ def test_a_failing_move_is_undone_while_it_is_watched(bots: Scene) -> None:
     entry = bots.shown(path="/history")["data"][0]
     assert (entry["action"], entry["automatic"], entry["previous_model"]) == ("rolled_back", True, V2)
     assert "6 of 6 requests within 60 s failed" in entry["reason"]
+    status, code, param, message = bots.refused("/v1/aliases/bot/rollback")
+    assert (status, code, param) == (400, "nothing_to_roll_back", None), "it is back already"
+    assert f"would point it to '{V2}' again" in message
+    assert f"'expected_revision': {bots.shown()['revision']}" in message
     bots.first.status, bots.first.error = 500, BROKEN
     assert [bots.ask().status_code for _ in range(6)] == [502] * 6
     time.sleep(1.2)
@@ -329,10 +333,7 @@ def test_a_shadow_that_fails_is_kept_with_the_reason(bots: Scene) -> None:
     assert bots.ask().status_code == 200
     (pair,) = pairs(bots, 1)
     assert pair["answer"]["error"] is None and "failed on this request" in pair["shadow"]["error"]
-    with_store(bots.redis_url, lambda client: Presence(client).forget_replica("second"))
-    assert bots.ask().status_code == 200
-    assert "no inference server" in pairs(bots, 2)[0]["shadow"]["error"]
-    for _ in range(3):
+    for _ in range(4):
         assert bots.ask().status_code == 200
     wait_until(lambda: bots.traffic(V2)["shadowed"] == 5)
     assert len(pairs(bots, 3)) == 3, "the oldest went"
@@ -343,6 +344,38 @@ def test_a_shadow_that_fails_is_kept_with_the_reason(bots: Scene) -> None:
     assert bots.ask().status_code == 200
     time.sleep(0.7)
     assert len(pairs(bots, 3)) == 3, "a refused request has no pair, and without a shadow there is none"
+
+
+@pytest.mark.parametrize("fields", [{"resident": []}, {"max_running": 4, "running": 2}, {"state": "draining"}])
+def test_a_shadow_that_would_keep_others_waiting_is_left_out(bots: Scene, fields: dict[str, Any]) -> None:
+    bots.alias(shadow={"model": V2, "percent": 100})
+    second: dict[str, Any] = {"id": "second", "base": OTHER_BASE, "resident": [V2]}
+    replica = make_replica(bots.second.url, **(second | fields))
+    with_store(bots.redis_url, lambda client: Presence(client).beat_replica(replica, ttl_s=60))
+    assert bots.ask().status_code == 200
+    wait_until(lambda: bots.traffic(V2)["shadow_skipped"] == 1)
+    assert bots.shown(path="/shadow_pairs")["data"] == [] and not bots.second.received
+
+
+def test_pairs_are_for_keys_that_may_use_both_models(bots: Scene) -> None:
+    key_id, key = bots.plain_key()
+    bots.alias(shadow={"model": V2, "percent": 100})
+    for _ in range(3):
+        assert bots.ask().status_code == 200
+    assert len(pairs(bots, 3)) == 3
+    with bots.api.client(key) as other:
+
+        def seen() -> int:
+            page = answered(other.get("/v1/aliases/bot/shadow_pairs", params={"limit": 2}))
+            rest = answered(other.get("/v1/aliases/bot/shadow_pairs", params={"limit": 2, "after": page["last_id"]}))
+            assert page["has_more"] == bool(page["data"])
+            return len(page["data"]) + len(rest["data"]) if page["data"] else 0
+
+        assert seen() == 3
+        bots.allow(V2)
+        assert seen() == 0 and len(pairs(bots, 3)) == 3
+        bots.allow(V2, key_id)
+        assert seen() == 3
 
 
 def test_several_api_processes_count_together(bots: Scene, tmp_path: Any) -> None:

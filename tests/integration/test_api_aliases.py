@@ -13,6 +13,7 @@ import pytest
 
 from services.api.aliases.warming import Warming
 from shared.errors import AdapterRejected, Conflict
+from shared.placement import owners
 from shared.records import Residency
 from shared.store.client import Client
 from shared.store.presence import Presence
@@ -34,10 +35,10 @@ def test_life_of_an_alias(bots: Scene) -> None:
     assert made == {
         "id": "bot", "object": "alias", "created_at": made["created_at"], "updated_at": made["created_at"],
         "revision": 1, "model": V1, "previous_model": None, "description": "support", "canary": None, "shadow": None,
-        "watch": None, "warm": True,
+        "watch": None, "warm": True, "warning": None,
     }  # fmt: skip
     shown = bots.shown()
-    assert shown == {name: value for name, value in made.items() if name != "warm"}
+    assert shown == {name: value for name, value in made.items() if name not in ("warm", "warning")}
     moved = bots.change(model=V2, reason="better")
     assert (moved["model"], moved["previous_model"], moved["revision"]) == (V2, V1, 2)
     assert bots.change(model=V2)["revision"] == 2, "what is there already is no change"
@@ -222,6 +223,45 @@ def test_an_alias_of_a_model_that_is_gone_says_so(bots: Scene) -> None:
     assert bots.ask().json()["model"] == V2
 
 
+def test_a_model_that_is_for_some_keys_only_is_warned_of_and_hidden_from_others(bots: Scene) -> None:
+    key_id, key = bots.plain_key()
+    bots.alias()
+    bots.allow(V2)
+    warnings = [bots.change(canary={"model": V2, "percent": 5})["warning"], bots.change(path="/promote")["warning"]]
+    assert all(f"Not every API key that may use '{V1}' may use '{V2}'" in warning for warning in warnings)
+    assert bots.change(description="a bot")["warning"] is None
+    with bots.api.client(key) as other:
+        asked = other.post("/v1/chat/completions", json={"model": "bot", "messages": MESSAGES})
+        looked = other.get("/v1/models/bot/settings")
+        for refused in (asked, looked):
+            message = refused.json()["error"]["message"]
+            assert (refused.status_code, message) == (
+                404, "The model 'bot' does not exist or you do not have access to it.",
+            )  # fmt: skip
+        assert "bot" not in {model["id"] for model in other.get("/v1/models").json()["data"]}
+        bots.allow(V2, key_id)
+        assert other.post("/v1/chat/completions", json={"model": "bot", "messages": MESSAGES}).status_code == 200
+    assert bots.change(path="/rollback")["warning"] is None
+
+
+def test_settings_are_those_of_the_model_that_an_alias_points_to(bots: Scene) -> None:
+    bots.alias()
+    for method in ("GET", "POST"):
+        status, code, param, message = bots.refused("/v1/models/bot/settings", method, temperature=0)
+        assert (status, code, param) == (400, "model_alias", "model") and V1 in message
+
+
+def test_the_shadows_of_a_project_keep_so_many_pairs_together(bots: Scene) -> None:
+    most = {"model": V2, "percent": 5, "keep_pairs": 1000}
+    for name in ("a", "b"):
+        bots.alias(name, shadow=most)
+    bots.alias("c")
+    assert bots.refused("/v1/aliases/c", shadow=most)[:3] == (400, "too_many_pairs", "shadow.keep_pairs")
+    bots.change("a", shadow=most | {"percent": 6})
+    bots.change("a", shadow=None)
+    bots.change("c", shadow=most)
+
+
 def test_a_model_of_the_same_name_comes_before_the_alias(bots: Scene) -> None:
     bots.alias()
 
@@ -275,6 +315,30 @@ def test_a_model_that_the_servers_refuse_is_not_pointed_to(bots: Scene) -> None:
     later.join()
     assert (status, code, param) == (400, "adapter_failed", "model") and "rank 999 is too large" in message
     assert bots.shown()["model"] == V1
+
+
+def test_only_the_servers_that_a_model_belongs_to_can_refuse_it(bots: Scene) -> None:
+    async def story(client: Client) -> None:
+        registry, presence = Registry(client), Presence(client)
+        for number in range(2):
+            await presence.beat_replica(make_replica(f"http://{number}", id=f"other-{number}"), ttl_s=60)
+        await presence.beat_replica(make_replica("http://m", id="merged", merged=V1), ttl_s=60)
+        sharing = [one for one in await presence.replicas() if one.base == BASE and not one.merged]
+        first, second = owners(sharing, COLD)
+        stranger = next(one for one in sharing if one not in (first, second))
+        cold = await registry.get(COLD)
+        assert cold is not None
+        await registry.acknowledge(stranger.id, {COLD: Residency(state="failed", reason="not its own")})
+        await registry.acknowledge(first.id, {COLD: Residency(state="quarantined", reason="damaged")})
+        with pytest.raises(Conflict):
+            await Warming(registry, presence, wait_s=2.3).warm(cold, param="model", wait=True)
+        await registry.acknowledge(second.id, {COLD: Residency(state="failed", reason="damaged")})
+        with pytest.raises(AdapterRejected, match="damaged"):
+            await Warming(registry, presence, wait_s=5).warm(cold, param="model", wait=True)
+        await presence.beat_replica(make_replica("http://n", id="merged", merged=COLD), ttl_s=60)
+        assert await Warming(registry, presence).warm(cold, param="model", wait=False)
+
+    with_store(bots.redis_url, story)
 
 
 def test_waiting_ends(bots: Scene) -> None:

@@ -76,6 +76,14 @@ def test_every_server_of_the_base_is_told_about(models: ApiServer, redis_url: st
     assert {name for name, one in by_id.items() if one["owner"]} == own
 
 
+def test_servers_that_take_no_part_own_nothing(models: ApiServer, redis_url: str) -> None:
+    alive = [replica("a"), replica("b"), replica("silent", url=""), replica("mine", merged=MINE, resident=[MINE])]
+    alive.append(replica("starting", state="starting"))
+    stand(redis_url, alive)
+    found = {one["replica"]: one["owner"] for one in look(models).json()["replicas"]}
+    assert found == {"a": True, "b": True, "silent": False, "mine": True, "starting": False}
+
+
 def test_a_base_is_warm_where_it_is_served(models: ApiServer, redis_url: str) -> None:
     stand(redis_url, [replica("a"), replica("b", state="starting")])
     assert [(one["replica"], one["state"]) for one in look(models, BASE).json()["replicas"]] == [

@@ -138,7 +138,7 @@ def test_dead_replica_is_passed_over(api: ApiServer, redis_url: str, upstream: U
     assert client.chat.completions.create(model=MINE, messages=MESSAGES).choices[0].message.content == "Hello!"
 
 
-@pytest.mark.parametrize("status", [500, 503])
+@pytest.mark.parametrize("status", [500, 503, 422])
 def test_what_one_replica_cannot_answer_another_does(
     api: ApiServer, redis_url: str, upstream: Upstream, status: int
 ) -> None:

@@ -8,6 +8,9 @@ from typing import Any
 import openai
 import pytest
 
+from shared.alias_records import AliasRecord
+from shared.schemas.aliases import AliasRevision
+from shared.store.aliases import AliasStore
 from shared.store.client import Client
 from shared.store.presence import Presence
 from shared.store.registry import Registry
@@ -107,6 +110,26 @@ def test_an_alias_shows_no_other_projects_model(sdk: openai.OpenAI, aliased: Api
     with pytest.raises(openai.NotFoundError) as caught:
         foreign.models.delete("gpt-4o-mini")
     assert MINE not in caught.value.message
+
+
+def test_a_name_that_means_nothing_to_a_key_is_not_listed_for_something_else(
+    sdk: openai.OpenAI, aliased: ApiServer, redis_url: str
+) -> None:
+    record = AliasRecord(
+        uid="alias_1", name="gpt-4o-mini", project="proj_other", target=BASE, created_at=1, updated_at=1
+    )
+    entry = AliasRevision(id="1", revision=1, created_at=1, action="created", model=BASE)
+
+    async def overlay(client: Client) -> None:
+        await AliasStore(client).create(record, entry)
+        await Registry(client).put_base(make_base("gpt-lost"))
+
+    with_store(redis_url, overlay)
+    foreign = openai.OpenAI(base_url=f"{aliased.url}/v1", api_key=FOREIGN, max_retries=0)
+    assert {model.id for model in foreign.models.list()} == {BASE, "gpt-base"}
+    for name in ("gpt-4o-mini", "gpt-lost"):
+        with pytest.raises(openai.NotFoundError):
+            foreign.models.retrieve(name)
 
 
 @pytest.mark.parametrize(("given", "sent"), [({}, "0"), ({"priority": 7}, "7"), ({"priority": -5}, "0")])

@@ -13,13 +13,15 @@ from msgspec import Raw
 from msgspec.structs import replace
 
 from shared import keys
+from shared.alias_records import AliasRecord
 from shared.errors import Conflict, LeaseLost, NotAuthenticated, NotFound, StoreUnavailable, TransitionRefused
 from shared.records import AdapterRecord, FileRecord, JobRecord, ReplicaRecord, Residency
-from shared.schemas.aliases import ShadowAnswer
+from shared.schemas.aliases import AliasRevision, Shadow, ShadowAnswer
 from shared.schemas.checkpoints import Checkpoint, CheckpointMetrics
 from shared.schemas.methods import SupervisedHyperparameters
 from shared.states import JobState
 from shared.store.alias_traffic import Count, Place, TrafficStore, slot_of
+from shared.store.aliases import AliasStore
 from shared.store.api_keys import KeyStore
 from shared.store.client import Client
 from shared.store.files import FileStore
@@ -334,17 +336,28 @@ def test_silent_server_costs_one_timeout(tmp_path: Path) -> None:
     assert asyncio.run(story()) < 2.0
 
 
+ALIAS = AliasRecord(
+    uid="alias_1", name="bot", project="p", target="v1", shadow=Shadow(model="v2", percent=100), created_at=1,
+    updated_at=1,
+)  # fmt: skip
+CREATED = AliasRevision(id="1", revision=1, created_at=1, action="created", model="v1")
+
+
+def make_pair(now: int, age_s: int = 0) -> StoredPair:
+    """Make a pair of so many seconds ago that is kept for a minute."""
+    return StoredPair(
+        created_at=now - age_s, expires_at=now - age_s + 60, request_id="req", endpoint="/v1/completions",
+        request=Raw(b"{}"), answer=ShadowAnswer(model="v1", total_ms=1), shadow=ShadowAnswer(model="v2", total_ms=1),
+    )  # fmt: skip
+
+
 def test_shadow_pairs_are_gone_when_their_time_is_over(redis_url: str) -> None:
     async def story(client: Client) -> None:
         pairs = PairStore(client)
         now = int(time.time())
+        await AliasStore(client).create(ALIAS, CREATED)
         for age_s in (50, 0):
-            pair = StoredPair(
-                created_at=now - age_s, expires_at=now - age_s + 60, request_id="req", endpoint="/v1/completions",
-                request=Raw(b"{}"), answer=ShadowAnswer(model="v1", total_ms=1),
-                shadow=ShadowAnswer(model="v2", total_ms=1),
-            )  # fmt: skip
-            await pairs.keep("alias_1", pair, most=10, keep_s=60)
+            await pairs.keep(ALIAS, make_pair(now, age_s), most=10, keep_s=60)
         kept, more = await pairs.list("alias_1", after=None, limit=10, now=now)
         assert [pair.expires_at - now for pair in kept] == [60, 10] and not more
         kept, _ = await pairs.list("alias_1", after=None, limit=10, now=now + 30)
@@ -352,6 +365,26 @@ def test_shadow_pairs_are_gone_when_their_time_is_over(redis_url: str) -> None:
         assert 0 < await client.call("TTL", keys.shadow_pairs("alias_1")) <= 60
         with pytest.raises(NotFound):
             await pairs.list("alias_1", after="99999999999999999999-0", limit=10, now=now)
+
+    run(redis_url, story)
+
+
+def test_no_pair_is_kept_for_an_alias_that_is_gone_or_has_no_shadow(redis_url: str) -> None:
+    async def story(client: Client) -> None:
+        pairs, aliases, now = PairStore(client), AliasStore(client), int(time.time())
+
+        async def kept() -> int:
+            await pairs.keep(ALIAS, make_pair(now), most=10, keep_s=60)
+            return len((await pairs.list("alias_1", after=None, limit=10, now=now))[0])
+
+        assert await kept() == 0
+        await aliases.create(ALIAS, CREATED)
+        assert [await kept() for _ in range(2)] == [1, 2]
+        await aliases.change("bot", lambda record: (replace(record, shadow=None), CREATED), project="p")
+        assert await kept() == 2
+        await aliases.delete("bot", project="p")
+        await aliases.create(replace(ALIAS, uid="alias_2"), CREATED)
+        assert await kept() == 0, "one of the same name is another"
 
     run(redis_url, story)
 

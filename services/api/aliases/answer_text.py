@@ -11,6 +11,8 @@ from services.api.gateway.chat_pieces import ChatPieces
 from services.api.gateway.sse_pieces import data_of
 from shared.schemas.aliases import ShadowToolCall
 
+_CALL_CHARS = 32
+"""What a call takes beside its name and arguments: `{"name":"","arguments":""}`."""
 _LAST_EVENTS = ("response.completed", "response.incomplete", "response.failed")
 
 
@@ -73,6 +75,21 @@ class Said(Struct, frozen=True):
 
     text: str = ""
     tool_calls: list[ShadowToolCall] = []
+
+
+def shortened(found: Said, most: int) -> Said:
+    """Cut what an answer says to `most` characters: first its text, then the calls, whose JSON counts, too."""
+    text, left = found.text[:most], most - len(found.text)
+    calls: list[ShadowToolCall] = []
+    for call in found.tool_calls:
+        left -= _CALL_CHARS
+        if left <= 0:
+            break
+        name = call.name[:left]
+        arguments = call.arguments[: left - len(name)]
+        calls.append(ShadowToolCall(name=name, arguments=arguments))
+        left -= len(name) + len(arguments)
+    return Said(text, calls)
 
 
 def said(endpoint: str, answer: bytes, *, is_stream: bool) -> Said:

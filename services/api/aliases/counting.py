@@ -68,10 +68,25 @@ class Counting:
 
     async def _flush(self) -> None:
         counted, self._counted = self._counted, {}
-        touched, self._touched = self._touched, set()
         try:
             await self._store.add(counted)
-            for project, name in touched:
-                await self._guard.check(name, project=project)
         except StoreUnavailable:
+            self._take_back(counted)
             _log.warning("aliases.not_counted", reason="the database does not answer")
+            return
+        touched, self._touched = self._touched, set()
+        for project, name in touched:
+            await self._check(project, name)
+
+    async def _check(self, project: str, name: str) -> None:
+        """Look at one alias's limits; what fails is tried again next time, and keeps no other alias waiting."""
+        try:
+            await self._guard.check(name, project=project)
+        except Exception as error:  # noqa: BLE001 - the others have to be looked at, too
+            self._touched.add((project, name))
+            is_away = isinstance(error, StoreUnavailable)
+            _log.warning("aliases.not_checked", project=project, alias=name, exc_info=None if is_away else error)
+
+    def _take_back(self, counted: dict[Place, Counter[Count]]) -> None:
+        for place, counts in counted.items():
+            self._counted.setdefault(place, Counter()).update(counts)

@@ -8,6 +8,7 @@ import structlog
 from msgspec import UNSET
 
 from services.api.aliases import changes
+from services.api.aliases.audience import warning_of
 from services.api.aliases.warming import Warming
 from services.api.gateway.model_names import ModelNames
 from shared import ids
@@ -15,21 +16,25 @@ from shared.alias_records import AliasRecord, is_alias_name
 from shared.errors import InvalidRequest
 from shared.ids import is_fine_tuned
 from shared.model_records import Access
-from shared.records import AdapterRecord, BaseRecord, KeyRecord
+from shared.records import KeyRecord
 from shared.schemas.aliases import (
     Canary,
     ChangedAlias,
     CreateAlias,
     PromoteCanary,
     RollBackAlias,
+    Shadow,
     TrafficLimits,
     UpdateAlias,
     Watch,
 )
 from shared.store.aliases import AliasStore, Change, check_revision
-from shared.store.registry import Registry, unknown_model
+from shared.store.registry import Known, Registry, unknown_model
 
 _log = structlog.get_logger()
+
+_MAX_PAIRS = 2000
+"""Sum of `keep_pairs` over the aliases of a project: some 300 MB of the database where all are long."""
 
 
 class Aliases:
@@ -46,7 +51,7 @@ class Aliases:
         await self._check_name(wanted.name, caller.access)
         _check_watch(wanted.watch)
         model = await self._model(wanted.model, "model", caller.access)
-        warm = await self._warming.warm(model, param="model", wait=wanted.wait_warm)
+        warm = await self._warming.warm(model.model, param="model", wait=wanted.wait_warm)
         now = int(time.time())
         record = AliasRecord(
             uid=ids.new_alias_uid(),
@@ -70,7 +75,8 @@ class Aliases:
         check_revision(current, wanted.expected_revision)
         _check_watch(wanted.watch or None)
         _check_canary(wanted.canary or None)
-        warm = await self._prepare(current, wanted, caller.access)
+        await self._check_pairs(current, wanted.shadow or None)
+        warm, warning = await self._prepare(current, wanted, caller.access)
 
         def change(record: AliasRecord) -> Change | None:
             _check_others(record, wanted)
@@ -79,7 +85,7 @@ class Aliases:
         changed = await self._store.change(
             name, change, project=caller.project, expected_revision=wanted.expected_revision
         )
-        return self._done(changed, warm)
+        return self._done(changed, warm, warning)
 
     async def promote(self, name: str, wanted: PromoteCanary, *, caller: KeyRecord) -> ChangedAlias:
         """Point the alias to its canary, which thereby is none any more. Raises InvalidRequest when there is none."""
@@ -87,7 +93,8 @@ class Aliases:
         check_revision(current, wanted.expected_revision)
         planned = _canary_of(current)
         model = await self._model(planned.model, None, caller.access)
-        warm = await self._warming.warm(model, param="alias", wait=wanted.wait_warm)
+        warm = await self._warming.warm(model.model, param="alias", wait=wanted.wait_warm)
+        warning = warning_of(await self._pointed_to(current, caller.access), [model])
 
         def change(record: AliasRecord) -> Change:
             canary = _canary_of(record)
@@ -98,18 +105,21 @@ class Aliases:
         changed = await self._store.change(
             name, change, project=caller.project, expected_revision=wanted.expected_revision
         )
-        return self._done(changed, warm)
+        return self._done(changed, warm, warning)
 
     async def roll_back(self, name: str, wanted: RollBackAlias, *, caller: KeyRecord) -> ChangedAlias:
         """Point the alias to the model before, or to that of a revision, and take the canary out.
 
-        Raises InvalidRequest when there is no such revision or nothing to go back to.
+        Raises InvalidRequest when there is no such revision, nothing to go back to, or the alias went back by itself.
         """
         current = await self._store.get(name, project=caller.project)
         check_revision(current, wanted.expected_revision)
+        if wanted.revision is None and wanted.expected_revision is None:
+            await self._check_not_taken_back(current)
         target = await self._former(current, wanted.revision)
         model = await self._model(target, None, caller.access)
-        warm = await self._warming.warm(model, param="alias", wait=wanted.wait_warm)
+        warm = await self._warming.warm(model.model, param="alias", wait=wanted.wait_warm)
+        warning = warning_of(await self._pointed_to(current, caller.access), [model])
 
         def change(record: AliasRecord) -> Change:
             if wanted.revision is None and record.previous != target:
@@ -119,7 +129,7 @@ class Aliases:
         changed = await self._store.change(
             name, change, project=caller.project, expected_revision=wanted.expected_revision
         )
-        return self._done(changed, warm)
+        return self._done(changed, warm, warning)
 
     async def delete(self, name: str, *, project: str) -> None:
         """Forget an alias. Raises NotFound."""
@@ -154,24 +164,55 @@ class Aliases:
                 f"'{name}' is the name of {owner} already; choose another.", code="name_taken", param="name"
             )
 
-    async def _prepare(self, current: AliasRecord, wanted: UpdateAlias, access: Access) -> bool:
-        """Look up and warm what is new; return whether what the change is about is warm."""
-        target = current.target if wanted.model is UNSET else wanted.model
+    async def _prepare(self, current: AliasRecord, wanted: UpdateAlias, access: Access) -> tuple[bool, str | None]:
+        """Look up and warm what is new; return whether what the change is about is warm, and what to warn of."""
+        before, new = await self._pointed_to(current, access), list[Known]()
+        name = current.target if wanted.model is UNSET else wanted.model
+        moves = name != current.target
         if wanted.shadow:
-            await self._model(wanted.shadow.model, "shadow.model", access)
-        if target != current.target:
-            model: BaseRecord | AdapterRecord | None = await self._model(target, "model", access)
-        else:
-            own = (await self._registry.find(target, access)).own
-            model = None if own is None else own.model
-        moves = target != current.target
-        warm = model is not None and await self._warming.warm(model, param="model", wait=moves and wanted.wait_warm)
+            new.append(await self._model(wanted.shadow.model, "shadow.model", access))
+            await self._warming.warm(new[-1].model, param="shadow.model", wait=False)
+        if moves:
+            new.append(await self._model(name, "model", access))
+        target = new[-1] if moves else before
+        warm = target is not None and await self._warming.warm(
+            target.model, param="model", wait=moves and wanted.wait_warm
+        )
         if wanted.canary and (current.canary is None or current.canary.model != wanted.canary.model):
-            canary = await self._model(wanted.canary.model, "canary.model", access)
-            warm = await self._warming.warm(canary, param="canary.model", wait=wanted.wait_warm)
-        return warm
+            new.append(await self._model(wanted.canary.model, "canary.model", access))
+            warm = await self._warming.warm(new[-1].model, param="canary.model", wait=wanted.wait_warm)
+        return warm, warning_of(before, new)
 
-    async def _model(self, name: str, param: str | None, access: Access) -> BaseRecord | AdapterRecord:
+    async def _pointed_to(self, record: AliasRecord, access: Access) -> Known | None:
+        """Look up the alias's model; None when it is gone, or not for the key."""
+        return (await self._registry.find(record.target, access)).own
+
+    async def _check_pairs(self, current: AliasRecord, shadow: Shadow | None) -> None:
+        """Raises InvalidRequest when a shadow would have the project's aliases keep more than _MAX_PAIRS pairs."""
+        if shadow is None or (current.shadow is not None and shadow.keep_pairs <= current.shadow.keep_pairs):
+            return
+        aliases = await self._store.all(current.project)
+        others = sum(one.shadow.keep_pairs for one in aliases if one.shadow is not None and one.uid != current.uid)
+        if others + shadow.keep_pairs > _MAX_PAIRS:
+            raise InvalidRequest(
+                f"The shadows of a project keep {_MAX_PAIRS} pairs together, and those of its other aliases have "
+                f"{others} of them; lower keep_pairs, here or there.",
+                code="too_many_pairs",
+                param="shadow.keep_pairs",
+            )
+
+    async def _check_not_taken_back(self, record: AliasRecord) -> None:
+        """Raises InvalidRequest when the last change was a rollback by itself, which another would undo."""
+        last = next(iter(await self._store.history(record.uid)), None)
+        if last is not None and last.automatic and last.action == "rolled_back":
+            raise InvalidRequest(
+                f"The alias '{record.name}' was taken back to '{record.target}' automatically: {last.reason}. Another "
+                f"rollback would point it to '{record.previous}' again; if that is what you want, send "
+                f"'expected_revision': {record.revision}.",
+                code="nothing_to_roll_back",
+            )
+
+    async def _model(self, name: str, param: str | None, access: Access) -> Known:
         """Look up a model that an alias may name. Raises NotFound for unknown ones, and for other aliases."""
         found = await self._registry.find(name, access, alias=is_alias_name(name))
         if found.own is None:
@@ -179,7 +220,7 @@ class Aliases:
             error = unknown_model(name)
             hint = " It is an alias, and an alias points to a model." if is_alias else ""
             raise type(error)(error.message + hint, code=error.code, param=param)
-        return found.own.model
+        return found.own
 
     async def _former(self, record: AliasRecord, revision: int | None) -> str:
         if revision is None:
@@ -202,7 +243,7 @@ class Aliases:
             )
         return target
 
-    def _done(self, record: AliasRecord, warm: bool) -> ChangedAlias:
+    def _done(self, record: AliasRecord, warm: bool, warning: str | None) -> ChangedAlias:
         _log.info(
             "alias.changed",
             alias=record.name,
@@ -211,7 +252,7 @@ class Aliases:
             model=record.target,
             canary=None if record.canary is None else record.canary.model,
         )
-        return record.changed(warm=warm)
+        return record.changed(warm=warm, warning=warning)
 
 
 def _canary_of(record: AliasRecord) -> Canary:

@@ -1,6 +1,7 @@
 """Having a second model answer what the first has answered, behind everybody else, and keeping both answers.
 
-It begins when the client has its answer, so it can neither delay nor change that.
+It begins when the client has its answer, which it therefore cannot change, and only where it keeps nobody waiting for
+long: on a server that has the second model in memory and at most half of its places taken.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import httpx2
 import msgspec
 import structlog
 
-from services.api.aliases.answer_text import said
+from services.api.aliases.answer_text import said, shortened
 from services.api.aliases.counting import Counting
 from services.api.aliases.trip import Outcome, Trip
 from services.api.errors import UpstreamError
@@ -23,7 +24,7 @@ from services.api.gateway.outgoing import Asking, Opener
 from services.api.gateway.rewriting import with_fields
 from shared import ids
 from shared.alias_records import AliasRecord
-from shared.errors import SelftuneError, StoreUnavailable
+from shared.errors import ReplicaLost, SelftuneError, StoreUnavailable, Unavailable
 from shared.schemas.aliases import ShadowAnswer
 from shared.store.aliases import AliasStore
 from shared.store.shadow_pairs import PairStore, StoredPair
@@ -38,7 +39,7 @@ _TIMEOUT_S = 300.0
 _MAX_BODY_BYTES = 64 << 10
 """Larger requests are not shadowed, since every pair keeps its request."""
 _MAX_TEXT = 32 << 10
-"""Characters of an answer that are kept."""
+"""Characters of an answer that are kept, of text and tool calls together."""
 
 
 class Shadowing:
@@ -61,13 +62,16 @@ class Shadowing:
     def start(
         self, alias: AliasRecord, shadow: Meaning, asking: Asking, model: str, outcome: Outcome, send: Opener
     ) -> None:
-        """Ask the shadow what `model` has answered; left out when as many are on as the alias allows."""
+        """Ask the shadow what `model` has answered.
+
+        Left out when as many are on as the alias allows, or no server has the shadow in memory and room to spare.
+        """
         assert alias.shadow is not None
         if self._running[alias.uid] >= alias.shadow.max_in_flight:
             self._counting.add(alias, alias.revision, shadow.target, "skipped")
             return
         self._running[alias.uid] += 1
-        task = asyncio.create_task(self._run(alias, shadow, asking, _answer(model, asking, outcome), send))
+        task = asyncio.create_task(self._run(alias, shadow, asking, model, outcome, send))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -78,14 +82,16 @@ class Shadowing:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _run(
-        self, alias: AliasRecord, shadow: Meaning, asking: Asking, answer: ShadowAnswer, send: Opener
+        self, alias: AliasRecord, shadow: Meaning, asking: Asking, model: str, outcome: Outcome, send: Opener
     ) -> None:
         try:
             other = await self._ask(shadow, asking, send)
             self._counting.add(alias, alias.revision, shadow.target, "shadowed")
-            await self._keep(alias, asking, answer, other)
+            await self._keep(alias, asking, _answer(model, asking, outcome), other)
         except StoreUnavailable:
             _log.warning("shadow.not_kept", alias=alias.name, reason="the database does not answer")
+        except Unavailable:
+            self._counting.add(alias, alias.revision, shadow.target, "skipped")
         except Exception:  # noqa: BLE001 - nobody waits for it; the log has what went wrong
             _log.error("shadow.failed", alias=alias.name, exc_info=True)
         finally:
@@ -94,6 +100,7 @@ class Shadowing:
                 del self._running[alias.uid]
 
     async def _ask(self, shadow: Meaning, asking: Asking, send: Opener) -> ShadowAnswer:
+        """Return the shadow's answer, or why it broke off. Raises Unavailable when nobody has taken the request."""
         ended: list[Outcome] = []
         trip = Trip(ended.append, keep=True)
         # An id of its own: the engine may still know the other request by the one that the client's answer has.
@@ -103,6 +110,7 @@ class Shadowing:
             request_id=ids.new_request_id(),
             priority=_PRIORITY,
             on_sent=None,
+            at_leisure=True,
         )
         error: str | None = None
         try:
@@ -114,6 +122,8 @@ class Shadowing:
         except TimeoutError:
             error = f"There was no whole answer within {_TIMEOUT_S:.0f} s."
         except (SelftuneError, UpstreamError) as refusal:
+            if isinstance(refusal, Unavailable) and not isinstance(refusal, ReplicaLost):
+                raise
             error = str(refusal)
         except httpx2.TransportError:
             error = "The inference server went away in the middle of the answer."
@@ -135,18 +145,19 @@ class Shadowing:
             answer=answer,
             shadow=other,
         )
-        await self._pairs.keep(alias.uid, pair, most=kept.keep_pairs, keep_s=kept.keep_s)
+        await self._pairs.keep(alias, pair, most=kept.keep_pairs, keep_s=kept.keep_s)
 
 
 def _answer(model: str, asking: Asking, outcome: Outcome, error: str | None = None) -> ShadowAnswer:
     found = said(asking.endpoint, outcome.kept, is_stream=outcome.is_stream)
+    kept = shortened(found, _MAX_TEXT)
     failed = outcome.ending == "failed" and error is None
     return ShadowAnswer(
         model=model,
         error="The inference server broke its answer off with an error." if failed else error,
-        text=found.text[:_MAX_TEXT],
-        tool_calls=found.tool_calls,
-        truncated=outcome.truncated or len(found.text) > _MAX_TEXT,
+        text=kept.text,
+        tool_calls=kept.tool_calls,
+        truncated=outcome.truncated or kept != found,
         first_byte_ms=outcome.first_byte_ms,
         total_ms=outcome.total_ms,
         input_tokens=outcome.usage.input_tokens,

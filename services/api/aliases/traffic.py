@@ -15,7 +15,7 @@ from services.api.errors import UpstreamError
 from services.api.gateway.model_names import Meaning
 from services.api.gateway.outgoing import Asking, Opener
 from shared.alias_records import AliasRecord
-from shared.errors import NoReplica, ReplicaLost, SelftuneError, StoreUnavailable
+from shared.errors import NoReplica, ReplicaLost, SelftuneError, Unavailable
 
 _COUNTED = GENERATING | {"/v1/embeddings"}
 
@@ -68,10 +68,10 @@ class Traffic:
         except asyncio.CancelledError:
             trip.leave()
             raise
-        except StoreUnavailable:  # says nothing of the model
-            raise
         except (SelftuneError, UpstreamError) as error:
-            trip.refuse(error)
+            is_ours = isinstance(error, Unavailable) and not isinstance(error, NoReplica)
+            if not is_ours:  # trouble of the gateway's own says nothing of the model
+                trip.refuse(error)
             raise
         trip.follow(response)
         return response

@@ -14,6 +14,7 @@ from msgspec import Raw, Struct
 from services.api.batches.usage import usage_of
 from services.api.errors import UpstreamError
 from services.api.gateway.sse_pieces import data_of
+from services.api.gateway.upstream_errors import is_servers_failure
 from shared.errors import NoReplica
 from shared.schemas.batches import BatchUsage
 
@@ -79,7 +80,7 @@ class Trip:
 
     def refuse(self, error: Exception) -> None:
         """End with an error of the gateway or of the inference server."""
-        broken = error.status >= 500 if isinstance(error, UpstreamError) else isinstance(error, NoReplica)
+        broken = is_servers_failure(error) if isinstance(error, UpstreamError) else isinstance(error, NoReplica)
         self.end("failed" if broken else "refused")
 
     def leave(self) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 
 from shared.errors import AdapterRejected, Conflict
-from shared.records import AdapterRecord, BaseRecord, Residency
+from shared.placement import owners
+from shared.records import AdapterRecord, BaseRecord, ReplicaRecord, Residency
 from shared.store.presence import Presence
 from shared.store.registry import Registry
 
 WAIT_S = 10.0
 _POLL_S = 0.05
 _ASK_AGAIN_S = 1.0
+_REFUSED = frozenset({"failed", "quarantined"})
 _OLD_NEWS_S = 2.0
 """For so long after it was asked, a server may still have to look again at what failed earlier."""
 
@@ -28,7 +31,7 @@ class Warming:
     async def warm(self, model: BaseRecord | AdapterRecord, *, param: str, wait: bool) -> bool:
         """Return whether a server that answers now has the model at hand; wait for that if there is one and `wait`.
 
-        Without a server for its base there is nothing to wait for. Raises AdapterRejected when the servers refuse it,
+        Without a server for its base there is nothing to wait for. Raises AdapterRejected when its owners refuse it,
         and Conflict with code `model_not_warm` when it takes too long.
         """
         servers = await self._servers(model)
@@ -59,22 +62,28 @@ class Warming:
             param=param,
         )
 
-    async def _servers(self, model: BaseRecord | AdapterRecord) -> set[str]:
-        """Return the ids of the servers of the model's base that take requests."""
-        base = model.id if isinstance(model, BaseRecord) else model.base
+    async def _servers(self, model: BaseRecord | AdapterRecord) -> list[ReplicaRecord]:
+        """Return the servers that take requests for the model."""
+        base, name = (model.id, model.id) if isinstance(model, BaseRecord) else (model.base, model.name)
         alive = await self._presence.replicas()
-        return {one.id for one in alive if one.base == base and one.state == "ready" and one.url}
+        of_base = [one for one in alive if one.base == base and one.merged in ("", name)]
+        return [one for one in of_base if one.state == "ready" and one.url]
 
     async def _is_warm(
-        self, model: AdapterRecord, servers: set[str], *, param: str = "model", asked_at: float | None = None
+        self,
+        model: AdapterRecord,
+        servers: Sequence[ReplicaRecord],
+        *,
+        param: str = "model",
+        asked_at: float | None = None,
     ) -> bool:
-        """Raises AdapterRejected, once a server was asked, when every one of them says why it cannot have the model."""
+        """Raises AdapterRejected, once they were asked, when every server that should load the model says why not."""
         said = await self._registry.residency(model.name)
-        standing = [said[server] for server in servers if server in said]
-        if any(one.state == "warm" for one in standing):
+        if any(one.merged or (one.id in said and said[one.id].state == "warm") for one in servers):
             return True
-        refusals = [one for one in standing if one.state == "failed"]
-        if len(refusals) == len(servers) and asked_at is not None and _is_news(refusals, asked_at):
+        asked = [said.get(one.id) for one in owners(servers, model.name)]
+        refusals = [one for one in asked if one is not None and one.state in _REFUSED]
+        if len(refusals) == len(asked) and asked_at is not None and _is_news(refusals, asked_at):
             raise AdapterRejected(
                 f"The model '{model.name}' cannot be served: {refusals[0].reason}", code="adapter_failed", param=param
             )

@@ -100,7 +100,9 @@ class Gateway:
 
     async def _open_at(self, meaning: Meaning, asking: Asking) -> httpx2.Response:
         """Ask one model. Raises as open() does."""
-        choices = await self._replicas.able(meaning, asking.endpoint, asked_for=asking.model)
+        choices = await self._replicas.able(
+            meaning, asking.endpoint, asked_for=asking.model, at_leisure=asking.at_leisure
+        )
         body = asking.body
         if meaning.target != asking.model:
             body = with_fields(body, model=meaning.target)

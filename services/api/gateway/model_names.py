@@ -66,7 +66,7 @@ class ModelNames:
         found = await self._registry.find(target, access, alias=not self.is_alias(name) and is_alias_name(name))
         if found.own is not None:
             return _plain(target, found.own)
-        if found.alias is None:
+        if found.alias is None or found.alias.target in found.hidden:
             raise unknown_model(name)
         return _pointed(found.alias, found.named)
 
@@ -77,7 +77,8 @@ class ModelNames:
     async def listed(self, access: Access) -> list[Model]:
         """List bases, the fine-tuned models of the project and shared with it that the key may use, their aliases.
 
-        A model's own name comes before an alias of the same name, and the operator's alias before the project's.
+        Each name is listed as look_up() takes it: the operator's alias comes before a model of the same name, also
+        where the key may not use its target, and a model before the project's alias.
         """
         models: list[BaseRecord | AdapterRecord] = [*await self._registry.bases()]
         models += await self._registry.visible(access)
@@ -85,7 +86,9 @@ class ModelNames:
         aliases = {name: by_name[target] for name, target in self._aliases.items() if target in by_name}
         own = await self._project_aliases.all(access.project)
         theirs = {alias.name: by_name[alias.target] for alias in own if alias.target in by_name}
-        shown = by_name | aliases | {name: model for name, model in theirs.items() if name not in by_name | aliases}
+        shown = {name: model for name, model in by_name.items() if name not in self._aliases} | aliases
+        taken = by_name.keys() | self._aliases.keys()
+        shown |= {name: model for name, model in theirs.items() if name not in taken}
         return [self._public(name, model) for name, model in shown.items()]
 
     def _public(self, name: str, model: BaseRecord | AdapterRecord) -> Model:

@@ -11,21 +11,20 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 import httpx2
 import structlog
 
+from services.api.errors import UpstreamError
 from services.api.gateway import routing
 from services.api.gateway.loads import Loads
 from services.api.gateway.model_names import Meaning
 from services.api.gateway.outgoing import Asking, Endpoint
 from services.api.gateway.relay import is_stream
-from services.api.gateway.upstream_errors import shape
-from shared.errors import InvalidRequest, ReplicaLost
+from services.api.gateway.upstream_errors import may_go_well_elsewhere, shape
+from shared.errors import InvalidRequest, ReplicaLost, Unavailable
 from shared.records import ReplicaRecord
 from shared.store.presence import Presence
 
 _log = structlog.get_logger()
 
 _ATTEMPTS = 3
-_TRIED_ELSEWHERE = frozenset({500, 502, 503, 504})
-"""What says more of the server than of the request."""
 _PRIORITY_HEADER = "x-vllm-priority"
 """Wins over the body's `priority` in vLLM; smaller numbers are answered earlier."""
 _PRODUCT = {"generate": "generate text", "embed": "make embeddings"}
@@ -45,13 +44,18 @@ class Replicas:
             trust_env=False,
         )
 
-    async def able(self, meaning: Meaning, endpoint: Endpoint, *, asked_for: str) -> list[ReplicaRecord]:
+    async def able(
+        self, meaning: Meaning, endpoint: Endpoint, *, asked_for: str, at_leisure: bool = False
+    ) -> list[ReplicaRecord]:
         """Return who can answer for a model that was asked for as `asked_for`, best first.
 
-        Raises NoReplica when none is there, InvalidRequest when none can do what the endpoint is for.
+        With `at_leisure` only those that have the model in memory and much room. Raises NoReplica when none is there,
+        InvalidRequest when none can do what the endpoint is for.
         """
         alive = await self._presence.replicas()
         found = routing.candidates(alive, self._loads, base=meaning.base, model=meaning.target)
+        if at_leisure:
+            found = routing.at_leisure(found, self._loads, base=meaning.base, model=meaning.target)
         task = "embed" if endpoint == "/v1/embeddings" else "generate"
         able = [replica for replica in found if task in replica.tasks]
         if not able:
@@ -65,20 +69,23 @@ class Replicas:
     async def send(self, choices: Sequence[ReplicaRecord], body: bytes, asking: Asking) -> httpx2.Response:
         """Return the first answer whose first byte is here; the caller closes it.
 
-        Raises ReplicaLost when no server responds, UpstreamError for what the last one says.
+        Raises ReplicaLost when no server responds, UpstreamError for what the last one says, and Unavailable when the
+        gateway itself has no connection left.
         """
         for replica, is_last in _attempts(choices):
             try:
                 response = await self._ask(replica, body, asking)
                 if response.is_success:
                     return await _begun(response)
+            except httpx2.PoolTimeout as error:
+                raise Unavailable("The server has too many requests under way; please try again.") from error
             except httpx2.TransportError as error:
                 _log.warning("gateway.unreachable", replica=replica.id, reason=type(error).__name__)
                 continue
-            if is_last or response.status_code not in _TRIED_ELSEWHERE:
-                return await _refuse(response)
+            refusal = await _refusal(response)
+            if is_last or not may_go_well_elsewhere(response.status_code, refusal):
+                raise refusal
             _log.warning("gateway.tried_elsewhere", replica=replica.id, status=response.status_code)
-            await response.aclose()
         raise ReplicaLost(
             f"The model '{asking.model}' cannot answer at the moment: its inference server does not respond."
         )
@@ -133,23 +140,29 @@ class _Begun(httpx2.AsyncByteStream):
         self._first = first
         self._rest = rest
         self._stream = stream
+        self._is_read = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        self._is_read = True
         try:
             yield self._first
             async for piece in self._rest:
                 yield piece
         finally:
-            if isinstance(self._rest, AsyncGenerator):
-                await self._rest.aclose()
+            await self._close_rest()
 
     async def aclose(self) -> None:
+        if not self._is_read:
+            await self._close_rest()
         await self._stream.aclose()
 
+    async def _close_rest(self) -> None:
+        if isinstance(self._rest, AsyncGenerator):
+            await self._rest.aclose()
 
-async def _refuse(response: httpx2.Response) -> httpx2.Response:
+
+async def _refusal(response: httpx2.Response) -> UpstreamError:
     try:
-        error = await shape(response)
+        return await shape(response)
     finally:
         await response.aclose()
-    raise error

@@ -28,8 +28,9 @@ class Residencies:
         meaning = await self._names.look_up(name, access)
         alive = [one for one in await self._presence.replicas() if _may_answer(one, meaning)]
         told = await self._registry.residency(meaning.target)
-        own = {one.id for one in owners([one for one in alive if one.state == "ready"], meaning.target)}
-        found = [_standing(one, meaning, told.get(one.id), owner=one.id in own) for one in alive]
+        sharing = [one for one in alive if one.state == "ready" and one.url and not one.merged]
+        own = {one.id for one in owners(sharing, meaning.target)}
+        found = [_standing(one, meaning, told.get(one.id), owner=bool(one.merged) or one.id in own) for one in alive]
         return ModelResidency(
             model=meaning.target,
             base=meaning.base,

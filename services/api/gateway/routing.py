@@ -36,6 +36,18 @@ def candidates(replicas: Sequence[ReplicaRecord], loads: Loads, *, base: str, mo
     return sorted(ready, key=rank)
 
 
+def at_leisure(replicas: Sequence[ReplicaRecord], loads: Loads, *, base: str, model: str) -> list[ReplicaRecord]:
+    """Keep those of the candidates that have the model in memory and at most half of their places taken.
+
+    One that does not say how many places it has counts as free. Raises NoReplica when none is left.
+    """
+    holders = [one for one in replicas if model in (base, one.merged) or model in one.resident]
+    free = [one for one in holders if not one.max_running or 2 * loads.of(one) < one.max_running]
+    if not free:
+        raise NoReplica(f"No inference server has the model '{model}' in memory and room to spare.", param="model")
+    return free
+
+
 def _reason(replicas: Sequence[ReplicaRecord], base: str) -> str:
     if not replicas:
         how = "; it is a whole model: start one with base_model set to its name" if is_fine_tuned(base) else ""

@@ -20,6 +20,12 @@ _MESSAGE_CHARS = 2000
 _NOT_OURS = frozenset({401, 403, 405})
 """Statuses that speak of gateway and replica, not of the client's request."""
 
+_OF_THE_SERVER = frozenset({500, 502, 503, 504})
+"""Statuses that say more of the server than of the request."""
+_ADAPTER_UNAVAILABLE = "adapter_unavailable"
+"""Code of a 422: the server cannot serve the model's adapter, whose file may be damaged on its machine alone."""
+_CAPACITY_EXCEEDED = "capacity_exceeded"
+"""Code of a 503: the request has waited at the server for as long as one may."""
 
 _VALIDATION = re.compile(r"'loc': '(?P<place>[^']+)', 'msg': (?P<quote>['\"])(?P<fault>.*?)(?P=quote)(?:, '|\})")
 """How vLLM writes the first fault that its request types have found."""
@@ -51,6 +57,18 @@ async def shape(response: httpx2.Response) -> UpstreamError:
     _log.error("gateway.upstream_failed", status=status)
     message = "The inference server failed on this request; please try again."
     return UpstreamError(502, ErrorBody(message=message, type=SERVER_ERROR, code="upstream_error"))
+
+
+def is_servers_failure(error: UpstreamError) -> bool:
+    """Whether an error speaks of server and model, and not of the request."""
+    return error.status >= 500 or error.body.code == _ADAPTER_UNAVAILABLE
+
+
+def may_go_well_elsewhere(status: int, error: UpstreamError) -> bool:
+    """Whether another server may answer a request that one refused; `status` is that server's own."""
+    if error.body.code == _ADAPTER_UNAVAILABLE:
+        return True
+    return status in _OF_THE_SERVER and error.body.code != _CAPACITY_EXCEEDED
 
 
 async def _read(response: httpx2.Response) -> bytes:

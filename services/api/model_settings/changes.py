@@ -12,6 +12,7 @@ from msgspec.structs import asdict, replace
 
 from services.api.gateway.model_names import ModelNames
 from services.api.model_settings.template_check import TemplateCheck
+from shared.alias_records import is_alias_name
 from shared.errors import InvalidRequest
 from shared.model_records import Access, ModelSettingsRecord
 from shared.records import AdapterRecord
@@ -75,12 +76,7 @@ class ModelSettingsAdmin:
 
     async def _own(self, name: str, access: Access) -> AdapterRecord:
         if self._names.is_alias(name):
-            meaning = await self._names.look_up(name, access)
-            raise InvalidRequest(
-                f"'{name}' is an alias of '{meaning.target}'; settings belong to the model itself.",
-                code="model_alias",
-                param="model",
-            )
+            raise _is_alias(name, (await self._names.look_up(name, access)).target)
         base = await self._registry.base(name)
         if base is not None and not base.origin:
             raise InvalidRequest(
@@ -88,6 +84,10 @@ class ModelSettingsAdmin:
                 code="base_model",
                 param="model",
             )
+        if is_alias_name(name):
+            found = await self._registry.find(name, access, alias=True)
+            if found.own is None and found.alias is not None and found.alias.target not in found.hidden:
+                raise _is_alias(name, found.alias.target)
         return await self._registry.owned(name, access)
 
     async def _pin(self, model: AdapterRecord, *, pinned: bool) -> bool:
@@ -151,6 +151,12 @@ def _check_sizes(wanted: UpdateModelSettings) -> None:
     template = wanted.chat_template
     if isinstance(template, str) and (size := len(template.encode())) > MAX_TEXT:
         raise _invalid("chat_template", f"it has {size:,} bytes, and may have {MAX_TEXT:,}")
+
+
+def _is_alias(name: str, target: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"'{name}' is an alias of '{target}'; settings belong to the model itself.", code="model_alias", param="model"
+    )
 
 
 def _invalid(field: str, reason: str) -> InvalidRequest:

@@ -58,4 +58,6 @@ class TemplateCheck:
                     await process.wait()
         if process.returncode is not None and process.returncode < 0:  # by a signal
             return "it takes more time or memory than a template may to write a short conversation"
+        if process.returncode:
+            return "it breaks the process that tries it out"
         return msgspec.json.decode(answer, type=Verdict).fault

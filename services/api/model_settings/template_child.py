@@ -105,7 +105,8 @@ def _strftime_now(form: str) -> str:
 
 def _short(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
-    return text[:_LONGEST_MESSAGE].rstrip(".")
+    # A template may raise half a character, which no JSON can hold.
+    return text[:_LONGEST_MESSAGE].rstrip(".").encode("utf-8", "replace").decode()
 
 
 def _bound() -> None:

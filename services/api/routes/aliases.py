@@ -8,6 +8,7 @@ from litestar import Request, delete, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, QueryParameter
 
+from services.api.aliases.audience import readable_pairs
 from services.api.aliases.management import Aliases
 from services.api.aliases.statistics import statistics
 from services.api.bodies import decode, read_json
@@ -31,6 +32,7 @@ from shared.schemas.paging import Page
 from shared.settings import Settings
 from shared.store.alias_traffic import TrafficStore
 from shared.store.aliases import AliasStore
+from shared.store.registry import Registry
 from shared.store.shadow_pairs import PairStore
 
 _CREATE = msgspec.json.Decoder(CreateAlias)
@@ -168,12 +170,18 @@ async def list_shadow_pairs(
     caller: NamedDependency[KeyRecord],
     alias_store: NamedDependency[AliasStore],
     shadow_pairs: NamedDependency[PairStore],
+    registry: NamedDependency[Registry],
     limit: Limit = 20,
     after: FromQuery[str | None] = None,
 ) -> Page[ShadowPair]:
-    """List what clients got and what the shadow answered to the same requests, newest first."""
+    """List what clients got and what the shadow answered to the same requests, newest first.
+
+    Those of models that the key may not use are left out.
+    """
     record = await alias_store.get(alias, project=caller.project)
-    pairs, more = await shadow_pairs.list(record.uid, after=after or None, limit=limit, now=time.time())
+    pairs, more = await readable_pairs(
+        shadow_pairs, registry, record.uid, caller.access, after=after or None, limit=limit, now=time.time()
+    )
     return page(pairs, has_more=more)
 
 

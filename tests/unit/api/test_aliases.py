@@ -15,13 +15,16 @@ import pytest
 from msgspec.structs import replace
 
 from services.api.aliases import changes, trip
-from services.api.aliases.answer_text import said
+from services.api.aliases.answer_text import Said, said, shortened
 from services.api.aliases.choice import place_of, takes_canary, user_of
 from services.api.aliases.tally import Tally, bin_of, percentile, tallies
 from services.api.aliases.trip import Outcome, Trip
+from services.api.errors import UpstreamError
 from shared.alias_records import AliasRecord, is_alias_name
+from shared.errors import InvalidRequest, NoReplica
 from shared.records import KeyRecord
-from shared.schemas.aliases import Canary, Shadow, TrafficLimits, UpdateAlias, Watch
+from shared.schemas.aliases import Canary, Shadow, ShadowToolCall, TrafficLimits, UpdateAlias, Watch
+from shared.schemas.errors import ErrorBody
 from shared.store.alias_traffic import Count
 
 USERS = [f"user-{number}" for number in range(20_000)]
@@ -204,6 +207,22 @@ def test_a_client_that_waits_in_vain_is_the_models_failure(
     assert [outcome.ending for outcome in ended] == [ending], "there is one end"
 
 
+@pytest.mark.parametrize(
+    ("error", "ending"),
+    [
+        (UpstreamError(502, ErrorBody(message="", type="x")), "failed"),
+        (UpstreamError(422, ErrorBody(message="", type="x", code="adapter_unavailable")), "failed"),
+        (UpstreamError(422, ErrorBody(message="", type="x")), "refused"),
+        (NoReplica("none"), "failed"),
+        (InvalidRequest("wrong"), "refused"),
+    ],
+)
+def test_what_an_error_says_of_the_model(error: Exception, ending: str) -> None:
+    ended: list[Outcome] = []
+    Trip(ended.append, keep=False).refuse(error)
+    assert [outcome.ending for outcome in ended] == [ending]
+
+
 def test_a_trip_keeps_no_more_than_it_should() -> None:
     long = travelled(EVENTS, *[CHUNK] * 30_000, keep=True)
     assert (long.truncated, len(long.kept)) == (True, 1 << 20)
@@ -253,6 +272,18 @@ def test_whole_answers_are_read(endpoint: str, answer: dict[str, Any]) -> None:
 )
 def test_streams_are_read(endpoint: str, events: bytes) -> None:
     assert said(endpoint, events, is_stream=True).text == "Hi there"
+
+
+def test_text_and_tool_calls_are_cut_together() -> None:
+    def calls(*arguments: str) -> list[ShadowToolCall]:
+        return [ShadowToolCall(name="look", arguments=text) for text in arguments]
+
+    short = Said("Hi", calls("{}"))
+    assert shortened(short, 100) == short
+    assert shortened(Said("a" * 90, calls("{}")), 100) == Said("a" * 90)
+    assert shortened(Said("a" * 150, calls("{}")), 100) == Said("a" * 100)
+    assert shortened(Said("", calls("b" * 200, "{}")), 100) == Said("", calls("b" * 64))
+    assert len(shortened(Said("", calls(*[""] * 1000)), 1000).tool_calls) == 27
 
 
 def test_what_cannot_be_read_says_nothing() -> None:

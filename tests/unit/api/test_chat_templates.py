@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from services.api.model_settings import template_check
 from services.api.model_settings.template_check import TemplateCheck, Trial
 from services.api.model_settings.template_child import fault_of
 
@@ -40,6 +41,16 @@ def test_templates_as_models_have_them_pass(template: str, with_system: bool) ->
 )
 def test_what_is_wrong_is_said(template: str, words: str) -> None:
     assert words in (fault_of(Trial(template=template, with_system=False)) or "")
+
+
+def test_a_reason_that_is_no_text_is_said_all_the_same() -> None:
+    fault = asyncio.run(TemplateCheck().fault("{{ raise_exception('half: \\ud83d') }}", with_system=False))
+    assert fault == "it does not write a conversation of user, assistant, user: half: ?"
+
+
+def test_a_process_that_fails_is_the_templates_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_check, "_MODULE", "services.api.model_settings.no_such_module")
+    assert asyncio.run(TemplateCheck().fault(PLAIN, with_system=False)) == "it breaks the process that tries it out"
 
 
 def test_a_system_prompt_needs_a_template_that_takes_it() -> None:

@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from services.api.gateway.loads import Loads
-from services.api.gateway.routing import candidates
+from services.api.gateway.routing import at_leisure, candidates
 from shared.errors import NoReplica
 from shared.placement import owners
 from shared.records import ReplicaRecord
@@ -63,6 +63,19 @@ def test_merged_replica_comes_first_for_its_model_and_answers_for_no_other() -> 
             candidates([merged], Loads(), base=BASE, model=model)
     starting = make_replica("", id="merged", merged="ft:x", state="starting")
     assert ids(candidates([holder, starting], Loads(), base=BASE, model="ft:x")) == ["holder"]
+
+
+def test_leisure_is_where_the_model_is_in_memory_and_half_of_the_places_are_free() -> None:
+    replicas = [
+        make_replica("http://a", id="cold", max_running=4),
+        make_replica("http://b", id="busy", max_running=4, running=2, resident=["ft:x"]),
+        make_replica("http://c", id="free", max_running=4, running=1, resident=["ft:x"]),
+        make_replica("http://d", id="merged", merged="ft:x"),
+    ]
+    assert ids(at_leisure(replicas, Loads(), base=BASE, model="ft:x")) == ["free", "merged"]
+    assert ids(at_leisure(replicas[:3], Loads(), base=BASE, model=BASE)) == ["cold", "free"]
+    with pytest.raises(NoReplica, match="room to spare"):
+        at_leisure(replicas[:2], Loads(), base=BASE, model="ft:x")
 
 
 def test_only_ready_replicas_of_the_base_that_listen_are_chosen() -> None:

@@ -7,7 +7,7 @@ adapter is not taken for a plain one.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -32,6 +32,10 @@ _ALLOWED: dict[str, tuple[object, ...]] = {
     "bias": ("none",),
     "init_lora_weights": (True, False, "gaussian"),  # the other ways to begin change the base's weights too
 }
+
+_MAX_RANK = 1 << 16
+_MAX_SCALE = 1e4
+"""Far beyond what anybody trains with; larger ones make numbers that are not finite."""
 
 
 class AdapterForm(Struct, frozen=True, rename={"rank": "r", "alpha": "lora_alpha"}):
@@ -58,16 +62,33 @@ def read_form(raw: bytes) -> AdapterForm:
         config = msgspec.json.decode(raw, type=dict[str, Any])
         form = msgspec.convert(config, AdapterForm)
         [re.compile(key) for key in (*form.rank_pattern, *form.alpha_pattern)]
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, re.error) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError, re.error) as error:
         raise AdapterRejected(f"{CONFIG_NAME} cannot be read: {error}") from error
     for name, value in sorted(config.items()):
         if name in _WITHOUT_EFFECT | _HONOURED:
             continue
         if value not in _ALLOWED[name] if name in _ALLOWED else value:
             raise AdapterRejected(f"{CONFIG_NAME}: {name} = {repr(value)[:100]} is more than a product of two matrices")
-    if form.rank < 1 or any(rank < 1 for rank in form.rank_pattern.values()):
-        raise AdapterRejected(f"{CONFIG_NAME} has a rank below 1")
+    _check_numbers(form)
     return form
+
+
+def is_pattern_of(key: str, modules: Iterable[str]) -> bool:
+    """Tell whether a key of `rank_pattern` or `alpha_pattern` matches any of the modules."""
+    return any(_pattern(key).match(module) for module in modules)
+
+
+def _check_numbers(form: AdapterForm) -> None:
+    """Raise AdapterRejected when a layer could have an impossible rank, or a scale that is absurd or infinite."""
+    ranks = (form.rank, *form.rank_pattern.values())
+    if min(ranks) < 1:
+        raise AdapterRejected(f"{CONFIG_NAME} has a rank below 1")
+    if max(ranks) > _MAX_RANK:
+        raise AdapterRejected(f"{CONFIG_NAME} has a rank above {_MAX_RANK}")
+    divisor = min(ranks) ** 0.5 if form.use_rslora else min(ranks)
+    for alpha in (form.alpha, *form.alpha_pattern.values()):
+        if not abs(alpha) / divisor <= _MAX_SCALE:
+            raise AdapterRejected(f"{CONFIG_NAME} has an alpha of {alpha:g}, which makes a scale above {_MAX_SCALE:g}")
 
 
 def _matching(patterns: Mapping[str, V], module: str, default: V) -> V:

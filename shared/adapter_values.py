@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shared.errors import AdapterRejected
-from shared.safetensors_header import TensorInfo, data_offset, read_header
+from shared.safetensors_header import ADAPTER_HEADER_BYTES, TensorInfo, data_offset, read_header
 
 _WIDTHS = {"F32": 4, "F16": 2, "BF16": 2}
 _BLOCK_BYTES = 1 << 20
@@ -22,11 +22,11 @@ _LOWER = bytes(int(byte & 0x80 == 0x80) for byte in range(256))
 
 
 def check_values(path: Path) -> None:
-    """Raise AdapterRejected unless the tensors fill the file without gaps and every number is finite.
+    """Raise AdapterRejected unless an adapter's tensors fill its file without gaps and every number is finite.
 
     Takes F32, F16 and BF16; reads the file once, in blocks.
     """
-    tensors = read_header(path)
+    tensors = read_header(path, ADAPTER_HEADER_BYTES)
     _check_layout(tensors)
     try:
         with path.open("rb") as handle:

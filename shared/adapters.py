@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from shared.errors import AdapterRejected
-from shared.safetensors_header import TensorInfo, read_header
+from shared.safetensors_header import ADAPTER_HEADER_BYTES, TensorInfo, read_header
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -69,7 +69,8 @@ def verify_adapter(
         raise AdapterRejected("its bytes are not those that were published: damaged or replaced")
     config = _read_config(folder / CONFIG_NAME)
     _check_options(config, base_id, max_rank)
-    _check_shapes(read_header(folder / WEIGHTS_NAME), linear_shapes(base_folder), config, max_rank)
+    tensors = read_header(folder / WEIGHTS_NAME, ADAPTER_HEADER_BYTES)
+    _check_shapes(tensors, linear_shapes(base_folder), config, max_rank)
     return config
 
 
@@ -86,7 +87,7 @@ def linear_shapes(base_folder: Path) -> dict[str, tuple[int, int]]:
 def _read_config(path: Path) -> AdapterConfig:
     try:
         return msgspec.json.decode(path.read_bytes(), type=AdapterConfig)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise AdapterRejected(f"{CONFIG_NAME}: {error}") from error
 
 
@@ -118,16 +119,16 @@ def _check_shapes(
     for name, info in tensors.items():
         module, kind = tensor_module(name)
         if module.rsplit(".", 1)[-1] not in SERVED_MODULES:
-            raise AdapterRejected(f"{name}: adapters on this module are not served")
+            raise AdapterRejected(f"{name[:100]!r}: adapters on this module are not served")
         if module not in base:
-            raise AdapterRejected(f"{name}: the base has no module {module}; it is for another base")
+            raise AdapterRejected(f"{name[:100]!r}: the base has no such module; it is for another base")
         out, inner = base[module]
-        rank = info.shape[0] if kind == "A" else info.shape[-1]
+        rank = (info.shape or [0])[0 if kind == "A" else -1]
         expected = [rank, inner] if kind == "A" else [out, rank]
         if info.shape != expected or not 1 <= rank <= max_rank:
-            raise AdapterRejected(f"{name}: shape {info.shape} does not fit the base's {(out, inner)}")
+            raise AdapterRejected(f"{name}: shape {str(info.shape)[:100]} does not fit the base's {(out, inner)}")
         if info.dtype not in _FLOATS:
-            raise AdapterRejected(f"{name}: element type {info.dtype} is not served")
+            raise AdapterRejected(f"{name}: element type {info.dtype[:20]!r} is not served")
         partner = name.replace(f".lora_{kind}.", f".lora_{'B' if kind == 'A' else 'A'}.")
         if partner not in tensors:
             raise AdapterRejected(f"{name}: its other half {partner} is missing")
@@ -142,7 +143,7 @@ def tensor_module(name: str) -> tuple[str, str]:
         suffix = f".lora_{kind}.weight"
         if name.startswith(PREFIX) and name.endswith(suffix):
             return name.removeprefix(PREFIX).removesuffix(suffix), kind
-    raise AdapterRejected(f"{name}: not a LoRA weight")
+    raise AdapterRejected(f"{name[:100]!r}: not a LoRA weight")
 
 
 def _blocks(path: Path) -> Iterator[bytes]:

@@ -45,6 +45,7 @@
 | selftune:shared_models:{project} | set    | names of other projects' models it may use     | for ever       |
 | selftune:adapter_numbers         | string | counter of the engines' adapter numbers        | for ever       |
 | selftune:pinned_adapters         | set    | names of the adapters to keep in memory        | until unpinned |
+| selftune:retired_adapters        | zset   | digests of deleted adapters by Unix time       | until swept    |
 | selftune:adapter_changes         | stream | change: AdapterChange, about 10,000 kept       | for ever       |
 | selftune:adapter_uses:{base}     | zset   | adapter names by use, fading                   | for ever       |
 | selftune:standing:{name}         | hash   | replica id → Residency                         | one day        |
@@ -83,6 +84,7 @@ BASES = f"{_ROOT}:bases"
 ADAPTER_NEXT_ID = f"{_ROOT}:adapter_numbers"
 ADAPTER_CHANGES = f"{_ROOT}:adapter_changes"
 PINNED_ADAPTERS = f"{_ROOT}:pinned_adapters"
+RETIRED_ADAPTERS = f"{_ROOT}:retired_adapters"
 REPLICAS = f"{_ROOT}:replicas"
 EXPIRING_FILES = f"{_ROOT}:expiring_files"
 UPLOADS = f"{_ROOT}:uploads"

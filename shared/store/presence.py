@@ -45,7 +45,7 @@ class Presence:
     async def seconds_without_replica(self) -> float:
         """Tell how long ago the last replica was heard that did not say goodbye; infinite if there is none."""
         last = await self._client.call("ZREVRANGE", keys.REPLICAS, 0, 0, "WITHSCORES")
-        return time.time() - float(last[0][1]) if last else math.inf
+        return time.time() - float(last[1]) if last else math.inf
 
     async def workers(self) -> Sequence[WorkerRecord]:
         """List the trainers whose heartbeat is fresh, by id."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -120,7 +120,9 @@ class Registry:
         adapter = await self.get(name)
         if adapter is None:
             return False
-        whole = [("HDEL", keys.BASES, name)] if adapter.whole else []
+        noted: tuple[str | int, ...] = ("ZADD", keys.RETIRED_ADAPTERS, int(time.time()), adapter.sha256)
+        if adapter.whole:
+            noted = ("HDEL", keys.BASES, name)
         sharers = [member.decode() for member in await self._client.call("HKEYS", keys.permissions(name))]
         removed, *_ = await self._client.together(
             [
@@ -132,12 +134,32 @@ class Registry:
                 ("SREM", keys.PINNED_ADAPTERS, name),
                 ("ZREM", keys.adapter_uses(adapter.base), name),
                 ("DEL", keys.residency(name)),
-                *whole,
+                noted,
                 *(("SREM", keys.shared_models(project), name) for project in sharers),
                 _change(adapter, "retired"),
             ]
         )
         return bool(removed)
+
+    async def retired(self) -> dict[str, float]:
+        """Return the digests of adapters that were retired, with the Unix time; other models may still have them."""
+        found = await self._client.call("ZRANGE", keys.RETIRED_ADAPTERS, 0, -1, "WITHSCORES")
+        return {digest.decode(): float(at) for digest, at in zip(found[::2], found[1::2], strict=True)}
+
+    async def forget_retired(self, digests: Collection[str]) -> None:
+        """Say that the files of retired adapters are gone."""
+        if digests:
+            await self._client.call("ZREM", keys.RETIRED_ADAPTERS, *digests)
+
+    async def digests(self) -> set[str]:
+        """Return the digest of every adapter that should exist, of any base, listed or not."""
+        cursor, found = 0, set[str]()
+        while True:
+            cursor, places = await self._client.call("SCAN", cursor, "MATCH", keys.adapter("*"), "COUNT", 1000)
+            raws = await self._client.call("MGET", *places) if places else []
+            found |= {_decode_adapter(raw).sha256 for raw in raws if raw is not None}
+            if not cursor:
+                return found
 
     async def ask_to_warm(self, adapter: AdapterRecord) -> None:
         """Ask the replicas of its base to bring an adapter into memory; `residency` tells when one has."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import struct
 from collections.abc import Callable
@@ -11,9 +12,14 @@ from typing import Any
 import openai
 import pytest
 
+from services.api.adapters.importing import AdapterImports
 from shared.adapters import CONFIG_NAME, WEIGHTS_NAME, adapter_digest, verify_adapter
+from shared.errors import NotFound
+from shared.paths import Paths
 from shared.records import AdapterRecord
+from shared.settings import Settings
 from shared.store.client import Client
+from shared.store.files import FileStore
 from shared.store.registry import Registry
 from tests.adapter_files import CONFIG, HIDDEN, K, Q, lora, write_adapter, write_base, write_safetensors
 from tests.api_server import ApiServer, know_key, make_adapter, make_base, with_store
@@ -108,12 +114,58 @@ def test_own_form_is_a_fixed_point(sdk: openai.OpenAI, api: ApiServer, adapter: 
     assert again["sha256"] == first["sha256"]
 
 
-def test_idempotency_key_gives_the_same_model(sdk: openai.OpenAI, adapter: Path) -> None:
+def test_idempotency_key_gives_the_same_answer(sdk: openai.OpenAI, adapter: Path) -> None:
+    (adapter / CONFIG_NAME).write_text(json.dumps(CONFIG | {"base_model_name_or_path": "hub/large"}))
     body = body_of(sdk, adapter)
     made = create(sdk, body, **{"Idempotency-Key": "once"})
     for file_id in body["files"].values():
         sdk.files.delete(file_id)
-    assert create(sdk, body, **{"Idempotency-Key": "once"})["id"] == made["id"]
+    assert create(sdk, body, **{"Idempotency-Key": "once"}) == made and "hub/large" in made["warning"]
+
+
+def test_patterns_that_match_no_layer_are_left_out_and_the_others_keep_their_order(
+    sdk: openai.OpenAI, api: ApiServer, adapter: Path
+) -> None:
+    """The first that matches counts; q_proj behind self_attn.q_proj says nothing more."""
+    unused = {f"layers.{number}.mlp.up_proj": 64 for number in range(900)}
+    used = {"self_attn.q_proj": 16, "self_attn.k_proj": 4, "q_proj": 2}
+    (adapter / CONFIG_NAME).write_text(json.dumps(CONFIG | {"rank_pattern": unused, "alpha_pattern": unused | used}))
+    made = create(sdk, body_of(sdk, adapter))
+    config = json.loads((api.paths.adapter_folder(BASE, made["sha256"]) / CONFIG_NAME).read_bytes())
+    assert (made["rank"], config["rank_pattern"]) == (4, {})
+    assert list(config["alpha_pattern"].items()) == list(used.items())
+
+
+def test_damage_of_the_base_is_not_the_adapters_fault(sdk: openai.OpenAI, adapter: Path, base: Path) -> None:
+    body = body_of(sdk, adapter)
+    (base / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-2.safetensors"}}')
+    unfit(sdk, body)
+    (base / "model.safetensors.index.json").unlink()
+    (base / "model.safetensors").write_bytes(b"{}")
+    unfit(sdk, body)
+    (base / "model.safetensors").unlink()
+    unfit(sdk, body)
+
+
+def unfit(sdk: openai.OpenAI, body: dict[str, Any]) -> None:
+    with pytest.raises(openai.InternalServerError) as caught:
+        create(sdk, body)
+    assert (caught.value.status_code, caught.value.code) == (503, "storage_unavailable")
+    assert f"The files of '{BASE}'" in str(caught.value)
+
+
+def test_model_whose_base_goes_meanwhile_is_taken_back(redis_url: str, tmp_path: Path) -> None:
+    async def story(client: Client) -> None:
+        registry = Registry(client)
+        record = make_adapter(f"ft:{BASE}:acme::orphan00", base="deleted")
+        await registry.publish(record)
+        names: Any = None
+        imports = AdapterImports(Settings(), FileStore(client), registry, names, Paths(tmp_path))
+        with pytest.raises(NotFound) as caught:
+            await imports._check_base_again(record)
+        assert caught.value.param == "base" and await registry.get(record.name) is None
+
+    with_store(redis_url, story)
 
 
 def test_other_name_of_the_base_is_taken_with_a_warning(sdk: openai.OpenAI, adapter: Path) -> None:
@@ -144,6 +196,19 @@ def weights(shapes: dict[str, list[int]], **options: Any) -> Callable[[Path], ob
 
 def raw(content: bytes) -> Callable[[Path], object]:
     return lambda folder: (folder / WEIGHTS_NAME).write_bytes(content)
+
+
+def header(text: str) -> Callable[[Path], object]:
+    return raw(struct.pack("<Q", len(text)) + text.encode())
+
+
+SPELLINGS = list(
+    dict.fromkeys(
+        "".join("." if place in places else letter for place, letter in enumerate(Q))
+        for places in itertools.combinations(range(len(Q)), 3)
+    )
+)[:401]
+"""Many ways to name one layer."""
 
 
 def with_number(pattern: str, value: int, dtype: str = "F32") -> Callable[[Path], object]:
@@ -181,6 +246,13 @@ def cut(folder: Path) -> None:
         (option(r=0), "its rank is 0"),
         (option(r=2), "has rank 4, where adapter_config.json says 2"),
         (option(rank_pattern={"(a+)+b": 4}), "has the pattern '(a+)+b'"),
+        (option(rank_pattern={"a" * 201: 4}), "longer than 200 characters"),
+        (option(rank_pattern={f"a{number}": 4 for number in range(1001)}), "more than 1000 entries"),
+        (option(alpha_pattern=dict.fromkeys(SPELLINGS, 8)), "have 401 entries, 400 are taken"),
+        (option(lora_alpha=1e9), "has an alpha of 1e+09"),
+        (option(alpha_pattern={"q_proj": -1e6}), "has an alpha of -1e+06"),
+        (header('{"a":' + "[" * 100_000), "cannot be read as safetensors: RecursionError"),
+        (header(" " * (5 << 20)), "has a header of 5,242,880 bytes; 4,194,304 are taken"),
         (weights({}), "no tensors"),
         (weights(lora(Q, 4, HIDDEN // 2, HIDDEN)), "does not fit the base's"),
         (weights(lora(Q, 4, HIDDEN, HIDDEN * 2)), "does not fit the base's"),

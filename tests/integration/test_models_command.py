@@ -17,7 +17,8 @@ import openai
 import pytest
 
 from services.trainer.base.description import describe_base
-from shared.adapters import CONFIG_NAME, WEIGHTS_NAME
+from shared.adapters import CONFIG_NAME, WEIGHTS_NAME, adapter_digest
+from shared.oci_layout import About, write_archive
 from shared.store.client import Client
 from shared.store.registry import Registry
 from tests.adapter_files import CONFIG, write_adapter, write_base
@@ -115,6 +116,19 @@ def test_refusals_are_told_and_leave_no_files(sdk: openai.OpenAI, adapter: Path,
     assert "holds no adapter_config.json" in refusal(sdk, "models", "import", tmp_path / "base")
     assert "not an uncompressed tar archive" in refusal(sdk, "models", "import", tmp_path / "base" / "config.json")
     assert "no such folder or archive" in refusal(sdk, "models", "import", tmp_path / "nothing")
+    assert "cannot be read" in refusal(sdk, "models", "import", "x" * 1000)
+
+
+def test_full_disk_is_told(sdk: openai.OpenAI, adapter: Path, tmp_path: Path) -> None:
+    about = About(name="ft:tiny:acme::abcdefgh", base=BASE, rank=4, sha256=adapter_digest(adapter))
+    write_archive(adapter, about, tmp_path / "adapter.tar")
+    limit = f"ulimit -f 0; exec {sys.executable} -m services.cli models import {tmp_path / 'adapter.tar'}"
+    done = subprocess.run(
+        ["/bin/sh", "-c", limit], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+        env={"PATH": os.environ["PATH"], "OPENAI_BASE_URL": str(sdk.base_url), "OPENAI_API_KEY": sdk.api_key},
+    )  # fmt: skip
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert "there is no space to unpack it" in done.stderr
 
 
 class HubStandIn(BaseHTTPRequestHandler):

@@ -10,7 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+import httpx2
 import openai
+import psutil
 import pytest
 
 from shared.records import ReplicaRecord
@@ -91,6 +93,17 @@ def made(stream: Any) -> int:
     return tokens
 
 
+def running(pair: Pair, place: int) -> int:
+    """Return how many requests a replica answers at this moment, by its own count."""
+    own = psutil.Process(pair.processes[place].pid)
+    ports = {one.laddr.port for process in (own, *own.children(recursive=True))
+             for one in process.net_connections("tcp") if one.status == psutil.CONN_LISTEN}  # fmt: skip
+    (url,) = [one.url for one in pair.stack.replicas() if int(one.url.rpartition(":")[2]) in ports]
+    told = httpx2.get(f"{url}/metrics", headers={"authorization": f"Bearer {KEY}"}, timeout=30, trust_env=False).text
+    (line,) = [line for line in told.splitlines() if line.startswith("selftune_requests_running ")]
+    return int(float(line.split()[1]))
+
+
 @contextmanager
 def traffic(sdk: openai.OpenAI, expected: dict[str, str]) -> Iterator[list[BaseException]]:
     """Ask for every model all the time, and collect what goes wrong; wrong texts go wrong, too."""
@@ -138,6 +151,7 @@ def test_a_replica_that_is_told_to_stop_finishes_its_answers_and_no_request_fail
         for model in [BASE_ID, *NAMES] * 2
     ]  # fmt: skip
     with traffic(sdk, expected) as wrong:
+        assert running(pair, 0) > 0, "there is something to finish"
         pair.processes[0].send_signal(signal.SIGTERM)
         with ThreadPoolExecutor(len(streams)) as pool:
             assert list(pool.map(made, streams)) == [400] * len(streams)

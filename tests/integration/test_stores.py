@@ -262,6 +262,7 @@ def test_residency_and_heartbeats(redis_url: str) -> None:
         replica = ReplicaRecord(id="r1", url="http://127.0.0.1:1", base="base", state="ready")
         await presence.beat_replica(replica, ttl_s=0.2)
         assert list(await presence.replicas()) == [replica]
+        assert 0 <= await presence.seconds_without_replica() < 5
         await asyncio.sleep(0.3)
         assert list(await presence.replicas()) == []
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +18,11 @@ from services.trainer.jobs.admission import needed_bytes
 from services.trainer.jobs.leftovers import sweep
 from services.trainer.jobs.options import offered_base
 from services.trainer.jobs.wanting import VALIDATED, while_wanted
+from services.trainer.protocol import SPEC_FILE, Exported, Metrics, TrainSpec, encoder
+from services.trainer.stores import Stores
+from services.trainer.training.history import History
 from services.trainer.worker import _recount
+from shared import keys
 from shared.records import JobRecord
 from shared.schemas.methods import SupervisedHyperparameters
 from shared.schemas.options import TrainingOptions
@@ -102,6 +110,97 @@ def test_leftovers_of_ended_jobs_go_and_nothing_else(settings: Settings) -> None
         await sweep(client.stores)
         assert [folder for folder in (*kept, strange) if not folder.exists()] == []
         assert [folder for folder in (*gone, doomed) if folder.exists()] == []
+
+    with_client(settings, story)
+
+
+def spec_with(parent: Path) -> bytes:
+    spec = TrainSpec(
+        job_id="ftjob-x", base_id="base", base_folder="", base_fingerprint="", adapters_folder="", training_path="",
+        n_epochs=1, batch_size=1, learning_rate_multiplier=1.0, seed=1, parent_sha256=parent.name,
+    )  # fmt: skip
+    return encoder.encode(spec)
+
+
+def export_of(folder: Path) -> Exported:
+    metrics = Metrics(
+        step=1, total_steps=2, epoch=1, train_loss=1.0, train_mean_token_accuracy=0.5, tokens=1, tokens_per_s=1.0,
+        learning_rate=1e-3, grad_norm=1.0,
+    )  # fmt: skip
+    return Exported(folder=str(folder), sha256=folder.name, metrics=metrics, final=False, trained_tokens=1)
+
+
+def test_adapters_of_deleted_models_go_and_nothing_else(settings: Settings) -> None:
+    async def story(client: Client) -> None:
+        paths, registry = client.stores.paths, client.stores.registry
+        digests = iter(f"{number:064x}" for number in range(1000))
+
+        async def folder(*, retired: bool = True, named: bool = False, job_id: str = "", age_s: float = 7200) -> Path:
+            """Publish an adapter of two names, take back what is not `named`, and let its files have an age."""
+            place = paths.adapter_folder("base", next(digests))
+            place.mkdir(parents=True)
+            (place / "adapter_config.json").touch()
+            if job_id:
+                (place / "manifest.json").write_text(json.dumps({"job_id": job_id}))
+            for name in (f"ft:base:acme:one:{place.name}", f"ft:other:acme:two:{place.name}"):
+                await registry.publish(make_adapter(name, base=name.split(":")[1], sha256=place.name))
+                if (retired and not named) or ":one:" in name:
+                    await registry.retire(name)
+            if not retired:
+                await client.stores.client.call("ZREM", keys.RETIRED_ADAPTERS, place.name)
+                await client.stores.client.call("DEL", keys.adapter(f"ft:other:acme:two:{place.name}"))
+            os.utime(place, (time.time() - age_s,) * 2)
+            return place
+
+        done, running = [await job_in(client, state) for state in (JobState.FAILED, JobState.RUNNING)]
+        gone = [await folder(), await folder(retired=False, job_id=done.id), await folder(job_id=done.id)]
+        exported, parent = await folder(), await folder()
+        kept = [
+            exported, parent, await folder(named=True), await folder(age_s=60), await folder(retired=False),
+            await folder(retired=False, job_id="ftjob-of-another-database"),
+        ]  # fmt: skip
+        of_job = paths.job_folder(running.id)
+        of_job.mkdir(parents=True)
+        (of_job / SPEC_FILE).write_bytes(spec_with(parent))
+        History(of_job, paths.adapters).add_export(export_of(exported))
+        just_retired = await folder()
+        for place in (*gone, *kept):
+            await client.stores.client.call("ZADD", keys.RETIRED_ADAPTERS, "XX", 1, place.name)
+        halfway = await folder()
+        halfway.rename(halfway.with_name(f".partial-{halfway.name}"))
+        doomed = paths.adapters / "base" / ".partial-0a1b2c3d"
+        doomed.mkdir()
+        await sweep(client.stores)
+        assert [place for place in (*kept, just_retired, halfway) if not place.is_dir()] == []
+        assert [place for place in (*gone, doomed) if place.exists()] == []
+        assert not set(await registry.retired()) & {place.name for place in gone}
+
+    with_client(settings, story)
+
+
+def test_adapter_that_is_published_while_it_is_looked_at_stays(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(client: Client) -> None:
+        paths, stores = client.stores.paths, client.stores
+        places = [paths.adapter_folder("base", digit * 64) for digit in "abc"]
+        for place in places:
+            place.mkdir(parents=True)
+            os.utime(place, (0, 0))
+            await stores.client.call("ZADD", keys.RETIRED_ADAPTERS, 1, place.name)
+        looks = iter([set[str](), {places[0].name}])
+
+        async def needed(_: Stores) -> set[str]:
+            found = next(looks)
+            if found:
+                assert not any(place.exists() for place in places), "set aside"
+                places[1].mkdir()  # published again, by somebody who did not find it
+            return found
+
+        monkeypatch.setattr("services.trainer.jobs.deleted_adapters._needed", needed)
+        await sweep(stores)
+        assert [place.exists() for place in places] == [True, True, False]
+        assert [path.name for path in places[0].parent.iterdir() if path.name.startswith(".")] == []
 
     with_client(settings, story)
 

@@ -58,9 +58,14 @@ class Ours(Server):
         """Also wait until the gateway could find it; the seconds are those to its own first answer."""
         await self.open()
         seconds = await super().start()
-        while all(replica.state != "ready" for replica in await Presence(self._client).replicas()):
+        while not await self._is_found():
             await asyncio.sleep(0.1)
         return seconds
+
+    async def _is_found(self) -> bool:
+        """Tell whether its own record is ready; another server may be in the same database."""
+        found = await Presence(self._client).replicas()
+        return any(replica.state == "ready" and replica.url.endswith(f":{self.port}") for replica in found)
 
     async def publish(self, model: str, adapter: Adapter) -> None:
         await self.registry.publish(self.record(model, adapter))

@@ -1,7 +1,7 @@
 """vLLM's own OpenAI server: the same wheel, the same arguments, its own endpoints for adapters.
 
-It gets the environment that ours gives its engine (one process for engine and worker, a thread for each core), which
-starts sooner and decodes no slower than its defaults; `DefaultStock` leaves both to vLLM.
+It gets the environment that ours gives its engine (one process for engine and worker, a thread for each core);
+`DefaultStock` leaves both to vLLM.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class PlainStock(Stock):
 class DefaultStock(Stock):
     """Processes and threads as vLLM chooses them."""
 
-    name = "stock, its own defaults"
+    name = "stock, processes and threads of its own"
 
     def environment(self) -> Mapping[str, str]:
         return {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}

@@ -27,6 +27,9 @@ _log = structlog.get_logger()
 _PURPOSE = "user_data"
 _PICKLE = "files.adapter_model.bin"
 _DECODER = msgspec.json.Decoder(ImportModel)
+_AT_ONCE = 2
+"""Adapters that are checked at a time: it takes memory and, for most of it, the interpreter."""
+_NAMED_CHARS = 200
 
 
 def read_import(body: bytes) -> ImportModel:
@@ -55,6 +58,7 @@ class AdapterImports:
         self._registry = registry
         self._names = names
         self._paths = paths
+        self._turns = asyncio.Semaphore(_AT_ONCE)
 
     async def new_name(self, wanted: ImportModel, *, access: Access) -> str:
         """Form a name for the model. Raises NotFound for a base that the key does not see, InvalidRequest."""
@@ -64,16 +68,18 @@ class AdapterImports:
     async def create(self, wanted: ImportModel, *, name: str, access: Access) -> ImportedModel:
         """Check an adapter and publish it as `name`; a model of that name that is there already is returned as it is.
 
-        Raises NotFound for an unknown base or file, InvalidRequest, AdapterRejected with the reason, Unavailable.
+        Raises NotFound for an unknown base or file, or a base that is deleted meanwhile, InvalidRequest,
+        AdapterRejected with the reason, Unavailable.
         """
         known = await self._registry.get(name)
         if known is not None:
-            return self._public(known, None)
+            return self._public(known)
         base = await self._base(wanted.base, access)
         config = await self._content(wanted.files.config, "files.adapter_config.json", access.project)
         weights = await self._content(wanted.files.weights, "files.adapter_model.safetensors", access.project)
         try:
-            adapter, folder = await asyncio.to_thread(self._place, config, weights, base)
+            async with self._turns:
+                adapter, folder = await asyncio.to_thread(self._place, config, weights, base)
         except AdapterRejected as error:
             raise AdapterRejected(
                 f"The adapter cannot be served on '{base.id}': {error.message}.", param="files"
@@ -93,10 +99,18 @@ class AdapterImports:
             job_id="",
             created_at=int(time.time()),
             listed=True,
+            named_base=adapter.named_base[:_NAMED_CHARS],
         )
         await self._registry.publish(record)
+        await self._check_base_again(record)
         _log.info("model.imported", model=name, base=base.id, sha256=adapter.sha256)
-        return self._public(record, _warning(adapter, base))
+        return self._public(record)
+
+    async def _check_base_again(self, record: AdapterRecord) -> None:
+        """Take the model back if its base, a whole model, was deleted meanwhile, and raise NotFound."""
+        if await self._registry.base(record.base) is None:
+            await self._registry.retire(record.name)
+            raise NotFound(f"The model '{record.base}' was deleted.", code="model_not_found", param="base")
 
     async def _base(self, name: str, access: Access) -> BaseRecord:
         try:
@@ -135,7 +149,7 @@ class AdapterImports:
         with staged(config, weights, base=base, max_rank=self._settings.max_lora_rank, paths=self._paths) as adapter:
             return adapter, publish(adapter, base, self._paths)
 
-    def _public(self, record: AdapterRecord, warning: str | None) -> ImportedModel:
+    def _public(self, record: AdapterRecord) -> ImportedModel:
         shown = record.public(self._settings.organization)
         return ImportedModel(
             id=shown.id,
@@ -144,16 +158,16 @@ class AdapterImports:
             base=record.base,
             rank=record.rank,
             sha256=record.sha256,
-            warning=warning,
+            warning=_warning(record),
         )
 
 
-def _warning(adapter: Staged, base: BaseRecord) -> str | None:
+def _warning(record: AdapterRecord) -> str | None:
     """Say that the adapter calls its base by another name. Shapes fit; only who made it knows if the weights do."""
-    named = adapter.named_base.rstrip("/")
-    if not named or named.rpartition("/")[2] == base.id.rpartition("/")[2]:
+    named = record.named_base.rstrip("/")
+    if not named or named.rpartition("/")[2] == record.base.rpartition("/")[2]:
         return None
     return (
-        f"The adapter says that it was trained on '{named[:200]}'. Its shapes fit '{base.id}'; whether the weights are "
+        f"The adapter says that it was trained on '{named}'. Its shapes fit '{record.base}'; whether the weights are "
         "the same, they do not tell."
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,30 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from shared.adapter_form import AdapterForm, read_form
+from shared.adapter_form import AdapterForm, is_pattern_of, read_form
 from shared.adapter_values import check_values
-from shared.adapters import CONFIG_NAME, WEIGHTS_NAME, adapter_digest, tensor_module, verify_adapter
-from shared.errors import AdapterRejected
+from shared.adapters import (
+    CONFIG_NAME,
+    PREFIX,
+    WEIGHTS_NAME,
+    adapter_digest,
+    linear_shapes,
+    tensor_module,
+    verify_adapter,
+)
+from shared.errors import AdapterRejected, Unavailable
 from shared.paths import Paths, publish_folder
 from shared.records import BaseRecord
-from shared.safetensors_header import TensorInfo, read_header
+from shared.safetensors_header import ADAPTER_HEADER_BYTES, TensorInfo, read_header
 
+_INDEX_NAME = "model.safetensors.index.json"
 _MAX_CONFIG_BYTES = 1 << 20
-_MAX_PATTERNS = 1000
+_PATTERNS = ("rank_pattern", "alpha_pattern")
+_MAX_GIVEN_PATTERNS = 1000
+_MAX_PATTERNS = 400
+"""Of both kinds together: engines match with a library that forgets compiled patterns beyond 500, and then takes
+minutes for an adapter."""
+_MAX_PATTERN_CHARS = 200
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """How files of torch.save begin: a zip archive, or a bare pickle."""
 _PLAIN_PATTERN = re.compile(r"\^?(?:\.\*)?(?:\w|-|\\?\.)+\$?", re.ASCII)
@@ -47,7 +61,8 @@ class Staged(Struct, frozen=True):
 def staged(config: Path, weights: Path, *, base: BaseRecord, max_rank: int, paths: Paths) -> Iterator[Staged]:
     """Copy an adapter's two files into a folder of their own, in our form, and check them against a base.
 
-    The folder goes at the end, unless `publish` has moved it. Raises AdapterRejected with the first reason, OSError.
+    The folder goes at the end, unless `publish` has moved it. Raises AdapterRejected with the first reason, OSError,
+    Unavailable when the base's own files are not to be read.
     """
     folder = paths.partial / f"adapter-{secrets.token_hex(8)}"
     folder.mkdir()
@@ -68,9 +83,11 @@ def _stage(folder: Path, config: Path, weights: Path, *, base: BaseRecord, max_r
     (folder / WEIGHTS_NAME).hardlink_to(weights)
     _refuse_pickle(folder / WEIGHTS_NAME)
     options = _options(config)
-    tensors = read_header(folder / WEIGHTS_NAME)
-    modules = sorted({name.partition(".lora_")[0].rpartition(".")[2] for name in tensors})
-    (folder / CONFIG_NAME).write_bytes(_in_our_form(options, base.id, modules))
+    tensors = read_header(folder / WEIGHTS_NAME, ADAPTER_HEADER_BYTES)
+    modules = {name.removeprefix(PREFIX).partition(".lora_")[0] for name in tensors}
+    options |= _used_patterns(options, modules & _modules_of(base))
+    kinds = sorted({module.rpartition(".")[2] for module in modules})
+    (folder / CONFIG_NAME).write_bytes(_in_our_form(options, base.id, kinds))
     verify_adapter(folder, base_folder=Path(base.path), base_id=base.id, max_rank=max_rank)
     form = read_form((folder / CONFIG_NAME).read_bytes())
     _check_ranks(form, tensors)
@@ -101,25 +118,74 @@ def _options(config: Path) -> dict[str, Any]:
         options = msgspec.json.decode(config.read_bytes(), type=dict[str, Any])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise AdapterRejected(f"{CONFIG_NAME} is not a JSON object: {error}") from error
-    for name in ("rank_pattern", "alpha_pattern"):
+    for name in _PATTERNS:
         _check_patterns(name, options.get(name))
     return options
+
+
+def _modules_of(base: BaseRecord) -> set[str]:
+    """Name the base's matrices. Raises Unavailable when its files are damaged, or one is missing."""
+    folder = Path(base.path)
+    try:
+        index = (folder / _INDEX_NAME).read_bytes() if (folder / _INDEX_NAME).exists() else b"{}"
+        shards = msgspec.json.decode(index, type=_Index).weight_map.values()
+        found = set(linear_shapes(folder))
+    except (AdapterRejected, OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise _unreadable(base) from error
+    if not found or not all((folder / name).is_file() for name in set(shards)):
+        raise _unreadable(base)
+    return found
+
+
+class _Index(Struct):
+    weight_map: dict[str, str] = {}
+
+
+def _unreadable(base: BaseRecord) -> Unavailable:
+    return Unavailable(
+        f"The files of '{base.id}' on this server are damaged or not all there; nothing can be compared with them.",
+        code="storage_unavailable",
+    )
 
 
 def _check_patterns(name: str, patterns: object) -> None:
     if not isinstance(patterns, dict):
         return
-    if len(patterns) > _MAX_PATTERNS:
-        raise AdapterRejected(f"{CONFIG_NAME}: {name} has more than {_MAX_PATTERNS} entries")
+    if len(patterns) > _MAX_GIVEN_PATTERNS:
+        raise AdapterRejected(f"{CONFIG_NAME}: {name} has more than {_MAX_GIVEN_PATTERNS} entries")
     for key in patterns:
+        if len(key) > _MAX_PATTERN_CHARS:
+            raise AdapterRejected(
+                f"{CONFIG_NAME}: {name} has the pattern {key[:100]!r}…, which is longer than {_MAX_PATTERN_CHARS} "
+                "characters"
+            )
         if not _PLAIN_PATTERN.fullmatch(key):
             raise AdapterRejected(
                 f"{CONFIG_NAME}: {name} has the pattern {key[:100]!r}; name the modules one by one instead"
             )
 
 
+def _used_patterns(options: dict[str, Any], modules: Collection[str]) -> dict[str, Any]:
+    """Return the patterns without those that no module of the adapter matches. Raises AdapterRejected for too many."""
+    given = {name: options[name] for name in _PATTERNS if isinstance(options.get(name), dict)}
+    used = {
+        name: {key: value for key, value in patterns.items() if is_pattern_of(key, modules)}
+        for name, patterns in given.items()
+    }
+    count = sum(map(len, used.values()))
+    if count > _MAX_PATTERNS:
+        raise AdapterRejected(
+            f"{CONFIG_NAME}: {' and '.join(_PATTERNS)} have {count} entries, {_MAX_PATTERNS} are taken; name the end "
+            "of modules' names, which many layers share"
+        )
+    return used
+
+
 def _in_our_form(options: dict[str, Any], base_id: str, modules: list[str]) -> bytes:
-    """Write the configuration as training writes it: sorted, with the modules that there are weights for."""
+    """Write the configuration as training writes it: sorted, with the modules that there are weights for.
+
+    Patterns stay in their order, of which the first that matches counts.
+    """
     ours = options | {
         "base_model_name_or_path": base_id,
         "revision": None,
@@ -127,7 +193,7 @@ def _in_our_form(options: dict[str, Any], base_id: str, modules: list[str]) -> b
         "exclude_modules": None,
         "inference_mode": True,
     }
-    return msgspec.json.format(msgspec.json.encode(ours, order="sorted"), indent=2) + b"\n"
+    return msgspec.json.format(msgspec.json.encode(dict(sorted(ours.items()))), indent=2) + b"\n"
 
 
 def _check_ranks(form: AdapterForm, tensors: dict[str, TensorInfo]) -> None:

@@ -70,7 +70,10 @@ async def _find(settings: Settings, registry: Registry) -> Found:
 
 def _verify(record: AdapterRecord, base: BaseRecord, home: Path) -> None:
     """Check as for loading, though for any rank, and that base plus s·B·A is all there is to it."""
-    config = msgspec.json.decode((Path(base.path) / "config.json").read_bytes(), type=dict[str, Any])
+    try:
+        config = msgspec.json.decode((Path(base.path) / "config.json").read_bytes(), type=dict[str, Any])
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise AdapterRejected(f"the config.json of its base {base.id} cannot be read") from error
     if config.get("quantization_config"):
         raise AdapterRejected("its base is stored quantised, where sums would be rounded away")
     verify_record(record, base, home, max_rank=record.rank)

@@ -1,4 +1,6 @@
-"""What jobs that have ended left on disk: resume points that nobody goes on from, models half written or of no use.
+"""What is left on disk of jobs that have ended, and of models that were deleted.
+
+Of jobs: resume points that nobody goes on from, models half written or of no use.
 
 Whoever ends a job gives its space back at once, where it can. A job that was cancelled while it was paused or waited,
 or whose worker or api died at that moment, is found here.
@@ -10,14 +12,16 @@ import asyncio
 import shutil
 from pathlib import Path
 
+import msgspec
 import structlog
 
+from services.trainer.jobs.deleted_adapters import drop_deleted
 from services.trainer.jobs.job_folder import drop_points
+from services.trainer.jobs.settled import ended
 from services.trainer.stores import Stores
-from shared.errors import NotFound, StoreUnavailable
+from shared.errors import StoreUnavailable
 from shared.paths import remove_folder
-from shared.records import JobRecord
-from shared.states import TERMINAL, JobState
+from shared.states import JobState
 
 PERIOD_S = 3600.0
 DROPPED = frozenset({JobState.SUCCEEDED, JobState.CANCELLED})
@@ -31,7 +35,7 @@ async def sweep_forever(stores: Stores) -> None:
     while True:
         try:
             await sweep(stores)
-        except (StoreUnavailable, OSError) as error:
+        except (StoreUnavailable, OSError, msgspec.MsgspecError) as error:
             log.warning("leftovers.unavailable", reason=type(error).__name__)
         await asyncio.sleep(PERIOD_S)
 
@@ -39,18 +43,19 @@ async def sweep_forever(stores: Stores) -> None:
 async def sweep(stores: Stores) -> None:
     """Delete what is left of jobs that nobody works on."""
     for job_id in await asyncio.to_thread(_with_points, stores):
-        record = await _ended(stores, job_id)
+        record = await ended(stores, job_id)
         if record is not None and record.status in DROPPED:
             log.info("points.dropped", job_id=job_id)
             await asyncio.to_thread(drop_points, stores.paths.job_folder(job_id))
     for job_id, folder in await asyncio.to_thread(_half_written, stores):
-        if await _ended(stores, job_id) is not None:
+        if await ended(stores, job_id) is not None:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
     for job_id in await asyncio.to_thread(_with_models, stores):
-        record = await _ended(stores, job_id)
+        record = await ended(stores, job_id)
         if record is not None and await stores.registry.get(record.model_name) is None:
             log.info("model.dropped", job_id=job_id)
             await asyncio.to_thread(remove_folder, stores.paths.whole_model_folder(job_id))
+    await drop_deleted(stores)
 
 
 def _half_written(stores: Stores) -> list[tuple[str, Path]]:
@@ -68,12 +73,3 @@ def _with_models(stores: Stores) -> list[str]:
     for doomed in stores.paths.models.glob(".partial-*"):
         shutil.rmtree(doomed, ignore_errors=True)
     return [folder.name for folder in stores.paths.models.iterdir()]
-
-
-async def _ended(stores: Stores, job_id: str) -> JobRecord | None:
-    """Return a job that has ended and that nobody holds."""
-    try:
-        record = await stores.jobs.get(job_id)
-    except NotFound:
-        return None
-    return None if record.status not in TERMINAL or await stores.leases.held(job_id) else record

@@ -50,7 +50,7 @@ log = structlog.get_logger()
 async def withdraw(stores: Stores, record: JobRecord) -> None:
     """Take back all that was published of a job that did not succeed; twice is the same as once.
 
-    Adapters stay on disk, where another job's may be the same bytes; a whole model is its job's alone.
+    Adapters are left to the hourly sweep, since another job's may be the same bytes; a whole model is its job's alone.
     """
     for name in CheckpointNames(stores.paths.job_folder(record.id), record.model_name).all():
         await persist(partial(stores.registry.retire, name))

@@ -141,5 +141,5 @@ def _origin(folder: Path) -> _Manifest:
 def _read(path: Path, kind: type[Any]) -> Any:
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ExportRefused(f"{path} cannot be read: {error}") from error

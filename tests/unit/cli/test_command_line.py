@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from services.cli import doctor
 from shared import embedded_valkey
-from shared.settings import describe
+from shared.settings import Settings, describe
 
 
 def selftune(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -86,6 +87,7 @@ def test_doctor_says_what_is_set_where_and_what_would_be_chosen(tmp_path: Path) 
     [
         (("--base-model", "/nowhere"), "x base model /nowhere is no folder"),
         (("--redis-url", "unix:///nowhere.sock"), "x database does not answer at redis_url"),
+        (("--redis-url", "http://:secret@x"), "x database redis_url is not one: redis://…, rediss://… or unix://…"),
         (("--data-dir", "/dev/null/here"), "x data folder /dev/null/here: /dev/null is no folder"),
     ],
 )
@@ -93,6 +95,29 @@ def test_doctor_names_what_is_in_the_way(tmp_path: Path, arguments: tuple[str, .
     done = selftune("doctor", *(() if "--data-dir" in arguments else ("--data-dir", str(tmp_path))), *arguments)
     assert done.returncode == 1
     assert line in [" ".join(found.split()) for found in done.stdout.splitlines()]
+
+
+def test_doctor_shows_no_password_and_what_is_merged(tmp_path: Path) -> None:
+    merged = "ft:a:b::c"
+    settings = {"SELFTUNE_MLFLOW_TRACKING_URI": "http://me:secret@mlflow", "SELFTUNE_MERGED_MODEL": merged}
+    done = selftune("doctor", "--data-dir", str(tmp_path), **settings)
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert "mlflow_tracking_uri (hidden), from the environment" in lines and "secret" not in done.stdout
+    assert any(line.startswith(f"merged {merged} - ") for line in lines)
+    assert not any(line.startswith(("rank of a slot", "adapters ")) for line in lines)
+
+
+def test_doctor_says_why_it_cannot_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/sh")
+    monkeypatch.setattr(doctor, "_EXPLAIN", ["-c", "echo one >&2; echo two >&2; exit 1"])
+    assert doctor._choices(Settings())[0] == ("failed", "choices", "the inference server could not say: two")
+
+
+def test_place_that_may_not_be_looked_at_is_a_line() -> None:
+    def look() -> doctor.Line:
+        raise PermissionError(13, "Permission denied", "/root/x")
+
+    assert doctor._looked("base model", look) == ("failed", "base model", "/root/x: Permission denied")
 
 
 def test_doctor_tells_a_taken_port_from_a_free_one(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from shared.adapter_form import read_form
 from shared.adapters import CONFIG_NAME, WEIGHTS_NAME, adapter_digest, verify_adapter
 from shared.errors import AdapterRejected
 from tests.adapter_files import CONFIG, HIDDEN, Q, lora, write_adapter, write_base, write_safetensors
@@ -75,6 +76,8 @@ def tensors(shapes: dict[str, list[int]]) -> Callable[[Path], None]:
         (tensors(lora("lm_head", 4, HIDDEN, HIDDEN)), "not served"),
         (tensors({f"base_model.model.{Q}.lora_A.weight": [4, HIDDEN]}), "its other half"),
         (tensors({f"base_model.model.{Q}.weight": [4, HIDDEN]}), "not a LoRA weight"),
+        (tensors({f"base_model.model.{Q}.lora_A.weight": []}), "does not fit the base's"),
+        (lambda folder: (folder / CONFIG_NAME).write_text("[" * 100_000) and None, CONFIG_NAME),
     ],
 )
 def test_unfit_adapter_is_refused_with_its_reason(
@@ -84,6 +87,37 @@ def test_unfit_adapter_is_refused_with_its_reason(
     with pytest.raises(AdapterRejected) as caught:
         verify_adapter(adapter, base_folder=base, base_id="tiny", max_rank=4)
     assert reason in caught.value.message
+
+
+@pytest.mark.parametrize("name", ["x" * 10_000, f"base_model.model.{'x' * 10_000}.q_proj.lora_A.weight"])
+def test_reason_repeats_no_long_name(adapter: Path, base: Path, name: str) -> None:
+    write_safetensors(adapter / WEIGHTS_NAME, {name: [4, HIDDEN]})
+    with pytest.raises(AdapterRejected) as caught:
+        verify_adapter(adapter, base_folder=base, base_id="tiny", max_rank=4)
+    assert len(caught.value.message) < 250
+
+
+@pytest.mark.parametrize(
+    ("values", "is_fit"),
+    [
+        ({"lora_alpha": 40_000}, True),
+        ({"lora_alpha": 40_001}, False),
+        ({"lora_alpha": -40_001}, False),
+        ({"lora_alpha": 20_001, "use_rslora": True}, False),
+        ({"lora_alpha": 10**400}, False),
+        ({"r": 10**400}, False),
+        ({"alpha_pattern": {"q_proj": 1e300}}, False),
+        ({"lora_alpha": 20_000, "rank_pattern": {"q_proj": 1}}, False),
+        ({"rank_pattern": {"q_proj": 0}}, False),
+    ],
+)
+def test_scale_is_one_that_numbers_can_hold(values: dict[str, object], is_fit: bool) -> None:
+    raw = json.dumps(CONFIG | values).encode()
+    if is_fit:
+        assert read_form(raw).scale_of("q_proj") == 10_000
+        return
+    with pytest.raises(AdapterRejected):
+        read_form(raw)
 
 
 def test_replaced_bytes_are_noticed(adapter: Path, base: Path) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import stat
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -41,6 +45,27 @@ def test_published_folder_is_readable_and_publishing_twice_is_once(tmp_path: Pat
         publish_folder(staged, tmp_path / "final" / "digest")
         assert not staged.exists()
     assert stat.S_IMODE((tmp_path / "final" / "digest" / "weights").stat().st_mode) == 0o644
+
+
+def test_publishing_again_renews_the_time_of_the_folder_or_brings_it_back(tmp_path: Path) -> None:
+    final = tmp_path / "final" / "digest"
+    for is_there in (True, False):
+        final.mkdir(parents=True, exist_ok=True)
+        (final / "weights").write_bytes(b"w")
+        os.utime(final, (0, 0))
+        staged = tmp_path / "staged"
+        staged.mkdir()
+        (staged / "weights").write_bytes(b"w")
+        with mock.patch("os.utime", os.utime if is_there else partial(gone, final)):
+            publish_folder(staged, final)
+        assert final.stat().st_mtime > 0 and (final / "weights").read_bytes() == b"w" and not staged.exists()
+
+
+def gone(final: Path, place: Path) -> None:
+    """Stand in for os.utime while another process deletes the folder."""
+    if place == final:
+        shutil.rmtree(final)
+        raise FileNotFoundError
 
 
 def test_secret_is_made_once_and_for_its_owner_only(tmp_path: Path) -> None:

@@ -44,5 +44,13 @@ def test_child_process_reads_exactly_what_its_parent_has(tmp_path: Path) -> None
     assert Settings.load(environ=settings.to_env()) == settings
 
 
+def test_child_process_reads_no_file_and_takes_empty_for_empty(tmp_path: Path) -> None:
+    (tmp_path / "selftune.toml").write_text("redis_url = 'unix:///elsewhere'\nmax_loras = 7\nunknown = 1\n")
+    settings = Settings(data_dir=str(tmp_path), redis_url="", base_model_id="")
+    environ = {**settings.to_env(), "SELFTUNE_CONFIG": "/nowhere.toml"}
+    assert Settings.load(environ=environ) == settings
+    assert Settings.load(environ=environ | {"SELFTUNE_PORT": "4321"}).port == 4321
+
+
 def test_every_setting_is_explained() -> None:
     assert [name for name, text, _ in describe() if not text] == []

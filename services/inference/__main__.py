@@ -38,7 +38,7 @@ if __name__ == "__main__":
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    util._run_finalizers()  # removes multiprocessing's folder for sockets
+    util._run_finalizers()  # type: ignore[attr-defined]  # removes the folder of multiprocessing's sockets
     # Everything is closed by now. The interpreter's own teardown takes seconds with these libraries loaded, and fills
     # the log with the types that their bindings leak.
     os._exit(status)

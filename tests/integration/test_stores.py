@@ -20,6 +20,7 @@ from shared.schemas.aliases import AliasRevision, Shadow, ShadowAnswer
 from shared.schemas.checkpoints import Checkpoint, CheckpointMetrics
 from shared.schemas.methods import SupervisedHyperparameters
 from shared.states import JobState
+from shared.store.adapter_uses import AdapterUses
 from shared.store.alias_traffic import Count, Place, TrafficStore, slot_of
 from shared.store.aliases import AliasStore
 from shared.store.api_keys import KeyStore
@@ -250,6 +251,36 @@ def test_replica_follows_changes_and_notices_a_gap(redis_url: str) -> None:
         await client.call("XTRIM", keys.ADAPTER_CHANGES, "MAXLEN", 0)
         with pytest.raises(CursorLost):
             await registry.changes(cursor, block_ms=10)
+
+    run(redis_url, story)
+
+
+def test_uses_fade_by_the_hour_and_adapters_that_are_gone_are_not_counted(redis_url: str) -> None:
+    async def story(client: Client) -> None:
+        uses, key = AdapterUses(client), keys.adapter_uses("base")
+        await client.call("SADD", keys.adapters("base"), "a", "b", "c")
+        await uses.add("base", {"a": 100, "b": 3, "gone": 9})
+        await uses.add("base", {"b": 2})
+        assert await uses.most_used("base", 5) == ["a", "b"]
+        await client.call("ZADD", key, -int(time.time()) + 10 * 3600 + 60, b"\0faded")  # ten hours ago
+        await uses.add("base", {"c": 40})
+        assert float(await client.call("ZSCORE", key, "a")) == pytest.approx(100 * 0.9**10)
+        assert await uses.most_used("base", 1) == ["c"]
+        await client.call("ZADD", key, -int(time.time()) + 100 * 3600, b"\0faded")
+        await uses.add("base", {})
+        assert await uses.most_used("base", 5) == []
+
+    run(redis_url, story)
+
+
+def test_a_replica_that_is_long_gone_is_no_word_on_an_adapter(redis_url: str) -> None:
+    async def story(client: Client) -> None:
+        registry = Registry(client)
+        await registry.acknowledge("r1", {"m": Residency(state="warm")})
+        old = b'{"state":"warm","at":%d}' % (time.time() - 2 * 86_400)
+        await client.call("HSET", keys.residency("m"), "r0", old)
+        assert list(await registry.residency("m")) == ["r1"]
+        assert not await client.call("HEXISTS", keys.residency("m"), "r0")
 
     run(redis_url, story)
 

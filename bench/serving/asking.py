@@ -18,6 +18,7 @@ import httpx2
 import msgspec
 
 from bench.serving.server import Server
+from shared.stream_lines import stream_lines
 
 PROMPT_TOKENS = 32
 _IDS = range(100, 40_000)
@@ -68,13 +69,13 @@ async def ask(
         "stream": True, "return_token_ids": True, **options,
     }  # fmt: skip
     answer = Answer(time.perf_counter())
-    lines: list[tuple[float, str]] = []
+    lines: list[tuple[float, bytes]] = []
     try:
         async with client.stream("POST", "/v1/completions", json=body) as response:
             if response.status_code != 200:
                 said = (await response.aread()).decode(errors="replace")
                 raise RequestFailed(f"{model}: status {response.status_code}: {said[:500]}")
-            async for line in response.aiter_lines():
+            async for line in stream_lines(response.aiter_bytes()):
                 lines.append((time.perf_counter(), line))
     except httpx2.TransportError as error:
         raise RequestFailed(f"{model}: {type(error).__name__}: {error}") from error
@@ -88,10 +89,10 @@ async def ask(
     return answer
 
 
-def _choices(lines: Sequence[tuple[float, str]]) -> Iterator[tuple[float, _Choice]]:
+def _choices(lines: Sequence[tuple[float, bytes]]) -> Iterator[tuple[float, _Choice]]:
     for at, line in lines:
-        if line.startswith("data: {"):
-            yield from ((at, choice) for choice in _decode(line[len("data: ") :]).choices)
+        if line.startswith(b"data: {"):
+            yield from ((at, choice) for choice in _decode(line[len(b"data: ") :]).choices)
 
 
 async def decode_speed(server: Server, models: Sequence[str], streams: int, tokens: int) -> float:

@@ -17,6 +17,7 @@ from services.trainer.stores import Stores, persist
 from shared.errors import NoReplica
 from shared.placement import OWNERS
 from shared.records import AdapterRecord, ReplicaRecord
+from shared.stream_lines import stream_lines
 
 ANSWER_TOKENS = 8
 WARM_TIMEOUT_S = 30.0
@@ -143,7 +144,7 @@ class Serving:
                 text = (await response.aread()).decode(errors="replace")
                 log.warning("serving.refused", status=response.status_code, body=text[:500])
                 raise NoReplica(f"the inference server answered with status {response.status_code}")
-            async for line in response.aiter_lines():
+            async for line in stream_lines(response.aiter_bytes()):
                 choice = _choice(line)
                 if choice is not None and choice.logprobs is not None:
                     first_token_at = first_token_at or time.time()
@@ -159,10 +160,10 @@ def _refused(standing: dict[str, Any], replica: ReplicaRecord) -> bool:
     return residency is not None and residency.state in ("failed", "quarantined")
 
 
-def _choice(line: str) -> _Choice | None:
+def _choice(line: bytes) -> _Choice | None:
     """Read one line of the event stream; None for anything but a piece of the answer."""
-    data = line.removeprefix("data:").strip()
-    if not line.startswith("data:") or data == "[DONE]":
+    data = line.removeprefix(b"data:").strip()
+    if not line.startswith(b"data:") or data == b"[DONE]":
         return None
-    chunk = _decode_chunk(data.encode())
+    chunk = _decode_chunk(data)
     return chunk.choices[0] if chunk.choices else None

@@ -260,6 +260,11 @@ class Residency(Struct, frozen=True, kw_only=True):
     load_ms: float | None = None
     at: float = 0.0
 
+    @property
+    def is_refusal(self) -> bool:
+        """Whether the replica will not serve the adapter, for now or for good."""
+        return self.state in ("failed", "quarantined")
+
 
 class ReplicaRecord(Struct, frozen=True, kw_only=True):
     """An inference server that is alive; vanishes with its heartbeat."""

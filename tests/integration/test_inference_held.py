@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.inference_stack import BASE_ID, InferenceStack, inference_stack, make_adapter, make_base
-from tests.integration.serving_cases import check_base_beside_adapters, check_memory_is_flat
-
-NAMES = [f"ft:{BASE_ID}:org:held-{number}:1" for number in range(4)]
+from tests.integration.inference_stack import InferenceStack, make_adapter, make_base
+from tests.integration.serving_cases import NAMES, check_base_beside_adapters, check_memory_is_flat, held_stack
 
 
 @pytest.fixture(scope="module")
@@ -20,12 +18,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stack(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[InferenceStack]:
-    with inference_stack(base, max_loras=4, max_cpu_loras=6) as stack:
-        stack.register_base()
-        for seed, name in enumerate(NAMES):
-            stack.publish(name, make_adapter(tmp_path_factory.mktemp("adapter"), base, seed=seed))
-        stack.start()
-        stack.wait_ready()
+    adapters = [make_adapter(tmp_path_factory.mktemp("adapter"), base, seed=seed) for seed in range(len(NAMES))]
+    with held_stack(base, adapters) as stack:
         yield stack
 
 

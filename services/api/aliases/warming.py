@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from shared.errors import AdapterRejected, Conflict
-from shared.placement import owners
+from shared.placement import may_answer, owners
 from shared.records import AdapterRecord, BaseRecord, ReplicaRecord, Residency
 from shared.store.presence import Presence
 from shared.store.registry import Registry
@@ -15,7 +15,6 @@ from shared.store.registry import Registry
 WAIT_S = 10.0
 _POLL_S = 0.05
 _ASK_AGAIN_S = 1.0
-_REFUSED = frozenset({"failed", "quarantined"})
 _OLD_NEWS_S = 2.0
 """For so long after it was asked, a server may still have to look again at what failed earlier."""
 
@@ -66,8 +65,8 @@ class Warming:
         """Return the servers that take requests for the model."""
         base, name = (model.id, model.id) if isinstance(model, BaseRecord) else (model.base, model.name)
         alive = await self._presence.replicas()
-        of_base = [one for one in alive if one.base == base and one.merged in ("", name)]
-        return [one for one in of_base if one.state == "ready" and one.url]
+        able = [one for one in alive if may_answer(one, base=base, model=name)]
+        return [one for one in able if one.state == "ready" and one.url]
 
     async def _is_warm(
         self,
@@ -82,7 +81,7 @@ class Warming:
         if any(one.merged or (one.id in said and said[one.id].state == "warm") for one in servers):
             return True
         asked = [said.get(one.id) for one in owners(servers, model.name)]
-        refusals = [one for one in asked if one is not None and one.state in _REFUSED]
+        refusals = [one for one in asked if one is not None and one.is_refusal]
         if len(refusals) == len(asked) and asked_at is not None and _is_news(refusals, asked_at):
             raise AdapterRejected(
                 f"The model '{model.name}' cannot be served: {refusals[0].reason}", code="adapter_failed", param=param

@@ -5,7 +5,7 @@ from __future__ import annotations
 from services.api.gateway.model_names import Meaning, ModelNames
 from shared.errors import InvalidRequest
 from shared.model_records import Access
-from shared.placement import owners
+from shared.placement import may_answer, owners
 from shared.records import AdapterRecord, ReplicaRecord, Residency
 from shared.schemas.residency import ModelResidency, ReplicaResidency
 from shared.store.presence import Presence
@@ -26,10 +26,11 @@ class Residencies:
     async def show(self, name: str, access: Access) -> ModelResidency:
         """Tell how a model, or the one that an alias points to, stands on each server."""
         meaning = await self._names.look_up(name, access)
-        alive = [one for one in await self._presence.replicas() if _may_answer(one, meaning)]
+        replicas = await self._presence.replicas()
+        alive = [one for one in replicas if may_answer(one, base=meaning.base, model=meaning.target)]
         told = await self._registry.residency(meaning.target)
-        sharing = [one for one in alive if one.state == "ready" and one.url and not one.merged]
-        own = {one.id for one in owners(sharing, meaning.target)}
+        ready = [one for one in alive if one.state == "ready" and one.url]
+        own = {one.id for one in owners(ready, meaning.target)}
         found = [_standing(one, meaning, told.get(one.id), owner=bool(one.merged) or one.id in own) for one in alive]
         return ModelResidency(
             model=meaning.target,
@@ -52,21 +53,17 @@ class Residencies:
         return await self.show(name, access)
 
 
-def _may_answer(replica: ReplicaRecord, meaning: Meaning) -> bool:
-    return replica.base == meaning.base and replica.merged in ("", meaning.target)
-
-
 def _standing(replica: ReplicaRecord, meaning: Meaning, told: Residency | None, *, owner: bool) -> ReplicaResidency:
     holds = meaning.target in replica.resident or (meaning.target == meaning.base and replica.state == "ready")
     state = "warm" if holds else told.state if told is not None and told.state in _TOLD else "staged"
-    fits = told is not None and (told.state == state)
+    word = told if told is not None and told.state == state else Residency(state="staged")
     return ReplicaResidency(
         replica=replica.id,
         replica_state=replica.state,
         state=state,  # type: ignore[arg-type]
-        reason=(told.reason or None) if told is not None and fits else None,
+        reason=word.reason or None,
         owner=owner,
-        load_ms=told.load_ms if told is not None and fits else None,
-        since=int(told.at) if told is not None and fits else None,
+        load_ms=word.load_ms,
+        since=int(word.at) or None,
         running=replica.running,
     )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from services.api.gateway.loads import Loads
 from shared.errors import NoReplica
 from shared.ids import is_fine_tuned
-from shared.placement import owners
+from shared.placement import may_answer, owners
 from shared.records import ReplicaRecord
 
 
@@ -19,12 +19,12 @@ def candidates(replicas: Sequence[ReplicaRecord], loads: Loads, *, base: str, mo
     the others. One that already has more requests than it answers at a time comes behind one that has not. A replica
     that another model is merged into is none of the base's. Raises NoReplica with the reason when there is none.
     """
-    of_base = [replica for replica in replicas if replica.base == base and replica.merged in ("", model)]
+    of_base = [replica for replica in replicas if may_answer(replica, base=base, model=model)]
     ready = [replica for replica in of_base if replica.state == "ready" and replica.url]
     if not ready:
         raise NoReplica(f"The model '{model}' cannot answer yet: {_reason(of_base, base)}.", param="model")
     loads.keep(frozenset(replica.id for replica in replicas))
-    own = {replica.id for replica in owners([one for one in ready if not one.merged], model)}
+    own = {replica.id for replica in owners(ready, model)}
 
     def rank(replica: ReplicaRecord) -> tuple[bool, bool, bool, int]:
         load = loads.of(replica)

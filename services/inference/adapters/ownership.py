@@ -27,8 +27,7 @@ class Ownership:
         ours = self._replica.record
         if time.monotonic() - self._asked_at >= _FRESH_S:
             alive = await self._presence.replicas()
-            ready = [other for other in alive if other.id != ours.id and other.state == "ready"]
-            self._others = [other for other in ready if not other.merged]  # those take no adapters
+            self._others = [other for other in alive if other.id != ours.id and other.state == "ready"]
             self._asked_at = time.monotonic()
         candidates = [ours, *(other for other in self._others if other.base == ours.base)]
         return any(owner.id == ours.id for owner in owners(candidates, model))

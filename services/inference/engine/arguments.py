@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from shared.adapters import SERVED_MODULES
+from shared.cpu import cpu_flags
 from shared.paths import Paths
 from shared.records import AdapterRecord, BaseRecord
 from shared.settings import TOOLS_AUTO, TOOLS_OFF, Settings
@@ -70,7 +71,7 @@ def prepare_environment(settings: Settings, environ: MutableMapping[str, str]) -
         "TOKENIZERS_PARALLELISM": "false",
     }
     if os.access(settings.home, os.W_OK):  # else numba keeps what it compiles beside the code, or in ~/.cache
-        wanted["NUMBA_CACHE_DIR"] = str(Paths(settings.home).compiled / _source_digest())
+        wanted["NUMBA_CACHE_DIR"] = str(Paths(settings.home).compiled / compiled_digest())
     if is_cpu_build():
         # Layers run uncompiled here anyway. Left on, the first request for log probabilities, which is a job's parity
         # check, compiles a helper of the sampler: 4 s on 2 cores.
@@ -82,7 +83,7 @@ def prepare_environment(settings: Settings, environ: MutableMapping[str, str]) -
     environ.pop("VLLM_API_KEY", None)
 
 
-def _source_digest() -> str:
+def compiled_digest() -> str:
     """Hash what is compiled: numba goes by its file's time and size, and could take older code for it."""
     return hashlib.sha256(Path(__file__).with_name("compiled_products.py").read_bytes()).hexdigest()[:16]
 
@@ -167,8 +168,4 @@ def served_rank(settings: Settings) -> int:
 
 def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Tell whether this CPU has AMX for bfloat16; without it float32 is faster. Training decides by the same rule."""
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return False
-    return any(line.startswith("flags") and "amx_bf16" in line.split() for line in lines)
+    return "amx_bf16" in cpu_flags(cpuinfo)

@@ -8,6 +8,7 @@ import importlib
 import os
 import shutil
 import signal
+from pathlib import Path
 
 from services.inference import lifeline
 
@@ -22,6 +23,7 @@ import vllm.v1.attention.backends.cpu_attn  # noqa: E402
 import vllm.v1.engine.core  # noqa: E402, F401
 
 import services.inference.engine.worker_cpu  # noqa: E402, F401
+from services.inference.engine.arguments import compiled_digest  # noqa: E402
 
 
 def _compile() -> None:
@@ -38,7 +40,8 @@ def _compile() -> None:
         finally:
             os._exit(status)
     _, status = os.waitpid(child, 0)
-    if status and (cache := os.environ.get("NUMBA_CACHE_DIR")):
+    cache = Path(os.environ.get("NUMBA_CACHE_DIR", ""))
+    if status and cache.name == compiled_digest():  # a folder of somebody else's choice is not ours to remove
         shutil.rmtree(cache, ignore_errors=True)
 
 

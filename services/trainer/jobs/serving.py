@@ -157,7 +157,7 @@ class Serving:
 
 def _refused(standing: dict[str, Any], replica: ReplicaRecord) -> bool:
     residency = standing.get(replica.id)
-    return residency is not None and residency.state in ("failed", "quarantined")
+    return residency is not None and residency.is_refusal
 
 
 def _choice(line: bytes) -> _Choice | None:

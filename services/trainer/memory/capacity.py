@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from services.trainer.launch.gpus import gpu_count
+from shared.cpu import cpu_flags
 
 RESERVE_BYTES = 500_000_000
 """Left to everything else on the machine."""
@@ -82,6 +83,4 @@ def prefers_bfloat16() -> bool:
     """Whether model.choose_dtype would take it of itself: on GPUs, and on CPUs with AMX."""
     if trains_on_gpu():
         return True
-    with suppress(OSError):
-        return " amx_tile " in Path("/proc/cpuinfo").read_text()
-    return False
+    return "amx_tile" in cpu_flags()

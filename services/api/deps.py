@@ -137,7 +137,7 @@ class Services:
         gateway = Gateway(names, reachable, Traffic(counting, shadowing))
         tools = Tools(
             batches=batch_store,
-            leases=LeaseStore(client, ttl_s=settings.lease_ttl_s, key=keys.batch_lease),
+            leases=LeaseStore(client, ttl_s=settings.lease_ttl_s, key=keys.batch_lease, owned=keys.batch),
             answering=Answering(gateway, completions, responses, asyncio.Semaphore(settings.batch_concurrency)),
             files=OutputFiles(files, paths),
             paths=paths,

@@ -83,7 +83,6 @@ class BatchStore:
                 "commit_batch",
                 [
                     keys.batch(batch_id),
-                    keys.batch_lease(batch_id),
                     keys.ACTIVE_BATCHES,
                     keys.OUTCOMES,
                     *_input_keys(current),

@@ -18,6 +18,7 @@ from shared.schemas.events import Event
 from shared.states import TERMINAL, JobState, check_transition
 from shared.store import index
 from shared.store.client import Client
+from shared.store.leases import owners_only
 
 _decode = msgspec.json.Decoder(JobRecord).decode
 _decode_event = msgspec.json.Decoder(Event).decode
@@ -116,7 +117,6 @@ class JobStore:
                 [
                     keys.job(job_id),
                     keys.job_events(job_id),
-                    keys.job_lease(job_id),
                     keys.ACTIVE_JOBS,
                     keys.project_jobs(changed.project),
                     keys.OUTCOMES,
@@ -165,7 +165,7 @@ class JobStore:
         """
         outcome = await self._client.script(
             "append_event",
-            [keys.job(job_id), keys.job_events(job_id), keys.job_lease(job_id)],
+            [keys.job(job_id), keys.job_events(job_id)],
             [fence, nonce or ids.new_token(), *map(_encode, events)],
         )
         _raise_for(outcome, job_id)
@@ -207,14 +207,14 @@ class JobStore:
         job_id = checkpoint.fine_tuning_job_id
         outcome = await self._client.script(
             "append_checkpoint",
-            [keys.job(job_id), keys.job_checkpoints(job_id), keys.job_lease(job_id)],
+            [keys.job(job_id), keys.job_checkpoints(job_id)],
             [fence, _encode(checkpoint), checkpoint.step_number],
         )
         _raise_for(outcome, job_id)
 
-    async def forget_checkpoints(self, job_id: str) -> None:
-        """Remove what append_checkpoint recorded: the job did not succeed."""
-        await self._client.call("DEL", keys.job_checkpoints(job_id))
+    async def forget_checkpoints(self, job_id: str, *, fence: str = "") -> None:
+        """Remove what append_checkpoint recorded: the job did not succeed. Raises LeaseLost."""
+        await owners_only(self._client, job_id, fence, [("DEL", keys.job_checkpoints(job_id))])
 
     async def checkpoints(self, job_id: str) -> Sequence[Checkpoint]:
         """Return all checkpoints, newest first; there are at most as many as epochs."""

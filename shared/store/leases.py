@@ -1,37 +1,71 @@
-"""Who works on a job or batch: a key that expires unless its holder keeps renewing it."""
+"""Who works on a job or batch: a key that expires unless its holder keeps renewing it, and a token that fences.
+
+The token of the last claim is kept in the hash of the job or batch as its `owner`, and each write of a worker is
+compared with it, in the same step (M. Kleppmann, "How to do distributed locking", 2016). An expired lease may be
+claimed by others; until one does, its holder is still the only one, and takes it again by renewing it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
 
 from shared import ids, keys
 from shared.errors import LeaseLost
-from shared.store.client import Client
+from shared.store.client import Argument, Client
 
 
 class LeaseStore:
-    """Leases on jobs, or on what else `key` names. The token that claim() returns fences the holder's writes."""
+    """Leases on jobs, or on what else `key` and `owned`, the hash, name."""
 
-    def __init__(self, client: Client, *, ttl_s: float, key: Callable[[str], str] = keys.job_lease) -> None:
+    def __init__(
+        self,
+        client: Client,
+        *,
+        ttl_s: float,
+        key: Callable[[str], str] = keys.job_lease,
+        owned: Callable[[str], str] = keys.job,
+    ) -> None:
         self._client = client
         self._key = key
+        self._owned = owned
+        self.ttl_s = ttl_s
         self._ttl_ms = int(ttl_s * 1000)
 
     async def claim(self, object_id: str) -> str | None:
-        """Return a token, or None while somebody else holds it."""
+        """Return a token, or None while somebody else holds it, or when there is no such job."""
         token = ids.new_token()
-        claimed = await self._client.call("SET", self._key(object_id), token, "NX", "PX", self._ttl_ms)
+        claimed = await self._client.script("claim_lease", self._keys(object_id), [token, self._ttl_ms])
         return token if claimed else None
 
     async def renew(self, object_id: str, token: str) -> None:
-        """Hold it for another period. Raises LeaseLost if it was given away meanwhile."""
-        if not await self._client.script("renew_lease", [self._key(object_id)], [token, self._ttl_ms]):
+        """Hold it for another period. Raises LeaseLost if somebody else claimed it meanwhile."""
+        if not await self._client.script("renew_lease", self._keys(object_id), [token, self._ttl_ms]):
             raise LeaseLost(f"{object_id} is owned by another worker now")
 
     async def release(self, object_id: str, token: str) -> None:
         """Give it back; nothing happens if the lease was lost before."""
-        await self._client.script("renew_lease", [self._key(object_id)], [token, 0])
+        await self._client.script("renew_lease", self._keys(object_id), [token, 0])
 
     async def held(self, object_id: str) -> bool:
         """Tell whether anybody holds it."""
         return bool(await self._client.call("EXISTS", self._key(object_id)))
+
+    def _keys(self, object_id: str) -> list[str]:
+        return [self._key(object_id), self._owned(object_id)]
+
+
+async def owners_only(client: Client, job_id: str, fence: str, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
+    """Run several commands as one transaction, if `fence` is the token of the job's owner, or "".
+
+    Raises LeaseLost.
+    """
+    if not fence:
+        return await client.together(commands)
+    words = [[word.decode() if isinstance(word, bytes) else str(word) for word in command] for command in commands]
+    answers = await client.script("owners_only", [keys.job(job_id)], [fence, msgspec.json.encode(words)])
+    if answers == -2:
+        raise LeaseLost(f"{job_id} is owned by another worker now")
+    return list(answers)

@@ -12,10 +12,11 @@ from msgspec.structs import replace
 
 from shared import keys
 from shared.alias_records import AliasRecord
-from shared.errors import Conflict, NotFound, SelftuneError
+from shared.errors import Conflict, LeaseLost, NotFound, SelftuneError
 from shared.model_records import STORED, Access, ModelSettingsRecord, read_keys, read_settings
 from shared.records import AdapterRecord, BaseRecord, Residency
 from shared.store.client import Client
+from shared.store.leases import owners_only
 
 _encode = msgspec.json.Encoder().encode
 _decode_adapter = msgspec.json.Decoder(AdapterRecord).decode
@@ -86,11 +87,11 @@ class Registry:
         raw = await self._client.call("HGET", keys.BASES, base_id)
         return None if raw is None else _decode_base(raw)
 
-    async def publish(self, adapter: AdapterRecord) -> AdapterRecord:
+    async def publish(self, adapter: AdapterRecord, *, fence: str = "") -> AdapterRecord:
         """Declare that an adapter should exist, and return it with its number.
 
-        Publishing the same bytes again (to list them, say) keeps the number. Raises Conflict when the name belongs to
-        other bytes.
+        Publishing the same bytes again (to list them, say) keeps the number. `fence` is the token of the lease on the
+        job that made it. Raises LeaseLost, or Conflict when the name belongs to other bytes.
         """
         head, _, tail = _encode(replace(adapter, int_id=0)).partition(b'"int_id":0')
         number = await self._client.script(
@@ -101,6 +102,7 @@ class Registry:
                 keys.ADAPTER_CHANGES,
                 keys.ADAPTER_NEXT_ID,
                 keys.models(adapter.project),
+                keys.job(adapter.job_id),
             ],
             [
                 adapter.name,
@@ -109,14 +111,20 @@ class Registry:
                 tail,
                 _encode(AdapterChange(name=adapter.name, base=adapter.base, action="published")),
                 int(adapter.listed),
+                fence,
             ],
         )
+        if number == -2:
+            raise LeaseLost(f"{adapter.job_id} is owned by another worker now")
         if not number:
             raise Conflict(f"The model name '{adapter.name}' belongs to another adapter.")
         return replace(adapter, int_id=int(number))
 
-    async def retire(self, name: str) -> bool:
-        """Declare that an adapter should not exist any more; False if it did not. It stops answering at once."""
+    async def retire(self, name: str, *, fence: str = "") -> bool:
+        """Declare that an adapter should not exist any more; False if it did not. It stops answering at once.
+
+        `fence` is the token of the lease on the job that made it. Raises LeaseLost.
+        """
         adapter = await self.get(name)
         if adapter is None:
             return False
@@ -124,7 +132,10 @@ class Registry:
         if adapter.whole:
             noted = ("HDEL", keys.BASES, name)
         sharers = [member.decode() for member in await self._client.call("HKEYS", keys.permissions(name))]
-        removed, *_ = await self._client.together(
+        removed, *_ = await owners_only(
+            self._client,
+            adapter.job_id,
+            fence,
             [
                 ("DEL", keys.adapter(name)),
                 ("SREM", keys.adapters(adapter.base), name),
@@ -137,7 +148,7 @@ class Registry:
                 noted,
                 *(("SREM", keys.shared_models(project), name) for project in sharers),
                 _change(adapter, "retired"),
-            ]
+            ],
         )
         return bool(removed)
 

@@ -102,14 +102,36 @@ def test_worker_without_the_lease_cannot_write(redis_url: str) -> None:
         await leases.renew("ftjob-1", token)
         await jobs.append_events("ftjob-1", [event("mine")], fence=token)
         await client.call("DEL", keys.job_lease("ftjob-1"))  # as if it had expired
+        assert await leases.claim("ftjob-1")
         with pytest.raises(LeaseLost):
             await leases.renew("ftjob-1", token)
         with pytest.raises(LeaseLost):
             await jobs.append_events("ftjob-1", [event("late")], fence=token)
         with pytest.raises(LeaseLost):
             await jobs.update("ftjob-1", to(JobState.QUEUED), fence=token)
+        with pytest.raises(LeaseLost):
+            await jobs.forget_checkpoints("ftjob-1", fence=token)
         await leases.release("ftjob-1", token)
+        assert await leases.held("ftjob-1"), "the other one's lease is not given back"
         assert [item.message for item in (await jobs.events("ftjob-1"))[0]] == ["mine"]
+
+    run(redis_url, story)
+
+
+def test_lease_that_ran_out_is_taken_again_by_its_holder(redis_url: str) -> None:
+    async def story(client: Client) -> None:
+        jobs, leases = JobStore(client), LeaseStore(client, ttl_s=2)
+        await jobs.create(a_job(), [])
+        token = await leases.claim("ftjob-1")
+        assert token is not None
+        await client.call("DEL", keys.job_lease("ftjob-1"))  # as if it had expired
+        await jobs.append_events("ftjob-1", [event("still mine")], fence=token)
+        await leases.renew("ftjob-1", token)
+        assert await leases.held("ftjob-1")
+        await leases.release("ftjob-1", token)
+        with pytest.raises(LeaseLost):
+            await leases.renew("ftjob-1", token)
+        assert await leases.claim("ftjob-2") is None, "there is no such job"
 
     run(redis_url, story)
 

@@ -6,21 +6,57 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 
+from services.trainer.lease_file import LeaseFile, now_s
 from services.trainer.stores import Stores, persist
 from shared.errors import LeaseLost, StoreUnavailable
 
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Lease:
     """A lease that is being renewed. `token` fences writes; `kept` ends, with LeaseLost, only if another took it."""
 
     token: str
     kept: asyncio.Task[None]
+    _holding: _Holding
+
+    def show(self, folder: Path) -> None:
+        """Let the training process of this folder see how long the lease lasts, from now on."""
+        self._holding.file = LeaseFile(folder, self.token)
+        self._holding.file.write(self._holding.until_s)
+
+
+class _Holding:
+    """Renews one lease. `until_s` is when it runs out at the latest, in seconds of lease_file.now_s()."""
+
+    def __init__(self, stores: Stores, job_id: str) -> None:
+        self._leases = stores.leases
+        self._job_id = job_id
+        self.until_s = 0.0
+        self.file: LeaseFile | None = None
+
+    async def claim(self) -> str | None:
+        asked_s = now_s()
+        token = await self._leases.claim(self._job_id)
+        self.until_s = asked_s + self._leases.ttl_s
+        return token
+
+    async def renew_forever(self, token: str) -> None:
+        while True:
+            await asyncio.sleep(self._leases.ttl_s / 4)
+            await persist(lambda: self._renew(token))
+
+    async def _renew(self, token: str) -> None:
+        asked_s = now_s()
+        await self._leases.renew(self._job_id, token)
+        self.until_s = asked_s + self._leases.ttl_s
+        if self.file is not None:
+            self.file.write(self.until_s)
 
 
 @asynccontextmanager
@@ -29,25 +65,20 @@ async def holding(stores: Stores, job_id: str) -> AsyncIterator[Lease | None]:
 
     A LeaseLost that leaves the block ends here: the job is in other hands, which is all there is to say.
     """
-    token = await stores.leases.claim(job_id)
+    holding = _Holding(stores, job_id)
+    token = await holding.claim()
     if token is None:
         yield None
         return
-    keeper = asyncio.create_task(_renew(stores, job_id, token))
+    keeper = asyncio.create_task(holding.renew_forever(token))
     try:
-        yield Lease(token, keeper)
+        yield Lease(token, keeper, holding)
     except LeaseLost:
         log.warning("lease.lost", job_id=job_id)
     finally:
         keeper.cancel()
         await asyncio.gather(keeper, return_exceptions=True)
         await _release(stores, job_id, token)
-
-
-async def _renew(stores: Stores, job_id: str, token: str) -> None:
-    while True:
-        await asyncio.sleep(stores.settings.lease_ttl_s / 4)
-        await persist(lambda: stores.leases.renew(job_id, token))
 
 
 async def _release(stores: Stores, job_id: str, token: str) -> None:

@@ -47,14 +47,15 @@ KEPT_CHECKPOINTS = 3
 log = structlog.get_logger()
 
 
-async def withdraw(stores: Stores, record: JobRecord) -> None:
+async def withdraw(stores: Stores, record: JobRecord, *, fence: str = "") -> None:
     """Take back all that was published of a job that did not succeed; twice is the same as once.
 
+    `fence` is the token of the job's lease, "" for one that is at its end for good. Raises LeaseLost.
     Adapters are left to the hourly sweep, since another job's may be the same bytes; a whole model is its job's alone.
     """
     for name in CheckpointNames(stores.paths.job_folder(record.id), record.model_name).all():
-        await persist(partial(stores.registry.retire, name))
-    await persist(lambda: stores.jobs.forget_checkpoints(record.id))
+        await persist(partial(stores.registry.retire, name, fence=fence))
+    await persist(lambda: stores.jobs.forget_checkpoints(record.id, fence=fence))
     await asyncio.to_thread(remove_folder, stores.paths.whole_model_folder(record.id))
 
 
@@ -84,7 +85,8 @@ class Publication:
         _, is_new = self._names.of(step, final=True)
         if exported.remark:
             await self._say_once(event(exported.remark, data={"step": step}), step, is_new=is_new, final=True)
-        adapter = await persist(lambda: self._stores.registry.publish(self._adapter(exported, listed=False)))
+        unlisted = self._adapter(exported, listed=False)
+        adapter = await persist(lambda: self._stores.registry.publish(unlisted, fence=self._token))
         if self._is_whole:
             await self._offer_as_base(exported, adapter)
             told = whole_model_event(adapter.name, adapter.folder)
@@ -178,7 +180,7 @@ class Publication:
             step_number=exported.metrics.step,
             metrics=checkpoint_metrics(exported),
         )
-        await persist(lambda: self._stores.registry.publish(adapter))
+        await persist(lambda: self._stores.registry.publish(adapter, fence=self._token))
         await persist(lambda: self._stores.jobs.append_checkpoint(checkpoint, fence=self._token))
 
     def _adapter(self, exported: Exported, *, listed: bool) -> AdapterRecord:

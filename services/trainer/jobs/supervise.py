@@ -150,6 +150,7 @@ class _Attempt:
                 f"{record.reached_step} each time."
             )
         folder, spec = await persist(lambda: job_folder.prepare(self._stores, record))
+        self._lease.show(folder)
         publication = Publication(self._stores, self._serving, record, spec, self._token)
         async with tracking(self._stores, record, spec, self._token) as tracker:
             child = await self._launcher.start(folder, spec, record)
@@ -157,8 +158,7 @@ class _Attempt:
             try:
                 await self._until_ended(self._follow(child, spec, publication, tracker), self._watch(child))
             except LeaseLost:
-                if await persist(lambda: self._stores.leases.held(self._job_id)):
-                    await child.kill()  # it is in other hands; of a lease that merely ran out, the step is saved
+                await child.kill()  # it is in other hands: nothing more may be written
                 raise
             finally:
                 await child.stop()
@@ -283,5 +283,5 @@ class _Attempt:
         """
         ended = await persist(lambda: self._stores.jobs.get(self._job_id))
         if ended.status is not JobState.SUCCEEDED:
-            await withdraw(self._stores, record)
+            await withdraw(self._stores, record, fence=self._token)
         return ended.status

@@ -15,6 +15,7 @@ from services.trainer.data.batches import epoch_batches
 from services.trainer.data.cutting import R
 from services.trainer.data.dataset import Dataset
 from services.trainer.failures import StopRequested
+from services.trainer.lease_file import LeaseWatch
 from services.trainer.memory.peak import peak_memory_bytes
 from services.trainer.protocol import CHECKPOINTS_FOLDER, Exported, Metrics, Reporter, Stepped, TrainSpec
 from services.trainer.training.checkpoints import Position
@@ -49,6 +50,7 @@ class TrainingLoop(Generic[R]):
         self.report = report
         self.steps_per_epoch = math.ceil(len(data.train) / spec.batch_size)
         self.total_steps = self.steps_per_epoch * spec.n_epochs
+        self.lease = LeaseWatch(folder)
         self.evaluation = Evaluation(
             session,
             data.valid,
@@ -93,6 +95,14 @@ class TrainingLoop(Generic[R]):
             self._advance(step, [self.data.train[row] for row in batches[index]])
         return self._conclude()
 
+    def _hold_lease(self) -> None:
+        """Wait while the job's lease has run out; of a group the first process waits, and the others for it.
+
+        Raises LeaseLost.
+        """
+        if self.group.leads:
+            self.lease.hold()
+
     def _is_over(self) -> bool:
         """Whether the last step is done, or an epoch has ended after which it does not pay to go on."""
         return self.position.step >= self.total_steps or (
@@ -120,6 +130,7 @@ class TrainingLoop(Generic[R]):
     def _advance(self, step: int, rows: list[R]) -> None:
         """One step. At an epoch's end it is saved before it is reported: a reported epoch is never taken back."""
         metrics = self._accounted(self.evaluation.added_to(self._train(step, rows)), rows)
+        self._hold_lease()
         self.history.add_step(metrics)
         self.event_file.add(metrics)
         self.position = Position(step=step, trained_tokens=self.position.trained_tokens + metrics.tokens)
@@ -184,6 +195,7 @@ class TrainingLoop(Generic[R]):
 
     def _save(self) -> None:
         best_step = None if self.spec.early_stopping is None else self._best_step()
+        self._hold_lease()
         started = time.monotonic()
         self.session.save(self.points, self.position, best_step=best_step)
         self._saved_step = self.position.step
@@ -252,6 +264,7 @@ class TrainingLoop(Generic[R]):
 
     def _write(self, metrics: Metrics) -> Exported:
         """Export the adapter, or the whole model, as it is now."""
+        self._hold_lease()
         folder, digest = export_model(self.session.model, self._whole_weights(), self.spec, metrics)
         return Exported(
             folder=str(folder),

@@ -17,3 +17,8 @@ local function note_done(job, nonce)
   local known = (redis.call('HGET', job, 'nonces') or '') .. ' ' .. nonce
   redis.call('HSET', job, 'nonces', string.sub(known, -8 * (#nonce + 1)))
 end
+-- Whether a writer with this token has been replaced: whoever claims a lease becomes the owner, and stays it when the
+-- lease runs out, until another claims it. "" is a writer that needs no lease.
+local function is_fenced_off(owned, token)
+  return token ~= '' and redis.call('HGET', owned, 'owner') ~= token
+end

@@ -1,7 +1,8 @@
 -- Write an adapter's record and tell the replicas. A name stays bound to its bytes for ever.
--- KEYS: adapter, adapters of the base, change stream, next id, models of the project
--- ARGV: name, sha256, record up to "int_id":, record after it, change, "1" if listed
--- Returns the adapter's number, or 0 if the name belongs to other bytes.
+-- KEYS: adapter, adapters of the base, change stream, next id, models of the project, job hash
+-- ARGV: name, sha256, record up to "int_id":, record after it, change, "1" if listed, lease token or ""
+-- Returns the adapter's number, 0 if the name belongs to other bytes, or -2 if somebody else has claimed the job.
+if is_fenced_off(KEYS[6], ARGV[7]) then return -2 end
 local current = redis.call('GET', KEYS[1])
 local number
 if current then

@@ -1,0 +1,124 @@
+"""Two workers and one job: a dead worker's job goes on elsewhere in time, and never are there two that train it."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+
+from services.trainer.jobs.publishing import withdraw
+from shared.errors import LeaseLost
+from shared.schemas.methods import SupervisedHyperparameters
+from shared.settings import Settings
+from shared.states import JobState
+from tests.integration.trainer_stack import Client, TrainerProcess, running_trainer, settings, tiny_base, with_client
+from tests.unit.trainer.tiny import training_rows
+
+__all__ = ["settings", "tiny_base"]
+
+STEPS = SupervisedHyperparameters(n_epochs=40, batch_size=2, learning_rate_multiplier=1.0)
+LAST_STEP = 40 * 12
+
+
+@pytest.fixture
+def two(settings: Settings, tmp_path: Path) -> Iterator[tuple[TrainerProcess, TrainerProcess]]:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    with (
+        running_trainer(settings, tmp_path / "first") as first,
+        running_trainer(settings, tmp_path / "second") as other,
+    ):
+        yield first, other
+
+
+async def owner(client: Client, workers: tuple[TrainerProcess, ...], job_id: str) -> TrainerProcess:
+    """Return the worker whose log says that it trains the job."""
+
+    async def started() -> bool:
+        return any('"child.started"' in worker.log.read_text() for worker in workers)
+
+    await client.until(started, "a training process")
+    return next(worker for worker in workers if '"child.started"' in worker.log.read_text())
+
+
+def reported(folder: Path) -> int:
+    """Count the steps that were written into a job's folder."""
+    return len((folder / "metrics.jsonl").read_bytes().splitlines())
+
+
+async def exactly_once(client: Client, job_id: str) -> None:
+    assert (await client.ended(job_id)).status is JobState.SUCCEEDED
+    assert await client.steps(job_id) == list(range(1, LAST_STEP + 1)), "each step is told once"
+
+
+def test_job_of_a_killed_worker_runs_elsewhere_within_the_lease_and_ten_seconds(
+    two: tuple[TrainerProcess, TrainerProcess], settings: Settings
+) -> None:
+    async def story(client: Client) -> None:
+        job_id = await client.submit(await client.upload(training_rows(24)), STEPS)
+        first = await owner(client, two, job_id)
+        other = next(worker for worker in two if worker is not first)
+        await client.reached(job_id, 20)
+        first.signal(signal.SIGKILL)
+        died = time.monotonic()
+        await owner(client, (other,), job_id)
+        # of the lease, and two rounds of the reaper
+        assert time.monotonic() - died < settings.lease_ttl_s + 10
+        await exactly_once(client, job_id)
+
+    with_client(settings, story)
+
+
+def test_frozen_worker_s_process_waits_and_ends_when_another_worker_has_the_job(
+    two: tuple[TrainerProcess, TrainerProcess], settings: Settings
+) -> None:
+    async def story(client: Client) -> None:
+        job_id = await client.submit(await client.upload(training_rows(24)), STEPS)
+        first = await owner(client, two, job_id)
+        other = next(worker for worker in two if worker is not first)
+        await client.reached(job_id, 20)
+        folder = client.stores.paths.job_folder(job_id)
+        orphaned = [child for child in first.children() if "training.child" in " ".join(child.cmdline())]
+        assert len(orphaned) == 1 and first.process is not None
+        psutil.Process(first.process.pid).suspend()
+        try:
+            # The second worker is kept from claiming, so that the lease only runs out.
+            psutil.Process(other.process.pid).suspend()  # type: ignore[union-attr]
+            await asyncio.sleep(settings.lease_ttl_s + 1)
+            waiting_at = reported(folder)
+            await asyncio.sleep(2)
+            assert reported(folder) == waiting_at < LAST_STEP, "it trains without a lease"
+            psutil.Process(other.process.pid).resume()  # type: ignore[union-attr]
+            await owner(client, (other,), job_id)
+        finally:
+            psutil.Process(first.process.pid).resume()
+        _, alive = psutil.wait_procs(orphaned, timeout=5)
+        assert not alive, "two train the job"
+        await exactly_once(client, job_id)
+        lines = (folder / "metrics.jsonl").read_bytes().splitlines()
+        assert [msgspec.json.decode(line)["step"] for line in lines] == list(range(1, LAST_STEP + 1))
+        assert "lease.lost" in first.log.read_text()
+
+    with_client(settings, story)
+
+
+def test_replaced_worker_takes_nothing_back(settings: Settings) -> None:
+    async def story(client: Client) -> None:
+        stores = client.stores
+        job_id = await client.submit(await client.upload(training_rows(12)))
+        record = await stores.jobs.get(job_id)
+        (stores.paths.job_folder(job_id)).mkdir(parents=True)
+        token = await stores.leases.claim(job_id)
+        assert token is not None
+        await stores.leases.release(job_id, token)
+        assert await stores.leases.claim(job_id)
+        with pytest.raises(LeaseLost):
+            await withdraw(stores, record, fence=token)
+
+    with_client(settings, story)

@@ -76,18 +76,22 @@ def wait_for(condition: Callable[[], bool], timeout_s: float, explain: Callable[
         time.sleep(0.1)
 
 
+def launch(data_dir: Path, port: int, extra_env: Mapping[str, str], *, log: Path) -> subprocess.Popen[bytes]:
+    """Start `selftune up`, in a session of its own; what it prints is appended to `log`."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SELFTUNE_")}
+    command = [sys.executable, "-m", "services.cli", "up", "--data-dir", str(data_dir), "--port", str(port)]
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True, env={**environment, **extra_env}
+        )
+
+
 @contextmanager
 def running_stack(data_dir: Path, extra_env: Mapping[str, str] | None = None) -> Iterator[RunningStack]:
     """Start a stack, and stop it as Ctrl-C does; the test fails if that leaves a process or a non-zero status."""
     data_dir.mkdir(parents=True, exist_ok=True)
     port = free_port()
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SELFTUNE_")}
-    command = [sys.executable, "-m", "services.cli", "up", "--data-dir", str(data_dir), "--port", str(port)]
-    with (data_dir / "up.log").open("wb") as output:
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True,
-            env={**environment, **(extra_env or {})},
-        )  # fmt: skip
+    process = launch(data_dir, port, extra_env or {}, log=data_dir / "up.log")
     stack = RunningStack(f"http://127.0.0.1:{port}", data_dir, process)
     try:
         yield stack

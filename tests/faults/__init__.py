@@ -1,0 +1,6 @@
+"""Pulling plugs on a real stack while clients use it: `make faults`, or `python -m tests.faults --help`.
+
+`plan` draws the faults from a seed, `plugs` pulls them, `site` is the stack and what it stands on (a small disk, a
+clock that can be moved), `clients` use it and write into the `ledger` what was acknowledged, and `verdict` compares at
+the end.
+"""

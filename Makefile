@@ -2,7 +2,7 @@
 PYTHON_BIN := .venv/bin/python
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: setup demo up test sdks check fmt openapi lock
+.PHONY: setup demo up test faults sdks check fmt openapi lock
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -22,6 +22,9 @@ sdks: setup      ## Fetch the other SDKs that the tests run: openai 2.x, openai 
 
 test: setup sdks ## Run every test, the real ones included
 	$(PYTHON_BIN) -m pytest
+
+faults: setup    ## Pull 200 plugs on a real stack; SEED=… repeats a run (half an hour)
+	$(PYTHON_BIN) -m tests.faults --faults 200 $(if $(SEED),--seed $(SEED))
 
 check: setup     ## Format, lint, types, dependency rules
 	.venv/bin/ruff format --check .

@@ -17,8 +17,19 @@ _HIDDEN = frozenset({"timestamp", "level", "event", "service"})
 Writer = Callable[[str, bytes], None]
 
 
+class _LogFile(logging.handlers.RotatingFileHandler):
+    """A log that a full disk costs lines, and nothing else."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Let the line go; the terminal has it."""
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 class Console:
-    """Prints to stdout, which may close early (`selftune up | head`) without harm."""
+    """Prints to stdout, which may close early (`selftune up | head`) or be on a full disk without harm."""
 
     def __init__(self) -> None:
         self._terminal = sys.stdout.isatty()
@@ -30,8 +41,8 @@ class Console:
     @contextlib.contextmanager
     def log(self, path: Path) -> Iterator[Writer]:
         """Open a log file, rotated at 64 MiB with three kept, and return what writes to it and to the terminal."""
-        handler = logging.handlers.RotatingFileHandler(
-            path, maxBytes=_MAX_LOG_BYTES, backupCount=_KEPT_LOGS, encoding="utf-8"
+        handler = _LogFile(
+            path, maxBytes=_MAX_LOG_BYTES, backupCount=_KEPT_LOGS, encoding="utf-8", errors="replace", delay=True
         )
 
         def write(name: str, line: bytes) -> None:
@@ -48,7 +59,7 @@ class Console:
         label = f"{name:<9} |"
         if self._terminal:
             label = f"\033[{_COLOURS.get(name, 37)}m{label}\033[0m"
-        with contextlib.suppress(BrokenPipeError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
             print(label, text, flush=True)  # noqa: T201 - this is the terminal
 
 

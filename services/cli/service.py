@@ -106,7 +106,10 @@ class Service:
             self._console.say(f"{self.name} ended unexpectedly ({_reason(code)}); starting it again in {delay_s:g} s")
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
-            await self._spawn()
+            try:
+                await self._spawn()
+            except OSError as error:  # no memory or no process to be had just now
+                self._console.say(f"{self.name} cannot be started ({error})")
 
     async def _watch(self) -> int:
         """Pass the program's output on until it ends; return its exit status."""

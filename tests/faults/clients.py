@@ -149,7 +149,7 @@ class Client:
 
     async def resume(self) -> None:
         """Resume a job that was asked to pause; 400 says that it was not paused."""
-        for job_id, job in self.ledger.jobs.items():
+        for job_id, job in list(self.ledger.jobs.items()):
             if job.paused and await self.ask("POST", f"/fine_tuning/jobs/{job_id}/resume", fine=(400,)) is not None:
                 job.paused = False
                 return

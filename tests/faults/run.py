@@ -26,6 +26,8 @@ from tests.faults.verdict import Verdict
 
 Say = Callable[[str], None]
 WATCH_S = 0.5
+BACK_S = 180.0
+"""How long a process may be away that was killed; without jobs there is no training process, either."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,7 @@ async def _disturb(
     try:
         for number, fault in enumerate(faults, 1):
             await asyncio.sleep(fault.pause_s)
-            while not await plugs.pull(place, fault):  # what it is for is being started, or there is no training now
-                await asyncio.sleep(1)
+            await _pull(place, fault)
             pulled[f"{fault.kind.value} {fault.target}".strip()] += 1
             say(f"{number:4d} {fault}")
             for task in (*working, watching):
@@ -128,6 +129,14 @@ async def _disturb(
         await asyncio.gather(*working, watching)
         for client in clients:
             await client.close()
+
+
+async def _pull(place: Site, fault: Fault) -> None:
+    """Pull a plug; wait for what it is for, which may be being started."""
+    deadline = time.monotonic() + BACK_S
+    while not await plugs.pull(place, fault):
+        assert time.monotonic() < deadline, f"not there for {BACK_S:.0f} s: {fault.target}"
+        await asyncio.sleep(1)
 
 
 async def _watch(place: Site, stop: asyncio.Event) -> None:

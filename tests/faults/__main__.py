@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import secrets
+import signal
 import sys
 from pathlib import Path
 
@@ -20,6 +21,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1_000_000), help="which faults and requests")
     parser.add_argument("--logs", type=Path, help="folder for the logs of a run that went wrong")
     given = parser.parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where the shell has had the first ignored
+        signal.signal(number, signal.default_int_handler)
     again = f"--faults {given.faults} --clients {given.clients} --seed {given.seed}"
     print(f"seed {given.seed}: python -m tests.faults {again}")
     outcome = run(given.faults, seed=given.seed, n_clients=given.clients, say=_say, kept_logs=given.logs)

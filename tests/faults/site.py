@@ -99,8 +99,9 @@ class Site:
                 everything = [child for trainer in trainers for child in trainer.children(recursive=True)]
                 return [child for child in everything if "services.trainer.training" in _words(child)]
             case "engine":
-                children = [child for one in self.processes("inference") for child in one.children(recursive=True)]
-                return [child for child in children if "EngineCore" in _words(child)]
+                launchers = self.processes("inference")
+                forked = [child for one in launchers for child in one.children(recursive=True)]
+                return [child for child in forked if child.ppid() not in {one.pid for one in launchers}]
             case "valkey":
                 return self._services("valkey-server")
             case _:

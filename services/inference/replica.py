@@ -57,6 +57,8 @@ class Replica:
                 await self._presence.beat_replica(self.record, ttl_s=ttl_s)
             except StoreUnavailable as away:
                 log.warning("replica.heartbeat_failed", reason=away.message)
+            except Exception:  # a server that serves and is silent would be taken for dead, for ever
+                log.exception("replica.heartbeat_failed")
 
     async def leave(self) -> None:
         """Stop the heartbeat and withdraw the record, so that the gateway sends no more requests here."""

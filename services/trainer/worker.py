@@ -164,6 +164,8 @@ class Trainer:
                 await self._stores.presence.beat_worker(self._record(), ttl_s=BEAT_TTL_S)
             except StoreUnavailable:
                 log.warning("heartbeat.store_unavailable")
+            except Exception:  # a worker that works and is silent would be taken for dead, for ever
+                log.exception("heartbeat.failed")
             await asyncio.sleep(BEAT_S)
 
     def _record(self) -> WorkerRecord:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
@@ -22,8 +23,9 @@ _AWAY = (
     exceptions.OutOfMemoryError,
 )  # fmt: skip
 
-# A full disk under the append-only file, a primary that is away, a script that does not end.
-_REFUSALS = ("MISCONF", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN", "BUSY ")
+# A full disk under the append-only file, a primary that is away, a script that does not end. redis-py puts the command
+# before the error of a transaction.
+_REFUSAL = re.compile(r"(\A|caused error: )(MISCONF|MASTERDOWN|NOREPLICAS|CLUSTERDOWN|BUSY) ")
 
 
 class Client:
@@ -96,7 +98,7 @@ async def _bounded(deadline_s: float) -> AsyncIterator[None]:
             raise asyncio.CancelledError from error
         raise StoreUnavailable("The database does not answer at the moment; please try again.") from error
     except exceptions.ResponseError as error:
-        if not str(error).startswith(_REFUSALS):
+        if not _REFUSAL.search(str(error)):
             raise
         raise StoreUnavailable("The database cannot take changes at the moment; please try again.") from error
     if task.cancelling() > cancellations:

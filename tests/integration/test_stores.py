@@ -92,6 +92,22 @@ def test_concurrent_changes_are_all_kept(redis_url: str) -> None:
     run(redis_url, story)
 
 
+def test_database_that_takes_no_writes_is_away_for_each_kind_of_call(redis_url: str) -> None:
+    async def story(client: Client) -> None:
+        await client.call("CONFIG", "SET", "min-replicas-to-write", 1)  # refused as for a full disk
+        try:
+            with pytest.raises(StoreUnavailable):
+                await client.call("SET", "a", 1)
+            with pytest.raises(StoreUnavailable):
+                await client.together([("SET", "a", 1), ("SET", "b", 1)])
+            with pytest.raises(StoreUnavailable):
+                await JobStore(client).create(a_job(), [])
+        finally:
+            await client.call("CONFIG", "SET", "min-replicas-to-write", 0)
+
+    run(redis_url, story)
+
+
 def test_worker_without_the_lease_cannot_write(redis_url: str) -> None:
     async def story(client: Client) -> None:
         jobs, leases = JobStore(client), LeaseStore(client, ttl_s=2)

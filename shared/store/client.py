@@ -25,7 +25,7 @@ _AWAY = (
 
 # A full disk under the append-only file, a primary that is away, a script that does not end. redis-py puts the command
 # before the error of a transaction.
-_REFUSAL = re.compile(r"(\A|caused error: )(MISCONF|MASTERDOWN|NOREPLICAS|CLUSTERDOWN|BUSY) ")
+_REFUSAL = re.compile(r"(\A|caused error: \W*)(MISCONF|MASTERDOWN|NOREPLICAS|CLUSTERDOWN|BUSY) ")
 
 
 class Client:

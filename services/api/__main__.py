@@ -12,8 +12,10 @@ import uvicorn
 
 from services.api.access import Access
 from services.api.app import create_app
+from shared.errors import SelftuneError
 from shared.logging import configure
 from shared.settings import Settings
+from shared.store.schema import prepare_database
 
 _GRACE_S = 15
 """How long streams may go on after SIGTERM; a supervisor's patience must be longer."""
@@ -52,6 +54,10 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         # uvicorn raises the signal again once it has stopped; having stopped as asked is a success.
         signal.signal(number, lambda *_: sys.exit(0))
+    try:
+        asyncio.run(prepare_database(settings))
+    except SelftuneError as error:
+        sys.exit(f"api: {error.message}")
     structlog.get_logger().info("api.starting", host=settings.host, port=settings.port)
     Server(config, drain).run()
 

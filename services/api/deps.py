@@ -36,6 +36,7 @@ from services.api.organization.admin_keys import AdminKeys
 from services.api.organization.keys import KeyAdmin
 from services.api.organization.projects import ProjectAdmin
 from services.api.readiness import Readiness
+from services.api.recorder import Recorder
 from services.api.webhooks.dispatch import Dispatcher, Family, batches_ending, jobs_ending
 from services.api.webhooks.endpoints import Webhooks
 from services.api.webhooks.sender import WebhookSender
@@ -110,6 +111,7 @@ class Services:
     project_admin: ProjectAdmin
     key_admin: KeyAdmin
     admin_keys: AdminKeys
+    recorder: Recorder
 
     @classmethod
     def open(cls, settings: Settings, drain: asyncio.Event) -> "Services":
@@ -144,6 +146,7 @@ class Services:
             concurrency=settings.batch_concurrency,
             max_line_bytes=settings.max_body_bytes,
         )
+        recorder = Recorder(client, paths, interval_s=settings.records_interval_s)
         return cls(
             settings=settings,
             paths=paths,
@@ -181,6 +184,7 @@ class Services:
                 registry,
                 presence,
                 drain,
+                record_objection=lambda: recorder.objection,
                 base_id=settings.public_base_id,
                 merged_model=settings.merged_model,
             ),
@@ -205,6 +209,7 @@ class Services:
             project_admin=ProjectAdmin(settings, projects),
             key_admin=KeyAdmin(projects, ServiceAccountStore(client), key_store),
             admin_keys=AdminKeys(settings.organization, key_store),
+            recorder=recorder,
         )
 
     async def start(self) -> None:
@@ -213,6 +218,7 @@ class Services:
         self.dispatcher.start()
         self.counting.start()
         self.batch_runner.start()
+        self.recorder.start()
 
     async def close(self) -> None:
         await self.batch_runner.close()
@@ -221,6 +227,7 @@ class Services:
         await self.shadowing.close()
         await self.counting.close()
         await self.gateway.close()
+        await self.recorder.close()
         await self.queue.close()
         await self.client.close()
 

@@ -22,6 +22,7 @@ from services.api.batches.creation import Batches
 from services.api.batches.output_files import OutputFiles
 from services.api.batches.run import Tools
 from services.api.batches.runner import Runner
+from services.api.database import Database
 from services.api.files.chunked_uploads import ChunkedUploads
 from services.api.files.sweeper import Sweeper
 from services.api.files.uploads import Uploads
@@ -111,6 +112,7 @@ class Services:
     project_admin: ProjectAdmin
     key_admin: KeyAdmin
     admin_keys: AdminKeys
+    database: Database
     recorder: Recorder
 
     @classmethod
@@ -209,10 +211,14 @@ class Services:
             project_admin=ProjectAdmin(settings, projects),
             key_admin=KeyAdmin(projects, ServiceAccountStore(client), key_store),
             admin_keys=AdminKeys(settings.organization, key_store),
+            database=Database(client, settings),
             recorder=recorder,
         )
 
     async def start(self) -> None:
+        await self.database.start(self._start_parts)
+
+    async def _start_parts(self) -> None:
         self.sweeper.start()
         await self.authenticator.start()
         self.dispatcher.start()
@@ -221,6 +227,7 @@ class Services:
         self.recorder.start()
 
     async def close(self) -> None:
+        await self.database.close()
         await self.batch_runner.close()
         await self.sweeper.stop()
         await self.dispatcher.close()

@@ -66,23 +66,15 @@ async def ensure_schema(client: Client, settings: Settings, *, steps: Mapping[in
     delay_s = _FIRST_DELAY_S
     while True:
         try:
-            return await _migrate(client, settings, steps)
+            return await bring_up_to_date(client, settings, steps=steps)
         except StoreUnavailable:
             _log.warning("schema.store_unavailable", retry_s=delay_s)
         await asyncio.sleep(delay_s)
         delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
 
 
-async def prepare_database(settings: Settings) -> None:
-    """The same on a connection of its own, for a service that opens its own later."""
-    client = Client(settings.database_url, connections=2)
-    try:
-        await ensure_schema(client, settings)
-    finally:
-        await client.close()
-
-
-async def _migrate(client: Client, settings: Settings, steps: Mapping[int, Step]) -> Schema:
+async def bring_up_to_date(client: Client, settings: Settings, *, steps: Mapping[int, Step] = STEPS) -> Schema:
+    """The same without waiting for the database. Raises StoreUnavailable."""
     newest = newest_version(steps)
     context = MigrationContext(settings=settings, paths=Paths(settings.home))
     while True:

@@ -21,7 +21,8 @@ async def look_for_losses(client: Client) -> list[str]:
         told = await client.call("CONFIG", "GET", *_ASKED)
     except ResponseError:  # managed servers keep CONFIG for themselves
         return await _from_info(client)
-    return losses({_text(name): _text(value) for name, value in told.items()})
+    words = [word.decode() for word in told]
+    return losses(dict(zip(words[::2], words[1::2], strict=True)))
 
 
 async def _from_info(client: Client) -> list[str]:
@@ -45,6 +46,3 @@ def losses(settings: Mapping[str, str]) -> list[str]:
         found.append(f"the database drops records when its memory is full (maxmemory-policy {policy})")
     return found
 
-
-def _text(told: bytes | str) -> str:
-    return told.decode() if isinstance(told, bytes) else told

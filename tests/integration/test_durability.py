@@ -136,10 +136,10 @@ def test_registry_is_rebuilt_from_the_folder_alone_and_twice_the_same(tmp_path: 
     with valkey() as url:
         with server(home, url) as api:
             of = populate(api)
-            before = seen(api, of["key"])
             with api.client() as http:
                 for path in ("/v1/aliases/support-2", f"/v1/files/{upload(http, 'gone.jsonl')}"):
                     assert http.delete(path).is_success
+            before = seen(api, of["key"])
         database = stored(url)
         with redis.Redis.from_url(url) as client:
             client.flushall()
@@ -158,10 +158,6 @@ def test_registry_is_rebuilt_from_the_folder_alone_and_twice_the_same(tmp_path: 
             with redis.Redis.from_url(url) as client:
                 assert client.smembers(keys.ACTIVE_JOBS) == {b"ftjob-waits"}
                 assert client.smembers(keys.PINNED_ADAPTERS) == {MODEL.encode()}
-    gone = before["/v1/aliases"]["data"]
-    before["/v1/aliases"]["data"] = [alias for alias in gone if alias["id"] != "support-2"]
-    for found in (before, after):
-        found["/v1/aliases"] = found["/v1/aliases"]["data"]
     assert after == before
 
 

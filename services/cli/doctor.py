@@ -135,9 +135,10 @@ def _database(settings: Settings) -> Iterator[Line]:
 async def _form_and_losses(settings: Settings) -> list[Line]:
     """Look at what the database's records are like, and whether it keeps them."""
     client = Client(settings.database_url, connections=1, timeout_s=2.0)
+    lines: list[Line] = []
     try:
         schema, losses = await read_schema(client), await look_for_losses(client)
-        lines = [Line("warning", "database", loss) for loss in losses]
+        lines += [Line("warning", "database", loss) for loss in losses]
         if schema is None:
             return [*lines, Line("ok", "records", "none yet")]
         known = RecordFiles(Paths(settings.home).records).database()
@@ -146,7 +147,7 @@ async def _form_and_losses(settings: Settings) -> list[Line]:
         check_version(schema.version, newest_version())
         return [*lines, Line("ok", "records", f"form {schema.version}")]
     except SelftuneError as error:
-        return [Line("failed", "records", error.message)]
+        return [*lines, Line("failed", "records", error.message)]
     finally:
         await client.close()
 

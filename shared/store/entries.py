@@ -221,7 +221,8 @@ async def find(client: Client) -> dict[str, list[str]]:
             if family not in _LISTED and family not in LEFT_OUT:
                 found.setdefault(family, set()).add(key)
         if not cursor:
-            return {family: sorted(names) for family, names in found.items() if names}
+            ordered = [*KINDS, *sorted(found.keys() - KINDS.keys())]
+            return {family: sorted(found[family]) for family in ordered if found[family]}
 
 
 async def read(client: Client, family: str, names: Sequence[str]) -> AsyncIterator[Entry]:

@@ -45,4 +45,3 @@ def losses(settings: Mapping[str, str]) -> list[str]:
     if policy != _KEEPS_ALL and settings.get("maxmemory", "0") != "0":
         found.append(f"the database drops records when its memory is full (maxmemory-policy {policy})")
     return found
-

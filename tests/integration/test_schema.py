@@ -14,8 +14,11 @@ from pathlib import Path
 import pytest
 import redis
 
+from services.cli.doctor import examine
 from shared import keys
 from shared.errors import SchemaTooNew
+from shared.paths import Paths
+from shared.record_files import RecordFiles
 from shared.settings import Settings
 from shared.store.client import Client
 from shared.store.schema import Schema, ensure_schema, newest_version, read_schema
@@ -173,3 +176,26 @@ def test_it_waits_for_a_database_that_is_away(tmp_path: Path) -> None:
         assert asyncio.run(wait_for_it()).version == newest_version()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_doctor_tells_the_form_and_what_the_database_would_lose(database: str, tmp_path: Path) -> None:
+    settings = Settings(data_dir=str(tmp_path), redis_url=database)
+
+    def lines() -> list[tuple[str, str, str]]:
+        sources = dict.fromkeys(Settings.__struct_fields__, "the default")
+        places = next(found for section, found in examine(settings, sources) if section == "Places")
+        return [tuple(line) for line in places if line.what in ("database", "records")]
+
+    lost = "the database has no append-only file (appendonly no) and loses what was written when it stops"
+    expected = [("ok", "database", "answers"), ("warning", "database", lost)]
+    assert lines() == [*expected, ("ok", "records", "none yet")]
+    with_store(database, lambda client: ensure_schema(client, settings))
+    assert lines() == [*expected, ("ok", "records", f"form {newest_version()}")]
+    RecordFiles(Paths(tmp_path).records).claim(Schema(id="another", version=1))
+    other = "the data folder's are of another database: see selftune rebuild"
+    assert lines()[2:] == [("failed", "records", other), ("ok", "records", f"form {newest_version()}")]
+    with redis.Redis.from_url(database) as client:
+        client.hset(keys.SCHEMA, "version", newest_version() + 1)
+    [(level, _, detail)] = lines()[3:]
+    assert level == "failed"
+    assert detail.startswith(f"The database has form {newest_version() + 1}")

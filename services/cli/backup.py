@@ -33,6 +33,7 @@ from shared.store.client import Client
 from shared.store.schema import Schema, read_schema
 
 MANIFEST, RECORDS, DATA = "backup.json", "records.jsonl", "data"
+_FORM = 1
 _MADE_AGAIN = frozenset({"valkey", "tokens", "compiled", "logs", "records", "up.lock"})
 _KEPT_HIDDEN = frozenset({".unrecorded"})
 _BLOCK_BYTES = 1 << 20
@@ -51,7 +52,7 @@ class Part(Struct, frozen=True, kw_only=True):
 class Manifest(Struct, frozen=True, kw_only=True):
     """backup.json."""
 
-    form: int = 1
+    form: int = _FORM
     selftune_version: str
     created_at: int
     database: Schema
@@ -217,7 +218,7 @@ def read_manifest(backup: Path) -> Manifest:
         raise InvalidRequest(f"{backup} has no {MANIFEST}: it is no backup, or one that was not finished") from error
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"{backup / MANIFEST}: {error}") from error
-    if manifest.form != Manifest.__struct_defaults__[0]:
+    if manifest.form != _FORM:
         raise InvalidRequest(f"{backup} was made by a newer version ({manifest.selftune_version})")
     if any(".." in Path(name).parts or Path(name).is_absolute() for name in manifest.files):
         raise InvalidRequest(f"{backup / MANIFEST} names files outside the backup")

@@ -6,7 +6,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import redis
@@ -41,7 +40,7 @@ def database_of(settings: Settings, folder: Path) -> Iterator[str]:
             stdout=log,
             stderr=log,
             start_new_session=True,  # Ctrl-C is for this command, which stops the server in order
-            preexec_fn=partial(die_with_parent),  # noqa: PLW1509 - no other thread is there yet
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - no other thread is there yet
         )
     url = embedded_valkey.url(folder)
     try:

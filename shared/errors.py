@@ -16,6 +16,7 @@
     │       └── ReplicaLost       one was there and broke the connection
     ├── AdapterRejected           an adapter that must not be served, with the reason
     ├── InvalidTrainingData       a data set that cannot be trained on; becomes a failed job's error
+    ├── SchemaTooNew              the database was written by a newer version
     ├── TransitionRefused         a job cannot go from its state to the one asked for
     └── LeaseLost                 somebody else holds the job now; stop writing
 
@@ -125,6 +126,12 @@ class InvalidTrainingData(SelftuneError):
     """The data set cannot be trained on; the message names the first bad line and how many there are."""
 
     default_code = "invalid_training_file"
+
+
+class SchemaTooNew(SelftuneError):
+    """The database has a form that this version does not know."""
+
+    default_code = "schema_too_new"
 
 
 class TransitionRefused(SelftuneError):

@@ -66,6 +66,9 @@
 | selftune:alias_history:{uid}     | list   | AliasRevision, newest first, 200 at most       | with the alias |
 | selftune:alias_traffic:{uid} {t} | hash   | counts of the 10 s from t, see alias_traffic   | 70 minutes     |
 | selftune:shadow_pairs:{uid}      | stream | pair: StoredPair, keep_pairs at most           | keep_s         |
+| selftune:schema                  | hash   | id, version, applied … : see shared/store/schema | for ever     |
+| selftune:schema_lock             | string | token of the process that migrates             | 30 s           |
+| selftune:recorder_lock           | string | token of the api process that writes records/  | 30 s           |
 | arq:*                            | -      | the queues, written by arq                     | arq's          |
 
 No key is another one's prefix plus a colon: ids come from clients, and must not reach a key of another type.
@@ -92,6 +95,16 @@ WORKERS = f"{_ROOT}:workers"
 WEBHOOK_QUEUE = f"{_ROOT}:webhook_queue"
 PROJECTS = f"{_ROOT}:projects"
 ADMIN_KEYS = f"{_ROOT}:admin_keys"
+SCHEMA = f"{_ROOT}:schema"
+SCHEMA_LOCK = f"{_ROOT}:schema_lock"
+RECORDER_LOCK = f"{_ROOT}:recorder_lock"
+EVERYTHING = f"{_ROOT}:*"
+"""Pattern of every key of ours."""
+
+
+def family(key: str) -> str:
+    """Return what stands behind `selftune:`, up to the next colon: the table's first column, without ids."""
+    return key.split(":", 2)[1]
 
 
 def api_key(digest: str) -> str:

@@ -14,6 +14,7 @@ DATA_DIR/
   tokens/<key>/                    tokenised files, kept for other jobs: shared/token_cache.py
   adapters/<base>/<sha256>/        published adapters, immutable
   models/<job id>/<sha256>/        a fully fine-tuned model, immutable
+  records/<family>/*.json          the registry, written again beside the database: shared/record_files.py
   compiled/                        machine code that inference compiles for itself; safe to delete
   logs/                            one file a service
 """
@@ -48,6 +49,7 @@ class Paths:
         self.tokens = home / "tokens"
         self.adapters = home / "adapters"
         self.models = home / "models"
+        self.records = home / "records"
         self.compiled = home / "compiled"
         self.logs = home / "logs"
 
@@ -65,6 +67,7 @@ class Paths:
             self.tokens,
             self.adapters,
             self.models,
+            self.records,
             self.logs,
         )
         for folder in folders:

@@ -45,6 +45,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     redis_url: Annotated[
         str, _setting("Redis or Valkey to use, redis://… or unix://…; empty starts an embedded one in the data folder.")
     ] = ""
+    valkey_fsync: Annotated[
+        Literal["everysec", "always"],
+        _setting(
+            "When the embedded database forces changes to disk: 'everysec', a power cut may cost the last second, or "
+            "'always', before they are acknowledged."
+        ),
+    ] = "everysec"
+    records_interval_s: Annotated[
+        float,
+        _setting(
+            "Seconds after which a changed record is in the data folder, too, for `selftune rebuild`.", ge=0.1, le=3600
+        ),
+    ] = 5.0
     base_model: Annotated[
         str,
         _setting(

@@ -12,8 +12,11 @@ import uvicorn
 
 from services.api.access import Access
 from services.api.app import create_app
+from shared.errors import SchemaTooNew, StoreUnavailable
 from shared.logging import configure
 from shared.settings import Settings
+from shared.store.client import Client
+from shared.store.schema import bring_up_to_date
 
 _GRACE_S = 15
 """How long streams may go on after SIGTERM; a supervisor's patience must be longer."""
@@ -52,8 +55,23 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         # uvicorn raises the signal again once it has stopped; having stopped as asked is a success.
         signal.signal(number, lambda *_: sys.exit(0))
+    try:
+        asyncio.run(_prepare_database(settings))
+    except SchemaTooNew as error:
+        sys.exit(f"api: {error.message}")
     structlog.get_logger().info("api.starting", host=settings.host, port=settings.port)
     Server(config, drain).run()
+
+
+async def _prepare_database(settings: Settings) -> None:
+    """Bring the database to its newest form, so that one that cannot be read ends this process with a sentence."""
+    client = Client(settings.database_url, connections=2)
+    try:
+        await bring_up_to_date(client, settings)
+    except StoreUnavailable as error:  # Services.start goes on trying
+        structlog.get_logger().warning("database.pending", reason=error.message)
+    finally:
+        await client.close()
 
 
 if __name__ == "__main__":

@@ -111,11 +111,12 @@ def _bearer(header: str | None) -> str:
 async def require_key(connection: ASGIConnection[Any, Any, Identity, State], handler: BaseRouteHandler) -> None:
     """Guard of every route that is not public; puts the caller's Identity into `connection.auth`.
 
-    Raises NotAuthenticated, PermissionDenied, RateLimited, StoreUnavailable.
+    Raises NotAuthenticated, PermissionDenied, RateLimited, StoreUnavailable, SchemaTooNew.
     """
     if handler.opt.get(PUBLIC):
         return
     services = connection.app.state.services
+    await services.database.ready()
     authenticator: Authenticator = services.authenticator
     caller = await authenticator.authenticate(credentials(connection, handler), connection.headers)
     connection.scope["auth"] = caller

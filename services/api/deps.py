@@ -22,6 +22,7 @@ from services.api.batches.creation import Batches
 from services.api.batches.output_files import OutputFiles
 from services.api.batches.run import Tools
 from services.api.batches.runner import Runner
+from services.api.database import Database
 from services.api.files.chunked_uploads import ChunkedUploads
 from services.api.files.sweeper import Sweeper
 from services.api.files.uploads import Uploads
@@ -36,6 +37,7 @@ from services.api.organization.admin_keys import AdminKeys
 from services.api.organization.keys import KeyAdmin
 from services.api.organization.projects import ProjectAdmin
 from services.api.readiness import Readiness
+from services.api.recorder import Recorder
 from services.api.webhooks.dispatch import Dispatcher, Family, batches_ending, jobs_ending
 from services.api.webhooks.endpoints import Webhooks
 from services.api.webhooks.sender import WebhookSender
@@ -110,6 +112,8 @@ class Services:
     project_admin: ProjectAdmin
     key_admin: KeyAdmin
     admin_keys: AdminKeys
+    database: Database
+    recorder: Recorder
 
     @classmethod
     def open(cls, settings: Settings, drain: asyncio.Event) -> "Services":
@@ -144,6 +148,7 @@ class Services:
             concurrency=settings.batch_concurrency,
             max_line_bytes=settings.max_body_bytes,
         )
+        recorder = Recorder(client, paths, interval_s=settings.records_interval_s)
         return cls(
             settings=settings,
             paths=paths,
@@ -181,6 +186,7 @@ class Services:
                 registry,
                 presence,
                 drain,
+                record_objection=lambda: recorder.objection,
                 base_id=settings.public_base_id,
                 merged_model=settings.merged_model,
             ),
@@ -205,22 +211,30 @@ class Services:
             project_admin=ProjectAdmin(settings, projects),
             key_admin=KeyAdmin(projects, ServiceAccountStore(client), key_store),
             admin_keys=AdminKeys(settings.organization, key_store),
+            database=Database(client, settings),
+            recorder=recorder,
         )
 
     async def start(self) -> None:
+        await self.database.start(self._start_parts)
+
+    async def _start_parts(self) -> None:
         self.sweeper.start()
         await self.authenticator.start()
         self.dispatcher.start()
         self.counting.start()
         self.batch_runner.start()
+        self.recorder.start()
 
     async def close(self) -> None:
+        await self.database.close()
         await self.batch_runner.close()
         await self.sweeper.stop()
         await self.dispatcher.close()
         await self.shadowing.close()
         await self.counting.close()
         await self.gateway.close()
+        await self.recorder.close()
         await self.queue.close()
         await self.client.close()
 

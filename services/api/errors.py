@@ -52,6 +52,7 @@ TABLE: dict[type[errors.SelftuneError], Rule] = {
     errors.StoreUnavailable: Rule(503, SERVER_ERROR, retry_after_s=1),
     errors.NoReplica: Rule(503, SERVER_ERROR, retry_after_s=2),
     errors.ReplicaLost: Rule(503, SERVER_ERROR, retry_after_s=2),
+    errors.SchemaTooNew: Rule(503, SERVER_ERROR, retry_after_s=60),
     errors.LeaseLost: Rule(503, SERVER_ERROR, retry_after_s=1),
 }
 """Looked up along the class's bases, so that a new kind of InvalidRequest is a 400 without a line here."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Literal
 
@@ -13,10 +13,12 @@ from msgspec import Struct
 from shared.errors import StoreUnavailable
 from shared.paths import Paths, write_atomic
 from shared.store.client import Client
+from shared.store.persistence import look_for_losses
 from shared.store.presence import Presence
 from shared.store.registry import Registry
 
 _PROBE_S = 0.5
+_WARN_AGAIN_S = 60.0
 
 
 class Part(Struct, frozen=True, kw_only=True):
@@ -24,6 +26,7 @@ class Part(Struct, frozen=True, kw_only=True):
 
     ready: bool
     reason: str = ""
+    """Why it is not ready, or what to look after although it is."""
 
 
 class TrainerPart(Part, frozen=True, kw_only=True):
@@ -60,6 +63,7 @@ class Readiness:
         presence: Presence,
         drain: asyncio.Event,
         *,
+        record_objection: Callable[[], str],
         base_id: str,
         merged_model: str = "",
     ) -> None:
@@ -68,8 +72,10 @@ class Readiness:
         self._registry = registry
         self._presence = presence
         self._drain = drain
+        self._record_objection = record_objection
         self._base_id = base_id
         self._merged_model = merged_model
+        self._warned: tuple[float, str] | None = None
         self._probed: tuple[float, Part] | None = None
 
     async def report(self) -> Report:
@@ -83,7 +89,14 @@ class Readiness:
 
     async def _redis(self) -> Part:
         await self._client.ping()
-        return Part(ready=True)
+        return Part(ready=True, reason="; ".join(filter(None, (self._record_objection(), await self._warning()))))
+
+    async def _warning(self) -> str:
+        """Say what the database may lose, looking once a minute."""
+        now = time.monotonic()
+        if self._warned is None or now - self._warned[0] > _WARN_AGAIN_S:
+            self._warned = now, "; ".join(await look_for_losses(self._client))
+        return self._warned[1]
 
     async def _storage(self) -> Part:
         """Write to the data folder, a few times a second at most: anybody may ask."""

@@ -183,6 +183,58 @@ def export(
         )  # fmt: skip
 
 
+_DATA_DIR = typer.Option(envvar=f"{ENV_PREFIX}DATA_DIR", help="The server's folder.")
+
+
+@app.command("backup")
+def backup(
+    dest: Annotated[Path, typer.Argument(help="Folder to write, empty or not there; with --verify, one to check.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Read an earlier backup, every byte, instead.")] = False,
+    link: Annotated[
+        bool, typer.Option("--link", help="On the same disk: link what never changes instead of copying it.")
+    ] = False,
+    data_dir: Annotated[Path | None, _DATA_DIR] = None,
+    config: _CONFIG = None,
+) -> None:
+    """Copy everything that is kept, while the stack runs: records, files, checkpoints, models, keys."""
+    from services.cli import backup as backups
+
+    with _told_errors():
+        if verify:
+            manifest = backups.verify(dest)
+            typer.echo(f"{dest}: whole, {manifest.records} records and {len(manifest.files) - 1} files")
+        else:
+            settings = Settings.load({"data_dir": data_dir and str(data_dir)}, config=config)
+            backups.back_up(settings, dest, typer.echo, link=link)
+
+
+@app.command("restore")
+def restore(
+    source: Annotated[Path, typer.Argument(help="Folder that `backup` has written.")],
+    data_dir: Annotated[Path | None, _DATA_DIR] = None,
+    config: _CONFIG = None,
+) -> None:
+    """Make a data folder and its database from a backup; both are empty before, or not there."""
+    from services.cli import restore as restoring
+    from services.cli.backup import DATA
+
+    with _told_errors():
+        kept = source / DATA / "selftune.toml"
+        config = config or (kept if kept.is_file() else None)
+        settings = Settings.load({"data_dir": data_dir and str(data_dir)}, config=config)
+        restoring.restore(settings, source, typer.echo)
+
+
+@app.command("rebuild")
+def rebuild(data_dir: Annotated[Path | None, _DATA_DIR] = None, config: _CONFIG = None) -> None:
+    """Make a lost database again from the data folder, with the stack stopped, and tell what was found."""
+    from services.cli import rebuild as rebuilding
+
+    with _told_errors():
+        settings = Settings.load({"data_dir": data_dir and str(data_dir)}, config=config)
+        rebuilding.rebuild(settings, typer.echo)
+
+
 models = typer.Typer(no_args_is_help=True, help="The models of a project, and adapters from elsewhere.")
 app.add_typer(models, name="models")
 
@@ -242,6 +294,11 @@ def _told_errors() -> Iterator[None]:
         yield
     except SelftuneError as error:
         typer.echo(f"selftune: {error}", err=True)
+        raise typer.Exit(2) from error
+    except OSError as error:
+        if error.filename is None:
+            raise
+        typer.echo(f"selftune: {error.filename}: {error.strerror}", err=True)
         raise typer.Exit(2) from error
 
 

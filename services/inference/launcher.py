@@ -27,6 +27,7 @@ from shared.settings import Settings
 from shared.store.client import Client
 from shared.store.presence import Presence
 from shared.store.registry import Registry
+from shared.store.schema import ensure_schema
 
 log = structlog.get_logger()
 
@@ -58,7 +59,7 @@ async def run(settings: Settings) -> int:
     )
     replica.start()
     try:
-        found = await until_stopped(_prepare(settings, Registry(client), replica), stop)
+        found = await until_stopped(_prepare(settings, client, replica), stop)
         if found is None:
             return 0
         serve = importlib.import_module("services.inference.serve")
@@ -93,8 +94,9 @@ def interrupt_on_signals() -> None:
         signal.signal(number, interrupt)
 
 
-async def _prepare(settings: Settings, registry: Registry, replica: Replica) -> Found:
-    vllm = _import_in_background("services.inference.serve")
+async def _prepare(settings: Settings, client: Client, replica: Replica) -> Found:
+    await ensure_schema(client, settings)
+    registry, vllm = Registry(client), _import_in_background("services.inference.serve")
     if settings.merged_model:
         found = await wait_for_merged(settings, registry, replica)
     else:

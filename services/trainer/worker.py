@@ -33,6 +33,7 @@ from shared import queue
 from shared.errors import NotFound, StoreUnavailable
 from shared.records import WorkerRecord
 from shared.settings import Settings
+from shared.store.schema import ensure_schema
 
 BEAT_S = 1.0
 BEAT_TTL_S = 5.0
@@ -63,6 +64,12 @@ class Trainer:
 
     async def run(self) -> None:
         """Prepare the base model, then work."""
+        try:
+            await ensure_schema(self._stores.client, self._stores.settings)
+        except BaseException:
+            await self._serving.close()
+            await self._stores.close()
+            raise
         beating = asyncio.create_task(self._beat_forever())
         try:
             await processes.warm_up()

@@ -1,7 +1,8 @@
 """Files whose bytes may be in place without a record: when the database refuses it, or the process dies before.
 
-Each has a mark from before its bytes appear until its record is known to be there. Only files with a mark are ever
-deleted for want of a record, so that a database that was emptied or exchanged costs no file that a client knows of.
+Each has a mark from before its bytes appear until its record is known to be there, and while it is deleted. Only files
+with a mark are ever deleted for want of a record, so that a database that was emptied or exchanged costs no file that a
+client knows of.
 """
 
 from __future__ import annotations

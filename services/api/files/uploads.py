@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from services.api.files.names import safe_name
 from services.api.files.partial import PartialFile
 from services.api.files.unrecorded import Unrecorded
 from shared import ids
-from shared.errors import RateLimited
+from shared.errors import RateLimited, Unavailable
 from shared.paths import Paths
 from shared.records import FileRecord
 from shared.schemas.files import FilePurpose
@@ -79,8 +80,12 @@ class Uploads:
 
     async def delete(self, record: FileRecord) -> None:
         """Delete a file whose record is known; twice is the same as once."""
+        # A process that dies in between leaves a file with a mark, which is deleted later and never recorded again.
+        with suppress(Unavailable):  # a full disk; the deletion makes room
+            await asyncio.to_thread(self._unrecorded.mark, record.id)
         await self._files.remove(record)
         await asyncio.to_thread(shutil.rmtree, self._paths.file_folder(record.id), ignore_errors=True)
+        await asyncio.to_thread(self._unrecorded.settle, record.id)
         # Last: who tokenises it just now looks afterwards whether it is still there.
         await asyncio.to_thread(forget_file, self._paths.tokens, record.sha256)
         _log.info("file.deleted", file_id=record.id)

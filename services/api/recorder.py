@@ -1,0 +1,190 @@
+"""Writes the database's records beside it, so that it can be made again from the data folder: `selftune rebuild`.
+
+Redis is the truth, and what lies in `records/` follows it: a round looks at every record, writes what has changed, and
+then removes what is gone. A process that dies in between loses nothing, since the next round finds the same
+differences. Of several api processes the one that holds the lock does it.
+Before anything is written, and again before anything is removed, the database has to be the one that the files are of:
+a database that was emptied or exchanged must not take them along.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Iterable
+
+import structlog
+from msgspec.structs import replace
+
+from shared import keys
+from shared.errors import InvalidRequest, StoreUnavailable
+from shared.paths import Paths
+from shared.record_files import RecordFiles
+from shared.states import TERMINAL
+from shared.store import entries
+from shared.store.client import Client
+from shared.store.entries import Entry
+from shared.store.lock import Lock
+from shared.store.schema import Schema, read_schema
+
+_LOCK_TTL_S = 30.0
+_LAST_ROUND_S = 5.0
+_MOST_WORK = 0.05
+"""Part of the time that rounds may take; with very many records they come less often than they should."""
+_SETTLED_S = 600
+"""How long a job has to be over until nothing is added to its story any more."""
+_WRITTEN_AT_ONCE = 50
+
+_log = structlog.get_logger()
+
+
+class Recorder:
+    """Runs beside the requests until closed, and goes once more over everything then."""
+
+    def __init__(self, client: Client, paths: Paths, *, interval_s: float) -> None:
+        self._client = client
+        self._files = RecordFiles(paths.records)
+        self._lock = Lock(client, keys.RECORDER_LOCK, ttl_s=max(_LOCK_TTL_S, 3 * interval_s))
+        self._interval_s = interval_s
+        self._written: dict[str, bytes] | None = None
+        self._settled: set[str] = set()
+        self._task: asyncio.Task[None] | None = None
+        self.objection = ""
+        """Why nothing is written; empty while all is well."""
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="recorder")
+
+    async def close(self) -> None:
+        """Write what is left to write, unless that takes long or is impossible, and stop."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            try:
+                async with asyncio.timeout(_LAST_ROUND_S):
+                    await self.round()
+                    await self._lock.release()
+            except (StoreUnavailable, TimeoutError, OSError) as error:
+                _log.warning("records.left_behind", reason=type(error).__name__)
+
+    async def _run(self) -> None:
+        while True:
+            started = time.monotonic()
+            try:
+                await self.round()
+            except StoreUnavailable:
+                _log.warning("records.store_unavailable")
+            except OSError as error:
+                self._object(f"records cannot be written: {error.strerror or type(error).__name__}")
+            except Exception:  # noqa: BLE001 - one fault must not end it; the next round tries again
+                _log.error("records.failed", exc_info=True)
+            taken_s = time.monotonic() - started
+            await asyncio.sleep(max(self._interval_s, taken_s / _MOST_WORK))
+
+    async def round(self) -> None:
+        """Bring the files up to date, if this process is the one that does. Raises StoreUnavailable, OSError."""
+        if not await self._lock.hold():
+            self._written = None  # whoever has the lock writes now
+            return
+        schema = await self._matching_schema()
+        if schema is None:
+            return
+        if self._written is None:
+            self._written, self._settled = await asyncio.to_thread(self._read_all), set()
+        seen = await self._write_changes(self._written)
+        if await self._lock.hold() and await read_schema(self._client) == schema:
+            await self._remove(self._written, self._written.keys() - seen)
+            await asyncio.to_thread(self._claim, schema)
+            self._object("")
+
+    async def _matching_schema(self) -> Schema | None:
+        schema = await read_schema(self._client)
+        try:
+            known = await asyncio.to_thread(self._files.database)
+        except InvalidRequest as error:
+            self._object(error.message)
+            return None
+        if known is None and schema is not None:
+            await asyncio.to_thread(self._files.claim, schema)
+        elif known is not None and (schema is None or schema.id != known.id):
+            self._object(
+                "the data folder holds the records of another database, and this one's are not written there: "
+                "see `selftune rebuild`"
+            )
+            return None
+        return schema
+
+    def _claim(self, schema: Schema) -> None:
+        """Note the form that the files have now, after all of them were written in it."""
+        if self._files.database() != schema:
+            self._files.claim(schema)
+
+    async def _write_changes(self, written: dict[str, bytes]) -> set[str]:
+        """Write what differs from `written`, and return the keys of all that is there."""
+        seen = set[str]()
+        for family, names in (await entries.find(self._client)).items():
+            if not entries.kind_of(family).mirrored:
+                continue
+            seen.update(names)
+            changed: list[Entry] = []
+            async for entry in entries.read(self._client, family, [one for one in names if one not in self._settled]):
+                if _is_log(entry):
+                    seen.discard(entry.key)
+                elif written.get(entry.key) != _fingerprint(entry):
+                    changed.append(entry)
+                elif _is_settled(entry):
+                    self._settled.add(entry.key)
+                if len(changed) >= _WRITTEN_AT_ONCE:
+                    await self._write(written, changed)
+                    changed = []
+                    await self._lock.hold()
+            await self._write(written, changed)
+        return seen
+
+    async def _write(self, written: dict[str, bytes], changed: Iterable[Entry]) -> None:
+        def write() -> None:
+            for entry in changed:
+                self._files.write(entry.key, entries.encode(entry))
+                written[entry.key] = _fingerprint(entry)
+
+        await asyncio.to_thread(write)
+
+    async def _remove(self, written: dict[str, bytes], gone: Iterable[str]) -> None:
+        def remove() -> None:
+            for key in list(gone):
+                self._files.remove(key)
+                del written[key]
+
+        await asyncio.to_thread(remove)
+
+    def _read_all(self) -> dict[str, bytes]:
+        found = [entry for _, entry, _ in self._files.read() if entry is not None]
+        return {entry.key: _fingerprint(entry) for entry in found}
+
+    def _object(self, objection: str) -> None:
+        if objection and objection != self.objection:
+            _log.error("records.not_written", reason=objection)
+        self.objection = objection
+
+
+def _fingerprint(entry: Entry) -> bytes:
+    """Return what tells whether an entry has to be written again; the story of an unfinished job is no reason."""
+    if entry.family == "job" and not _is_over(entry):
+        entry = replace(entry, values=[value for value in entry.values if value.type != "stream"])
+    return hashlib.sha256(entries.encode(entry)).digest()
+
+
+def _is_over(entry: Entry) -> bool:
+    return entry.record().get("status") in TERMINAL
+
+
+def _is_settled(entry: Entry) -> bool:
+    """Whether an entry changes no more. Jobs are the most numerous, and their stories the longest."""
+    ended_at = entry.record().get("finished_at") if entry.family == "job" and _is_over(entry) else None
+    return isinstance(ended_at, int) and ended_at < time.time() - _SETTLED_S
+
+
+def _is_log(entry: Entry) -> bool:
+    """Whether an entry is one long stream that grows all the time; those are in backups alone."""
+    return entry.values[0].type == "stream"

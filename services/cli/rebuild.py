@@ -1,0 +1,171 @@
+"""`selftune rebuild`: make the registry again from what lies in the data folder.
+
+Files come from the manifest beside their bytes, everything else from `records/`. Only what the database does not have
+is written, so that running it again, or over a database that lost its last second, does no harm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from services.cli.database import Say, database_of
+from services.cli.stack import only_one
+from shared import keys
+from shared.adapters import adapter_digest
+from shared.errors import AdapterRejected, InvalidRequest
+from shared.paths import Paths
+from shared.record_files import RecordFiles
+from shared.records import AdapterRecord, FileRecord
+from shared.settings import Settings
+from shared.store import entries
+from shared.store.client import Client
+from shared.store.entries import Entry
+from shared.store.files import FileStore
+from shared.store.schema import Schema, check_version, create_schema, ensure_schema, newest_version, read_schema
+
+_REMARKABLE = frozenset({"job", "batch", "file", "upload", "adapter", "alias", "account", "webhook", "completion"})
+"""Families that tell a database in use from one in which a service has only been started."""
+
+_EARLIEST_TIME = 1e9
+"""Larger scores are Unix times, smaller ones the order of creation."""
+
+
+class Tally:
+    """What was found, put back, and left out with the reason."""
+
+    def __init__(self) -> None:
+        self.added: Counter[str] = Counter()
+        self.present: Counter[str] = Counter()
+        self.skipped: list[str] = []
+
+    def count(self, family: str, *, added: bool) -> None:
+        (self.added if added else self.present)[family] += 1
+
+    def lines(self) -> Iterator[str]:
+        """Tell it, a line for each family and each thing left out."""
+        for family in sorted(self.added.keys() | self.present.keys()):
+            yield f"{family}: {self.added[family]} put back, {self.present[family]} there already"
+        for reason in self.skipped:
+            yield f"left out: {reason}"
+        if not self.added and not self.present:
+            yield "nothing was found"
+
+
+def rebuild(settings: Settings, say: Say) -> None:
+    """Fill the database of a data folder from the folder. Raises InvalidRequest while the stack runs on it."""
+    paths = Paths(settings.home)
+    if not paths.records.is_dir():
+        raise InvalidRequest(f"{paths.home} is no data folder with records: there is no {paths.records.name}/")
+    paths.prepare()
+    with only_one(paths.home), database_of(settings, paths.valkey) as url:
+        tally = asyncio.run(_rebuild(url, settings, paths))
+    for line in tally.lines():
+        say(line)
+
+
+async def _rebuild(url: str, settings: Settings, paths: Paths) -> Tally:
+    files = RecordFiles(paths.records)
+    schema = files.database()
+    if schema is None:
+        raise InvalidRequest(f"{paths.records}: database.json is missing, so nothing says what the records are of")
+    tally = Tally()
+    client = Client(url)
+    try:
+        await adopt(client, schema)
+        await fill(client, paths, _checked(files, tally), tally)
+        await ensure_schema(client, settings)
+    finally:
+        await client.close()
+    return tally
+
+
+def _checked(files: RecordFiles, tally: Tally) -> Iterator[Entry]:
+    for path, entry, _ in files.read():
+        if entry is None:
+            tally.skipped.append(f"{path}: it is no whole record")
+        else:
+            yield entry
+
+
+async def adopt(client: Client, schema: Schema) -> None:
+    """Make the database the one that records are of. Raises InvalidRequest when it has other ones, SchemaTooNew."""
+    check_version(schema.version, newest_version())
+    current = await read_schema(client)
+    if not _REMARKABLE & (await entries.find(client)).keys():
+        await client.call("DEL", keys.SCHEMA)
+    elif current is None or current.id != schema.id:
+        raise InvalidRequest(
+            "the database holds records that are not of this data folder; give it an empty one, see redis_url"
+        )
+    elif current.version != schema.version:
+        raise InvalidRequest(
+            f"the database has form {current.version}, the records on disk have form {schema.version}; start the stack "
+            "once, or empty the database"
+        )
+    await create_schema(client, schema)
+
+
+async def fill(client: Client, paths: Paths, found: Iterable[Entry], tally: Tally) -> None:
+    """Put back the entries whose bytes are here, and every file that has a manifest. Raises StoreUnavailable."""
+    for entry in found:
+        reason = await asyncio.to_thread(_why_not, paths, entry)
+        if reason:
+            tally.skipped.append(f"{entry.key.split(':', 2)[-1]}: {reason}")
+            continue
+        tally.count(entry.family, added=await entries.put_back(client, entry))
+        await _raise_counters(client, entry)
+    store = FileStore(client)
+    for record in await asyncio.to_thread(_recorded_files, paths, tally):
+        if not await store.exists(record.id):
+            await store.add(record, produced=True)
+            tally.count("file", added=True)
+
+
+async def _raise_counters(client: Client, entry: Entry) -> None:
+    """Have what is made from now on come after what was put back."""
+    orders = [place.score for place in entry.places if place.score is not None and place.score < _EARLIEST_TIME]
+    if orders:
+        await entries.raise_counter(client, keys.SEQUENCE, int(max(orders)))
+    if entry.family == "adapter":
+        await entries.raise_counter(client, keys.ADAPTER_NEXT_ID, int(entry.record().get("int_id", 0)))
+
+
+def _why_not(paths: Paths, entry: Entry) -> str:
+    """Say why a record is left out; empty if it is not."""
+    if entry.family == "file" and not paths.file_content(entry.record()["id"]).is_file():
+        return "its bytes are not in the data folder"
+    if entry.family != "adapter":
+        return ""
+    adapter = msgspec.convert(entry.record(), AdapterRecord)
+    folder = paths.home / adapter.folder
+    if adapter.whole:
+        return "" if (folder / "config.json").is_file() else f"its folder {adapter.folder} is not there"
+    try:
+        found = adapter_digest(folder)
+    except AdapterRejected as error:
+        return f"its files cannot be read: {error.message}"
+    return "" if found == adapter.sha256 else f"its files in {adapter.folder} are not those that it was made of"
+
+
+def _recorded_files(paths: Paths, tally: Tally) -> list[FileRecord]:
+    """Read the manifests, oldest first; a file with a mark was never acknowledged, or is being deleted."""
+    found = []
+    for manifest in paths.files.glob("*/manifest.json"):
+        file_id = manifest.parent.name
+        if manifest.parent.name.startswith(".") or paths.unrecorded_mark(file_id).exists():
+            continue
+        try:
+            record = msgspec.json.decode(manifest.read_bytes(), type=FileRecord)
+            size = (manifest.parent / "content").stat().st_size
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+            tally.skipped.append(f"{file_id}: {error}")
+            continue
+        if record.id != file_id or size != record.size_bytes:
+            tally.skipped.append(f"{file_id}: its manifest does not fit its {size} bytes")
+            continue
+        found.append((record.created_at, manifest.stat().st_mtime_ns, record))
+    return [record for _, _, record in sorted(found, key=lambda one: one[:2])]

@@ -1,0 +1,7 @@
+-- Take a lock or renew it; 0 milliseconds give it back.
+-- KEYS: lock.  ARGV: token, milliseconds.  Returns 1 if the token has it, or had it until now.
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return 0 end
+if ARGV[2] == '0' then return redis.call('DEL', KEYS[1]) end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1

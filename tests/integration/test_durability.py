@@ -1,0 +1,249 @@
+"""Backup, restore and rebuild: what was acknowledged is there again, whole, or the command says what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from shared import keys
+from shared.paths import Paths
+from shared.settings import Settings
+from shared.store import entries
+from tests.api_server import ROOT, wait_until
+from tests.durable_scene import MODEL, populate, recorded, seen, server, stored, upload, valkey
+
+
+def selftune(*arguments: str | Path, redis_url: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "services.cli", *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "SELFTUNE_REDIS_URL": redis_url},
+        capture_output=True, text=True, timeout=180, check=False,
+    )  # fmt: skip
+
+
+def told(done: subprocess.CompletedProcess[str], status: int = 0) -> str:
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout if status == 0 else done.stderr
+
+
+def test_backup_of_a_running_server_is_restored_as_it_was(tmp_path: Path) -> None:
+    home, backup, new = tmp_path / "home", tmp_path / "backup", tmp_path / "new"
+    with valkey() as url, server(home, url) as api:
+        of = populate(api)
+        before = seen(api, of["key"])
+        told(selftune("backup", backup, "--data-dir", home, redis_url=url))
+        after = seen(api, of["key"])
+    assert before == after
+    assert (backup / "data" / "admin.key").stat().st_mode & 0o777 == 0o600
+    assert of["key"].encode() not in (backup / "records.jsonl").read_bytes()
+    assert "whole" in told(selftune("backup", "--verify", backup))
+    with valkey() as url:
+        assert "left out" not in told(selftune("restore", backup, "--data-dir", new, redis_url=url))
+        with server(new, url) as api:
+            assert seen(api, of["key"]) == before
+            with api.client() as http:
+                upload(http, "later.jsonl")
+                names = [file["filename"] for file in http.get("/v1/files").json()["data"]]
+    assert names == ["later.jsonl", *(f"file {number}.jsonl" for number in (4, 3, 2, 1, 0))]
+
+
+def test_restored_embedded_database_holds_every_record(tmp_path: Path) -> None:
+    from services.cli.database import database_of
+
+    home, backup, new = tmp_path / "home", tmp_path / "backup", tmp_path / "new"
+    with valkey() as url, server(home, url) as api:
+        populate(api)
+        api.stop()
+        expected = stored(url)
+        told(selftune("backup", backup, "--link", "--data-dir", home, redis_url=url))
+    told(selftune("restore", backup, "--data-dir", new))
+    with database_of(Settings(data_dir=str(new)), Paths(new).valkey) as url:
+        found = stored(url)
+        with redis.Redis.from_url(url) as client:
+            kept = client.config_get("appendonly")
+    assert kept == {"appendonly": "yes"}
+    left_out = {name for name in expected if keys.family(name) in entries.LEFT_OUT}
+    assert found.keys() | left_out == expected.keys()
+    with valkey() as url, redis.Redis.from_url(url) as client:
+        assert client.dbsize() == 0
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".new")] == []
+
+
+def test_half_a_backup_and_a_changed_byte_are_refused(tmp_path: Path) -> None:
+    home, backup = tmp_path / "home", tmp_path / "backup"
+    with valkey() as url, server(home, url) as api:
+        of = populate(api)
+        told(selftune("backup", backup, "--data-dir", home, redis_url=url))
+    assert "is not empty" in told(selftune("restore", backup, "--data-dir", home), status=2)
+    content = backup / "data" / "files" / of["file"] / "content"
+    whole = content.read_bytes()
+    content.write_bytes(whole[:-1] + b"x")
+    new = tmp_path / "new"
+    for command in (("restore", backup, "--data-dir", new), ("backup", "--verify", backup)):
+        assert f"{content} is not as it was written" in told(selftune(*command), status=2)
+    content.unlink()
+    assert "No such file" in told(selftune("restore", backup, "--data-dir", new), status=2)
+    content.write_bytes(whole)
+    (backup / "data" / "stray").touch()
+    assert "stray does not belong" in told(selftune("restore", backup, "--data-dir", new), status=2)
+    (backup / "data" / "stray").unlink()
+    (backup / "backup.json").rename(backup / "elsewhere")
+    assert "was not finished" in told(selftune("restore", backup, "--data-dir", new), status=2)
+    assert not new.exists()
+    (backup / "elsewhere").rename(backup / "backup.json")
+    with valkey() as url, redis.Redis.from_url(url) as client:
+        client.set(keys.file("file-other"), "{}")
+        assert "not empty" in told(selftune("restore", backup, "--data-dir", new, redis_url=url), status=2)
+    assert not new.exists()
+
+
+def test_killed_backup_is_none_and_changes_nothing(tmp_path: Path) -> None:
+    home, backup = tmp_path / "home", tmp_path / "backup"
+    with valkey() as url, server(home, url) as api:
+        of = populate(api)
+        for number in range(200):
+            folder = home / "jobs" / "ftjob-done" / f"part {number}"
+            folder.mkdir(parents=True)
+            (folder / "weights").write_bytes(os.urandom(200_000))
+        before = seen(api, of["key"])
+        running = subprocess.Popen(
+            [sys.executable, "-m", "services.cli", "backup", str(backup), "--data-dir", str(home)],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "SELFTUNE_REDIS_URL": url},
+        )
+        wait_until(lambda: len(list(backup.glob("data/jobs/*/*"))) > 5)
+        running.send_signal(signal.SIGKILL)
+        assert running.wait() == -signal.SIGKILL
+        assert "was not finished" in told(selftune("restore", backup, "--data-dir", tmp_path / "new"), status=2)
+        assert "is not empty" in told(selftune("backup", backup, "--data-dir", home, redis_url=url), status=2)
+        assert seen(api, of["key"]) == before
+        told(selftune("backup", tmp_path / "second", "--data-dir", home, redis_url=url))
+    assert "whole" in told(selftune("backup", "--verify", tmp_path / "second"))
+
+
+def test_registry_is_rebuilt_from_the_folder_alone_and_twice_the_same(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with valkey() as url:
+        with server(home, url) as api:
+            of = populate(api)
+            with api.client() as http:
+                for path in ("/v1/aliases/support-2", f"/v1/files/{upload(http, 'gone.jsonl')}"):
+                    assert http.delete(path).is_success
+            before = seen(api, of["key"])
+        database = stored(url)
+        with redis.Redis.from_url(url) as client:
+            client.flushall()
+        first = told(selftune("rebuild", "--data-dir", home, redis_url=url))
+        assert "job: 2 put back, 0 there already" in first
+        assert "file: 5 put back" in first
+        rebuilt = stored(url)
+        second = told(selftune("rebuild", "--data-dir", home, redis_url=url))
+        assert "job: 0 put back, 2 there already" in second
+        assert stored(url) == rebuilt
+        assert set(database) - set(rebuilt) - {"selftune:sequence"} <= {
+            name for name in database if keys.family(name) in entries.LEFT_OUT | {"completion", "completions"}
+        }
+        with server(home, url) as api:
+            after = seen(api, of["key"])
+            with redis.Redis.from_url(url) as client:
+                assert client.smembers(keys.ACTIVE_JOBS) == {b"ftjob-waits"}
+                assert client.smembers(keys.PINNED_ADAPTERS) == {MODEL.encode()}
+    assert after == before
+
+
+def test_what_is_incomplete_is_left_out_and_named(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with valkey() as url:
+        with server(home, url) as api:
+            of = populate(api)
+        paths = Paths(home)
+        paths.file_content(of["file"]).write_bytes(b"short")
+        [weights] = paths.adapters.glob("*/*/adapter_model.safetensors")
+        weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+        [alias] = paths.records.glob("alias/*support.json")
+        alias.write_bytes(alias.read_bytes()[:50])
+        marked = paths.files / "file-marked"
+        shutil.copytree(paths.files / of["file"], marked)
+        paths.unrecorded_mark("file-marked").touch()
+        with redis.Redis.from_url(url) as client:
+            client.flushall()
+        out = told(selftune("rebuild", "--data-dir", home, redis_url=url))
+        with redis.Redis.from_url(url) as client:
+            assert not client.exists(keys.file("file-marked"), keys.file(of["file"]), keys.adapter(MODEL))
+    assert f"left out: {of['file']}: its manifest does not fit its 5 bytes" in out
+    assert re.search(f"left out: {re.escape(MODEL)}: its files in .* are not those that it was made of", out)
+    assert f"left out: {alias}: it is no whole record" in out
+    assert "file: 4 put back" in out
+
+
+def test_records_survive_a_database_that_was_emptied_under_a_running_server(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with valkey() as url:
+        with server(home, url) as api:
+            populate(api)
+            wait_until(lambda: recorded(api.paths, "ftjob-done"))
+            time.sleep(1)
+            before = {path: path.read_bytes() for path in api.paths.records.glob("*/*.json")}
+            with redis.Redis.from_url(url) as client:
+                client.flushall()
+            with api.client() as http:
+                wait_until(lambda: "another database" in http.get("/readyz").json()["redis"]["reason"])
+        with server(home, url) as api, api.client() as http:  # a new start gives the empty database another identity
+            wait_until(lambda: "another database" in http.get("/readyz").json()["redis"]["reason"])
+            with redis.Redis.from_url(url) as client:
+                assert client.hget(keys.SCHEMA, "id") is not None
+        assert {path: path.read_bytes() for path in home.glob("records/*/*.json")} == before
+        assert "job: 2 put back" in told(selftune("rebuild", "--data-dir", home, redis_url=url))
+
+
+def test_rebuild_does_not_mix_two_folders(tmp_path: Path) -> None:
+    with valkey() as url:
+        with server(tmp_path / "one", url) as api, api.client() as http:
+            upload(http, "one.jsonl")
+        with valkey() as other, server(tmp_path / "two", other):
+            pass
+        refused = told(selftune("rebuild", "--data-dir", tmp_path / "two", redis_url=url), status=2)
+        assert "records that are not of this data folder" in refused
+
+
+def test_changes_are_written_down_and_deletions_follow(tmp_path: Path) -> None:
+    with valkey() as url, server(tmp_path / "home", url) as api, api.client() as http:
+        populate(api)
+        names: list[dict[str, Any]] = []
+
+        def target() -> str | None:
+            found = list(api.paths.records.glob("alias/*support.json"))
+            names[:] = [json.loads(path.read_bytes()) for path in found]
+            return json.loads(names[0]["values"][0]["rows"][0][0])["target"] if names else None
+
+        wait_until(lambda: target() == "org/tiny-base")
+        assert http.post("/v1/aliases/support", json={"model": MODEL, "wait_warm": False}).is_success
+        wait_until(lambda: target() == MODEL)
+        [job] = api.paths.records.glob("job/*ftjob-done.json")
+        [story] = [value for value in json.loads(job.read_bytes())["values"] if value["type"] == "stream"]
+        assert len(story["rows"]) == 602
+        assert job.stat().st_mode & 0o777 == 0o600
+        assert http.delete("/v1/aliases/support").is_success
+        wait_until(lambda: target() is None)
+
+
+def test_every_family_of_keys_is_kept_on_purpose() -> None:
+    assert keys.__doc__ is not None
+    table = {line.split(":")[1].split(" ")[0] for line in keys.__doc__.splitlines() if line.startswith("| selftune:")}
+    alone = {"bases", "retired_adapters", "sequence", "adapter_numbers"}
+    assert table == entries.KINDS.keys() | entries._LISTED | entries.LEFT_OUT | alone
+
+
+@pytest.mark.parametrize("folder", ["", "nothing-here"])
+def test_rebuild_needs_a_data_folder(tmp_path: Path, folder: str) -> None:
+    assert "is no data folder" in told(selftune("rebuild", "--data-dir", tmp_path / folder), status=2)

@@ -2,9 +2,13 @@
 
 | key                              | type   | content                                        | lifetime       |
 | -------------------------------- | ------ | ---------------------------------------------- | -------------- |
-| selftune:key:{sha256}            | string | KeyRecord                                      | until revoked  |
-| selftune:key_used:{sha256}       | string | Unix time of its last use, to the minute       | until revoked  |
-| selftune:key_digest:{id}         | string | its SHA-256                                    | until revoked  |
+| selftune:api_key:{digest}        | string | KeyRecord; digests are shared/key_hash.py's    | until revoked  |
+| selftune:api_key_used:{digest}   | string | Unix time of its last use, to the minute       | until revoked  |
+| selftune:key_digest:{id}         | string | the digest of its value                        | until revoked  |
+| selftune:former_key:{digest}     | string | "{id} {t}": a value replaced or revoked, and   | 30 days        |
+|                                  |        | the Unix time until which it still works       |                |
+| selftune:key_check               | string | KeyHash.check of the secret that digests have  | for ever       |
+| selftune:built_in_keys           | hash   | data folder → id of the key in its admin.key   | for ever       |
 | selftune:admin_keys              | zset   | ids of admin keys by order of creation         | for ever       |
 | selftune:project:{id}            | string | ProjectRecord                                  | for ever       |
 | selftune:projects                | zset   | project ids by order of creation               | for ever       |
@@ -92,10 +96,12 @@ WORKERS = f"{_ROOT}:workers"
 WEBHOOK_QUEUE = f"{_ROOT}:webhook_queue"
 PROJECTS = f"{_ROOT}:projects"
 ADMIN_KEYS = f"{_ROOT}:admin_keys"
+KEY_CHECK = f"{_ROOT}:key_check"
+BUILT_IN_KEYS = f"{_ROOT}:built_in_keys"
 
 
 def api_key(digest: str) -> str:
-    return f"{_ROOT}:key:{digest}"
+    return f"{_ROOT}:api_key:{digest}"
 
 
 def file(file_id: str) -> str:
@@ -211,7 +217,11 @@ def webhook_delivery(delivery_id: str) -> str:
 
 
 def key_used(digest: str) -> str:
-    return f"{_ROOT}:key_used:{digest}"
+    return f"{_ROOT}:api_key_used:{digest}"
+
+
+def former_key(digest: str) -> str:
+    return f"{_ROOT}:former_key:{digest}"
 
 
 def key_digest(key_id: str) -> str:

@@ -24,7 +24,7 @@ DEFAULT_PROJECT = "proj_default"
 
 
 class KeyRecord(Struct, frozen=True, kw_only=True):
-    """An API key; the key itself is not stored, its SHA-256 is the record's name."""
+    """An API key; the key itself is not stored, its keyed hash is the record's name."""
 
     project: str
     name: str
@@ -37,6 +37,8 @@ class KeyRecord(Struct, frozen=True, kw_only=True):
     redacted: str = "***"
     expires_at: int | None = None
     limits: Limits = Limits()
+    formers_until: int = 0
+    """Unix time until which values that were rotated out may work, each of them no longer than its own grace."""
 
     def expired(self, now: float) -> bool:
         return self.expires_at is not None and self.expires_at <= now

@@ -40,7 +40,8 @@ from services.api.webhooks.dispatch import Dispatcher, Family, batches_ending, j
 from services.api.webhooks.endpoints import Webhooks
 from services.api.webhooks.sender import WebhookSender
 from shared import keys
-from shared.paths import Paths, internal_key
+from shared.key_hash import KeyHash
+from shared.paths import Paths, internal_key, key_secret
 from shared.queue import Queue
 from shared.records import KeyRecord
 from shared.settings import Settings
@@ -123,7 +124,8 @@ class Services:
         kept_days = settings.stored_completion_days
         completions = CompletionStore(client, keep_days=kept_days)
         responses = ResponseStore(client, keep_days=kept_days, max_conversation_bytes=settings.max_body_bytes)
-        key_store, projects = KeyStore(client), ProjectStore(client)
+        key_hash = KeyHash(key_secret(settings.key_secret, paths))
+        key_store, projects = KeyStore(client, key_hash), ProjectStore(client)
         uploads = Uploads(files, paths, max_file_bytes=settings.max_file_bytes)
         upload_store = UploadStore(client, project_bytes=settings.project_storage_bytes)
         queue = Queue(settings.database_url)
@@ -181,6 +183,7 @@ class Services:
                 registry,
                 presence,
                 drain,
+                check_secret=key_store.check_secret,
                 base_id=settings.public_base_id,
                 merged_model=settings.merged_model,
             ),

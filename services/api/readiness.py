@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Literal
 
 from msgspec import Struct
 
-from shared.errors import StoreUnavailable
+from shared.errors import StoreUnavailable, Unavailable
 from shared.paths import Paths, write_atomic
 from shared.store.client import Client
 from shared.store.presence import Presence
@@ -60,6 +60,7 @@ class Readiness:
         presence: Presence,
         drain: asyncio.Event,
         *,
+        check_secret: Callable[[], Awaitable[None]],
         base_id: str,
         merged_model: str = "",
     ) -> None:
@@ -68,6 +69,7 @@ class Readiness:
         self._registry = registry
         self._presence = presence
         self._drain = drain
+        self._check_secret = check_secret
         self._base_id = base_id
         self._merged_model = merged_model
         self._probed: tuple[float, Part] | None = None
@@ -83,6 +85,7 @@ class Readiness:
 
     async def _redis(self) -> Part:
         await self._client.ping()
+        await self._check_secret()
         return Part(ready=True)
 
     async def _storage(self) -> Part:
@@ -142,5 +145,5 @@ def _probe(folder: Path) -> None:
 async def _guarded(part: Awaitable[Part]) -> Part:
     try:
         return await part
-    except StoreUnavailable as error:
+    except Unavailable as error:
         return Part(ready=False, reason=error.message)

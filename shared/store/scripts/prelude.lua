@@ -17,3 +17,10 @@ local function note_done(job, nonce)
   local known = (redis.call('HGET', job, 'nonces') or '') .. ' ' .. nonce
   redis.call('HSET', job, 'nonces', string.sub(known, -8 * (#nonce + 1)))
 end
+-- Take the value of an API key out of use; for 30 days it is still known as what it was.
+-- `valid_until` is the Unix time until which it works all the same, '0' for not at all. The others are the beginnings of
+-- the keys of records, times of use and former values.
+local function retire_key(digest, id, valid_until, records, uses, formers)
+  redis.call('DEL', records .. digest, uses .. digest)
+  redis.call('SET', formers .. digest, id .. ' ' .. valid_until, 'EX', 2592000)
+end

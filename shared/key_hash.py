@@ -1,7 +1,7 @@
 """The keyed hash under which API keys are stored, and what else is derived from the same secret.
 
-A key's digest is HMAC-SHA256 with the secret over the key's SHA-256, so that a copy of the database alone neither tells
-whether somebody has a certain key nor lets a key be planted. The SHA-256 inside lets databases that stored that alone be
+A key's digest is HMAC-SHA256 with the secret over the key's SHA-256, so that the database alone neither tells whether
+somebody has a certain key nor lets a key be planted. The SHA-256 inside lets databases that stored that alone be
 converted without their keys.
 """
 

@@ -26,11 +26,12 @@
 | selftune:upload:{id}             | hash   | record, received: bytes, counted: of project's | a day past it  |
 | selftune:upload_parts:{id}       | hash   | part id → PartRecord                           | until swept    |
 | selftune:uploads                 | zset   | upload ids by the time they expire             | until swept    |
-| selftune:job:{id}                | hash   | record: JobRecord, version: counter, nonces    | for ever       |
+| selftune:job:{id}                | hash   | record: JobRecord, version, nonces, turn       | for ever       |
 | selftune:jobs:{project}          | zset   | job ids by order of creation                   | for ever       |
 | selftune:active_jobs             | set    | ids of jobs that are not at their end          | for ever       |
 | selftune:project_jobs:{project}  | set    | those of one project                           | for ever       |
 | selftune:outcomes                | zset   | "{id} {status}" of ended jobs and batches, 0   | until told     |
+| selftune:turns:{priority}        | hash   | whose job is next, see the prelude of scripts  | for ever       |
 | selftune:idempotency:{digest}    | string | IdempotencyRecord                              | one day        |
 | selftune:job_events:{id}         | stream | event: Event without its id                    | with the job   |
 | selftune:job_checkpoints:{id}    | list   | Checkpoint, oldest first                       | with the job   |
@@ -126,6 +127,10 @@ def upload_parts(upload_id: str) -> str:
 
 def project_jobs(project: str) -> str:
     return f"{_ROOT}:project_jobs:{project}"
+
+
+def turns(priority: str) -> str:
+    return f"{_ROOT}:turns:{priority}"
 
 
 def idempotency(digest: str) -> str:

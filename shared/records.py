@@ -127,6 +127,11 @@ class JobRecord(Struct, frozen=True, kw_only=True):
     """Why it waits in the queue although a worker is free; empty once one has begun."""
 
     @property
+    def priority(self) -> Literal["low", "normal", "high"]:
+        """In which of the queue's classes it is."""
+        return self.options.priority or "normal"
+
+    @property
     def needed_memory_bytes(self) -> int | None:
         """What a worker must have to take it: what its owner says, else the estimate."""
         said = self.options.memory_gb

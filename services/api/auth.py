@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -134,7 +133,7 @@ class Authenticator:
 def _version(paths: Paths) -> tuple[int, int, int] | None:
     """Return what changes when admin.key is replaced; None if it is gone."""
     try:
-        found = os.stat(paths.admin_key)
+        found = paths.admin_key.stat()
     except OSError:
         return None
     return found.st_ino, found.st_mtime_ns, found.st_size

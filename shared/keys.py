@@ -71,6 +71,8 @@
 | selftune:alias_history:{uid}     | list   | AliasRevision, newest first, 200 at most       | with the alias |
 | selftune:alias_traffic:{uid} {t} | hash   | counts of the 10 s from t, see alias_traffic   | 70 minutes     |
 | selftune:shadow_pairs:{uid}      | stream | pair: StoredPair, keep_pairs at most           | keep_s         |
+| selftune:audit                   | stream | entry: AuditRecord, about 100,000 kept         | for ever       |
+| selftune:audit_pending           | hash   | token → AuditRecord of what is under way       | until it ends  |
 | arq:*                            | -      | the queues, written by arq                     | arq's          |
 
 No key is another one's prefix plus a colon: ids come from clients, and must not reach a key of another type.
@@ -97,6 +99,8 @@ WORKERS = f"{_ROOT}:workers"
 WEBHOOK_QUEUE = f"{_ROOT}:webhook_queue"
 PROJECTS = f"{_ROOT}:projects"
 ADMIN_KEYS = f"{_ROOT}:admin_keys"
+AUDIT = f"{_ROOT}:audit"
+AUDIT_PENDING = f"{_ROOT}:audit_pending"
 KEY_CHECK = f"{_ROOT}:key_check"
 BUILT_IN_KEYS = f"{_ROOT}:built_in_keys"
 

@@ -13,6 +13,7 @@ from litestar.handlers import BaseRouteHandler
 from msgspec.structs import replace
 
 from services.api import scopes
+from services.api.audit import trail
 from services.api.limits import take_request
 from shared import ids
 from shared.errors import InvalidRequest, NotAuthenticated, PermissionDenied, Unavailable
@@ -157,11 +158,21 @@ async def require_key(connection: ASGIConnection[Any, Any, Identity, State], han
         return
     services = connection.app.state.services
     authenticator: Authenticator = services.authenticator
-    caller = await authenticator.authenticate(credentials(connection, handler), connection.headers)
+    address, refusals = trail.address_of(connection.scope), services.refusals
+    try:
+        caller = await authenticator.authenticate(credentials(connection, handler), connection.headers)
+    except NotAuthenticated as error:
+        refusals.note(key_id=error.key_id, address=address, reason=error.code or "")
+        raise
     connection.scope["auth"] = caller
     # Before the scopes, so that guessing at them is bounded, too.
     await take_request(connection, services.limits, caller)
-    scopes.check(caller.key.scopes, str(connection.scope.get("method", "")), connection.scope["path_template"])
+    try:
+        scopes.check(caller.key.scopes, str(connection.scope.get("method", "")), connection.scope["path_template"])
+    except PermissionDenied as error:
+        refusals.note(key_id=caller.key.id, address=address, reason=error.code or "", project=caller.project.id)
+        raise
+    await trail.begin(connection, handler, services.audit_store, caller)
 
 
 async def is_still_let_in(connection: ASGIConnection[Any, Any, Identity, State]) -> bool:

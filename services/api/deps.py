@@ -16,6 +16,7 @@ from services.api.aliases.management import Aliases
 from services.api.aliases.shadowing import Shadowing
 from services.api.aliases.traffic import Traffic
 from services.api.aliases.warming import Warming
+from services.api.audit.refusals import Refusals
 from services.api.auth import Authenticator
 from services.api.batches.answering import Answering
 from services.api.batches.creation import Batches
@@ -48,6 +49,7 @@ from shared.settings import Settings
 from shared.store.alias_traffic import TrafficStore
 from shared.store.aliases import AliasStore
 from shared.store.api_keys import Identity, KeyStore
+from shared.store.audit import AuditStore
 from shared.store.batches import BatchStore
 from shared.store.client import Client
 from shared.store.completions import CompletionStore
@@ -111,6 +113,9 @@ class Services:
     project_admin: ProjectAdmin
     key_admin: KeyAdmin
     admin_keys: AdminKeys
+    projects: ProjectStore
+    audit_store: AuditStore
+    refusals: Refusals
 
     @classmethod
     def open(cls, settings: Settings, drain: asyncio.Event) -> "Services":
@@ -121,6 +126,7 @@ class Services:
         files = FileStore(client, project_bytes=settings.project_storage_bytes)
         jobs, registry, presence = JobStore(client), Registry(client), Presence(client)
         batch_store = BatchStore(client)
+        audit_store = AuditStore(client)
         kept_days = settings.stored_completion_days
         completions = CompletionStore(client, keep_days=kept_days)
         responses = ResponseStore(client, keep_days=kept_days, max_conversation_bytes=settings.max_body_bytes)
@@ -133,10 +139,11 @@ class Services:
         permissions = PermissionStore(client)
         alias_store, alias_traffic, shadow_pairs = AliasStore(client), TrafficStore(client), PairStore(client)
         names = ModelNames(registry, alias_store, settings.model_aliases, organization=settings.organization)
-        counting = Counting(alias_traffic, Guard(alias_store, alias_traffic, registry))
+        counting = Counting(alias_traffic, Guard(alias_store, alias_traffic, registry, audit_store))
         shadowing = Shadowing(alias_store, shadow_pairs, counting)
         reachable = Replicas(presence, internal_key=internal_key(settings.internal_key, paths))
-        gateway = Gateway(names, reachable, Traffic(counting, shadowing))
+        salt_of = key_hash.cache_salt if settings.prefix_cache_sharing == "project" else lambda _: ""
+        gateway = Gateway(names, reachable, Traffic(counting, shadowing), salt_of=salt_of)
         tools = Tools(
             batches=batch_store,
             leases=LeaseStore(client, ttl_s=settings.lease_ttl_s, key=keys.batch_lease),
@@ -208,6 +215,9 @@ class Services:
             project_admin=ProjectAdmin(settings, projects),
             key_admin=KeyAdmin(projects, ServiceAccountStore(client), key_store),
             admin_keys=AdminKeys(settings.organization, key_store),
+            projects=projects,
+            audit_store=audit_store,
+            refusals=Refusals(audit_store),
         )
 
     async def start(self) -> None:
@@ -224,6 +234,7 @@ class Services:
         await self.shadowing.close()
         await self.counting.close()
         await self.gateway.close()
+        await self.refusals.close()
         await self.queue.close()
         await self.client.close()
 

@@ -14,7 +14,7 @@ import httpx2
 import openai
 import pytest
 
-from tests.api_server import ApiServer
+from tests.api_server import ApiServer, know_key
 from tests.integration.inference_stack import BASE_ID, KEY, InferenceStack, inference_stack, make_adapter, make_base
 from tests.openai_spec import violations
 
@@ -97,6 +97,42 @@ def test_an_adapter_answers_for_its_alias_and_not_for_the_base(sdk: openai.OpenA
         for model in (BASE_ID, TUNED, ALIAS)
     ]
     assert texts[0] != texts[1] == texts[2]
+
+
+@pytest.mark.parametrize("model", [BASE_ID, TUNED])
+@pytest.mark.parametrize("endpoint", ["completions", "chat/completions", "responses", "messages"])
+def test_prompts_are_cached_for_their_project_alone(
+    engine_api: ApiServer, stack: InferenceStack, model: str, endpoint: str
+) -> None:
+    """How long an answer takes must not tell a project what another one has asked before."""
+    others = know_key(stack.settings.redis_url, "sk-of-another-team", project="proj_other")
+    # a prompt of its own for each case, since models and endpoints share what the base computes
+    start = 20 + 40 * ["completions", "chat/completions", "responses", "messages"].index(endpoint)
+    text = f"{endpoint} {model} " + "the lazy dog " * 40
+    bodies: dict[str, dict[str, Any]] = {
+        "completions": {"prompt": [start + number % 37 for number in range(400)], "max_tokens": 1},
+        "chat/completions": {"messages": [{"role": "user", "content": text}], "max_tokens": 1},
+        "responses": {"input": text, "max_output_tokens": 16, "store": False},
+        "messages": {"messages": [{"role": "user", "content": text}], "max_tokens": 1},
+    }
+
+    def cached(key: str) -> int:
+        with engine_api.client(key) as http:
+            answer = http.post(f"/v1/{endpoint}", json={"model": model, **bodies[endpoint]}).raise_for_status().json()
+        usage = answer["usage"]
+        details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
+        return int(details.get("cached_tokens") or usage.get("cache_read_input_tokens") or 0)
+
+    assert cached(engine_api.key) == 0
+    assert cached(others) == 0
+    assert cached(engine_api.key) > 0
+    assert cached(others) > 0
+
+
+def test_a_salt_of_the_clients_is_refused(http: httpx2.Client) -> None:
+    for endpoint in ("chat/completions", "completions", "responses", "messages"):
+        refused = http.post(f"/v1/{endpoint}", json={"model": BASE_ID, "cache_salt": "x"})
+        assert refused.status_code == 400 and "cache_salt" in refused.text
 
 
 def test_chat_with_choices_and_log_probabilities(sdk: openai.OpenAI) -> None:

@@ -105,7 +105,7 @@ def test_filters_and_pages(api: ApiServer, redis_url: str) -> None:
                     project=f"proj_{number % 3}",
                     key_id=f"key_{number % 2}",
                     resources=(f"file-{number}",),
-                )  # fmt: skip
+                )
             )
 
     with_store(redis_url, fill)

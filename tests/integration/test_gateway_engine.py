@@ -131,7 +131,7 @@ def test_prompts_are_cached_for_their_project_alone(
 
 def test_a_salt_of_the_clients_is_refused(http: httpx2.Client) -> None:
     for endpoint in ("chat/completions", "completions", "responses", "messages"):
-        refused = http.post(f"/v1/{endpoint}", json={"model": BASE_ID, "cache_salt": "x"})
+        refused = http.post(f"/v1/{endpoint}", json={"model": BASE_ID, "cache_salt": "x", "input": "hi"})
         assert refused.status_code == 400 and "cache_salt" in refused.text
 
 

@@ -196,6 +196,11 @@ def _moved(staged: Path, final: Path) -> bool:
         return False
 
 
+def folder_bytes(folder: Path) -> int:
+    """Return how many bytes the files in a folder have."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def remove_folder(folder: Path) -> None:
     """Delete a folder that others take for whole as long as it is there; nothing happens if it is not.
 

@@ -235,6 +235,8 @@ class AdapterRecord(Struct, frozen=True, kw_only=True):
     """Whether every weight was trained: `folder` is a base model's then, and `base` is `name`."""
     named_base: str = ""
     """What an adapter from elsewhere calls its base; empty if it does not."""
+    size_bytes: int = 0
+    """What it counts towards its project's storage while it is listed; 0 for one of before that was counted."""
 
     def public(self, organization: str) -> Model:
         return Model(id=self.name, created=self.created_at, owned_by=organization)

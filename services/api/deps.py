@@ -23,6 +23,7 @@ from services.api.batches.creation import Batches
 from services.api.batches.output_files import OutputFiles
 from services.api.batches.run import Tools
 from services.api.batches.runner import Runner
+from services.api.batches.slots import Slots
 from services.api.files.chunked_uploads import ChunkedUploads
 from services.api.files.sweeper import Sweeper
 from services.api.files.uploads import Uploads
@@ -147,7 +148,7 @@ class Services:
         tools = Tools(
             batches=batch_store,
             leases=LeaseStore(client, ttl_s=settings.lease_ttl_s, key=keys.batch_lease),
-            answering=Answering(gateway, completions, responses, asyncio.Semaphore(settings.batch_concurrency)),
+            answering=Answering(gateway, completions, responses, Slots(settings.batch_concurrency)),
             files=OutputFiles(files, paths),
             paths=paths,
             concurrency=settings.batch_concurrency,

@@ -16,6 +16,7 @@ from shared.errors import Conflict, NotFound, SelftuneError
 from shared.model_records import STORED, Access, ModelSettingsRecord, read_keys, read_settings
 from shared.records import AdapterRecord, BaseRecord, Residency
 from shared.store.client import Client
+from shared.store.storage import Storage
 
 _encode = msgspec.json.Encoder().encode
 _decode_adapter = msgspec.json.Decoder(AdapterRecord).decode
@@ -73,6 +74,7 @@ class Registry:
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        self._storage = Storage(client, project_bytes=None)
 
     async def put_base(self, base: BaseRecord) -> None:
         await self._client.call("HSET", keys.BASES, base.id, _encode(base))
@@ -92,6 +94,8 @@ class Registry:
         Publishing the same bytes again (to list them, say) keeps the number. Raises Conflict when the name belongs to
         other bytes.
         """
+        if adapter.size_bytes:  # the project's bytes must have been added up before more are
+            await self._storage.used_bytes(adapter.project)
         head, _, tail = _encode(replace(adapter, int_id=0)).partition(b'"int_id":0')
         number = await self._client.script(
             "publish_adapter",
@@ -101,6 +105,7 @@ class Registry:
                 keys.ADAPTER_CHANGES,
                 keys.ADAPTER_NEXT_ID,
                 keys.models(adapter.project),
+                keys.project_bytes(adapter.project),
             ],
             [
                 adapter.name,
@@ -109,6 +114,7 @@ class Registry:
                 tail,
                 _encode(AdapterChange(name=adapter.name, base=adapter.base, action="published")),
                 int(adapter.listed),
+                adapter.size_bytes,
             ],
         )
         if not number:
@@ -120,6 +126,9 @@ class Registry:
         adapter = await self.get(name)
         if adapter is None:
             return False
+        listed, kept = keys.models(adapter.project), keys.project_bytes(adapter.project)
+        if adapter.size_bytes:
+            await self._client.script("unlist_model", [listed, kept], [name, adapter.size_bytes])
         noted: tuple[str | int, ...] = ("ZADD", keys.RETIRED_ADAPTERS, int(time.time()), adapter.sha256)
         if adapter.whole:
             noted = ("HDEL", keys.BASES, name)
@@ -128,7 +137,7 @@ class Registry:
             [
                 ("DEL", keys.adapter(name)),
                 ("SREM", keys.adapters(adapter.base), name),
-                ("SREM", keys.models(adapter.project), name),
+                ("SREM", listed, name),
                 ("DEL", keys.permissions(name)),
                 ("DEL", keys.model_settings(name)),
                 ("SREM", keys.PINNED_ADAPTERS, name),

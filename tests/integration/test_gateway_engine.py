@@ -14,7 +14,7 @@ import httpx2
 import openai
 import pytest
 
-from tests.api_server import ApiServer, know_key
+from tests.api_server import ApiServer
 from tests.integration.inference_stack import BASE_ID, KEY, InferenceStack, inference_stack, make_adapter, make_base
 from tests.openai_spec import violations
 
@@ -101,11 +101,13 @@ def test_an_adapter_answers_for_its_alias_and_not_for_the_base(sdk: openai.OpenA
 
 @pytest.mark.parametrize("model", [BASE_ID, TUNED])
 @pytest.mark.parametrize("endpoint", ["completions", "chat/completions", "responses", "messages"])
-def test_prompts_are_cached_for_their_project_alone(
-    engine_api: ApiServer, stack: InferenceStack, model: str, endpoint: str
-) -> None:
+def test_prompts_are_cached_for_their_project_alone(engine_api: ApiServer, model: str, endpoint: str) -> None:
     """How long an answer takes must not tell a project what another one has asked before."""
-    others = know_key(stack.settings.redis_url, "sk-of-another-team", project="proj_other")
+    with engine_api.client() as admin:
+        project = admin.post("/v1/organization/projects", json={"name": "guests"}).json()["id"]
+        made = admin.post(f"/v1/organization/projects/{project}/api_keys", json={"name": "k"})
+        admin.post(f"/v1/fine_tuning/checkpoints/{TUNED}/permissions", json={"project_ids": [project]})
+    others = made.json()["value"]
     # a prompt of its own for each case, since models and endpoints share what the base computes
     start = 20 + 40 * ["completions", "chat/completions", "responses", "messages"].index(endpoint)
     text = f"{endpoint} {model} " + "the lazy dog " * 40

@@ -353,9 +353,13 @@ class Walk:
         self.compared = 0
 
     def compare(
-        self, http: httpx2.Client, method: str, path: Callable[[Ids], str], query: Callable[[Ids], dict[str, str]] = lambda _: {},
+        self,
+        http: httpx2.Client,
+        method: str,
+        path: Callable[[Ids], str],
+        query: Callable[[Ids], dict[str, str]] = lambda _: {},
         body: Callable[[Ids], dict[str, Any] | None] = lambda _: None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         answers = []
         for ids in (self._foreign, self._unknown):
             answer = http.request(method, path(ids), params=query(ids), json=body(ids))

@@ -1,6 +1,7 @@
--- Write an adapter's record and tell the replicas. A name stays bound to its bytes for ever.
--- KEYS: adapter, adapters of the base, change stream, next id, models of the project
--- ARGV: name, sha256, record up to "int_id":, record after it, change, "1" if listed
+-- Write an adapter's record and tell the replicas. A name stays bound to its bytes for ever. It counts towards its
+-- project's storage from when it is listed.
+-- KEYS: adapter, adapters of the base, change stream, next id, models of the project, bytes of the project
+-- ARGV: name, sha256, record up to "int_id":, record after it, change, "1" if listed, size in bytes
 -- Returns the adapter's number, or 0 if the name belongs to other bytes.
 local current = redis.call('GET', KEYS[1])
 local number
@@ -13,6 +14,6 @@ else
 end
 redis.call('SET', KEYS[1], ARGV[3] .. string.format('%d', number) .. ARGV[4])
 redis.call('SADD', KEYS[2], ARGV[1])
-if ARGV[6] == '1' then redis.call('SADD', KEYS[5], ARGV[1]) end
+if ARGV[6] == '1' and redis.call('SADD', KEYS[5], ARGV[1]) == 1 then redis.call('INCRBY', KEYS[6], ARGV[7]) end
 redis.call('XADD', KEYS[3], 'MAXLEN', '~', 10000, '*', 'change', ARGV[5])
 return number

@@ -81,8 +81,10 @@ class AuditStore:
         They are those behind `after`, or, with `before` alone, the last ones ahead of it. Raises NotFound for ids that
         are no entry's.
         """
-        newest = f"{span.last_ms}" if after is None else f"({await self._place(after)}"
-        oldest = f"{span.first_ms}" if before is None else f"({await self._place(before)}"
+        newest = f"{span.last_ms}" if after is None else f"({await self._place(after, 'after')}"
+        oldest = f"{span.first_ms}" if before is None else f"({await self._place(before, 'before')}"
+        if span.last_ms < 0:
+            return [], False
         upwards = before is not None and after is None
         found: list[tuple[str, AuditRecord]] = []
         while len(found) <= limit:
@@ -104,12 +106,12 @@ class AuditStore:
         page = found[:limit]
         return (page[::-1] if upwards else page), len(found) > limit
 
-    async def _place(self, entry_id: str) -> str:
+    async def _place(self, entry_id: str, param: str) -> str:
         place = entry_id.removeprefix(_PREFIX)
         numbers = [int(part) for part in place.split("-") if part.isascii() and part.isdigit() and len(part) <= 19]
         known = len(numbers) == 2 and place.count("-") == 1 and entry_id.startswith(_PREFIX) and max(numbers) <= _MAX_MS
         if not known or not await self._client.call("XRANGE", keys.AUDIT, place, place, "COUNT", 1):
-            raise NotFound(f"No such audit log entry: {entry_id[:100]}", param="after")
+            raise NotFound(f"No such audit log entry: {entry_id[:100]}", param=param)
         return place
 
     async def _end(self, token: str, record: AuditRecord | None, *, pending_only: bool) -> None:

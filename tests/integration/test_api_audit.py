@@ -137,11 +137,14 @@ def test_filters_and_pages(api: ApiServer, redis_url: str) -> None:
         now = int(time.time())
         assert get(**{"effective_at[gt]": now + 5})["data"] == []
         assert len(get(limit=100, **{"effective_at[gte]": now - 300, "effective_at[lt]": now + 5})["data"]) == 100
+        assert get(**{"effective_at[lt]": 0})["data"] == [] and get(**{"effective_at[lte]": 0})["data"] == []
         for query, param in (({"effective_at[gt]": "soon"}, "effective_at[gt]"), ({"limit": 101}, "limit")):
             refused = http.get(LOG, params=query)
             assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
         for place in ("audit_log-1-1", "audit_log-", "1-1", "audit_log-9999999999999999999999-1", "x" * 5000):
-            assert http.get(LOG, params={"after": place}).status_code == 404
+            for name in ("after", "before"):
+                refused = http.get(LOG, params={name: place})
+                assert (refused.status_code, refused.json()["error"]["param"]) == (404, name)
 
 
 def test_refusals_are_counted_by_source(api: ApiServer, redis_url: str) -> None:

@@ -12,6 +12,7 @@
     ├── RateLimited               more than the key or its project may have at a time
     ├── Unavailable               a part of the stack is away; trying again helps
     │   ├── StoreUnavailable      Redis does not answer
+    │   ├── KeySecretMismatch     the database's keys were hashed with another secret
     │   └── NoReplica             no inference server answers for that base model
     │       └── ReplicaLost       one was there and broke the connection
     ├── AdapterRejected           an adapter that must not be served, with the reason
@@ -54,6 +55,11 @@ class NotAuthenticated(SelftuneError):
     """The bearer key is missing or unknown."""
 
     default_code = "invalid_api_key"
+
+    def __init__(self, message: str, *, code: str | None = None, param: str | None = None, key_id: str = "") -> None:
+        super().__init__(message, code=code, param=param)
+        self.key_id = key_id
+        """The key that it once was, or is no more; not for the client."""
 
 
 class PermissionDenied(SelftuneError):
@@ -104,6 +110,12 @@ class StoreUnavailable(Unavailable):
     """Redis does not answer; nothing was promised, the request may be sent again."""
 
     default_code = "store_unavailable"
+
+
+class KeySecretMismatch(Unavailable):
+    """This server's secret for API keys is not the one that the database was filled with; no key can be looked up."""
+
+    default_code = "key_secret_mismatch"
 
 
 class NoReplica(Unavailable):

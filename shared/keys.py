@@ -2,9 +2,13 @@
 
 | key                              | type   | content                                        | lifetime       |
 | -------------------------------- | ------ | ---------------------------------------------- | -------------- |
-| selftune:key:{sha256}            | string | KeyRecord                                      | until revoked  |
-| selftune:key_used:{sha256}       | string | Unix time of its last use, to the minute       | until revoked  |
-| selftune:key_digest:{id}         | string | its SHA-256                                    | until revoked  |
+| selftune:api_key:{digest}        | string | KeyRecord; digests are shared/key_hash.py's    | until revoked  |
+| selftune:api_key_used:{digest}   | string | Unix time of its last use, to the minute       | until revoked  |
+| selftune:key_digest:{id}         | string | the digest of its value                        | until revoked  |
+| selftune:former_key:{digest}     | string | "{id} {t}": a value replaced or revoked, and   | 30 days        |
+|                                  |        | the Unix time until which it still works       |                |
+| selftune:key_check               | string | KeyHash.check of the secret that digests have  | for ever       |
+| selftune:built_in_keys           | hash   | data folder → id of the key in its admin.key   | for ever       |
 | selftune:admin_keys              | zset   | ids of admin keys by order of creation         | for ever       |
 | selftune:project:{id}            | string | ProjectRecord                                  | for ever       |
 | selftune:projects                | zset   | project ids by order of creation               | for ever       |
@@ -22,11 +26,12 @@
 | selftune:upload:{id}             | hash   | record, received: bytes, counted: of project's | a day past it  |
 | selftune:upload_parts:{id}       | hash   | part id → PartRecord                           | until swept    |
 | selftune:uploads                 | zset   | upload ids by the time they expire             | until swept    |
-| selftune:job:{id}                | hash   | record, version: counter, nonces, owner: token   | for ever       |
+| selftune:job:{id}                | hash   | record, version, nonces, turn, owner: token    | for ever       |
 | selftune:jobs:{project}          | zset   | job ids by order of creation                   | for ever       |
 | selftune:active_jobs             | set    | ids of jobs that are not at their end          | for ever       |
 | selftune:project_jobs:{project}  | set    | those of one project                           | for ever       |
 | selftune:outcomes                | zset   | "{id} {status}" of ended jobs and batches, 0   | until told     |
+| selftune:turns:{priority}        | hash   | whose job is next, see the prelude of scripts  | for ever       |
 | selftune:idempotency:{digest}    | string | IdempotencyRecord                              | one day        |
 | selftune:job_events:{id}         | stream | event: Event without its id                    | with the job   |
 | selftune:job_checkpoints:{id}    | list   | Checkpoint, oldest first                       | with the job   |
@@ -69,6 +74,8 @@
 | selftune:schema                  | hash   | id, version, applied … : see shared/store/schema | for ever     |
 | selftune:schema_lock             | string | token of the process that migrates             | 30 s           |
 | selftune:recorder_lock           | string | token of the api process that writes records/  | 30 s           |
+| selftune:audit                   | stream | entry: AuditRecord, about 100,000 kept         | for ever       |
+| selftune:audit_pending           | hash   | token → AuditRecord of what is under way       | until it ends  |
 | arq:*                            | -      | the queues, written by arq                     | arq's          |
 
 No key is another one's prefix plus a colon: ids come from clients, and must not reach a key of another type.
@@ -95,6 +102,10 @@ WORKERS = f"{_ROOT}:workers"
 WEBHOOK_QUEUE = f"{_ROOT}:webhook_queue"
 PROJECTS = f"{_ROOT}:projects"
 ADMIN_KEYS = f"{_ROOT}:admin_keys"
+AUDIT = f"{_ROOT}:audit"
+AUDIT_PENDING = f"{_ROOT}:audit_pending"
+KEY_CHECK = f"{_ROOT}:key_check"
+BUILT_IN_KEYS = f"{_ROOT}:built_in_keys"
 SCHEMA = f"{_ROOT}:schema"
 SCHEMA_LOCK = f"{_ROOT}:schema_lock"
 RECORDER_LOCK = f"{_ROOT}:recorder_lock"
@@ -108,7 +119,7 @@ def family(key: str) -> str:
 
 
 def api_key(digest: str) -> str:
-    return f"{_ROOT}:key:{digest}"
+    return f"{_ROOT}:api_key:{digest}"
 
 
 def file(file_id: str) -> str:
@@ -133,6 +144,10 @@ def upload_parts(upload_id: str) -> str:
 
 def project_jobs(project: str) -> str:
     return f"{_ROOT}:project_jobs:{project}"
+
+
+def turns(priority: str) -> str:
+    return f"{_ROOT}:turns:{priority}"
 
 
 def idempotency(digest: str) -> str:
@@ -224,7 +239,11 @@ def webhook_delivery(delivery_id: str) -> str:
 
 
 def key_used(digest: str) -> str:
-    return f"{_ROOT}:key_used:{digest}"
+    return f"{_ROOT}:api_key_used:{digest}"
+
+
+def former_key(digest: str) -> str:
+    return f"{_ROOT}:former_key:{digest}"
 
 
 def key_digest(key_id: str) -> str:

@@ -2,6 +2,8 @@
 
 DATA_DIR/
   admin.key  internal.key          0600
+  key_hash.key                     0600, the secret under which the database has API keys
+  folder.id                        tells this data folder from others on the same database
   selftune.toml                    optional settings
   valkey/                          the embedded database (append-only file)
   bases/<sha256>/                  base models converted here
@@ -38,6 +40,8 @@ class Paths:
         self.home = home
         self.admin_key = home / "admin.key"
         self.internal_key = home / "internal.key"
+        self.key_secret = home / "key_hash.key"
+        self.folder_id = home / "folder.id"
         self.valkey = home / "valkey"
         self.bases = home / "bases"
         self.files = home / "files"
@@ -195,6 +199,11 @@ def _moved(staged: Path, final: Path) -> bool:
         return False
 
 
+def folder_bytes(folder: Path) -> int:
+    """Return how many bytes the files in a folder have."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def remove_folder(folder: Path) -> None:
     """Delete a folder that others take for whole as long as it is there; nothing happens if it is not.
 
@@ -236,3 +245,13 @@ def internal_key(configured: str, paths: Paths) -> str:
     Whoever asks first makes it.
     """
     return configured or read_or_create_secret(paths.internal_key, ids.new_token())[0]
+
+
+def key_secret(configured: str, paths: Paths) -> str:
+    """Return the secret under which API keys are hashed: the configured one, else the one kept in the data folder."""
+    return configured or read_or_create_secret(paths.key_secret, ids.new_token() + ids.new_token())[0]
+
+
+def folder_id(paths: Paths) -> str:
+    """Return what tells this data folder from others on the same database; it moves with the folder."""
+    return read_or_create_secret(paths.folder_id, ids.new_token())[0]

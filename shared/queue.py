@@ -5,10 +5,11 @@ Results are not kept: outcomes live in our own records. MessagePack replaces arq
 writes to Redis runs code.
 
 arq takes what has the lowest score first; the score is a time in milliseconds, and what lies in the past is due. Jobs
-to train get such times by priority and, within one, by order of submission, so that a job keeps its place when it is
-queued again:
+get such times by priority and, within one, by the place that they were given when they were submitted, at which
+projects take turns (JobStore.order). A job keeps its place when it is queued again, and has the same one in the queue
+for validation and in that for training:
 
-    high    1970-01-01 + order of submission in seconds
+    high    1970-01-01 + its place in milliseconds
     normal  1980-01-01 + the same
     low     1990-01-01 + the same
 
@@ -42,8 +43,6 @@ QUEUES: dict[Function, str] = {"validate": VALIDATE_QUEUE, "train": TRAIN_QUEUE}
 Priority = Literal["low", "normal", "high"]
 
 _FIRST_YEAR: dict[Priority, int] = {"high": 1970, "normal": 1980, "low": 1990}
-
-_LONG_AGO = timedelta(days=3650)
 
 # arq drops a queued job after a day by default; a busy trainer may reach it later.
 _EXPIRES = timedelta(days=365)
@@ -102,12 +101,9 @@ class Queue:
         self._url = url
         self._pool: ArqRedis | None = None
 
-    async def validate(self, job_id: str) -> None:
-        """Have a job's files validated, after those that were queued before, as far as clocks agree.
-
-        The time is put ten years back: a worker whose clock is behind would take it for one to come.
-        """
-        await self._enqueue("validate", job_id, VALIDATE_QUEUE, score=datetime.now(UTC) - _LONG_AGO)
+    async def validate(self, job_id: str, *, priority: Priority = "normal", order: int) -> None:
+        """Have a job's files validated, when no job of a higher priority or of a lower `order` waits."""
+        await self._enqueue("validate", job_id, VALIDATE_QUEUE, score=_score(priority, order))
 
     async def train(self, job_id: str, *, priority: Priority = "normal", order: int) -> None:
         """Have a job trained, when no job of a higher priority or of a lower `order` waits."""
@@ -116,9 +112,9 @@ class Queue:
     async def put(self, record: JobRecord, *, order: int) -> None:
         """Queue a job for what its state asks for; `order` is JobStore.order()."""
         if record.status is JobState.VALIDATING_FILES:
-            await self.validate(record.id)
+            await self.validate(record.id, priority=record.priority, order=order)
         else:
-            await self.train(record.id, priority=record.options.priority or "normal", order=order)
+            await self.train(record.id, priority=record.priority, order=order)
 
     async def close(self) -> None:
         if self._pool is not None:
@@ -142,6 +138,7 @@ class Queue:
 
 
 def _score(priority: Priority, order: int) -> datetime:
-    """Place a job in its priority's ten years, one second after the one submitted before it."""
-    # Never 0, the first second of all: arq takes that score for a job that is gone.
-    return datetime(_FIRST_YEAR[priority], 1, 1, tzinfo=UTC) + timedelta(seconds=order + 1)
+    """Place a job in its priority's ten years."""
+    # Never 0, the first millisecond of all: arq takes that score for a job that is gone. The half is for arq, which
+    # cuts what a float makes of the milliseconds.
+    return datetime(_FIRST_YEAR[priority], 1, 1, tzinfo=UTC) + timedelta(milliseconds=order + 1.5)

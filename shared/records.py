@@ -24,7 +24,7 @@ DEFAULT_PROJECT = "proj_default"
 
 
 class KeyRecord(Struct, frozen=True, kw_only=True):
-    """An API key; the key itself is not stored, its SHA-256 is the record's name."""
+    """An API key; the key itself is not stored, its keyed hash is the record's name."""
 
     project: str
     name: str
@@ -37,6 +37,8 @@ class KeyRecord(Struct, frozen=True, kw_only=True):
     redacted: str = "***"
     expires_at: int | None = None
     limits: Limits = Limits()
+    formers_until: int = 0
+    """Unix time until which values that were rotated out may work, each of them no longer than its own grace."""
 
     def expired(self, now: float) -> bool:
         return self.expires_at is not None and self.expires_at <= now
@@ -123,6 +125,11 @@ class JobRecord(Struct, frozen=True, kw_only=True):
     """The same, part by part."""
     waiting_reason: str = ""
     """Why it waits in the queue although a worker is free; empty once one has begun."""
+
+    @property
+    def priority(self) -> Literal["low", "normal", "high"]:
+        """In which of the queue's classes it is."""
+        return self.options.priority or "normal"
 
     @property
     def needed_memory_bytes(self) -> int | None:
@@ -228,6 +235,8 @@ class AdapterRecord(Struct, frozen=True, kw_only=True):
     """Whether every weight was trained: `folder` is a base model's then, and `base` is `name`."""
     named_base: str = ""
     """What an adapter from elsewhere calls its base; empty if it does not."""
+    size_bytes: int = 0
+    """What it counts towards its project's storage while it is listed; 0 for one of before that was counted."""
 
     def public(self, organization: str) -> Model:
         return Model(id=self.name, created=self.created_at, owned_by=organization)

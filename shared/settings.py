@@ -103,6 +103,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         str, _setting("Where gateway and trainer reach the inference server; empty: its address and port.")
     ] = ""
     internal_key: Annotated[str, _setting("Key between gateway and inference; empty: kept in the data folder.")] = ""
+    key_secret: Annotated[
+        str,
+        _setting(
+            "Secret under which API keys are hashed in the database, the same for every API host; empty: kept in the "
+            "data folder.",
+            pattern=r"\A(.{16,})?\Z",
+        ),
+    ] = ""
     threads: Annotated[int, _setting("Compute threads of training and inference; 0 takes every core.", ge=0)] = 0
     jobs_together: Annotated[
         int,
@@ -153,7 +161,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     project_concurrent_jobs: Annotated[
         int, _setting("Unfinished fine-tuning jobs of a project; 0 is no limit.", ge=0)
     ] = 0
-    project_storage_bytes: Annotated[int, _setting("Bytes of files of a project; 0 is no limit.", ge=0)] = 0
+    project_storage_bytes: Annotated[
+        int, _setting("Bytes of files and fine-tuned models of a project; 0 is no limit.", ge=0)
+    ] = 0
     refuse_foreign_ids: Annotated[
         bool,
         _setting(
@@ -161,6 +171,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "else they are ignored."
         ),
     ] = False
+    prefix_cache_sharing: Annotated[
+        Literal["project", "all"],
+        _setting(
+            "Who shares cached beginnings of prompts: the keys of one 'project', or 'all', whose answering times then "
+            "tell what others have asked."
+        ),
+    ] = "project"
     tool_call_parser: Annotated[
         str,
         _setting(

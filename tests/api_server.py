@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import httpx2
 
+from shared.key_hash import KeyHash
 from shared.paths import Paths
 from shared.records import AdapterRecord, BaseRecord, ReplicaRecord
 from shared.settings import Settings
@@ -25,6 +26,7 @@ T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = "org/tiny-base"
+KEY_SECRET = "secret-of-the-tests"
 
 
 def free_port() -> int:
@@ -37,7 +39,9 @@ class ApiServer:
     """`python -m services.api` on a free port; its log is printed when it does not come up."""
 
     def __init__(self, home: Path, redis_url: str, **settings: Any) -> None:
-        self.settings = Settings(data_dir=str(home), redis_url=redis_url, port=free_port(), **settings)
+        self.settings = Settings(
+            data_dir=str(home), redis_url=redis_url, port=free_port(), **{"key_secret": KEY_SECRET} | settings
+        )
         self.paths = Paths(home)
         self.url = f"http://127.0.0.1:{self.settings.port}"
         self.log = home / "api.log"
@@ -101,7 +105,7 @@ def know_key(redis_url: str, key: str, *, project: str = "proj_default") -> str:
 
     async def fill(client: Client) -> None:
         await ProjectStore(client).ensure_default()
-        await KeyStore(client).ensure(key, name="test", project=project)
+        await KeyStore(client, KeyHash(KEY_SECRET)).ensure(key, name="test", project=project)
 
     with_store(redis_url, fill)
     return key

@@ -17,12 +17,14 @@ import msgspec
 
 from bench.api.scene import api_server, median, percentile, print_machine, print_table
 from shared import ids, keys
+from shared.key_hash import KeyHash
 from shared.records import JobRecord
 from shared.schemas.checkpoints import Checkpoint, CheckpointMetrics
 from shared.schemas.methods import SupervisedHyperparameters
 from shared.store.api_keys import KeyStore
 from shared.store.client import Client
 from shared.store.jobs import JobStore, event
+from tests.api_server import KEY_SECRET
 
 FEW = 10
 BATCH = 500
@@ -50,7 +52,7 @@ async def prepare(redis_url: str, many: int) -> list[tuple[str, Request, Request
     """Fill the database and return (name, request for few, request for many)."""
     client = Client(redis_url)
     for name in ("few", "many"):
-        await KeyStore(client).ensure(f"sk-{name}", name=name, project=f"proj_{name}")
+        await KeyStore(client, KeyHash(KEY_SECRET)).ensure(f"sk-{name}", name=name, project=f"proj_{name}")
     few_jobs = await add_jobs(client, "proj_few", FEW)
     many_jobs = await add_jobs(client, "proj_many", many)
     await add_events(client, few_jobs[0], FEW)

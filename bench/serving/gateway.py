@@ -8,10 +8,11 @@ from contextlib import asynccontextmanager
 import httpx2
 
 from bench.serving.sides.ours import Ours
+from shared.key_hash import KeyHash
 from shared.store.api_keys import KeyStore
 from shared.store.client import Client
 from shared.store.projects import ProjectStore
-from tests.api_server import ApiServer
+from tests.api_server import KEY_SECRET, ApiServer
 
 
 @asynccontextmanager
@@ -31,5 +32,5 @@ async def gateway(ours: Ours) -> AsyncIterator[httpx2.AsyncClient]:
 async def _know_key(redis_url: str, key: str) -> None:
     client = Client(redis_url)
     await ProjectStore(client).ensure_default()
-    await KeyStore(client).ensure(key, name="bench", project="proj_default")
+    await KeyStore(client, KeyHash(KEY_SECRET)).ensure(key, name="bench", project="proj_default")
     await client.close()

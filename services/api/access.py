@@ -12,6 +12,7 @@ import structlog
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.api.audit import trail
 from services.api.gateway.outgoing import ANSWERED_BY
 from services.api.limits import remaining_headers
 from services.api.model_paths import routable
@@ -46,6 +47,7 @@ class Access:
                 # client learns that the body is not whole.
                 _log.error("request.cut", path=path, exc_info=True)
             finally:
+                await answer.settle()
                 answer.log(method, path)
 
 
@@ -63,6 +65,7 @@ class _Answer:
         self._send = send
         self._started = time.perf_counter()
         self._status: int | None = None
+        self._held: Message | None = None
         self._bytes = 0
 
     async def send(self, message: Message) -> None:
@@ -76,9 +79,27 @@ class _Answer:
                 *remaining_headers(self._state),
                 *_answered_by(self._state),
             ]
+            if trail.is_recorded(self._state):
+                self._held = message  # its body tells what was made, and nothing goes out before that is recorded
+                return
         elif message["type"] == "http.response.body":
             self._bytes += len(message["body"])
+            await self._let_go(message["body"])
         await self._send(message)
+
+    async def settle(self) -> None:
+        """Record a change whose answer did not come."""
+        recorded = trail.take(self._state)
+        if recorded is not None:
+            await recorded.end(None)
+
+    async def _let_go(self, body: bytes) -> None:
+        held, self._held = self._held, None
+        recorded = trail.take(self._state)
+        if held is not None and recorded is not None:
+            await recorded.end(held["status"], body)  # type: ignore[typeddict-item]
+        if held is not None:
+            await self._send(held)
 
     def log(self, method: str, path: str) -> None:
         write = _log.debug if path in _QUIET else _log.info

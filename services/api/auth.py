@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,10 +13,11 @@ from litestar.handlers import BaseRouteHandler
 from msgspec.structs import replace
 
 from services.api import scopes
+from services.api.audit import trail
 from services.api.limits import take_request
 from shared import ids
-from shared.errors import NotAuthenticated, StoreUnavailable
-from shared.paths import Paths, read_or_create_secret
+from shared.errors import InvalidRequest, NotAuthenticated, PermissionDenied, Unavailable
+from shared.paths import Paths, folder_id, read_or_create_secret
 from shared.projects import Limits
 from shared.settings import Settings
 from shared.store.api_keys import Identity, KeyStore
@@ -44,7 +46,10 @@ class Authenticator:
             concurrent_jobs=settings.project_concurrent_jobs,
             storage_bytes=settings.project_storage_bytes,
         )
+        self._paths = paths
+        self._folder = folder_id(paths)
         self._admin_key, created = read_or_create_secret(paths.admin_key, ids.new_api_key())
+        self._admin_file = _version(paths)
         self._admin_stored = False
         if created:
             _log.info("admin_key.created", path=str(paths.admin_key))
@@ -53,22 +58,49 @@ class Authenticator:
         """Store the admin key if the database answers; if not, the first request that finds it does."""
         try:
             await self._store_admin_key()
-        except StoreUnavailable:
-            _log.warning("admin_key.pending", reason="the database does not answer")
+        except Unavailable as error:
+            _log.warning("admin_key.pending", reason=error.message)
 
     async def authenticate(self, authorization: str | None, headers: Mapping[str, str]) -> Identity:
         """Return who sends this Authorization header and, among `headers`, the names of an organization and a project.
 
-        The project's limits are those that hold, 0 or None for no limit. Raises NotAuthenticated, StoreUnavailable.
+        The project's limits are those that hold, 0 or None for no limit. Raises NotAuthenticated, StoreUnavailable,
+        KeySecretMismatch.
         """
         key = _bearer(authorization)
         await self._store_admin_key()
         named_project = headers.get("openai-project", "").strip()
-        identity = await self._keys.authenticate(key, named_project=named_project)
+        identity = await self._identify(key, named_project)
         self._check_organization(headers.get("openai-organization", "").strip())
         self._check_project(named_project, identity)
         project = replace(identity.project, limits=identity.project.limits.over(self._default_limits))
         return replace(identity, project=project)
+
+    async def _identify(self, key: str, named_project: str) -> Identity:
+        """Look a key up, after another admin key where its file was replaced: an admin's is looked up twice then."""
+        try:
+            identity = await self._keys.authenticate(key, named_project=named_project)
+            if identity.key.kind != "built_in" or not await self._admin_key_replaced():
+                return identity
+        except NotAuthenticated:
+            if not await self._admin_key_replaced():
+                raise
+        return await self._keys.authenticate(key, named_project=named_project)
+
+    async def _admin_key_replaced(self) -> bool:
+        """Tell whether admin.key holds another key than before; it is stored, and the former one is refused, then."""
+        version = _version(self._paths)
+        if version == self._admin_file:
+            return False
+        try:
+            key, _ = await asyncio.to_thread(read_or_create_secret, self._paths.admin_key, ids.new_api_key())
+        except (OSError, InvalidRequest, UnicodeDecodeError) as error:
+            _log.error("admin_key.unreadable", path=str(self._paths.admin_key), reason=str(error))
+            return False
+        await self._keys.ensure(key, name="admin", folder=self._folder)
+        self._admin_file, self._admin_key = version, key
+        _log.info("admin_key.replaced", path=str(self._paths.admin_key))
+        return True
 
     def _check_organization(self, named: str) -> None:
         if not named or not self._refuse_foreign_ids or named in (self._organization, f"org-{self._organization}"):
@@ -95,8 +127,17 @@ class Authenticator:
     async def _store_admin_key(self) -> None:
         if not self._admin_stored:
             await self._projects.ensure_default()
-            await self._keys.ensure(self._admin_key, name="admin")
+            await self._keys.ensure(self._admin_key, name="admin", folder=self._folder)
             self._admin_stored = True
+
+
+def _version(paths: Paths) -> tuple[int, int, int] | None:
+    """Return what changes when admin.key is replaced; None if it is gone."""
+    try:
+        found = paths.admin_key.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _bearer(header: str | None) -> str:
@@ -118,11 +159,38 @@ async def require_key(connection: ASGIConnection[Any, Any, Identity, State], han
     services = connection.app.state.services
     await services.database.ready()
     authenticator: Authenticator = services.authenticator
-    caller = await authenticator.authenticate(credentials(connection, handler), connection.headers)
+    address, refusals = trail.address_of(connection.scope), services.refusals
+    try:
+        caller = await authenticator.authenticate(credentials(connection, handler), connection.headers)
+    except NotAuthenticated as error:
+        refusals.note(key_id=error.key_id, address=address, reason=error.code or "")
+        raise
     connection.scope["auth"] = caller
     # Before the scopes, so that guessing at them is bounded, too.
     await take_request(connection, services.limits, caller)
-    scopes.check(caller.key.scopes, str(connection.scope.get("method", "")), connection.scope["path_template"])
+    try:
+        scopes.check(caller.key.scopes, str(connection.scope.get("method", "")), connection.scope["path_template"])
+    except PermissionDenied as error:
+        refusals.note(key_id=caller.key.id, address=address, reason=error.code or "", project=caller.project.id)
+        raise
+    await trail.begin(connection, handler, services.audit_store, caller)
+
+
+async def is_still_let_in(connection: ASGIConnection[Any, Any, Identity, State]) -> bool:
+    """Tell whether a request's key would be let in again, for answers that may last longer than the key.
+
+    While the database does not answer nobody knows, and the answer goes on.
+    """
+    authenticator: Authenticator = connection.app.state.services.authenticator
+    scope = connection.scope
+    try:
+        caller = await authenticator.authenticate(credentials(connection, scope["route_handler"]), connection.headers)
+        scopes.check(caller.key.scopes, str(scope.get("method", "")), scope["path_template"])
+    except (NotAuthenticated, PermissionDenied):
+        return False
+    except Unavailable:
+        return True
+    return caller.project.id == connection.auth.project.id
 
 
 def credentials(connection: ASGIConnection[Any, Any, Identity, State], handler: BaseRouteHandler) -> str | None:

@@ -16,12 +16,14 @@ from services.api.aliases.management import Aliases
 from services.api.aliases.shadowing import Shadowing
 from services.api.aliases.traffic import Traffic
 from services.api.aliases.warming import Warming
+from services.api.audit.refusals import Refusals
 from services.api.auth import Authenticator
 from services.api.batches.answering import Answering
 from services.api.batches.creation import Batches
 from services.api.batches.output_files import OutputFiles
 from services.api.batches.run import Tools
 from services.api.batches.runner import Runner
+from services.api.batches.slots import Slots
 from services.api.database import Database
 from services.api.files.chunked_uploads import ChunkedUploads
 from services.api.files.sweeper import Sweeper
@@ -42,13 +44,15 @@ from services.api.webhooks.dispatch import Dispatcher, Family, batches_ending, j
 from services.api.webhooks.endpoints import Webhooks
 from services.api.webhooks.sender import WebhookSender
 from shared import keys
-from shared.paths import Paths, internal_key
+from shared.key_hash import KeyHash
+from shared.paths import Paths, internal_key, key_secret
 from shared.queue import Queue
 from shared.records import KeyRecord
 from shared.settings import Settings
 from shared.store.alias_traffic import TrafficStore
 from shared.store.aliases import AliasStore
 from shared.store.api_keys import Identity, KeyStore
+from shared.store.audit import AuditStore
 from shared.store.batches import BatchStore
 from shared.store.client import Client
 from shared.store.completions import CompletionStore
@@ -114,6 +118,9 @@ class Services:
     admin_keys: AdminKeys
     database: Database
     recorder: Recorder
+    projects: ProjectStore
+    audit_store: AuditStore
+    refusals: Refusals
 
     @classmethod
     def open(cls, settings: Settings, drain: asyncio.Event) -> "Services":
@@ -124,10 +131,12 @@ class Services:
         files = FileStore(client, project_bytes=settings.project_storage_bytes)
         jobs, registry, presence = JobStore(client), Registry(client), Presence(client)
         batch_store = BatchStore(client)
+        audit_store = AuditStore(client)
         kept_days = settings.stored_completion_days
         completions = CompletionStore(client, keep_days=kept_days)
         responses = ResponseStore(client, keep_days=kept_days, max_conversation_bytes=settings.max_body_bytes)
-        key_store, projects = KeyStore(client), ProjectStore(client)
+        key_hash = KeyHash(key_secret(settings.key_secret, paths))
+        key_store, projects = KeyStore(client, key_hash), ProjectStore(client)
         uploads = Uploads(files, paths, max_file_bytes=settings.max_file_bytes)
         upload_store = UploadStore(client, project_bytes=settings.project_storage_bytes)
         queue = Queue(settings.database_url)
@@ -135,14 +144,15 @@ class Services:
         permissions = PermissionStore(client)
         alias_store, alias_traffic, shadow_pairs = AliasStore(client), TrafficStore(client), PairStore(client)
         names = ModelNames(registry, alias_store, settings.model_aliases, organization=settings.organization)
-        counting = Counting(alias_traffic, Guard(alias_store, alias_traffic, registry))
+        counting = Counting(alias_traffic, Guard(alias_store, alias_traffic, registry, audit_store))
         shadowing = Shadowing(alias_store, shadow_pairs, counting)
         reachable = Replicas(presence, internal_key=internal_key(settings.internal_key, paths))
-        gateway = Gateway(names, reachable, Traffic(counting, shadowing))
+        salt_of = key_hash.cache_salt if settings.prefix_cache_sharing == "project" else lambda _: ""
+        gateway = Gateway(names, reachable, Traffic(counting, shadowing), salt_of=salt_of)
         tools = Tools(
             batches=batch_store,
             leases=LeaseStore(client, ttl_s=settings.lease_ttl_s, key=keys.batch_lease, owned=keys.batch),
-            answering=Answering(gateway, completions, responses, asyncio.Semaphore(settings.batch_concurrency)),
+            answering=Answering(gateway, completions, responses, Slots(settings.batch_concurrency)),
             files=OutputFiles(files, paths),
             paths=paths,
             concurrency=settings.batch_concurrency,
@@ -187,6 +197,7 @@ class Services:
                 presence,
                 drain,
                 record_objection=lambda: recorder.objection,
+                check_secret=key_store.check_secret,
                 base_id=settings.public_base_id,
                 merged_model=settings.merged_model,
             ),
@@ -213,6 +224,9 @@ class Services:
             admin_keys=AdminKeys(settings.organization, key_store),
             database=Database(client, settings),
             recorder=recorder,
+            projects=projects,
+            audit_store=audit_store,
+            refusals=Refusals(audit_store),
         )
 
     async def start(self) -> None:
@@ -235,6 +249,7 @@ class Services:
         await self.counting.close()
         await self.gateway.close()
         await self.recorder.close()
+        await self.refusals.close()
         await self.queue.close()
         await self.client.close()
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from shared.errors import StoreUnavailable
+from shared.errors import StoreUnavailable, Unavailable
 from shared.paths import Paths, write_atomic
 from shared.store.client import Client
 from shared.store.persistence import look_for_losses
@@ -64,6 +64,7 @@ class Readiness:
         drain: asyncio.Event,
         *,
         record_objection: Callable[[], str],
+        check_secret: Callable[[], Awaitable[None]],
         base_id: str,
         merged_model: str = "",
     ) -> None:
@@ -73,6 +74,7 @@ class Readiness:
         self._presence = presence
         self._drain = drain
         self._record_objection = record_objection
+        self._check_secret = check_secret
         self._base_id = base_id
         self._merged_model = merged_model
         self._warned: tuple[float, str] | None = None
@@ -89,6 +91,7 @@ class Readiness:
 
     async def _redis(self) -> Part:
         await self._client.ping()
+        await self._check_secret()
         return Part(ready=True, reason="; ".join(filter(None, (self._record_objection(), await self._warning()))))
 
     async def _warning(self) -> str:
@@ -155,5 +158,5 @@ def _probe(folder: Path) -> None:
 async def _guarded(part: Awaitable[Part]) -> Part:
     try:
         return await part
-    except StoreUnavailable as error:
+    except Unavailable as error:
         return Part(ready=False, reason=error.message)

@@ -39,7 +39,7 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 
 
 # Arguments are visible to every user of the machine (ps); a secret comes from the environment or the file.
-_SECRET = frozenset({"internal_key"})
+_SECRET = frozenset({"internal_key", "key_secret"})
 
 _CONFIG = Annotated[
     Path | None,
@@ -278,6 +278,23 @@ def delete_model(
 
     with _told_errors(), OpenAIApi(base_url, api_key) as api:
         api.delete(f"/models/{quote(name, safe='')}")
+
+
+keys = typer.Typer(no_args_is_help=True, help="The server's own admin key.")
+app.add_typer(keys, name="keys")
+
+
+@keys.command("rotate-admin")
+def rotate_admin(
+    base_url: Annotated[str, _BASE_URL] = _HERE,
+    data_dir: Annotated[Path | None, typer.Option(envvar=f"{ENV_PREFIX}DATA_DIR", help="The server's folder.")] = None,
+    config: _CONFIG = None,
+) -> None:
+    """Replace the data folder's admin key; the former one stops working at once, on every API of the database."""
+    from services.cli.admin_key import rotate
+
+    with _told_errors():
+        rotate(Settings.load({"data_dir": data_dir and str(data_dir)}, config=config), base_url, typer.echo)
 
 
 def _one_place(to: Path | None, oci: Path | None) -> Path:

@@ -30,7 +30,7 @@ _FREE_BYTES = 5 << 30
 _EXPLAIN = ("-m", "services.inference.explain")
 _EXPLAIN_TIMEOUT_S = 60
 _CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
-_SECRET = frozenset({"internal_key", "redis_url"})
+_SECRET = frozenset({"internal_key", "key_secret", "redis_url"})
 
 
 class Line(NamedTuple):

@@ -172,6 +172,17 @@ class UpdateKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     selftune: KeyOptions | None = None
 
 
+Grace: TypeAlias = Annotated[
+    int, Meta(ge=0, le=7 * 86_400, description="Seconds for which the former value still works; 0: not at all.")
+]
+
+
+class RotateKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of POST …/api_keys/{key_id}/rotate and …/admin_api_keys/{key_id}/rotate, ours alone."""
+
+    grace_s: Grace = 0
+
+
 class KeyDetails(Struct, frozen=True, kw_only=True):
     """What this server adds to a key."""
 
@@ -267,8 +278,8 @@ class Removed(Struct, frozen=True, kw_only=True):
 
 TYPES = [
     CreateProject, UpdateProject, Project, UpdateRateLimit, RateLimit, CreateServiceAccount, UpdateServiceAccount,
-    ServiceAccount, NewServiceAccount, CreateServiceAccountKey, NewKey, CreateProjectKey, UpdateKey, ProjectKey,
-    NewProjectKey, CreateAdminKey, AdminKey, NewAdminKey, Removed, Page[Project], Page[RateLimit],
+    ServiceAccount, NewServiceAccount, CreateServiceAccountKey, NewKey, CreateProjectKey, UpdateKey, RotateKey,
+    ProjectKey, NewProjectKey, CreateAdminKey, AdminKey, NewAdminKey, Removed, Page[Project], Page[RateLimit],
     Page[ServiceAccount], Page[ProjectKey], Page[AdminKey],
 ]  # fmt: skip
 """Every body of these routes, for the OpenAPI document."""

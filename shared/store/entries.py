@@ -191,7 +191,7 @@ LEFT_OUT = frozenset(
         *(keys.SCHEMA, keys.SCHEMA_LOCK, keys.RECORDER_LOCK, keys.job_lease(""), keys.batch_lease("")),
         *(keys.request_bucket(""), keys.token_bucket(""), keys.place("", ""), keys.alias_traffic("", 0)),
         *(keys.ADAPTER_CHANGES, keys.residency(""), keys.REPLICAS, keys.replica(""), keys.WORKERS, keys.worker("")),
-        *(keys.key_used(""), keys.project_bytes(""), keys.shadow_pairs("")),
+        *(keys.key_used(""), keys.project_bytes(""), keys.shadow_pairs(""), keys.AUDIT_PENDING),
     )
 )
 """What lives for seconds or hours, is worked out again, or is no loss."""

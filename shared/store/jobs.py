@@ -69,8 +69,9 @@ class JobStore:
                 keys.ACTIVE_JOBS,
                 keys.project_jobs(record.project),
                 keys.SEQUENCE,
+                keys.turns(record.priority),
             ],
-            [record.id, _encode(record), -1 if limit is None else limit, *map(_encode, events)],
+            [record.id, _encode(record), -1 if limit is None else limit, record.project, *map(_encode, events)],
         )
         if outcome < 0:
             raise RateLimited(
@@ -120,6 +121,7 @@ class JobStore:
                     keys.ACTIVE_JOBS,
                     keys.project_jobs(changed.project),
                     keys.OUTCOMES,
+                    keys.turns(changed.priority),
                 ],
                 [
                     version,
@@ -129,6 +131,7 @@ class JobStore:
                     changed.status.value,
                     int(changed.status in TERMINAL),
                     nonce,
+                    changed.project,
                     *map(_encode, additions),
                 ],
             )
@@ -151,8 +154,14 @@ class JobStore:
         return await self.update(job_id, end, events, fence=fence)
 
     async def order(self, record: JobRecord) -> int:
-        """Return the job's place in the order of creation over all projects; 0 for one that is not stored."""
-        return int(await self._client.call("ZSCORE", keys.jobs(record.project), record.id) or 0)
+        """Return the job's place among all of its priority, which it keeps; 0 for one that is not stored.
+
+        Projects take turns: scripts/prelude.lua says how. Jobs of before they did have their order of creation.
+        """
+        turn, created = await self._client.together(
+            [("HGET", keys.job(record.id), "turn"), ("ZSCORE", keys.jobs(record.project), record.id)]
+        )
+        return int(turn) if turn is not None else int(created or 0) * 1000
 
     async def active(self) -> Sequence[str]:
         """List ids of the jobs that are not at their end."""

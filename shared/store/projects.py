@@ -149,7 +149,11 @@ class ServiceAccountStore:
                 keys.account_keys(account_id),
                 keys.project_keys(project),
             ],
-            [account_id, keys.api_key(""), keys.key_used(""), keys.key_digest(""), *places],
+            [
+                account_id,
+                *(keys.api_key(""), keys.key_used(""), keys.former_key(""), keys.key_digest("")),
+                *places,
+            ],
         )
         if not deleted:
             raise _no_account(account_id)

@@ -17,6 +17,7 @@ from shared.model_records import STORED, Access, ModelSettingsRecord, read_keys,
 from shared.records import AdapterRecord, BaseRecord, Residency
 from shared.store.client import Client
 from shared.store.leases import owners_only
+from shared.store.storage import Storage
 
 _encode = msgspec.json.Encoder().encode
 _decode_adapter = msgspec.json.Decoder(AdapterRecord).decode
@@ -74,6 +75,7 @@ class Registry:
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        self._storage = Storage(client, project_bytes=None)
 
     async def put_base(self, base: BaseRecord) -> None:
         await self._client.call("HSET", keys.BASES, base.id, _encode(base))
@@ -93,6 +95,8 @@ class Registry:
         Publishing the same bytes again (to list them, say) keeps the number. `fence` is the token of the lease on the
         job that made it. Raises LeaseLost, or Conflict when the name belongs to other bytes.
         """
+        if adapter.size_bytes:  # the project's bytes must have been added up before more are
+            await self._storage.used_bytes(adapter.project)
         head, _, tail = _encode(replace(adapter, int_id=0)).partition(b'"int_id":0')
         number = await self._client.script(
             "publish_adapter",
@@ -103,6 +107,7 @@ class Registry:
                 keys.ADAPTER_NEXT_ID,
                 keys.models(adapter.project),
                 keys.job(adapter.job_id),
+                keys.project_bytes(adapter.project),
             ],
             [
                 adapter.name,
@@ -112,6 +117,7 @@ class Registry:
                 _encode(AdapterChange(name=adapter.name, base=adapter.base, action="published")),
                 int(adapter.listed),
                 fence,
+                adapter.size_bytes,
             ],
         )
         if number == -2:
@@ -128,6 +134,11 @@ class Registry:
         adapter = await self.get(name)
         if adapter is None:
             return False
+        listed, kept = keys.models(adapter.project), keys.project_bytes(adapter.project)
+        if adapter.size_bytes:
+            job, size = keys.job(adapter.job_id), adapter.size_bytes
+            if await self._client.script("unlist_model", [listed, kept, job], [name, size, fence]) == -2:
+                raise LeaseLost(f"{adapter.job_id} is owned by another worker now")
         noted: tuple[str | int, ...] = ("ZADD", keys.RETIRED_ADAPTERS, int(time.time()), adapter.sha256)
         if adapter.whole:
             noted = ("HDEL", keys.BASES, name)
@@ -139,7 +150,7 @@ class Registry:
             [
                 ("DEL", keys.adapter(name)),
                 ("SREM", keys.adapters(adapter.base), name),
-                ("SREM", keys.models(adapter.project), name),
+                ("SREM", listed, name),
                 ("DEL", keys.permissions(name)),
                 ("DEL", keys.model_settings(name)),
                 ("SREM", keys.PINNED_ADAPTERS, name),

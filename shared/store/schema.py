@@ -19,7 +19,8 @@ from shared.paths import Paths
 from shared.settings import Settings
 from shared.store.client import Client
 from shared.store.lock import Lock
-from shared.store.migrations import STEPS, MigrationContext, Step
+from shared.store.migrations import STEPS, Step
+from shared.store.migrations.context import MigrationContext
 
 FIRST_VERSION = 1
 _LOCK_TTL_S = 30.0

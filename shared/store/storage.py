@@ -1,7 +1,7 @@
 """How many bytes a project keeps on this server, and whether it has room for more.
 
-Its files count, the parts of its uploads under way, and files that were deleted while batches hold their bytes. The
-scripts that store and remove them count in the same step.
+Its files count, its fine-tuned models, the parts of its uploads under way, and files that were deleted while batches
+hold their bytes. The scripts that store and remove them count in the same step.
 """
 
 from __future__ import annotations

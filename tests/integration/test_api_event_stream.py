@@ -181,6 +181,10 @@ def test_stream_ends_whole_and_at_once_when_the_server_stops(tmp_path: Path, red
     assert "request.cut" not in server.log.read_text()
 
 
+async def _always() -> bool:
+    return True
+
+
 async def _first(stream: AsyncIterator[bytes], count: int) -> list[bytes]:
     return [await anext(stream) for _ in range(count)]
 
@@ -189,7 +193,9 @@ def test_silence_is_filled_with_comments(redis_url: str) -> None:
     put(redis_url, ["a"])
 
     async def run(client: Client) -> list[bytes]:
-        stream = follow(JobStore(client), JOB, after=None, drain=asyncio.Event(), poll_s=0.01, ping_s=0.05)
+        stream = follow(
+            JobStore(client), JOB, after=None, drain=asyncio.Event(), allowed=_always, poll_s=0.01, ping_s=0.05
+        )
         return await _first(stream, 3)
 
     first, *pings = with_store(redis_url, run)

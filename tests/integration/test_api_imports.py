@@ -100,6 +100,32 @@ def test_adapter_becomes_a_model(sdk: openai.OpenAI, api: ApiServer, redis_url: 
     assert made["id"] not in [model.id for model in sdk.models.list()]
 
 
+def test_models_count_towards_storage_until_they_are_deleted(
+    sdk: openai.OpenAI, api: ApiServer, redis_url: str, adapter: Path
+) -> None:
+    def kept() -> int:
+        return with_store(redis_url, lambda client: FileStore(client).used_bytes("proj_default"))
+
+    first, second = body_of(sdk, adapter), body_of(sdk, adapter)
+    files = kept()
+    made = create(sdk, first)
+    record = record_of(redis_url, made["id"])
+    assert record is not None
+    size = sum(path.stat().st_size for path in (api.paths.home / record.folder).iterdir())
+    assert (record.size_bytes, kept()) == (size, files + size)
+    with_store(redis_url, lambda client: Registry(client).publish(record))
+    assert kept() == files + size, "publishing twice counts once"
+    with api.client() as http:
+        limits = {"selftune": {"limits": {"storage_bytes": kept() + 100}}}
+        http.post("/v1/organization/projects/proj_default", json=limits).raise_for_status()
+        refused = http.post("/v1/models", json=second)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "storage_limit_exceeded")
+        sdk.models.delete(made["id"])
+        assert kept() == files
+        assert http.post("/v1/models", json=second).status_code == 200
+    assert left_over(api) == []
+
+
 def test_same_bytes_are_one_folder_under_two_names(sdk: openai.OpenAI, api: ApiServer, adapter: Path) -> None:
     one, two = create(sdk, body_of(sdk, adapter)), create(sdk, body_of(sdk, adapter))
     assert one["sha256"] == two["sha256"] and one["id"] != two["id"]

@@ -99,6 +99,44 @@ def test_an_adapter_answers_for_its_alias_and_not_for_the_base(sdk: openai.OpenA
     assert texts[0] != texts[1] == texts[2]
 
 
+@pytest.mark.parametrize("model", [BASE_ID, TUNED])
+@pytest.mark.parametrize("endpoint", ["completions", "chat/completions", "responses", "messages"])
+def test_prompts_are_cached_for_their_project_alone(engine_api: ApiServer, model: str, endpoint: str) -> None:
+    """How long an answer takes must not tell a project what another one has asked before."""
+    with engine_api.client() as admin:
+        project = admin.post("/v1/organization/projects", json={"name": "guests"}).json()["id"]
+        made = admin.post(f"/v1/organization/projects/{project}/api_keys", json={"name": "k"})
+        admin.post(f"/v1/fine_tuning/checkpoints/{TUNED}/permissions", json={"project_ids": [project]})
+    others = made.json()["value"]
+    # a prompt of its own for each case, since models and endpoints share what the base computes
+    start = 20 + 40 * ["completions", "chat/completions", "responses", "messages"].index(endpoint)
+    text = f"{endpoint} {model} " + "the lazy dog " * 40
+    bodies: dict[str, dict[str, Any]] = {
+        "completions": {"prompt": [start + number % 37 for number in range(400)], "max_tokens": 1},
+        "chat/completions": {"messages": [{"role": "user", "content": text}], "max_tokens": 1},
+        "responses": {"input": text, "max_output_tokens": 16, "store": False},
+        "messages": {"messages": [{"role": "user", "content": text}], "max_tokens": 1},
+    }
+
+    def cached(key: str) -> int:
+        with engine_api.client(key) as http:
+            answer = http.post(f"/v1/{endpoint}", json={"model": model, **bodies[endpoint]}).raise_for_status().json()
+        usage = answer["usage"]
+        details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
+        return int(details.get("cached_tokens") or usage.get("cache_read_input_tokens") or 0)
+
+    assert cached(engine_api.key) == 0
+    assert cached(others) == 0
+    assert cached(engine_api.key) > 0
+    assert cached(others) > 0
+
+
+def test_a_salt_of_the_clients_is_refused(http: httpx2.Client) -> None:
+    for endpoint in ("chat/completions", "completions", "responses", "messages"):
+        refused = http.post(f"/v1/{endpoint}", json={"model": BASE_ID, "cache_salt": "x", "input": "hi"})
+        assert refused.status_code == 400 and "cache_salt" in refused.text
+
+
 def test_chat_with_choices_and_log_probabilities(sdk: openai.OpenAI) -> None:
     answer = sdk.chat.completions.create(
         model=TUNED, messages=MESSAGES, max_tokens=3, n=2, logprobs=True, top_logprobs=2, seed=7, stop=["§"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from msgspec.structs import replace
 from shared import keys
 from shared.alias_records import AliasRecord
 from shared.errors import Conflict, LeaseLost, NotAuthenticated, NotFound, StoreUnavailable, TransitionRefused
+from shared.key_hash import KeyHash
 from shared.records import AdapterRecord, FileRecord, JobRecord, ReplicaRecord, Residency
 from shared.schemas.aliases import AliasRevision, Shadow, ShadowAnswer
 from shared.schemas.checkpoints import Checkpoint, CheckpointMetrics
@@ -340,7 +342,7 @@ def test_residency_and_heartbeats(redis_url: str) -> None:
 
 def test_keys_are_stored_as_hashes_only(redis_url: str) -> None:
     async def story(client: Client) -> None:
-        store = KeyStore(client)
+        store = KeyStore(client, KeyHash("secret"))
         await store.ensure("sk-selftune-secret", name="admin")
         assert (await store.authenticate("sk-selftune-secret")).key.name == "admin"
         with pytest.raises(NotAuthenticated) as caught:
@@ -348,6 +350,7 @@ def test_keys_are_stored_as_hashes_only(redis_url: str) -> None:
         assert "guess" not in caught.value.message
         stored = b"".join(await client.call("KEYS", "*"))
         assert b"secret" not in stored
+        assert hashlib.sha256(b"sk-selftune-secret").hexdigest().encode() not in stored
 
     run(redis_url, story)
 

@@ -212,7 +212,7 @@ def test_rows_over_the_model_s_length_fail_the_job_with_their_lines(
 
 def test_job_that_was_never_queued_is_found_and_done(trainer: TrainerProcess, settings: Settings) -> None:
     async def story(client: Client) -> None:
-        async def lose_the_message(_job_id: str) -> None:
+        async def lose_the_message(_job_id: str, **_place: object) -> None:
             return
 
         client.stores.queue.validate = lose_the_message  # type: ignore[method-assign]

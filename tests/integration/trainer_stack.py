@@ -145,7 +145,7 @@ class Client:
             model_name=ids.model_name(BASE_ID, "selftune", "t"), **more,
         )  # fmt: skip
         await self.stores.jobs.create(record, [event(f"Created fine-tuning job: {job_id}")])
-        await self.stores.queue.validate(job_id)
+        await self.stores.enqueue(record)
         return job_id
 
     async def until(self, condition: Callable[[], Awaitable[Any]], what: str) -> Any:

@@ -15,7 +15,7 @@ from services.api.gateway.model_names import ModelNames
 from shared import ids
 from shared.errors import AdapterRejected, InvalidRequest, NotFound, Unavailable
 from shared.model_records import Access
-from shared.paths import Paths
+from shared.paths import Paths, folder_bytes
 from shared.records import AdapterRecord, BaseRecord, FileRecord
 from shared.schemas.models import ImportedModel, ImportModel
 from shared.settings import Settings
@@ -69,7 +69,7 @@ class AdapterImports:
         """Check an adapter and publish it as `name`; a model of that name that is there already is returned as it is.
 
         Raises NotFound for an unknown base or file, or a base that is deleted meanwhile, InvalidRequest,
-        AdapterRejected with the reason, Unavailable.
+        AdapterRejected with the reason, RateLimited without room in the project's storage, Unavailable.
         """
         known = await self._registry.get(name)
         if known is not None:
@@ -77,6 +77,7 @@ class AdapterImports:
         base = await self._base(wanted.base, access)
         config = await self._content(wanted.files.config, "files.adapter_config.json", access.project)
         weights = await self._content(wanted.files.weights, "files.adapter_model.safetensors", access.project)
+        await self._check_room(weights, access.project)
         try:
             async with self._turns:
                 adapter, folder = await asyncio.to_thread(self._place, config, weights, base)
@@ -100,11 +101,20 @@ class AdapterImports:
             created_at=int(time.time()),
             listed=True,
             named_base=adapter.named_base[:_NAMED_CHARS],
+            size_bytes=await asyncio.to_thread(folder_bytes, folder),
         )
         await self._registry.publish(record)
         await self._check_base_again(record)
         _log.info("model.imported", model=name, base=base.id, sha256=adapter.sha256)
         return self._public(record)
+
+    async def _check_room(self, weights: Path, project: str) -> None:
+        """Raises RateLimited when the project has no room for a copy of the weights."""
+        try:
+            size_bytes = (await asyncio.to_thread(weights.stat)).st_size
+        except OSError as error:
+            raise NotFound("The content of a file is gone from this server's storage.", param="files") from error
+        await self._files.check_room(project, size_bytes)
 
     async def _check_base_again(self, record: AdapterRecord) -> None:
         """Take the model back if its base, a whole model, was deleted meanwhile, and raise NotFound."""

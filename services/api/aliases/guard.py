@@ -10,11 +10,13 @@ import structlog
 from services.api.aliases import changes
 from services.api.aliases.tally import Tally, tallies
 from shared.alias_records import AliasRecord
+from shared.audit_records import AuditRecord
 from shared.errors import NotFound
 from shared.model_records import Access
 from shared.schemas.aliases import TrafficLimits
 from shared.store.alias_traffic import TrafficStore
 from shared.store.aliases import AliasStore, Change
+from shared.store.audit import AuditStore
 from shared.store.registry import Registry
 
 _log = structlog.get_logger()
@@ -25,10 +27,11 @@ _NOTHING = Tally(Counter())
 class Guard:
     """Any number of processes may look at the same alias at once: one of them changes it."""
 
-    def __init__(self, aliases: AliasStore, traffic: TrafficStore, registry: Registry) -> None:
+    def __init__(self, aliases: AliasStore, traffic: TrafficStore, registry: Registry, audit: AuditStore) -> None:
         self._aliases = aliases
         self._traffic = traffic
         self._registry = registry
+        self._audit = audit
 
     async def check(self, name: str, *, project: str) -> None:
         """Compare canary and target of an alias with their limits, and act. Raises StoreUnavailable."""
@@ -69,4 +72,13 @@ class Guard:
             return
         if found != changed:  # somebody else was faster; what is true now is looked at next time
             return
+        await self._audit.add(
+            AuditRecord(
+                type="alias.limit_crossed",
+                at=time.time(),
+                project=record.project,
+                resources=(record.name,),
+                reason=reason,
+            )
+        )
         _log.warning("alias.limit_crossed", alias=record.name, action=entry.action, model=changed.target, reason=reason)

@@ -6,7 +6,6 @@ import asyncio
 import math
 import random
 import time
-from contextlib import AbstractAsyncContextManager
 
 import msgspec
 import structlog
@@ -14,6 +13,7 @@ from msgspec import Raw
 
 from services.api.batches.input_file import Request
 from services.api.batches.results import Result
+from services.api.batches.slots import Slots
 from services.api.batches.usage import usage_of
 from services.api.bodies import decode
 from services.api.errors import SERVER_ERROR, UpstreamError, rule_for
@@ -56,7 +56,7 @@ class Answering:
         gateway: Gateway,
         completions: CompletionStore,
         responses: ResponseStore,
-        slots: AbstractAsyncContextManager[None],
+        slots: Slots,
     ) -> None:
         self._gateway = gateway
         self._completions = completions
@@ -72,7 +72,7 @@ class Answering:
         request_id, tries, losses, lost_at = ids.new_request_id(), 0, 0, -math.inf
         while True:
             try:
-                async with self._slots:
+                async with self._slots.of(access.project):
                     body = await self._ask(endpoint, bytes(request.body), access, request_id)
                 return _result(number, request.custom_id, request_id, 200, body)
             except (SelftuneError, UpstreamError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 from urllib.parse import quote
 
@@ -14,7 +15,7 @@ from services.api.gateway.model_defaults import with_defaults
 from services.api.gateway.model_names import Meaning, ModelNames
 from services.api.gateway.outgoing import ANSWERED_BY, Asking, Endpoint, OnSent
 from services.api.gateway.replicas import Replicas
-from services.api.gateway.rewriting import with_fields
+from services.api.gateway.rewriting import with_fields, with_text
 from shared.errors import InvalidRequest, NoReplica, NotFound
 from shared.model_records import Access
 
@@ -32,9 +33,17 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     """Not OpenAI's. A client may ask to be answered later than others, not earlier."""
     chat_template: msgspec.Raw = msgspec.Raw(b"null")
     chat_template_kwargs: _TemplateValues | None = None
+    cache_salt: msgspec.Raw = msgspec.Raw(b"null")
 
     def __post_init__(self) -> None:
-        """Raises InvalidRequest for a template of the client's: the inference server would run it."""
+        """Raises InvalidRequest for a template of the client's, which the inference server would run, and for a salt of
+        its own, with which it could reach what other projects have in the cache."""
+        if bytes(self.cache_salt) != b"null":
+            raise InvalidRequest(
+                "This server chooses 'cache_salt' itself, one for each project; leave it out.",
+                code="unsupported_parameter",
+                param="cache_salt",
+            )
         if bytes(self.chat_template) != b"null":
             raise _foreign_template("chat_template")
         if self.chat_template_kwargs is not None and bytes(self.chat_template_kwargs.chat_template) != b"null":
@@ -56,7 +65,11 @@ VIEW_DECODER = msgspec.json.Decoder(View)
 class Gateway:
     """Sends requests to the models that names stand for."""
 
-    def __init__(self, names: ModelNames, replicas: Replicas, traffic: Traffic) -> None:
+    def __init__(
+        self, names: ModelNames, replicas: Replicas, traffic: Traffic, *, salt_of: Callable[[str], str] = lambda _: ""
+    ) -> None:
+        """`salt_of` gives the salt of a project's prompts in the engines' prefix caches."""
+        self._salt_of = salt_of
         self._names = names
         self._replicas = replicas
         self._traffic = traffic
@@ -75,11 +88,11 @@ class Gateway:
     ) -> httpx2.Response:
         """Return a replica's successful answer, its body not read yet; the caller closes it.
 
-        The body goes out as it is; only an alias is replaced by the model it stands for, and what the model's owner has
-        set stands in for what the client leaves out. `on_sent` is told the body as it goes out. Of the requests that
-        wait for an engine those with the smallest `priority` come first; a negative one counts as 0. `sticky` stands
-        for the user of a request that names none, where an alias has two models; without it each request is drawn
-        anew. The answer's header ANSWERED_BY names the model.
+        The body goes out as it is; only an alias is replaced by the model it stands for, what the model's owner has
+        set stands in for what the client leaves out, and the project's salt is added. `on_sent` is told the body as it
+        goes out. Of the requests that wait for an engine those with the smallest `priority` come first; a negative one
+        counts as 0. `sticky` stands for the user of a request that names none, where an alias has two models; without
+        it each request is drawn anew. The answer's header ANSWERED_BY names the model.
 
         Raises NotFound for a model that the key does not see, InvalidRequest for one that cannot answer at this
         endpoint, NoReplica, and UpstreamError for the replica's own.
@@ -93,6 +106,7 @@ class Gateway:
             priority=max(priority, 0),
             sticky=sticky or request_id,
             on_sent=on_sent,
+            salt=self._salt_of(access.project),
         )
         if meaning.alias is None:
             return await self._open_at(meaning, asking)
@@ -110,6 +124,8 @@ class Gateway:
             body = with_defaults(asking.endpoint, body, meaning.settings)
         if asking.on_sent is not None:
             asking.on_sent(body)
+        if asking.salt:
+            body = with_text(body, "cache_salt", asking.salt)
         response = await self._replicas.send(choices, body, asking)
         response.headers[ANSWERED_BY] = quote(meaning.target, safe="/:@+=,~")
         return response

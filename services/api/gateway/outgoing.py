@@ -33,8 +33,10 @@ class Asking(Struct, frozen=True, kw_only=True):
     """Of the requests that wait for an engine those with the smallest come first; at least 0."""
     sticky: str
     """Stands for the user of a request that names none: whoever has the same gets the same model of an alias."""
+    salt: str = ""
+    """Keeps the cached beginnings of prompts apart from those of requests with another; empty shares them with all."""
     on_sent: OnSent | None = None
-    """Is told the body as it goes out."""
+    """Is told the body as it goes out, without the salt."""
     at_leisure: bool = False
     """Ask only a server that has the model in memory and room to spare; it is NoReplica where there is none."""
 

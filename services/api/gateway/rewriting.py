@@ -18,3 +18,11 @@ def with_fields(body: bytes, *, without: Collection[str] = (), **changes: Any) -
     """
     kept: dict[str, Any] = {name: value for name, value in _decode(body).items() if name not in without}
     return _encode(kept | changes)
+
+
+def with_text(body: bytes, name: str, value: str) -> bytes:
+    """Return a JSON object that has a member, with a text as its value, behind all others; nothing else changes.
+
+    Of two members of that name readers take the last. `body` must be an object that is not empty.
+    """
+    return b"%b,%b:%b}" % (body.rstrip()[:-1], _encode(name), _encode(value))

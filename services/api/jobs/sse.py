@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import msgspec
 import structlog
@@ -19,6 +19,9 @@ _log = structlog.get_logger()
 POLL_S = 0.3
 PING_S = 15.0
 """Silence after which a comment is sent, so that nothing between server and client takes the connection for dead."""
+
+ALLOWED_S = 2.0
+"""How often it is looked whether the key is still let in."""
 
 PING = b": ping\n\n"
 DONE = b"data: [DONE]\n\n"
@@ -36,16 +39,23 @@ async def follow(
     *,
     after: str | None,
     drain: asyncio.Event,
+    allowed: Callable[[], Awaitable[bool]],
     poll_s: float = POLL_S,
     ping_s: float = PING_S,
 ) -> AsyncIterator[bytes]:
-    """Yield whole frames, oldest event first, each event once, until the job has ended or `drain` is set.
+    """Yield whole frames, oldest event first, each event once, until the job has ended, `drain` is set, or it is not
+    `allowed` any more.
 
     Holds no connection to the database between two looks. While the database is away the stream stays open and silent
     but for its pings. Only a job's end is marked by `[DONE]`: whoever does not see it comes back with the last id.
     """
-    sent_at = time.monotonic()
+    sent_at = looked_at = time.monotonic()
     while not drain.is_set():
+        if time.monotonic() - looked_at >= ALLOWED_S:
+            looked_at = time.monotonic()
+            if not await allowed():
+                _log.info("events.key_refused", job_id=job_id)
+                return
         news = await _look(jobs, job_id, after)
         if news.events:
             after = news.events[-1].id

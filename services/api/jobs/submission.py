@@ -71,7 +71,7 @@ class Submission:
         await self._check_files(request, project)
         record = self._record(request, wanted, start, project, job_id)
         record = await self._jobs.create(record, [event(f"Created fine-tuning job: {record.id}")], limit=limit)
-        await self._enqueue(record.id)
+        await self._enqueue(record)
         _log.info("job.created", job_id=record.id, model=record.model, training_file=record.training_file)
         return record
 
@@ -132,9 +132,9 @@ class Submission:
             model_name=ids.model_name(start.named_after, organization, request.suffix),
         )
 
-    async def _enqueue(self, job_id: str) -> None:
+    async def _enqueue(self, record: JobRecord) -> None:
         """Ask for validation. The record is what counts: workers look for jobs that nobody asked for, too."""
         try:
-            await self._queue.validate(job_id)
+            await self._queue.put(record, order=await self._jobs.order(record))
         except StoreUnavailable:
-            _log.warning("job.not_enqueued", job_id=job_id)
+            _log.warning("job.not_enqueued", job_id=record.id)

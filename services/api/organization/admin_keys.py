@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import structlog
 
 from services.api.organization import key_views as views
-from services.api.organization.keys import from_now
+from services.api.organization.keys import check_current, from_now
 from shared.errors import InvalidRequest
 from shared.records import DEFAULT_PROJECT, KeyRecord
 from shared.schemas import organization as wire
@@ -46,6 +46,23 @@ class AdminKeys:
         records, more = await self._keys.list(None, after=after, limit=limit, newest_first=newest_first)
         used = await self._keys.last_used([record.id for record in records])
         return [views.admin_key(record, self._name, used.get(record.id)) for record in records], more
+
+    async def rotate(self, key_id: str, wanted: wire.RotateKey) -> wire.NewAdminKey:
+        """Give an admin key another value; that of the data folder is in a file, which is replaced there."""
+
+        def check(current: KeyRecord) -> None:
+            check_current(current)
+            if current.kind == "built_in":
+                raise InvalidRequest(
+                    f"{key_id} is the server's own admin key, kept in its data folder; replace it there, with "
+                    "`selftune keys rotate-admin`.",
+                    code="built_in_key",
+                    param="key_id",
+                )
+
+        record, value = await self._keys.rotate(key_id, check, project=None, grace_s=wanted.grace_s)
+        _log.info("admin_key.rotated", key_id=key_id, grace_s=wanted.grace_s)
+        return views.new_admin_key(record, value, self._name)
 
     async def revoke(self, key_id: str) -> None:
         """Revoke an admin key; the one that the data folder keeps would come back, so it is refused."""

@@ -119,8 +119,7 @@ class KeyAdmin:
         scopes = options.scopes if wanted.scopes is None else wanted.scopes
 
         def change(current: KeyRecord) -> KeyRecord:
-            if current.expired(time.time()):
-                raise InvalidRequest(f"The API key {key_id} has expired; create another one.", param="key_id")
+            check_current(current)
             return replace(
                 current,
                 scopes=current.scopes if scopes is None else _granted(scopes),
@@ -130,6 +129,15 @@ class KeyAdmin:
 
         record = await self._keys.update(key_id, change, project=project_id)
         return (await self._shown(project, [record]))[0]
+
+    async def rotate_key(self, project_id: str, key_id: str, wanted: wire.RotateKey) -> wire.NewProjectKey:
+        """Give a key another value; the former one works for as long as is wanted."""
+        project = await self._projects.get(project_id)
+        check_active(project)
+        record, value = await self._keys.rotate(key_id, check_current, project=project_id, grace_s=wanted.grace_s)
+        account = await self._accounts.get(record.service_account or "", project=project_id)
+        _log.info("api_key.rotated", project=project_id, key_id=key_id, grace_s=wanted.grace_s)
+        return views.new_project_key(record, value, account, project)
 
     async def revoke_key(self, project_id: str, key_id: str) -> None:
         """Revoke a key; it stops working at once."""
@@ -179,6 +187,12 @@ def _granted(given: Sequence[GivenScope] | None) -> tuple[Scope, ...]:
     """Return the scopes in a fixed order; none means the usual ones."""
     named = {"read" if scope == "api.all.read" else scope for scope in given or USUAL_SCOPES}
     return tuple(scope for scope in ALL_SCOPES if scope in named)
+
+
+def check_current(key: KeyRecord) -> None:
+    """Raises InvalidRequest for a key that has expired."""
+    if key.expired(time.time()):
+        raise InvalidRequest(f"The API key {key.id} has expired; create another one.", param="key_id")
 
 
 def from_now(seconds: int | None) -> int | None:

@@ -4,6 +4,7 @@ from services.api.routes import (
     admin_keys,
     aliases,
     api_keys,
+    audit_logs,
     batches,
     docs,
     files,
@@ -33,7 +34,13 @@ GROUPS = {
     "Stored completions": stored_completions.ROUTES,
     "Batches": batches.ROUTES,
     "Webhooks": webhooks.ROUTES,
-    "Organization": [*projects.ROUTES, *service_accounts.ROUTES, *api_keys.ROUTES, *admin_keys.ROUTES],
+    "Organization": [
+        *projects.ROUTES,
+        *service_accounts.ROUTES,
+        *api_keys.ROUTES,
+        *admin_keys.ROUTES,
+        *audit_logs.ROUTES,
+    ],
     "This server": [*health.ROUTES, *docs.ROUTES],
 }
 """Routes by the headings under which the documentation has them."""

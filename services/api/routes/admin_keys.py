@@ -11,11 +11,12 @@ from services.api.bodies import decode, read_json
 from services.api.documents import json_body
 from services.api.listing import page
 from services.api.organization.admin_keys import AdminKeys
-from shared.schemas.organization import AdminKey, CreateAdminKey, NewAdminKey, Removed
+from shared.schemas.organization import AdminKey, CreateAdminKey, NewAdminKey, Removed, RotateKey
 from shared.schemas.paging import Page
 from shared.settings import Settings
 
 _CREATE_ADMIN = msgspec.json.Decoder(CreateAdminKey)
+_ROTATE = msgspec.json.Decoder(RotateKey)
 
 _ADMIN_KEYS = "/v1/organization/admin_api_keys"
 
@@ -49,6 +50,23 @@ async def retrieve_admin_key(key_id: FromPath[str], admin_keys: NamedDependency[
     return await admin_keys.key(key_id)
 
 
+@post(
+    _ADMIN_KEYS + "/{key_id:str}/rotate",
+    status_code=200,
+    operation_id="rotateAdminApiKey",
+    opt={"request_body": json_body("RotateKey")},
+)
+async def rotate_admin_key(
+    key_id: FromPath[str],
+    request: Request[Any, Any, Any],
+    settings: NamedDependency[Settings],
+    admin_keys: NamedDependency[AdminKeys],
+) -> NewAdminKey:
+    """Give an admin key another value, shown this once; the former one works for `grace_s` more seconds."""
+    wanted = decode(await read_json(request, limit=settings.max_body_bytes), _ROTATE)
+    return await admin_keys.rotate(key_id, wanted)
+
+
 @delete(_ADMIN_KEYS + "/{key_id:str}", status_code=200, operation_id="deleteAdminApiKey")
 async def delete_admin_key(key_id: FromPath[str], admin_keys: NamedDependency[AdminKeys]) -> Removed:
     """Revoke an admin key; it stops working at once. The server's own cannot be."""
@@ -56,4 +74,4 @@ async def delete_admin_key(key_id: FromPath[str], admin_keys: NamedDependency[Ad
     return Removed(id=key_id, object="organization.admin_api_key.deleted")
 
 
-ROUTES = [create_admin_key, list_admin_keys, retrieve_admin_key, delete_admin_key]
+ROUTES = [create_admin_key, list_admin_keys, retrieve_admin_key, rotate_admin_key, delete_admin_key]

@@ -16,6 +16,7 @@ from shared.schemas.organization import (
     NewProjectKey,
     ProjectKey,
     Removed,
+    RotateKey,
     UpdateKey,
 )
 from shared.schemas.paging import Page
@@ -23,6 +24,7 @@ from shared.settings import Settings
 
 _CREATE = msgspec.json.Decoder(CreateProjectKey)
 _UPDATE = msgspec.json.Decoder(UpdateKey)
+_ROTATE = msgspec.json.Decoder(RotateKey)
 
 _PROJECT_KEYS = "/v1/organization/projects/{project_id:str}/api_keys"
 
@@ -87,6 +89,24 @@ async def update_key(
     return await key_admin.update_key(project_id, key_id, wanted)
 
 
+@post(
+    _PROJECT_KEYS + "/{key_id:str}/rotate",
+    status_code=200,
+    operation_id="rotateProjectApiKey",
+    opt={"request_body": json_body("RotateKey")},
+)
+async def rotate_key(
+    project_id: FromPath[str],
+    key_id: FromPath[str],
+    request: Request[Any, Any, Any],
+    settings: NamedDependency[Settings],
+    key_admin: NamedDependency[KeyAdmin],
+) -> NewProjectKey:
+    """Give a key another value, shown this once; the former one works for `grace_s` more seconds."""
+    wanted = decode(await read_json(request, limit=settings.max_body_bytes), _ROTATE)
+    return await key_admin.rotate_key(project_id, key_id, wanted)
+
+
 @delete(_PROJECT_KEYS + "/{key_id:str}", status_code=200, operation_id="deleteProjectApiKey")
 async def delete_key(project_id: FromPath[str], key_id: FromPath[str], key_admin: NamedDependency[KeyAdmin]) -> Removed:
     """Revoke a key; it stops working at once."""
@@ -94,4 +114,4 @@ async def delete_key(project_id: FromPath[str], key_id: FromPath[str], key_admin
     return Removed(id=key_id, object="organization.project.api_key.deleted")
 
 
-ROUTES = [create_key, list_keys, retrieve_key, update_key, delete_key]
+ROUTES = [create_key, list_keys, retrieve_key, update_key, rotate_key, delete_key]

@@ -9,6 +9,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, QueryParameter
 from litestar.response import Stream
 
+from services.api.auth import is_still_let_in
 from services.api.bodies import decode, read_json
 from services.api.documents import EVENTS, METADATA, json_body
 from services.api.idempotency import object_id_for
@@ -137,16 +138,19 @@ async def list_events(
     """
     await jobs.get(job_id, project=caller.project)
     if stream:
-        return await _stream_events(jobs, job_id, request.headers.get("last-event-id") or after or None, drain)
+        return await _stream_events(request, jobs, job_id, after or None, drain)
     events, more = await jobs.events(job_id, after=after or None, limit=limit)
     return Response(page(events, has_more=more))
 
 
-async def _stream_events(jobs: JobStore, job_id: str, after: str | None, drain: asyncio.Event) -> Response[Any]:
+async def _stream_events(
+    request: Request[Any, Any, Any], jobs: JobStore, job_id: str, after: str | None, drain: asyncio.Event
+) -> Response[Any]:
+    after = request.headers.get("last-event-id") or after
     if after is not None:
         await jobs.check_event(job_id, after)
     return Stream(
-        follow(jobs, job_id, after=after, drain=drain),
+        follow(jobs, job_id, after=after, drain=drain, allowed=lambda: is_still_let_in(request)),
         media_type="text/event-stream",
         headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
     )

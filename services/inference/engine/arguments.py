@@ -102,6 +102,7 @@ def arguments(settings: Settings, base: BaseRecord, *, on_cpu: bool, merged: Ada
         *("--structured-outputs-config", _STRUCTURED_OUTPUTS),
         *_tool_arguments(settings, base),
         "--trust-request-chat-template",  # a fine-tuned model's own; the gateway lets no client's through
+        "--enable-prompt-tokens-details",  # cached_tokens, which OpenAI tells, too
         "--enable-scale-out",  # has /v1/responses/render, which counts a request's tokens
         *("--disable-uvicorn-access-log", "--disable-fastapi-docs", "--allowed-origins", "[]"),
         *(

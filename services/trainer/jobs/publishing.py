@@ -34,7 +34,7 @@ from services.trainer.stores import Stores, persist, persist_once
 from services.trainer.training.history import History
 from shared import ids
 from shared.errors import NoReplica
-from shared.paths import remove_folder, write_atomic
+from shared.paths import folder_bytes, remove_folder, write_atomic
 from shared.records import AdapterRecord, FileRecord, JobRecord
 from shared.schemas.checkpoints import Checkpoint
 from shared.schemas.events import Event
@@ -197,6 +197,7 @@ class Publication:
             job_id=self._record.id,
             created_at=int(time.time()),
             listed=listed,
+            size_bytes=folder_bytes(Path(exported.folder)),
         )
 
     async def _store_result(self) -> str:

@@ -9,21 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 
-from msgspec import Struct
-
-from shared.paths import Paths
-from shared.settings import Settings
 from shared.store.client import Client
-
-
-class MigrationContext(Struct, frozen=True, kw_only=True):
-    """What a step may need besides the database."""
-
-    settings: Settings
-    paths: Paths
-
+from shared.store.migrations import keyed_hashes
+from shared.store.migrations.context import MigrationContext
 
 Step = Callable[[Client, MigrationContext], Awaitable[None]]
 
-STEPS: Mapping[int, Step] = {}
+STEPS: Mapping[int, Step] = {2: keyed_hashes.apply}
 """By the version that a step leads to: 2, 3, …, without gaps."""

@@ -22,3 +22,34 @@ end
 local function is_fenced_off(owned, token)
   return token ~= '' and redis.call('HGET', owned, 'owner') ~= token
 end
+-- Take the value of an API key out of use; for 30 days it is still known as what it was.
+-- `valid_until` is the Unix time until which it works all the same, '0' for not at all. The others are the beginnings of
+-- the keys of records, times of use and former values.
+local function retire_key(digest, id, valid_until, records, uses, formers)
+  redis.call('DEL', records .. digest, uses .. digest)
+  redis.call('SET', formers .. digest, id .. ' ' .. valid_until, 'EX', 2592000)
+end
+-- Give a new job its place among those of its priority: its project's next turn, and its place within that turn.
+-- A turn is one more than that of the project's job before, or than that of the job begun last if that is more; so every
+-- project that waits has one job in a turn, however many it has submitted. `turns` has `now`, the turn of the job begun
+-- last, `last {project}`, and `at {turn}`, how many jobs have that turn. A place is turn * 1000 + place within the turn.
+-- `order` is the job's in the order of creation: jobs of before there were turns have their order for a turn.
+local function take_turn(turns, project, order)
+  redis.call('HSETNX', turns, 'now', order)
+  local now = tonumber(redis.call('HGET', turns, 'now'))
+  local turn = math.max(now, tonumber(redis.call('HGET', turns, 'last ' .. project) or 0)) + 1
+  redis.call('HSET', turns, 'last ' .. project, string.format('%.0f', turn))
+  local within = redis.call('HINCRBY', turns, string.format('at %.0f', turn), 1)
+  return string.format('%.0f', turn * 1000 + math.min(within, 999))
+end
+-- Note that the job of a place is begun, and forget what says nothing any more.
+local function begin_turn(turns, place)
+  local turn = math.floor(place / 1000)
+  if turn <= tonumber(redis.call('HGET', turns, 'now') or 0) then return end
+  redis.call('HSET', turns, 'now', string.format('%.0f', turn))
+  local fields = redis.call('HGETALL', turns)
+  for i = 1, #fields, 2 do
+    local number = string.sub(fields[i], 1, 3) == 'at ' and string.sub(fields[i], 4) or fields[i + 1]
+    if fields[i] ~= 'now' and tonumber(number) <= turn then redis.call('HDEL', turns, fields[i]) end
+  end
+end

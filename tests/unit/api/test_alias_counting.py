@@ -21,6 +21,7 @@ from shared.errors import NoReplica, StoreUnavailable
 from shared.schemas.aliases import Shadow, TrafficLimits, Watch
 from shared.store.alias_traffic import Count, Place, TrafficStore
 from shared.store.aliases import AliasStore
+from shared.store.audit import AuditStore
 from shared.store.client import Client
 from shared.store.registry import Registry
 from shared.store.shadow_pairs import PairStore
@@ -101,7 +102,7 @@ def test_a_shadow_that_comes_to_nothing_gives_its_place_back(send: Opener, skipp
     alias = replace(ALIAS, shadow=Shadow(model="v2", percent=100, max_in_flight=1))
     asking = Asking(endpoint="/v1/completions", body=b"{}", model="bot", request_id="r", priority=0, sticky="")
     store = Store()
-    counting = Counting(store, Guard(AliasStore(CLIENT), store, Registry(CLIENT)))
+    counting = Counting(store, Guard(AliasStore(CLIENT), store, Registry(CLIENT), AuditStore(CLIENT)))
     shadows = Shadowing(AliasStore(CLIENT), PairStore(CLIENT), counting)
 
     async def run() -> None:

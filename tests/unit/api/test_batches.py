@@ -17,6 +17,7 @@ from services.api.batches import answering, creation, input_file
 from services.api.batches.answering import Answering
 from services.api.batches.input_file import Request, read_input
 from services.api.batches.results import Result, Results
+from services.api.batches.slots import Slots
 from services.api.batches.turns import Turns
 from services.api.errors import UpstreamError
 from services.api.gateway.forwarding import Gateway
@@ -163,7 +164,7 @@ class Refusing(Gateway):
 def refusals(gateway: Refusing) -> dict[str, Any]:
     """Return the response of the line for a request that the gateway refuses."""
     missing: Any = None
-    work = Answering(gateway, missing, missing, asyncio.Semaphore(1))
+    work = Answering(gateway, missing, missing, Slots(1))
     found = asyncio.run(work.result(0, Request("a", Raw(b'{"model":"m"}')), CHAT, access=Access(project="p")))
     assert found.failed
     answer: dict[str, Any] = json.loads(bytes(found.line))["response"]

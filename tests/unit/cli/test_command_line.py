@@ -23,11 +23,11 @@ def selftune(*arguments: str, **environment: str) -> subprocess.CompletedProcess
     )  # fmt: skip
 
 
-def test_help_explains_every_setting_but_the_secret() -> None:
+def test_help_explains_every_setting_but_the_secrets() -> None:
     done = selftune("up", "--help")
     assert done.returncode == 0
     shown = {name for name, _, _ in describe() if f"--{name.replace('_', '-')} " in done.stdout}
-    assert shown == {name for name, _, _ in describe()} - {"internal_key"}
+    assert shown == {name for name, _, _ in describe()} - {"internal_key", "key_secret"}
     assert "SELFTUNE_BASE_MODEL" in done.stdout
 
 

@@ -1,0 +1,1 @@
+"""Who did what: the entries that requests leave in the audit log."""

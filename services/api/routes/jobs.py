@@ -148,7 +148,7 @@ async def _stream_events(jobs: JobStore, job_id: str, after: str | None, drain: 
     return Stream(
         follow(jobs, job_id, after=after, drain=drain),
         media_type="text/event-stream",
-        headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
+        headers={"cache-control": "no-store", "x-accel-buffering": "no"},
     )
 
 

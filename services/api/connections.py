@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 import structlog
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from services.api.headers import API_HEADERS
@@ -99,6 +99,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._undigested = 0
         """Bytes since the parser last had a whole head or a piece of a body: it keeps what it has not whole."""
         self._body_bytes = 0
+        self._cycles: list[RequestResponseCycle] = []
+        """Requests that are not answered whole, the oldest first: more than one when they come without waiting."""
         self._watch: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
 
@@ -115,10 +117,14 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._unwatch()
         self.resume_writing()
+        self._tell_of_end()
         if self._address is not None:
             self._all.give_back(self._address)
             self._address = None
         super().connection_lost(exc)
+
+    def eof_received(self) -> None:
+        self._tell_of_end()  # the transport closes itself now, and takes no more
 
     def data_received(self, data: bytes) -> None:
         if self._is_refused:
@@ -148,6 +154,7 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         self._reading_body = True
         super().on_headers_complete()
+        self._cycles = [*(cycle for cycle in self._cycles if not cycle.response_complete), self.cycle]
         self._body_bytes = 0
         self._watch = self.loop.call_later(PACE_S, self._check_pace)
 
@@ -219,7 +226,14 @@ class BoundedProtocol(HttpToolsProtocol):
         _log.debug("connection.refused", status=status, address=self.client and self.client[0])
         if not busy or (not self.cycle.response_started and not self.pipeline):
             self.transport.write(_answer(status))
+        self._tell_of_end()
         self.transport.close()
+
+    def _tell_of_end(self) -> None:
+        """Let the application find its client gone, and whatever it still sends go nowhere."""
+        for cycle in self._cycles:
+            cycle.disconnected = cycle.disconnected or not cycle.response_complete
+            cycle.message_event.set()
 
     def _abort(self) -> None:
         _log.info("connection.stalled", address=self.client and self.client[0])

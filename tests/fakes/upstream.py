@@ -70,6 +70,8 @@ class Upstream:
     async def __call__(self, scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send: Send) -> None:
         headers = {name.decode(): value.decode() for name, value in scope["headers"]}
         self.received.append(Received(scope["path"], headers, await _body(receive)))
+        if not self.received[-1].body:  # the gateway's client left before the gateway had sent it
+            return
         answering = asyncio.create_task(self._answer(json.loads(self.received[-1].body), send))
         leaving = asyncio.create_task(_disconnected(receive))
         await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -131,7 +133,7 @@ async def _body(receive: Callable[[], Awaitable[Any]]) -> bytes:
     body, more = b"", True
     while more:
         message = await receive()
-        body, more = body + message["body"], message["more_body"]
+        body, more = body + message.get("body", b""), message.get("more_body", False)
     return body
 
 

@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -291,10 +292,26 @@ def _from_file(named: Path | None, fallback: Path) -> dict[str, Any]:
 def _validated(values: dict[str, Any]) -> Settings:
     values = {name: _parsed(name, value) for name, value in values.items()}
     try:
-        return msgspec.convert(values, Settings, strict=False)
+        settings = msgspec.convert(values, Settings, strict=False)
+        _check_database_url(settings.redis_url)
+        return settings
     except msgspec.ValidationError as error:
         problem, _, place = str(error).partition(" - at `$.")
         raise InvalidRequest(f"setting {place.rstrip('`')}: {problem}" if place else f"settings: {problem}") from error
+
+
+def _check_database_url(url: str) -> None:
+    """Raises InvalidRequest for what no client could read, without what it says: it may hold a password."""
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in ("redis", "rediss", "unix") and (parts.port is None or parts.port > 0)
+    except ValueError:
+        known = False
+    if url and not known:
+        raise InvalidRequest(
+            "setting redis_url: it is not redis://…, rediss://… or unix://…; signs such as / in a password are written "
+            "as %2F"
+        ) from None
 
 
 def _parsed(name: str, value: Any) -> Any:

@@ -2,7 +2,7 @@
 PYTHON_BIN := .venv/bin/python
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: setup demo up test sdks check fmt openapi lock
+.PHONY: setup demo up test sdks check sbom audit fmt openapi lock
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -23,11 +23,19 @@ sdks: setup      ## Fetch the other SDKs that the tests run: openai 2.x, openai 
 test: setup sdks ## Run every test, the real ones included
 	$(PYTHON_BIN) -m pytest
 
-check: setup     ## Format, lint, types, dependency rules
+check: setup     ## Format, lint, types, dependency rules, licences
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	$(PYTHON_BIN) -m mypy
 	.venv/bin/lint-imports
+	$(PYTHON_BIN) deploy/licences.py
+
+sbom: setup      ## Write the software bill of materials, build/sbom.json (CycloneDX)
+	mkdir -p build
+	.venv/bin/cyclonedx-py environment $(PYTHON_BIN) --pyproject pyproject.toml --of JSON -o build/sbom.json
+
+audit: setup     ## Look up known vulnerabilities of what is pinned; needs PyPI, and fails where it does not answer
+	.venv/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
 
 fmt: setup       ## Format the code
 	.venv/bin/ruff format .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,10 +92,11 @@ def read_input(path: Path, endpoint: BatchEndpoint, *, max_line_bytes: int) -> I
 
 def _lines(handle: BinaryIO, most: int) -> Iterator[tuple[bytes, int]]:
     """Yield each line and its length in bytes; of one that is longer than `most`, the first `most` + 1 bytes."""
-    while line := handle.readline(most + 1):
+    room = min(most + 1, sys.maxsize)
+    while line := handle.readline(room):
         length, piece = len(line), line
         while len(piece) > most and not piece.endswith(b"\n"):
-            piece = handle.readline(most + 1)
+            piece = handle.readline(room)
             length += len(piece)
         yield line, length
 

@@ -250,3 +250,7 @@ def test_line_beyond_the_limit_is_not_read_whole(tmp_path: Path) -> None:
     assert [length for _, length in found.places] == [len(good) + 1, 32 * MIB + 1, len(good) + 1]
     assert found.request(2).custom_id == "b"
     assert peak < 8 * MIB
+
+
+def test_batch_that_was_taken_in_is_read_again_without_a_limit(tmp_path: Path) -> None:
+    assert codes(written(tmp_path, json.dumps(GOOD).encode()), max_line_bytes=sys.maxsize) == []

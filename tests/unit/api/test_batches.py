@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import os
+import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any

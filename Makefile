@@ -2,7 +2,7 @@
 PYTHON_BIN := .venv/bin/python
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: setup demo up test faults sdks check fmt openapi lock
+.PHONY: setup demo up test faults sdks check sbom audit fmt openapi lock
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -26,11 +26,19 @@ test: setup sdks ## Run every test, the real ones included
 faults: setup    ## Pull 200 plugs on a real stack; SEED=… repeats a run (half an hour)
 	$(PYTHON_BIN) -m tests.faults --faults 200 $(if $(SEED),--seed $(SEED))
 
-check: setup     ## Format, lint, types, dependency rules
+check: setup     ## Format, lint, types, dependency rules, licences
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	$(PYTHON_BIN) -m mypy
 	.venv/bin/lint-imports
+	$(PYTHON_BIN) deploy/licences.py
+
+sbom: setup      ## Write the software bill of materials, build/sbom.json (CycloneDX)
+	mkdir -p build
+	.venv/bin/cyclonedx-py environment $(PYTHON_BIN) --pyproject pyproject.toml --of JSON -o build/sbom.json
+
+audit: setup     ## Look up known vulnerabilities of what is pinned; needs PyPI, and fails where it does not answer
+	.venv/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
 
 fmt: setup       ## Format the code
 	.venv/bin/ruff format .

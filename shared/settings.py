@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -82,6 +83,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_file_bytes: Annotated[int, _setting("Largest file that may be uploaded, in bytes.", ge=1)] = 8 << 30
     upload_ttl_s: Annotated[int, _setting("Seconds in which an upload in parts has to be completed.", ge=1)] = 3600
     max_body_bytes: Annotated[int, _setting("Largest JSON request body, in bytes.", ge=1024)] = 32 << 20
+    max_connections: Annotated[
+        int, _setting("Connections that one API process keeps; 0: as many as it may have open files, less 256.", ge=0)
+    ] = 0
+    max_connections_each: Annotated[
+        int, _setting("Connections of one address among them; 0 is no limit, as behind a proxy.", ge=0)
+    ] = 0
+    cors_origins: Annotated[
+        list[Annotated[str, Meta(pattern=r"\A(\*|https?://[^/\s]+)\Z")]],
+        _setting("Origins of pages in browsers that may ask, such as https://app.example.com: JSON list; none else."),
+    ] = []
     lora_rank: Annotated[int, _setting("Rank of the adapters that are trained.", ge=1, le=512)] = 16
     max_lora_rank: Annotated[int, _setting("Largest rank that is served; every slot costs this much.", ge=1)] = 16
     max_loras: Annotated[int, _setting("Different adapters in one batch of the inference server.", ge=1)] = 4
@@ -151,6 +162,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     webhook_allow_private: Annotated[
         bool, _setting("Let webhooks go to http:// and to addresses of this machine and of private networks.")
     ] = False
+    outgoing_hosts: Annotated[
+        list[Annotated[str, Meta(pattern=r"\A(none|(\*\.)?[A-Za-z0-9._:-]+)\Z")]],
+        _setting(
+            "Hosts that this server may call at others' word, for webhooks, hub ids and Weights & Biases: names, "
+            "*.example.com, or 'none'; JSON list; empty: every public host."
+        ),
+    ] = []
     webhook_retry_base_s: Annotated[
         float, _setting("Seconds until a webhook's second try; the later ones and the end are multiples of it.", gt=0)
     ] = 5.0
@@ -304,10 +322,26 @@ def _from_file(named: Path | None, fallback: Path) -> dict[str, Any]:
 def _validated(values: dict[str, Any]) -> Settings:
     values = {name: _parsed(name, value) for name, value in values.items()}
     try:
-        return msgspec.convert(values, Settings, strict=False)
+        settings = msgspec.convert(values, Settings, strict=False)
+        _check_database_url(settings.redis_url)
+        return settings
     except msgspec.ValidationError as error:
         problem, _, place = str(error).partition(" - at `$.")
         raise InvalidRequest(f"setting {place.rstrip('`')}: {problem}" if place else f"settings: {problem}") from error
+
+
+def _check_database_url(url: str) -> None:
+    """Raises InvalidRequest for what no client could read, without what it says: it may hold a password."""
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in ("redis", "rediss", "unix") and (parts.port is None or parts.port > 0)
+    except ValueError:
+        known = False
+    if url and not known:
+        raise InvalidRequest(
+            "setting redis_url: it is not redis://…, rediss://… or unix://…; signs such as / in a password are written "
+            "as %2F"
+        ) from None
 
 
 def _parsed(name: str, value: Any) -> Any:

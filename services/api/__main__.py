@@ -12,6 +12,7 @@ import uvicorn
 
 from services.api.access import Access
 from services.api.app import create_app
+from services.api.connections import Connections
 from shared.errors import SchemaTooNew, StoreUnavailable
 from shared.logging import configure
 from shared.settings import Settings
@@ -40,6 +41,7 @@ def main() -> None:
     drain = asyncio.Event()
     config = uvicorn.Config(
         Access(create_app(settings, drain=drain)),
+        http=Connections(limit=settings.max_connections, limit_each=settings.max_connections_each),  # type: ignore[arg-type]
         host=settings.host,
         port=settings.port,
         log_config=None,

@@ -14,6 +14,7 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.api.audit import trail
 from services.api.gateway.outgoing import ANSWERED_BY
+from services.api.headers import with_defaults
 from services.api.limits import remaining_headers
 from services.api.model_paths import routable
 from shared import ids
@@ -72,7 +73,7 @@ class _Answer:
         if message["type"] == "http.response.start":
             self._status = message["status"]
             message["headers"] = [
-                *message["headers"],
+                *with_defaults(message["headers"]),
                 (b"x-request-id", self.request_id.encode()),
                 (b"openai-version", b"2020-10-01"),
                 (b"openai-processing-ms", str(self._elapsed_ms()).encode()),

@@ -12,6 +12,7 @@ from litestar.exceptions import HTTPException
 from services.api import errors
 from services.api.auth import require_key
 from services.api.deps import Services, providers
+from services.api.headers import cors
 from services.api.openapi import serve_document
 from services.api.routes import ROUTES
 from shared.errors import SelftuneError
@@ -45,4 +46,5 @@ def create_app(settings: Settings, *, drain: asyncio.Event | None = None) -> Lit
         openapi_config=None,
         logging_config=None,
         request_max_body_size=settings.max_body_bytes,
+        cors_config=cors(settings.cors_origins),
     )

@@ -45,6 +45,7 @@ from services.api.webhooks.endpoints import Webhooks
 from services.api.webhooks.sender import WebhookSender
 from shared import keys
 from shared.key_hash import KeyHash
+from shared.outgoing import Outgoing
 from shared.paths import Paths, internal_key, key_secret
 from shared.queue import Queue
 from shared.records import KeyRecord
@@ -140,7 +141,8 @@ class Services:
         uploads = Uploads(files, paths, max_file_bytes=settings.max_file_bytes)
         upload_store = UploadStore(client, project_bytes=settings.project_storage_bytes)
         queue = Queue(settings.database_url)
-        webhook_store, sender = WebhookStore(client), WebhookSender(allow_private=settings.webhook_allow_private)
+        outgoing = Outgoing(settings.outgoing_hosts, allow_private=settings.webhook_allow_private)
+        webhook_store, sender = WebhookStore(client), WebhookSender(outgoing)
         permissions = PermissionStore(client)
         alias_store, alias_traffic, shadow_pairs = AliasStore(client), TrafficStore(client), PairStore(client)
         names = ModelNames(registry, alias_store, settings.model_aliases, organization=settings.organization)

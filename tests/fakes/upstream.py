@@ -74,6 +74,8 @@ class Upstream:
         head, _, salt = (await _body(receive)).partition(b',"cache_salt":')
         body = head + b"}" if salt else head
         self.received.append(Received(scope["path"], headers, body, salt.decode().strip('"}')))
+        if not body:  # the gateway's client left before the gateway had sent it
+            return
         answering = asyncio.create_task(self._answer(json.loads(self.received[-1].body), send))
         leaving = asyncio.create_task(_disconnected(receive))
         await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -135,7 +137,7 @@ async def _body(receive: Callable[[], Awaitable[Any]]) -> bytes:
     body, more = b"", True
     while more:
         message = await receive()
-        body, more = body + message["body"], message["more_body"]
+        body, more = body + message.get("body", b""), message.get("more_body", False)
     return body
 
 

@@ -72,7 +72,7 @@ def test_finished_job_streams_its_whole_story_and_ends(api: ApiServer, redis_url
         listed = http.get(URL, params={"limit": 1000}).json()["data"]
         with http.stream("GET", URL, params={"stream": "true"}) as response:
             assert response.headers["content-type"].startswith("text/event-stream")
-            assert response.headers["cache-control"] == "no-cache"
+            assert response.headers["cache-control"] == "no-store"
             *events, last = frames(response)
     assert last == {"data": "[DONE]"}
     assert [msgspec.json.decode(frame["data"]) for frame in events] == listed[::-1]

@@ -409,3 +409,34 @@ def test_a_deleted_model_stops_at_once(
     assert asks[call]().status_code == 200
     assert sdk.models.delete(name).deleted
     assert asks[call]().status_code == 404
+
+
+def nested(depth: int) -> str:
+    return "[" * depth + "]" * depth
+
+
+def schema(depth: int) -> str:
+    return '{"type":"object","properties":{"a":' * depth + '{"type":"string"}' + "}}" * depth
+
+
+ASK = f'{{"model":"{TUNED}","messages":[{{"role":"user","content":"x"}}],"max_tokens":2,'
+IMAGE = '[{"type":"image_url","image_url":{"url":"http://127.0.0.1:1/x.png"}}]'
+HOSTILE = {
+    "unknown field": f'{ASK}"other":{nested(850)}}}',
+    "tool": f'{ASK}"tools":[{{"type":"function","function":{{"name":"f","parameters":{schema(400)}}}}}]}}',
+    "schema": f'{ASK}"response_format":{{"type":"json_schema","json_schema":{{"name":"a","schema":{schema(400)}}}}}}}',
+    "regex": f'{ASK}"structured_outputs":{{"regex":"{"(a|b)*" * 2000}"}}}}',
+    "regex, deep": f'{ASK}"structured_outputs":{{"regex":"{"(" * 5000}a{")" * 5000}"}}}}',
+    "template value": f'{ASK}"chat_template_kwargs":{{"a":{nested(850)}}}}}',
+    "bias": f'{ASK}"n":128,"logit_bias":{{"1":1e308}}}}',
+    "address inside": ASK.replace('"x"', IMAGE) + '"n":1}',
+}
+
+
+@pytest.mark.parametrize("body", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_body_is_the_senders_trouble_alone(http: httpx2.Client, body: str) -> None:
+    """The engine goes on, whatever it says; a pattern that takes it more than five seconds is a 502."""
+    json_type = {"content-type": "application/json"}
+    assert http.post("/v1/chat/completions", content=body, headers=json_type).status_code in (200, 400, 502)
+    after = http.post("/v1/chat/completions", json={"model": TUNED, "messages": MESSAGES, "max_tokens": 2})
+    assert after.status_code == 200, after.text

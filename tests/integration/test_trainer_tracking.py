@@ -141,3 +141,16 @@ def test_job_without_integrations_starts_no_such_process(trainer: TrainerProcess
         assert not (client.stores.paths.job_folder(job_id) / "wandb").exists()
 
     with_client(settings, story)
+
+
+def test_host_that_may_not_be_called_keeps_the_run_in_files(trainer: TrainerProcess, settings: Settings) -> None:
+    async def story(client: Client) -> None:
+        trainer.start(WANDB_API_KEY="a" * 40, SELFTUNE_OUTGOING_HOSTS='["none"]')
+        job_id = await client.submit(await client.upload(training_rows(24)), integrations=[INTEGRATION])
+        assert (await client.ended(job_id)).status is JobState.SUCCEEDED
+        [warning] = await warnings(client, job_id)
+        assert warning.startswith("Weights & Biases: the runs are kept in files: its host 'api.wandb.ai' is none of")
+        assert f"Weights & Biases: run {job_id} is kept in files for `wandb sync`" in await client.story(job_id)
+
+    trainer.signal(signal.SIGTERM)
+    with_client(settings, story)

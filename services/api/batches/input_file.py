@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 import msgspec
 from msgspec import Meta, Raw, Struct
@@ -71,13 +73,13 @@ def read_input(path: Path, endpoint: BatchEndpoint, *, max_line_bytes: int) -> I
     """
     found, seen, offset = InputFile(path), set[str](), 0
     with path.open("rb") as handle:
-        for number, line in enumerate(handle, start=1):
-            if line.strip():
+        for number, (line, length) in enumerate(_lines(handle, max_line_bytes), start=1):
+            if line.strip() or length > len(line):
                 fault = _fault(line, endpoint, seen, found.models, max_line_bytes)
-                found.places.append((offset, len(line)))
+                found.places.append((offset, length))
                 if fault is not None:
                     found.errors.append(msgspec.structs.replace(fault, line=number))
-            offset += len(line)
+            offset += length
             if len(found.errors) >= _MAX_ERRORS or len(found.places) > MAX_REQUESTS:
                 break
     if not found.places:
@@ -86,6 +88,17 @@ def read_input(path: Path, endpoint: BatchEndpoint, *, max_line_bytes: int) -> I
         message = f"The file has more than {MAX_REQUESTS:,} requests; make several batches of it."
         found.errors.append(BatchError(code="too_many_tasks", message=message, param="input_file_id"))
     return found
+
+
+def _lines(handle: BinaryIO, most: int) -> Iterator[tuple[bytes, int]]:
+    """Yield each line and its length in bytes; of one that is longer than `most`, the first `most` + 1 bytes."""
+    room = min(most + 1, sys.maxsize)
+    while line := handle.readline(room):
+        length, piece = len(line), line
+        while len(piece) > most and not piece.endswith(b"\n"):
+            piece = handle.readline(room)
+            length += len(piece)
+        yield line, length
 
 
 def _fault(raw: bytes, endpoint: BatchEndpoint, seen: set[str], models: set[str], max_bytes: int) -> BatchError | None:

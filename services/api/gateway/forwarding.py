@@ -15,6 +15,7 @@ from services.api.gateway.model_defaults import with_defaults
 from services.api.gateway.model_names import Meaning, ModelNames
 from services.api.gateway.outgoing import ANSWERED_BY, Asking, Endpoint, OnSent
 from services.api.gateway.replicas import Replicas
+from services.api.gateway.request_limits import check_request
 from services.api.gateway.rewriting import with_fields, with_text
 from shared.errors import InvalidRequest, NoReplica, NotFound
 from shared.model_records import Access
@@ -95,8 +96,9 @@ class Gateway:
         it each request is drawn anew. The answer's header ANSWERED_BY names the model.
 
         Raises NotFound for a model that the key does not see, InvalidRequest for one that cannot answer at this
-        endpoint, NoReplica, and UpstreamError for the replica's own.
+        endpoint and for a body that asks for too much at once, NoReplica, and UpstreamError for the replica's own.
         """
+        check_request(body)
         meaning = await self._names.look_up(model, access)
         asking = Asking(
             endpoint=endpoint,

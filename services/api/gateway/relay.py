@@ -117,7 +117,7 @@ class Relay:
             await _close(self._upstream)
 
     async def _pump(self, send: Send) -> None:
-        headers = [(b"content-type", self._kind.encode("latin-1")), (b"cache-control", b"no-cache")]
+        headers = [(b"content-type", self._kind.encode("latin-1")), (b"cache-control", b"no-store")]
         await send({"type": "http.response.start", "status": self._upstream.status_code, "headers": headers})
         tail = b"\n\n"
         try:

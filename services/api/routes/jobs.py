@@ -152,7 +152,7 @@ async def _stream_events(
     return Stream(
         follow(jobs, job_id, after=after, drain=drain, allowed=lambda: is_still_let_in(request)),
         media_type="text/event-stream",
-        headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
+        headers={"cache-control": "no-store", "x-accel-buffering": "no"},
     )
 
 

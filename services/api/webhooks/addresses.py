@@ -1,23 +1,12 @@
-"""Where webhooks may go: to the public network alone, whatever a name or a number resolves to."""
+"""Where webhooks may go: to hosts that this server may call, over https."""
 
 from __future__ import annotations
-
-import asyncio
-import ipaddress
-import socket
-from typing import TypeAlias
 
 import httpx2
 
 from shared.errors import InvalidRequest
+from shared.outgoing import Outgoing, Refused
 
-Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-_UNICAST = ipaddress.IPv6Network("2000::/3")
-"""All of IPv6 that anybody may have been given (RFC 4291); every other form of an address leads somewhere inside."""
-_SPECIAL = (ipaddress.IPv4Network("192.0.0.0/24"), ipaddress.IPv4Network("192.88.99.0/24"))
-"""Protocol assignments and relays, which Python's own list took for public until 3.11.10 (CVE-2024-4032)."""
 _SCHEMES = ("https",)
 _SCHEMES_ANYWHERE = ("https", "http")
 
@@ -44,36 +33,27 @@ def parse(text: str, *, allow_private: bool) -> httpx2.URL:
     return url
 
 
-async def resolve(url: httpx2.URL, *, allow_private: bool) -> list[str]:
+def check_host(url: httpx2.URL, outgoing: Outgoing) -> None:
+    """Raises InvalidRequest for a host that this server may not call; what it resolves to is not asked."""
+    try:
+        outgoing.check_host(_host(url))
+    except Refused as error:
+        raise _refusal(str(error)) from error
+
+
+async def resolve(url: httpx2.URL, outgoing: Outgoing) -> list[str]:
     """Return the addresses of the URL's host, each of them checked.
 
-    Raises InvalidRequest when there is none, or when one of them is not public.
+    Raises InvalidRequest when there is none, or when one of them may not be called.
     """
-    host = url.raw_host.decode("ascii")
-    loop = asyncio.get_running_loop()
     try:
-        found = await loop.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        raise _refusal(f"its host '{host[:100]}' cannot be resolved") from error
-    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
-    if not allow_private and not all(is_public(ipaddress.ip_address(address)) for address in addresses):
-        raise _refusal(f"its host '{host[:100]}' is in this machine or a private network")
-    return addresses
+        return await outgoing.resolve(_host(url))
+    except Refused as error:
+        raise _refusal(str(error)) from error
 
 
-def is_public(address: Address) -> bool:
-    """Tell whether an address, or the IPv4 address that an IPv6 one carries, can be reached by anybody."""
-    if isinstance(address, ipaddress.IPv4Address):
-        return address.is_global and not address.is_multicast and not any(address in net for net in _SPECIAL)
-    carried = _carried(address)
-    return is_public(carried) if carried is not None else address in _UNICAST and address.is_global
-
-
-def _carried(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
-    """Return the IPv4 address behind one that is mapped (RFC 4291), 6to4 (RFC 3056) or NAT64 (RFC 6052)."""
-    if address in _NAT64:
-        return ipaddress.IPv4Address(address.packed[12:])
-    return address.ipv4_mapped or address.sixtofour
+def _host(url: httpx2.URL) -> str:
+    return url.raw_host.decode("ascii")
 
 
 def _refusal(reason: str) -> InvalidRequest:

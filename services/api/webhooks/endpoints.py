@@ -103,9 +103,11 @@ class Webhooks:
         return WebhookTestResult(webhook_endpoint_id=endpoint.id, event_type=event_type, status_code=status)
 
     async def _checked_url(self, text: str) -> str:
-        url = addresses.parse(text, allow_private=self._sender.allow_private)
-        if not self._sender.allow_private:
-            await addresses.resolve(url, allow_private=False)
+        outgoing = self._sender.outgoing
+        url = addresses.parse(text, allow_private=outgoing.allow_private)
+        addresses.check_host(url, outgoing)
+        if not outgoing.allow_private:
+            await addresses.resolve(url, outgoing)
         return text
 
 

@@ -13,6 +13,7 @@ import httpx2
 
 from services.api.webhooks import addresses
 from shared.errors import InvalidRequest
+from shared.outgoing import Outgoing
 from shared.webhook_records import WebhookRecord
 
 TIMEOUT_S = 10.0
@@ -38,8 +39,8 @@ def sign(body: bytes, *, event_id: str, timestamp: int, keys: Sequence[str]) -> 
 class WebhookSender:
     """Posts events; follows no redirect, keeps no cookie and no connection."""
 
-    def __init__(self, *, allow_private: bool) -> None:
-        self.allow_private = allow_private
+    def __init__(self, outgoing: Outgoing) -> None:
+        self.outgoing = outgoing
         # A connection is found again by its address alone: kept, it would serve another name at the same address.
         self._transport = httpx2.AsyncHTTPTransport(
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0), trust_env=False
@@ -69,8 +70,8 @@ class WebhookSender:
         await self._transport.aclose()
 
     async def _post(self, text: str, headers: dict[str, str], body: bytes) -> int:
-        url = addresses.parse(text, allow_private=self.allow_private)
-        *others, last = await addresses.resolve(url, allow_private=self.allow_private)
+        url = addresses.parse(text, allow_private=self.outgoing.allow_private)
+        *others, last = await addresses.resolve(url, self.outgoing)
         for address in others:
             try:
                 return await self._post_to(address, url, headers, body)

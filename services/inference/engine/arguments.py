@@ -12,6 +12,7 @@ import msgspec
 
 from shared.adapters import SERVED_MODULES
 from shared.cpu import cpu_flags
+from shared.outgoing import NONE
 from shared.paths import Paths
 from shared.records import AdapterRecord, BaseRecord
 from shared.settings import TOOLS_AUTO, TOOLS_OFF, Settings
@@ -35,6 +36,8 @@ _STRUCTURED_OUTPUTS = '{"backend": "xgrammar", "disable_any_whitespace": true}'
 breaks until its tokens are used up. vLLM's `auto` does not offer that; of the two backends that do, this one can also
 force tool calls."""
 
+_NO_HOST = "none.invalid"
+"""A name that is never given to anybody (RFC 2606): vLLM takes an empty list for every host."""
 _WORKERS = "services.inference.engine"
 _MAX_BATCHED_TOKENS_CPU = 512  # one step of a long prompt delays every answer and every new adapter by its duration
 
@@ -69,6 +72,8 @@ def prepare_environment(settings: Settings, environ: MutableMapping[str, str]) -
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        # What requests name by URL comes from the hosts in media_hosts() alone, wherever these point.
+        "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
     }
     if os.access(settings.home, os.W_OK):  # else numba keeps what it compiles beside the code, or in ~/.cache
         wanted["NUMBA_CACHE_DIR"] = str(Paths(settings.home).compiled / compiled_digest())
@@ -104,6 +109,7 @@ def arguments(settings: Settings, base: BaseRecord, *, on_cpu: bool, merged: Ada
         "--trust-request-chat-template",  # a fine-tuned model's own; the gateway lets no client's through
         "--enable-prompt-tokens-details",  # cached_tokens, which OpenAI tells, too
         "--enable-scale-out",  # has /v1/responses/render, which counts a request's tokens
+        *("--allowed-media-domains", *media_hosts(settings)),
         *("--disable-uvicorn-access-log", "--disable-fastapi-docs", "--allowed-origins", "[]"),
         *(
             _cpu_arguments(settings)
@@ -111,6 +117,16 @@ def arguments(settings: Settings, base: BaseRecord, *, on_cpu: bool, merged: Ada
             else ["--worker-cls", "services.inference.engine.worker.ManagedGPUWorker"]
         ),
     ]
+
+
+def media_hosts(settings: Settings) -> list[str]:
+    """List the hosts that vLLM may fetch images and sounds from, which requests name: those that are set by name.
+
+    It looks names up itself and does not tell private addresses from others, so that without a list it fetches nothing;
+    content in data: URLs is taken all the same.
+    """
+    named = [host for host in settings.outgoing_hosts if host != NONE and not host.startswith("*")]
+    return named or [_NO_HOST]
 
 
 def _lora_arguments(settings: Settings) -> list[str]:

@@ -26,6 +26,7 @@ from msgspec.structs import replace
 from services.trainer.base.description import describe_base
 from services.trainer.failures import TrainingFailed
 from shared.ids import is_fine_tuned
+from shared.outgoing import Outgoing, Refused
 from shared.paths import Paths, publish_folder
 from shared.process import die_with_parent
 from shared.records import BaseRecord
@@ -48,7 +49,7 @@ def resolve_base(settings: Settings, paths: Paths) -> BaseRecord:
     elif Path(source).expanduser().is_dir():
         folder = Path(source).expanduser().resolve()
     else:
-        folder = _download(source)
+        folder = _download(source, Outgoing(settings.outgoing_hosts))
     return describe_base(folder, settings.public_base_id)
 
 
@@ -119,7 +120,13 @@ def _convert(gguf: Path, target: Path) -> None:
     model.save_pretrained(target)
 
 
-def _download(hub_id: str) -> Path:
+def _download(hub_id: str, outgoing: Outgoing) -> Path:
+    try:
+        outgoing.check_library("https://huggingface.co", "HF_ENDPOINT", os.environ)
+    except Refused as error:
+        raise TrainingFailed(
+            f"{hub_id!r} cannot be had from the model hub: {error}", code="base_model_missing"
+        ) from error
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 

@@ -118,6 +118,6 @@ def architecture_of(weights: BaseWeights, base: Path) -> Architecture:
         raise ExportRefused(
             f"GGUF is written for {', '.join(sorted(_KNOWN))}; this is {kind}. --merge without --gguf gives a folder"
         )
-    found = Architecture(_KNOWN[kind], AutoConfig.from_pretrained(base, local_files_only=True))
+    found = Architecture(_KNOWN[kind], AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False))
     found.check()
     return found

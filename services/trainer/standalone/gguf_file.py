@@ -132,7 +132,7 @@ class GgufFile:
 def _load_tokenizer(base: Path) -> PreTrainedTokenizerFast:
     """Load the base's tokenizer as training and serving do."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ExportRefused(f"the tokenizer in {base} cannot be loaded: {error}") from error
     if not tokenizer.is_fast:

@@ -32,6 +32,7 @@ from services.trainer.tracking.protocol import (
     output_decoder,
 )
 from shared.errors import LeaseLost, NotFound
+from shared.outgoing import Outgoing, Refused
 from shared.records import JobRecord
 from shared.store.jobs import event
 
@@ -40,6 +41,7 @@ CLOSE_S = 30.0
 STOP_S = 2.0
 """The same while the worker stops."""
 LOG_FILE = "tracking.log"
+_WANDB = "https://api.wandb.ai"
 
 log = structlog.get_logger()
 
@@ -88,7 +90,15 @@ class Tracker:
             await self._warn("the process that writes there could not be started; the training goes on without it")
             return
         self._listener = asyncio.create_task(self._listen(messages))
-        self._send(_track_spec(self._record, folder, spec, self._stores.settings.mlflow_tracking_uri))
+        settings = self._stores.settings
+        online = bool(os.environ.get("WANDB_API_KEY"))
+        try:
+            Outgoing(settings.outgoing_hosts).check_library(_WANDB, "WANDB_BASE_URL", os.environ)
+        except Refused as error:
+            if online and self._record.integrations:
+                await self._warn(f"the runs are kept in files: {error}", "Weights & Biases")
+            online = False
+        self._send(_track_spec(self._record, folder, spec, settings.mlflow_tracking_uri, online=online))
 
     def step(self, metrics: Metrics) -> None:
         """Pass a step on, without waiting."""
@@ -183,12 +193,12 @@ def _ended_early(status: int) -> str:
     return f"the process that writes there has ended with status {status}; the training goes on without it"
 
 
-def _track_spec(record: JobRecord, folder: Path, spec: TrainSpec, mlflow_uri: str) -> TrackSpec:
+def _track_spec(record: JobRecord, folder: Path, spec: TrainSpec, mlflow_uri: str, *, online: bool) -> TrackSpec:
     mlflow = record.options.mlflow
     return TrackSpec(
         job_id=record.id,
         folder=str(folder),
-        online=bool(os.environ.get("WANDB_API_KEY")),
+        online=online,
         runs=[integration.wandb for integration in record.integrations],
         mlflow=None
         if mlflow is None

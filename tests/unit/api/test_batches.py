@@ -6,6 +6,8 @@ import asyncio
 import errno
 import json
 import os
+import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -235,3 +237,22 @@ def test_rests_grow_to_half_a_minute_and_are_forgotten_with_the_batch() -> None:
 def test_waits_grow_to_a_minute() -> None:
     waits = [answering._wait_s(tries) for tries in range(1, 40)]
     assert 0.37 < waits[0] <= 0.5 and 45 <= min(waits[10:]) <= max(waits) <= 60
+
+
+def test_line_beyond_the_limit_is_not_read_whole(tmp_path: Path) -> None:
+    good = json.dumps(GOOD).encode()
+    path = written(tmp_path, good + b"\n" + b"x" * (32 * MIB) + b"\n" + good.replace(b'"a"', b'"b"') + b"\n")
+    tracemalloc.start()
+    try:
+        found = read_input(path, CHAT, max_line_bytes=MIB)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [(error.line, error.code) for error in found.errors] == [(2, "line_too_long")]
+    assert [length for _, length in found.places] == [len(good) + 1, 32 * MIB + 1, len(good) + 1]
+    assert found.request(2).custom_id == "b"
+    assert peak < 8 * MIB
+
+
+def test_batch_that_was_taken_in_is_read_again_without_a_limit(tmp_path: Path) -> None:
+    assert codes(written(tmp_path, json.dumps(GOOD).encode()), max_line_bytes=sys.maxsize) == []

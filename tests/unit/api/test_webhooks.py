@@ -10,6 +10,7 @@ from services.api.webhooks import addresses
 from services.api.webhooks.dispatch import event_id_of, retry_delay_s
 from services.api.webhooks.sender import new_secret, sign
 from shared.errors import InvalidRequest
+from shared.outgoing import is_public
 
 
 @pytest.mark.parametrize(
@@ -24,7 +25,7 @@ from shared.errors import InvalidRequest
     ],
 )  # fmt: skip
 def test_addresses_that_are_not_for_everybody(address: str) -> None:
-    assert not addresses.is_public(ipaddress.ip_address(address))
+    assert not is_public(ipaddress.ip_address(address))
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,7 @@ def test_addresses_that_are_not_for_everybody(address: str) -> None:
     ["8.8.8.8", "93.184.216.34", "2606:2800:220:1::1", "::ffff:8.8.8.8", "64:ff9b::8.8.8.8", "2002:808:808::"],
 )
 def test_public_addresses(address: str) -> None:
-    assert addresses.is_public(ipaddress.ip_address(address))
+    assert is_public(ipaddress.ip_address(address))
 
 
 @pytest.mark.parametrize(

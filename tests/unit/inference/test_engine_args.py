@@ -102,3 +102,18 @@ def test_tool_parser_follows_the_chat_template(tmp_path: Path, template: str, pa
     assert value_of("--tool-call-parser", arguments(Settings(), base, on_cpu=True)) == parser
     assert value_of("--tool-call-parser", arguments(Settings(tool_call_parser="xlam"), base, on_cpu=True)) == "xlam"
     assert "--enable-auto-tool-choice" not in arguments(Settings(tool_call_parser="off"), base, on_cpu=True)
+
+
+def test_media_come_from_named_hosts_alone() -> None:
+    hosts = ["*.example.com", "none", "cdn.example.com"]
+    assert value_of("--allowed-media-domains", arguments(Settings(), BASE, on_cpu=True)) == "none.invalid"
+    words = arguments(Settings(outgoing_hosts=hosts), BASE, on_cpu=True)
+    assert value_of("--allowed-media-domains", words) == "cdn.example.com"
+    environ: dict[str, str] = {}
+    prepare_environment(Settings(), environ)
+    assert environ["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
+
+
+def test_model_code_is_never_trusted_and_local_files_are_never_media() -> None:
+    words = arguments(Settings(), BASE, on_cpu=True)
+    assert not {"--trust-remote-code", "--allowed-local-media-path"} & set(words)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from services.trainer import metrics
 from services.trainer.worker import run_until_signal
+from shared import tracing
 from shared.logging import configure
+from shared.metrics import serve
 from shared.settings import Settings
 
 
@@ -14,7 +17,10 @@ def main() -> None:
     settings = Settings.load()
     configure("trainer", level=settings.log_level)
     logging.getLogger("arq").setLevel(logging.WARNING)  # it tells every poll; jobs are told by our own events
+    tracing.start("trainer")
+    serve(metrics.REGISTRY, host=settings.metrics_host, port=settings.trainer_metrics_port)
     asyncio.run(run_until_signal(settings))
+    tracing.flush()
 
 
 if __name__ == "__main__":

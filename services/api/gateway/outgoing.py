@@ -35,6 +35,8 @@ class Asking(Struct, frozen=True, kw_only=True):
     """Stands for the user of a request that names none: whoever has the same gets the same model of an alias."""
     on_sent: OnSent | None = None
     """Is told the body as it goes out."""
+    project: str = ""
+    """Whose request it is, for metrics."""
     at_leisure: bool = False
     """Ask only a server that has the model in memory and room to spare; it is NoReplica where there is none."""
 

@@ -42,8 +42,10 @@ class _Started:
 
 
 def endpoint(environ: Mapping[str, str] = os.environ) -> str | None:
-    """Return the full address that traces go to, None where there are none."""
+    """Return the full address that traces go to, None where there are none or only by another protocol."""
     if environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or environ.get("OTEL_TRACES_EXPORTER") == "none":
+        return None
+    if _protocol(environ) != SPOKEN:
         return None
     if full := environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"):
         return full
@@ -54,11 +56,9 @@ def endpoint(environ: Mapping[str, str] = os.environ) -> str | None:
 def start(service: str) -> None:
     """Begin to trace as selftune-`service`, if a collector is named; once in a process."""
     url = endpoint()
+    if (protocol := _protocol(os.environ)) != SPOKEN:
+        log.warning("tracing.off", reason=f"only {SPOKEN} is spoken here, not {protocol}")
     if url is None or _Started.pid == os.getpid():
-        return
-    wanted = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
-    if wanted not in (None, "", SPOKEN):
-        log.warning("tracing.off", reason=f"only {SPOKEN} is spoken here, not {wanted}")
         return
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import SERVICE_NAME, Resource
@@ -70,6 +70,11 @@ def start(service: str) -> None:
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=url)))
     _Started.provider, _Started.tracer, _Started.pid = provider, provider.get_tracer("selftune"), os.getpid()
     log.info("tracing.started", endpoint=url, name=name)
+
+
+def _protocol(environ: Mapping[str, str]) -> str:
+    named = environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
+    return named or SPOKEN
 
 
 def is_on() -> bool:

@@ -144,23 +144,24 @@ class Runner:
 
     async def _hold(self, batch_id: str, token: str) -> None:
         """Work on a batch. After a failure its lease is left to run out, so that it is not tried again at once."""
-        structlog.contextvars.bind_contextvars(batch_id=batch_id)  # this task has a context of its own
-        _log.info("batch.taken_up")
+        structlog.contextvars.bind_contextvars(batch_id=batch_id)  # of this task, and of those that it starts
+        log = _log.bind(batch_id=batch_id)
+        log.info("batch.taken_up")
         try:
             await Run(self._tools, batch_id, token).go()
         except LeaseLost:
-            _log.warning("batch.lease_lost")
+            log.warning("batch.lease_lost")
         except NoReplica as error:
-            _log.info("batch.rests", reason=str(error))
+            log.info("batch.rests", reason=str(error))
             self._turns.rest(batch_id, time.monotonic())
             await self._give_back(batch_id, token)
         except (Unavailable, OSError) as error:
-            _log.warning("batch.put_down", reason=str(error))
+            log.warning("batch.put_down", reason=str(error))
         except asyncio.CancelledError:
             await self._give_back(batch_id, token)
             raise
         except Exception as error:
-            _log.error("batch.broken", exc_info=error)
+            log.error("batch.broken", exc_info=error)
             await self._fail(batch_id, token)
         else:
             await self._give_back(batch_id, token)

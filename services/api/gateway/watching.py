@@ -12,7 +12,7 @@ from services.api import metrics
 from services.api.errors import UpstreamError
 from services.api.gateway.outgoing import Asking
 from shared import tracing
-from shared.errors import NoReplica, ReplicaLost, Unavailable
+from shared.errors import NoReplica, ReplicaLost, SelftuneError, Unavailable
 
 
 class Watch:
@@ -83,12 +83,14 @@ def outcome_of(error: BaseException) -> str:
     match error:
         case asyncio.CancelledError():
             return "gone"
-        case NoReplica():
-            return "no_replica"
         case ReplicaLost():
             return "lost"
+        case NoReplica():
+            return "no_replica"
         case UpstreamError(status=status):
             return "refused" if status < 500 else "failed"
         case Unavailable():
             return "busy"
-    return "refused"
+        case SelftuneError():
+            return "refused"
+    return "failed"

@@ -99,7 +99,7 @@ class _Attempt:
         self._estimates = Estimates()
         self._stop_asked_at: float | None = None
         self._concluding = False
-        self._tenant = ("", "")
+        self._tenant: tuple[str, ...] = ("", "")
 
     async def run(self) -> bool:
         """Go through the attempt; returns whether the job waits for the next one already."""

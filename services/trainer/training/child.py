@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import sys
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -96,13 +96,13 @@ def main(
     `load` is another way to come by the base than to load it.
     """
     spec = _spec(folder)
-    leads = group is None or group.leads
-    if leads:
+    if group is None or group.leads:  # of a group the first speaks for all
         tracing.start("training")
-    with structlog.contextvars.bound_contextvars(job_id=spec.job_id):
-        # Of a group the first speaks for all.
-        with tracing.span("job.process", parent=spec.traceparent, job_id=spec.job_id) if leads else nullcontext():
-            status = _main(folder, spec, report, should_stop, commands, load, group)
+    with (
+        structlog.contextvars.bound_contextvars(job_id=spec.job_id),
+        tracing.span("job.process", parent=spec.traceparent, job_id=spec.job_id),
+    ):
+        status = _main(folder, spec, report, should_stop, commands, load, group)
     tracing.flush()
     return status
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
-from shared.errors import LeaseLost
+from shared.errors import LeaseLost, NotFound
 from shared.metrics import FAST_S, LONG_S, Bounded
 from shared.records import JobRecord
 
@@ -105,6 +105,9 @@ def attempt(record: JobRecord) -> Iterator[Measured]:
         yield measured
     except LeaseLost:
         measured.outcome = "lease_lost"
+        raise
+    except NotFound:
+        measured.outcome = "gone"
         raise
     except asyncio.CancelledError:
         measured.outcome = "handed_back"

@@ -28,8 +28,8 @@ from tests.api_server import make_replica
 
 async def add(jobs: JobStore, status: JobState, *, age_s: int = 0, **changes: object) -> str:
     record = JobRecord(
-        id=ids.new_job_id(), project="proj_default", organization="acme", created_at=int(time.time()) - age_s, model="b",
-        training_file="file-x", seed=1, requested=SupervisedHyperparameters(), model_name="ft:b:acme::x",
+        id=ids.new_job_id(), project="proj_default", organization="acme", created_at=int(time.time()) - age_s,
+        model="b", training_file="file-x", seed=1, requested=SupervisedHyperparameters(), model_name="ft:b:acme::x",
     )  # fmt: skip
     await jobs.create(replace(record, status=status, **changes), [])
     return record.id

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 from prometheus_client.core import GaugeMetricFamily
@@ -67,7 +68,7 @@ class StateMetrics(Collector):
         asking = asyncio.run_coroutine_threadsafe(look(self._client, lease_ttl_s=self._lease_ttl_s), self._loop)
         try:
             return asking.result(_TIMEOUT_S)
-        except (StoreUnavailable, TimeoutError):
+        except (StoreUnavailable, TimeoutError, CancelledError):  # the last: the server is stopping
             asking.cancel()
             return None
 

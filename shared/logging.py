@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from shared import tracing
+
 if TYPE_CHECKING:
     from structlog.typing import Processor
 
 
 def configure(service: str, *, level: str = "INFO", json_lines: bool | None = None) -> None:
-    """Send structlog and the standard library's loggers to stdout, each line with `service`.
+    """Send structlog and the standard library's loggers to stdout, each line with `service` and the trace, if any.
 
     JSON unless stdout is a terminal; `json_lines` forces one or the other. Tracebacks carry no local variables, since
     these hold prompts and keys.
@@ -24,6 +26,7 @@ def configure(service: str, *, level: str = "INFO", json_lines: bool | None = No
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _add_service(service),
+        _add_trace,
     ]
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder(allow=[])],
@@ -48,6 +51,12 @@ def _add_service(service: str) -> Processor:
         return event
 
     return add
+
+
+def _add_trace(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    if ids := tracing.current_ids():
+        event["trace_id"], event["span_id"] = ids
+    return event
 
 
 def _renderers(as_json: bool) -> list[Processor]:

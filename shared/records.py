@@ -123,6 +123,8 @@ class JobRecord(Struct, frozen=True, kw_only=True):
     """Most that its training process is expected to hold; None before its files are read, and for unknown bases."""
     memory_parts: dict[str, int] = {}
     """The same, part by part."""
+    traceparent: str = ""
+    """The request that created it, in W3C's form, where that was traced."""
     waiting_reason: str = ""
     """Why it waits in the queue although a worker is free; empty once one has begun."""
 

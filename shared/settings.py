@@ -213,6 +213,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     mlflow_tracking_uri: Annotated[
         str, _setting("MLflow server that jobs may write to, http://…; empty: none.", pattern=r"\A(https?://.+)?\Z")
     ] = ""
+    metrics_host: Annotated[str, _setting("Address that metrics are read at; they name projects and models.")] = (
+        "127.0.0.1"
+    )
+    api_metrics_port: Annotated[int, _setting("Port of the API's metrics; 0 is none.", ge=0, le=65535)] = 9464
+    trainer_metrics_port: Annotated[int, _setting("Port of the trainer's metrics; 0 is none.", ge=0, le=65535)] = 9465
+    inference_metrics_port: Annotated[
+        int, _setting("Port of the inference server's metrics, vLLM's and ours; 0 is none.", ge=0, le=65535)
+    ] = 9466
     log_level: Annotated[str, _setting("Least level that is logged.", pattern=r"\A(DEBUG|INFO|WARNING|ERROR)\Z")] = (
         "INFO"
     )

@@ -27,6 +27,8 @@ T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
 BASE = "org/tiny-base"
 KEY_SECRET = "secret-of-the-tests"
+NO_METRICS = {"api_metrics_port": 0, "trainer_metrics_port": 0, "inference_metrics_port": 0}
+"""Settings of a stack among others: each would want the same ports."""
 
 
 def free_port() -> int:
@@ -39,9 +41,8 @@ class ApiServer:
     """`python -m services.api` on a free port; its log is printed when it does not come up."""
 
     def __init__(self, home: Path, redis_url: str, **settings: Any) -> None:
-        self.settings = Settings(
-            data_dir=str(home), redis_url=redis_url, port=free_port(), **{"key_secret": KEY_SECRET} | settings
-        )
+        chosen = {"key_secret": KEY_SECRET, **NO_METRICS, **settings}
+        self.settings = Settings(data_dir=str(home), redis_url=redis_url, port=free_port(), **chosen)
         self.paths = Paths(home)
         self.url = f"http://127.0.0.1:{self.settings.port}"
         self.log = home / "api.log"

@@ -10,11 +10,14 @@ from types import FrameType
 import structlog
 import uvicorn
 
+from services.api import metrics
 from services.api.access import Access
 from services.api.app import create_app
 from services.api.connections import Connections
+from shared import tracing
 from shared.errors import SchemaTooNew, StoreUnavailable
 from shared.logging import configure
+from shared.metrics import serve
 from shared.settings import Settings
 from shared.store.client import Client
 from shared.store.schema import bring_up_to_date
@@ -38,6 +41,8 @@ class Server(uvicorn.Server):
 def main() -> None:
     settings = Settings.load()
     configure("api", level=settings.log_level)
+    tracing.start("api")
+    serve(metrics.REGISTRY, host=settings.metrics_host, port=settings.api_metrics_port)
     drain = asyncio.Event()
     config = uvicorn.Config(
         Access(create_app(settings, drain=drain)),

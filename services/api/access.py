@@ -6,21 +6,25 @@ This is plain ASGI because Litestar's own middleware does not run for unknown ro
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import structlog
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.api import metrics
 from services.api.audit import trail
 from services.api.gateway.outgoing import ANSWERED_BY
 from services.api.headers import with_defaults
 from services.api.limits import remaining_headers
 from services.api.model_paths import routable
-from shared import ids
+from shared import ids, tracing
 
 _log = structlog.get_logger()
 
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _QUIET = frozenset({"/healthz", "/readyz"})
 """Asked every few seconds by supervisors; logged at debug level."""
 
@@ -40,7 +44,8 @@ class Access:
         state["request_id"] = answer.request_id
         method, path = str(scope.get("method", "")), scope["path"]
         scope["path"] = routable(path)
-        with structlog.contextvars.bound_contextvars(request_id=answer.request_id):
+        with _traced(scope, answer), structlog.contextvars.bound_contextvars(request_id=answer.request_id):
+            metrics.REQUESTS_IN_FLIGHT.inc()
             try:
                 await self._app(scope, receive, answer.send)
             except Exception:  # noqa: BLE001 - the outermost frame: what gets here is logged and ends the connection
@@ -48,8 +53,34 @@ class Access:
                 # client learns that the body is not whole.
                 _log.error("request.cut", path=path, exc_info=True)
             finally:
+                metrics.REQUESTS_IN_FLIGHT.dec()
                 await answer.settle()
                 answer.log(method, path)
+                answer.count(scope)
+
+
+@contextmanager
+def _traced(scope: Scope, answer: _Answer) -> Iterator[None]:
+    """Have a span for the request, which goes on with the client's trace where it sends one."""
+    if not tracing.is_on():
+        yield
+        return
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+    method, route = _labels(scope)
+    with tracing.span(f"{method} {route}", parent=headers, kind="server", request_id=answer.request_id) as span:
+        try:
+            yield
+        finally:
+            span.rename(" ".join(_labels(scope)))
+            span.note(status=answer.status)
+            if answer.status >= 500:
+                span.fail(f"status {answer.status}")
+
+
+def _labels(scope: Scope) -> tuple[str, str]:
+    """Return method and route, each one of a few: what no route takes is `unknown`."""
+    method = str(scope.get("method", ""))
+    return (method if method in _METHODS else "OTHER"), str(scope.get("path_template") or "unknown")
 
 
 def request_id_of(scope: Scope) -> str:
@@ -68,6 +99,16 @@ class _Answer:
         self._status: int | None = None
         self._held: Message | None = None
         self._bytes = 0
+
+    @property
+    def status(self) -> int:
+        """The status that was sent; 499 for a request that ended without one, as a client's that has gone."""
+        return self._status or 499
+
+    def count(self, scope: Scope) -> None:
+        labels = _labels(scope)
+        metrics.REQUESTS.labels(*labels, f"{self.status // 100}xx").inc()
+        metrics.REQUEST_SECONDS.labels(*labels).observe(time.perf_counter() - self._started)
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":

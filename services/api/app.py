@@ -9,12 +9,14 @@ from contextlib import asynccontextmanager
 from litestar import Litestar
 from litestar.exceptions import HTTPException
 
-from services.api import errors
+from services.api import errors, metrics
 from services.api.auth import require_key
 from services.api.deps import Services, providers
 from services.api.headers import cors
 from services.api.openapi import serve_document
 from services.api.routes import ROUTES
+from services.api.state_metrics import StateMetrics
+from shared import tracing
 from shared.errors import SelftuneError
 from shared.settings import Settings
 
@@ -26,11 +28,15 @@ def create_app(settings: Settings, *, drain: asyncio.Event | None = None) -> Lit
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
         services = Services.open(settings, drain or asyncio.Event())
         app.state.services = services
+        state = StateMetrics(services.client, services.paths.home, lease_ttl_s=settings.lease_ttl_s)
+        metrics.REGISTRY.register(state)
         try:
             await services.start()
             yield
         finally:
+            metrics.REGISTRY.unregister(state)
             await services.close()
+            await asyncio.to_thread(tracing.flush)
 
     return Litestar(
         route_handlers=[*ROUTES, serve_document],

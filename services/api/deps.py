@@ -9,6 +9,7 @@ from litestar.connection import Request
 from litestar.datastructures import State
 from litestar.di import Provide
 
+from services.api import metrics
 from services.api.adapters.importing import AdapterImports
 from services.api.aliases.counting import Counting
 from services.api.aliases.guard import Guard
@@ -128,7 +129,7 @@ class Services:
         """Prepare the data folder and build the clients; none connects before its first use."""
         paths = Paths(settings.home)
         paths.prepare()
-        client = Client(settings.database_url)
+        client = Client(settings.database_url, watch=metrics.note_store_call)
         files = FileStore(client, project_bytes=settings.project_storage_bytes)
         jobs, registry, presence = JobStore(client), Registry(client), Presence(client)
         batch_store = BatchStore(client)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import msgspec
 from litestar.connection import ASGIConnection, Request
 
+from services.api import metrics
 from services.api.bodies import read_json
 from shared import keys
 from shared.errors import RateLimited
@@ -97,6 +98,7 @@ async def _take(
         }
     )
     if not taking.taken:
+        metrics.RATE_LIMITED.labels(unit).inc()
         raise _refusal(taking, unit, cost)
 
 

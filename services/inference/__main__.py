@@ -11,6 +11,7 @@ from multiprocessing import util
 from services.inference import launcher, lifeline
 from services.inference.engine import process as engine_process
 from services.inference.engine.arguments import is_cpu_build, prepare_environment
+from shared import tracing
 from shared.errors import SelftuneError
 from shared.logging import configure
 from shared.process import die_with_parent
@@ -25,6 +26,7 @@ def main() -> int:
         settings = Settings.load()
         configure("inference", level=settings.log_level)
         prepare_environment(settings, os.environ)
+        tracing.start("inference")
         if is_cpu_build():
             engine_process.warm_up()
         return asyncio.run(launcher.run(settings))
@@ -35,6 +37,7 @@ def main() -> int:
 
 if __name__ == "__main__":
     status = main()
+    tracing.flush()
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

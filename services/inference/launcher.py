@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import structlog
+from prometheus_client import REGISTRY
 
 from services.inference.adapters.merged_model import Found, wait_for_merged
 from services.inference.engine import arguments as engine_args
 from services.inference.replica import Replica, new_record
 from shared.errors import InvalidRequest, StoreUnavailable
 from shared.ids import is_fine_tuned
+from shared.metrics import serve as serve_metrics
 from shared.records import BaseRecord
 from shared.settings import Settings
 from shared.store.client import Client
@@ -44,6 +46,7 @@ async def run(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT; returns 0 then, and 1 when a part has failed and a restart is due."""
     if settings.inference_host in ("0.0.0.0", "::") and not settings.inference_url:  # noqa: S104 - is compared
         raise InvalidRequest("setting inference_url: needed where inference_host is every address, for the gateway")
+    serve_metrics(REGISTRY, host=settings.metrics_host, port=settings.inference_metrics_port)
     stop = asyncio.Event()
     stop_on_signals(stop)
     client = Client(settings.database_url)

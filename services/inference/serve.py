@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from argparse import Namespace
 from typing import Any, Literal
@@ -15,8 +16,7 @@ from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed
 from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from services.inference import tasks
-from services.inference.adapters import metrics
+from services.inference import metrics, tasks
 from services.inference.adapters.agent import AdapterAgent
 from services.inference.adapters.loader import AdapterLoader
 from services.inference.adapters.merged_model import MergedAgent
@@ -112,6 +112,7 @@ class _Server:
         ]
         self._replica.set("ready")
         await self._replica.beat()
+        metrics.READY.set(1)
         log.info("replica.ready", url=self._replica.record.url, base=self._replica.record.base)
         failed = await _first_to_end(parts, stop)
         await self._wind_down(http, parts, gracefully=failed is None or failed.exception() is None)
@@ -124,6 +125,7 @@ class _Server:
             is_ready=lambda: replica.record.state == "ready",
         )  # fmt: skip
         configure("inference", level=settings.log_level)  # a library behind build() has taken the root logger
+        _adopt_lines_of_vllm()
         able = tuple(await self._engine.get_supported_tasks())
         replica.set("starting", "testing the engine", engine_pid=engine_pid(self._engine), tasks=able)
         await self_test.prove(
@@ -153,6 +155,7 @@ class _Server:
     async def _wind_down(self, http: uvicorn.Server, parts: list[asyncio.Task[None]], *, gracefully: bool) -> None:
         """Leave the registry first, answer what is inside, then stop the parts."""
         self._replica.set("draining")
+        metrics.READY.set(0)
         await self._replica.leave()
         if gracefully:
             await server.drain(self._traffic)
@@ -215,6 +218,13 @@ def _parse(settings: Settings, base: BaseRecord, merged: AdapterRecord | None) -
     args: Namespace = parser.parse_args(arguments)
     validate_parsed_serve_args(args)
     return args
+
+
+def _adopt_lines_of_vllm() -> None:
+    """Have this process's part of vLLM log as we do, with the ids of the request at hand."""
+    theirs = logging.getLogger("vllm")
+    theirs.handlers.clear()
+    theirs.propagate = True
 
 
 def _check_version() -> None:

@@ -83,6 +83,8 @@ class TrainSpec(Struct, frozen=True, kw_only=True):
     one is this old."""
     n_probes: int = 2
     """Held-out prompts offered for the parity check."""
+    traceparent: str = ""
+    """The attempt's span, in W3C's form; empty where nothing is traced."""
     memory_parts: dict[str, int] = {}
     """Bytes that the training process is expected to need, part by part (estimate.MemoryEstimate); empty if unknown."""
 
@@ -173,8 +175,10 @@ class Rehearsed(Struct, frozen=True, kw_only=True, tag="rehearsed", omit_default
     full_valid_mean_token_accuracy: float | None = None
 
 
-class Stepped(Struct, frozen=True, kw_only=True, tag="stepped"):
+class Stepped(Struct, frozen=True, kw_only=True, tag="stepped", omit_defaults=True):
     metrics: Metrics
+    checkpoint_s: float | None = None
+    """How long the resume point took that was written after it; None without one."""
 
 
 class Exported(Struct, frozen=True, kw_only=True, tag="exported"):

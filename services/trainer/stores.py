@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import structlog
 
+from services.trainer import metrics
 from shared import ids
 from shared.errors import StoreUnavailable
 from shared.paths import Paths, internal_key
@@ -33,7 +34,7 @@ class Stores:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.paths = Paths(settings.home)
-        self.client = Client(settings.database_url)
+        self.client = Client(settings.database_url, watch=metrics.note_store_call)
         self.files = FileStore(self.client)
         self.jobs = JobStore(self.client)
         self.leases = LeaseStore(self.client, ttl_s=settings.lease_ttl_s)

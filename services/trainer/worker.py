@@ -16,6 +16,7 @@ import structlog
 from arq.worker import Retry, Worker, func
 from redis.exceptions import RedisError
 
+from services.trainer import metrics
 from services.trainer.base.preparation import prepare_base
 from services.trainer.jobs.admission import admit
 from services.trainer.jobs.leftovers import sweep_forever
@@ -43,6 +44,8 @@ VALIDATIONS_AT_ONCE = 4
 # arq gives its in-progress mark one lifetime of this length and never renews it; our own lease says who works.
 _NEVER = timedelta(days=3650)
 _ALWAYS_AGAIN = 1_000_000
+
+Work = Callable[[dict[Any, Any], str], Awaitable[None]]
 
 log = structlog.get_logger()
 
@@ -94,12 +97,10 @@ class Trainer:
             await self._close(training)
             await self._close(validating)
 
-    async def _worker(
-        self, queue_name: str, name: str, work: Callable[[dict[Any, Any], str], Awaitable[None]], *, at_once: int
-    ) -> Worker:
+    async def _worker(self, queue_name: str, name: str, work: Work, *, at_once: int) -> Worker:
         pool = await persist(lambda: queue.connect(self._stores.settings.database_url))
         return Worker(
-            functions=[func(work, name=name, keep_result=0, timeout=_NEVER, max_tries=_ALWAYS_AGAIN)],  # type: ignore[arg-type]
+            functions=[func(_with_its_id(work), name=name, keep_result=0, timeout=_NEVER, max_tries=_ALWAYS_AGAIN)],  # type: ignore[arg-type]
             queue_name=queue_name,
             redis_pool=pool,
             max_jobs=at_once,
@@ -162,6 +163,7 @@ class Trainer:
         if not self._job_ids:
             settings = self._stores.settings
             self._memory_bytes = await asyncio.to_thread(usable_memory_bytes, settings.trainer_memory_bytes)
+            metrics.USABLE_MEMORY.set(self._memory_bytes or 0)
         return self._memory_bytes
 
     async def _beat_forever(self) -> None:
@@ -207,6 +209,16 @@ class Trainer:
             log.warning("heartbeat.left_to_expire")
         await self._serving.close()
         await self._stores.close()
+
+
+def _with_its_id(work: Work) -> Work:
+    """Have every line that is logged for a job carry its id."""
+
+    async def bound(context: dict[Any, Any], job_id: str) -> None:
+        with structlog.contextvars.bound_contextvars(job_id=job_id):
+            await work(context, job_id)
+
+    return bound
 
 
 async def _run_again(worker: Worker) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Any, TypeAlias
@@ -17,6 +18,11 @@ from redis.backoff import NoBackoff
 from shared.errors import StoreUnavailable
 
 Argument: TypeAlias = str | bytes | int | float
+
+Watch: TypeAlias = Callable[[float, bool], None]
+"""Is told of each call how many seconds it took, and whether an answer came; of a read that waits for news nothing."""
+
+_WAITS = "XREAD"
 
 _AWAY = (
     exceptions.ConnectionError, exceptions.TimeoutError, exceptions.BusyLoadingError, exceptions.ReadOnlyError,
@@ -34,7 +40,7 @@ class Client:
     `timeout_s` bounds one command and must exceed the longest blocking read.
     """
 
-    def __init__(self, url: str, *, connections: int = 32, timeout_s: float = 5.0) -> None:
+    def __init__(self, url: str, *, connections: int = 32, timeout_s: float = 5.0, watch: Watch | None = None) -> None:
         pool = BlockingConnectionPool.from_url(
             url, max_connections=connections, timeout=timeout_s, socket_timeout=timeout_s, socket_connect_timeout=2.0,
             # Once more on a connection that has died since its last use; not on silence, which would double the wait.
@@ -42,16 +48,17 @@ class Client:
         )  # fmt: skip
         self._redis = Redis(connection_pool=pool)
         self._deadline_s = timeout_s + 1.0
+        self._watch = watch
         self._scripts: dict[str, str] = {}
 
     async def call(self, *command: Argument) -> Any:
         """Run one command; replies are as redis-py shapes them, hashes and stream entries as dicts, of bytes."""
-        async with _bounded(self._deadline_s):
+        async with _bounded(self._deadline_s, None if command[0] == _WAITS else self._watch):
             return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
 
     async def together(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
         """Run several commands as one transaction (MULTI/EXEC): all or none, nothing in between."""
-        async with _bounded(self._deadline_s), self._redis.pipeline(transaction=True) as pipeline:
+        async with _bounded(self._deadline_s, self._watch), self._redis.pipeline(transaction=True) as pipeline:
             for command in commands:
                 pipeline.execute_command(*command)
             return await pipeline.execute()
@@ -81,7 +88,7 @@ class Client:
 
 
 @asynccontextmanager
-async def _bounded(deadline_s: float) -> AsyncIterator[None]:
+async def _bounded(deadline_s: float, watch: Watch | None) -> AsyncIterator[None]:
     """Turn a server that is away or silent into StoreUnavailable, and keep a cancellation that redis-py would lose.
 
     redis-py 5.3 probes a pooled connection inside `asyncio.timeout(0)`, which takes a cancellation that arrives just
@@ -90,12 +97,17 @@ async def _bounded(deadline_s: float) -> AsyncIterator[None]:
     task = asyncio.current_task()
     assert task is not None
     cancellations = task.cancelling()
+    began = time.perf_counter()
     try:
         async with asyncio.timeout(deadline_s):
             yield
+        if watch is not None:
+            watch(time.perf_counter() - began, True)
     except (*_AWAY, TimeoutError) as error:
         if task.cancelling() > cancellations:
             raise asyncio.CancelledError from error
+        if watch is not None:
+            watch(time.perf_counter() - began, False)
         raise StoreUnavailable("The database does not answer at the moment; please try again.") from error
     except exceptions.ResponseError as error:
         if not _REFUSAL.search(str(error)):

@@ -24,6 +24,7 @@ from shared.settings import Settings
 from shared.store.client import Client
 from shared.store.presence import Presence
 from shared.store.registry import Registry
+from tests.api_server import NO_METRICS
 from tests.conftest import start_valkey
 
 T = TypeVar("T")
@@ -99,7 +100,7 @@ class InferenceStack:
         self.base = base
         self.settings = Settings(
             data_dir=str(home), redis_url=f"unix://{home}/valkey.sock", base_model=str(base), base_model_id=BASE_ID,
-            internal_key=KEY, kv_cache_bytes=64 << 20, max_lora_rank=8, **settings,
+            internal_key=KEY, kv_cache_bytes=64 << 20, max_lora_rank=8, **(NO_METRICS | settings),
         )  # fmt: skip
         self.valkey = start_valkey(home)
         self.process: subprocess.Popen[bytes] | None = None

@@ -25,6 +25,7 @@ from shared.schemas.methods import SupervisedHyperparameters
 from shared.settings import Settings
 from shared.states import TERMINAL
 from shared.store.jobs import event
+from tests.api_server import NO_METRICS
 from tests.unit.trainer.tiny import save_tiny_base, write_rows
 
 DEADLINE_S = 120.0
@@ -42,7 +43,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(tmp_path: Path, redis_url: str, tiny_base: Path) -> Settings:
     return Settings(
         data_dir=str(tmp_path / "data"), redis_url=redis_url, base_model=str(tiny_base), lora_rank=4,
-        lease_ttl_s=2.0, threads=1, max_model_len=128,
+        lease_ttl_s=2.0, threads=1, max_model_len=128, **NO_METRICS,
     )  # fmt: skip
 
 

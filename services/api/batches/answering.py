@@ -69,7 +69,14 @@ class Answering:
         As long as the servers of the model are too busy, this goes on asking. Raises NoReplica when there is none; but
         where one broke down on the request it is given time to come back, so that the losses are counted.
         """
-        request_id, tries, losses, lost_at = ids.new_request_id(), 0, 0, -math.inf
+        request_id = ids.new_request_id()
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            return await self._result(number, request, endpoint, access, request_id)
+
+    async def _result(
+        self, number: int, request: Request, endpoint: BatchEndpoint, access: Access, request_id: str
+    ) -> Result:
+        tries, losses, lost_at = 0, 0, -math.inf
         while True:
             try:
                 async with self._slots.of(access.project):

@@ -144,6 +144,7 @@ class Runner:
 
     async def _hold(self, batch_id: str, token: str) -> None:
         """Work on a batch. After a failure its lease is left to run out, so that it is not tried again at once."""
+        structlog.contextvars.bind_contextvars(batch_id=batch_id)  # of this task, and of those that it starts
         log = _log.bind(batch_id=batch_id)
         log.info("batch.taken_up")
         try:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from typing import Any
 
+from services.api import metrics
 from services.api.batches.answering import Answering
 from services.api.batches.input_file import InputFile
 from services.api.batches.results import Result, Results
@@ -62,6 +63,7 @@ class Working:
             except NoReplica:
                 self._absent.add(request.model)
                 continue
+            metrics.BATCH_REQUESTS.labels("failed" if result.failed else "completed").inc()
             self._waiting.append(result)
             await self._write()
 

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import BinaryIO
 
+from services.api import metrics
 from shared.errors import TooLarge, Unavailable
 from shared.paths import publish_folder, write_atomic
 
@@ -40,6 +41,7 @@ class PartialFile:
             raise TooLarge(
                 f"The file is larger than the {self._limit:,} bytes that this server accepts.", param=self._param
             )
+        metrics.UPLOADED_BYTES.inc(len(data))
         self._buffer += data
         if len(self._buffer) >= _BATCH_BYTES:
             await self._flush()

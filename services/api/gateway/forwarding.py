@@ -17,6 +17,7 @@ from services.api.gateway.outgoing import ANSWERED_BY, Asking, Endpoint, OnSent
 from services.api.gateway.replicas import Replicas
 from services.api.gateway.request_limits import check_request
 from services.api.gateway.rewriting import with_fields, with_text
+from services.api.gateway.watching import Watch, watched
 from shared.errors import InvalidRequest, NoReplica, NotFound
 from shared.model_records import Access
 
@@ -108,6 +109,7 @@ class Gateway:
             priority=max(priority, 0),
             sticky=sticky or request_id,
             on_sent=on_sent,
+            project=access.project,
             salt=self._salt_of(access.project),
         )
         if meaning.alias is None:
@@ -116,6 +118,15 @@ class Gateway:
 
     async def _open_at(self, meaning: Meaning, asking: Asking) -> httpx2.Response:
         """Ask one model. Raises as open() does."""
+        watch = Watch(asking, meaning.target)
+        try:
+            response = await self._ask(meaning, asking, watch)
+        except BaseException as error:
+            watch.failed(error)
+            raise
+        return watched(response, watch)
+
+    async def _ask(self, meaning: Meaning, asking: Asking, watch: Watch) -> httpx2.Response:
         choices = await self._replicas.able(
             meaning, asking.endpoint, asked_for=asking.model, at_leisure=asking.at_leisure
         )
@@ -128,7 +139,7 @@ class Gateway:
             asking.on_sent(body)
         if asking.salt:
             body = with_text(body, "cache_salt", asking.salt)
-        response = await self._replicas.send(choices, body, asking)
+        response = await self._replicas.send(choices, body, asking, watch.headers)
         response.headers[ANSWERED_BY] = quote(meaning.target, safe="/:@+=,~")
         return response
 

@@ -37,6 +37,8 @@ class Asking(Struct, frozen=True, kw_only=True):
     """Keeps the cached beginnings of prompts apart from those of requests with another; empty shares them with all."""
     on_sent: OnSent | None = None
     """Is told the body as it goes out, without the salt."""
+    project: str = ""
+    """Whose request it is, for metrics."""
     at_leisure: bool = False
     """Ask only a server that has the model in memory and room to spare; it is NoReplica where there is none."""
 

@@ -16,6 +16,7 @@ import msgspec
 import structlog
 from litestar.types import Receive, Scope, Send
 
+from services.api import metrics
 from services.api.bodies import ClientGone
 from services.api.errors import SERVER_ERROR, UpstreamError
 from shared.errors import StoreUnavailable
@@ -77,6 +78,7 @@ async def read_whole(upstream: httpx2.Response) -> bytes:
         return await upstream.aread()
     except httpx2.TransportError as error:
         _log.warning("gateway.upstream_cut", reason=type(error).__name__)
+        metrics.UPSTREAM_ERRORS.labels("cut").inc()
         raise UpstreamError(502, _WENT_AWAY) from error
     finally:
         await _close(upstream)
@@ -128,6 +130,7 @@ class Relay:
                     tail = (tail + passed)[-2:]
         except httpx2.TransportError as error:
             _log.warning("gateway.upstream_cut", reason=type(error).__name__)
+            metrics.UPSTREAM_ERRORS.labels("cut").inc()
             if tail != b"\n\n":
                 return  # without its end the answer is not whole, and the server cuts the connection
             await send({"type": "http.response.body", "body": _STREAM_ERROR, "more_body": True})

@@ -6,11 +6,12 @@ server that made it, and the client has seen nothing of it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 
 import httpx2
 import structlog
 
+from services.api import metrics
 from services.api.errors import UpstreamError
 from services.api.gateway import routing
 from services.api.gateway.loads import Loads
@@ -19,6 +20,7 @@ from services.api.gateway.outgoing import Asking, Endpoint
 from services.api.gateway.relay import is_stream
 from services.api.gateway.upstream_errors import may_go_well_elsewhere, shape
 from shared.errors import InvalidRequest, ReplicaLost, Unavailable
+from shared.internal_headers import PROJECT_HEADER
 from shared.records import ReplicaRecord
 from shared.store.presence import Presence
 
@@ -66,26 +68,34 @@ class Replicas:
             )
         return able
 
-    async def send(self, choices: Sequence[ReplicaRecord], body: bytes, asking: Asking) -> httpx2.Response:
-        """Return the first answer whose first byte is here; the caller closes it.
+    async def send(
+        self, choices: Sequence[ReplicaRecord], body: bytes, asking: Asking, headers: Mapping[str, str] | None = None
+    ) -> httpx2.Response:
+        """Return the first answer whose first byte is here; the caller closes it. `headers` are sent, too.
 
         Raises ReplicaLost when no server responds, UpstreamError for what the last one says, and Unavailable when the
         gateway itself has no connection left.
         """
         for replica, is_last in _attempts(choices):
             try:
-                response = await self._ask(replica, body, asking)
+                response = await self._ask(replica, body, asking, headers or {})
                 if response.is_success:
                     return await _begun(response)
             except httpx2.PoolTimeout as error:
                 raise Unavailable("The server has too many requests under way; please try again.") from error
             except httpx2.TransportError as error:
                 _log.warning("gateway.unreachable", replica=replica.id, reason=type(error).__name__)
+                metrics.UPSTREAM_ERRORS.labels("unreachable").inc()
+                if not is_last:
+                    metrics.GATEWAY_RETRIES.labels("unreachable").inc()
                 continue
             refusal = await _refusal(response)
+            if response.status_code >= 500:
+                metrics.UPSTREAM_ERRORS.labels("status").inc()
             if is_last or not may_go_well_elsewhere(response.status_code, refusal):
                 raise refusal
             _log.warning("gateway.tried_elsewhere", replica=replica.id, status=response.status_code)
+            metrics.GATEWAY_RETRIES.labels("refused").inc()
         raise ReplicaLost(
             f"The model '{asking.model}' cannot answer at the moment: its inference server does not respond."
         )
@@ -93,12 +103,16 @@ class Replicas:
     async def close(self) -> None:
         await self._http.aclose()
 
-    async def _ask(self, replica: ReplicaRecord, body: bytes, asking: Asking) -> httpx2.Response:
+    async def _ask(
+        self, replica: ReplicaRecord, body: bytes, asking: Asking, more: Mapping[str, str]
+    ) -> httpx2.Response:
         headers = {
+            **more,
             "content-type": "application/json",
             "accept-encoding": "identity",
             "x-request-id": asking.request_id,
             _PRIORITY_HEADER: str(asking.priority),
+            PROJECT_HEADER: asking.project,
         }
         url = replica.url.rstrip("/") + asking.endpoint
         self._loads.note(replica)

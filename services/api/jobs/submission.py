@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import structlog
 
+from services.api import metrics
 from services.api.gateway.model_names import ModelNames
 from services.api.jobs.requests import Asked, asked, check_options, shown_integrations
-from shared import ids
+from shared import ids, tracing
 from shared.errors import InvalidRequest, NotFound, StoreUnavailable
 from shared.model_records import Access
 from shared.queue import Queue
@@ -72,6 +73,7 @@ class Submission:
         record = self._record(request, wanted, start, project, job_id)
         record = await self._jobs.create(record, [event(f"Created fine-tuning job: {record.id}")], limit=limit)
         await self._enqueue(record)
+        metrics.JOBS_CREATED.labels(record.method).inc()
         _log.info("job.created", job_id=record.id, model=record.model, training_file=record.training_file)
         return record
 
@@ -129,6 +131,7 @@ class Submission:
             options=request.options,
             integrations=shown_integrations(request.integrations),
             metadata=request.metadata,
+            traceparent=tracing.traceparent(),
             model_name=ids.model_name(start.named_after, organization, request.suffix),
         )
 

@@ -18,6 +18,7 @@ import msgspec
 import structlog
 from msgspec.structs import replace
 
+from services.api import metrics
 from services.api.draining import pause
 from services.api.webhooks.sender import TIMEOUT_S, Undeliverable, WebhookSender
 from shared.errors import StoreUnavailable
@@ -204,6 +205,7 @@ class Dispatcher:
             return await self._retry(delivery, log, str(error))
         if 200 <= status < 300 or status == 410:
             log.info("webhook.delivered" if status != 410 else "webhook.gone", status=status)
+            metrics.WEBHOOK_DELIVERIES.labels("delivered" if status != 410 else "gone").inc()
             return True
         return await self._retry(delivery, log, f"status {status}")
 
@@ -212,9 +214,11 @@ class Dispatcher:
         at = time.time() + retry_delay_s(attempts, self._retry_base_s)
         if at > delivery.created_at + _END * self._retry_base_s:
             log.warning("webhook.given_up", reason=reason)
+            metrics.WEBHOOK_DELIVERIES.labels("given_up").inc()
             return True
         await self._deliveries.retry(replace(delivery, attempts=attempts), at=at)
         log.info("webhook.failed", reason=reason, next_in_s=round(at - time.time()))
+        metrics.WEBHOOK_DELIVERIES.labels("failed").inc()
         return False
 
 

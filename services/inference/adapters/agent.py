@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable
 
 import structlog
 
-from services.inference.adapters import metrics
+from services.inference import metrics
 from services.inference.adapters.failures import Failures
 from services.inference.adapters.leases import Lease
 from services.inference.adapters.loader import AdapterLoader, NoPlace, NotWanted
@@ -20,6 +20,7 @@ from services.inference.adapters.reports import Reports
 from services.inference.adapters.single_flight import SingleFlight
 from services.inference.adapters.turns import Busy, Turns
 from services.inference.adapters.uses import Uses
+from shared import tracing
 from shared.errors import AdapterRejected, StoreUnavailable
 from shared.records import AdapterRecord, Residency
 from shared.store.registry import CursorLost, Registry, unknown_model
@@ -167,7 +168,8 @@ class AdapterAgent:
     async def _load_and_report(self, record: AdapterRecord) -> None:
         self._reports.note(record.name, Residency(state="loading"))
         try:
-            loaded = await self._loader.load(record, lambda: self._is_wanted(record))
+            with tracing.span("adapter.load", model=record.name, job_id=record.job_id):
+                loaded = await self._loader.load(record, lambda: self._is_wanted(record))
         except AdapterRejected as refusal:
             failure = self._failures.note(record.int_id, refusal.message)
             metrics.LOADS.labels("refused").inc()
@@ -287,6 +289,7 @@ class AdapterAgent:
         self._failures.forget(record.int_id)
         if gone and record.name not in self._known:
             self._reports.note(record.name, Residency(state="gone"))
+        metrics.UNLOADS.inc()
         log.info("adapter.gone", adapter=record.name, version=record.version)
 
 

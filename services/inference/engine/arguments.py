@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from shared import tracing
 from shared.adapters import SERVED_MODULES
 from shared.cpu import cpu_flags
 from shared.outgoing import NONE
@@ -77,6 +78,12 @@ def prepare_environment(settings: Settings, environ: MutableMapping[str, str]) -
     }
     if os.access(settings.home, os.W_OK):  # else numba keeps what it compiles beside the code, or in ~/.cache
         wanted["NUMBA_CACHE_DIR"] = str(Paths(settings.home).compiled / compiled_digest())
+    if traces := tracing.endpoint(environ):
+        wanted |= {
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": traces,
+            "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": tracing.SPOKEN,
+            "OTEL_SERVICE_NAME": "selftune-inference",
+        }
     if is_cpu_build():
         # Layers run uncompiled here anyway. Left on, the first request for log probabilities, which is a job's parity
         # check, compiles a helper of the sampler: 4 s on 2 cores.
@@ -110,6 +117,7 @@ def arguments(settings: Settings, base: BaseRecord, *, on_cpu: bool, merged: Ada
         "--enable-prompt-tokens-details",  # cached_tokens, which OpenAI tells, too
         "--enable-scale-out",  # has /v1/responses/render, which counts a request's tokens
         *("--allowed-media-domains", *media_hosts(settings)),
+        *(("--otlp-traces-endpoint", traces) if (traces := tracing.endpoint()) else ()),
         *("--disable-uvicorn-access-log", "--disable-fastapi-docs", "--allowed-origins", "[]"),
         *(
             _cpu_arguments(settings)

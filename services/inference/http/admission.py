@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from services.inference.adapters.leases import Lease
+from services.inference.http.observing import Answer, observing
 from services.inference.http.serving_models import current_lease
 from shared.errors import AdapterRejected, NotFound, SelftuneError, TooLarge, Unavailable
 from shared.schemas.errors import ErrorBody, ErrorResponse
@@ -103,21 +104,25 @@ class AdapterAdmission:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         generating = scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in GENERATING_PATHS
         if not generating:
-            return await self._app(scope, receive, send)
+            await self._app(scope, receive, send)
+            return
+        with observing(scope, send) as answer:
+            await self._admit(scope, receive, answer)
+
+    async def _admit(self, scope: Scope, receive: Receive, answer: Answer) -> None:
         try:
             with self._traffic:
                 body = await read_body(receive, self._max_body_bytes)
-                await self._serve(body, scope, receive, send)
+                await self._serve(body, scope, receive, answer)
         except ClientGone:
-            return None
+            return
         except SelftuneError as error:
-            await send_refusal(send, error)
+            await send_refusal(answer.send, error)
 
-    async def _serve(self, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve(self, body: bytes, scope: Scope, receive: Receive, answer: Answer) -> None:
         name = model_of(body)
         lease = None if name is None or name == self._agent.base_id else await self._acquire(name, receive)
         token = current_lease.set(lease)
-        answer = Answer(send)
         try:
             await self._app(scope, replayed(body, receive), answer.send)
         except asyncio.CancelledError:
@@ -148,18 +153,6 @@ class AdapterAdmission:
             leaving.cancel()
         lease.task = asyncio.current_task()
         return lease
-
-
-class Answer:
-    """Passes a response on and remembers whether it has begun."""
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self.started = False
-
-    async def send(self, message: Message) -> None:
-        self.started = True
-        await self._send(message)
 
 
 class Traffic:

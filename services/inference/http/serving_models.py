@@ -42,6 +42,11 @@ class LeasedRequests(MutableMapping[str, LoRARequest]):
         raise TypeError("adapters come and go through the registry")
 
 
+def public_name(lora_request: LoRARequest) -> str:
+    """Return a model's name, of which the engine knows one for each version."""
+    return str(lora_request.lora_name).rpartition("@v")[0]
+
+
 class ManagedServingModels(OpenAIServingModels):  # type: ignore[misc]  # vLLM is not typed here
     """Answers with public names; adapters are listed by the gateway, not here."""
 
@@ -53,7 +58,7 @@ class ManagedServingModels(OpenAIServingModels):  # type: ignore[misc]  # vLLM i
         """Return the name that the client asked for, without the version that keeps engine names apart."""
         if lora_request is None:
             return str(super().model_name())
-        return str(lora_request.lora_name).rpartition("@v")[0]
+        return public_name(lora_request)
 
     async def show_available_models(self) -> ModelList:
         return await self.registry.show_available_models()

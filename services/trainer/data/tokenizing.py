@@ -6,16 +6,20 @@ It answers Tokenized, or Failed with the first bad line.
 from __future__ import annotations
 
 import socket
-import traceback
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+import structlog
+
 from services.trainer.data.tokenizing_protocol import FileTokens, Request, Tokenized, request_decoder
 from services.trainer.failures import DiskFull, OutOfMemory
+from services.trainer.launch.observed import configure_lines
 from services.trainer.protocol import Failed, encode_line
 from services.trainer.shortages import is_disk_full, is_out_of_memory
 from shared.errors import InvalidTrainingData, SelftuneError
 from shared.training_data import MIN_EXAMPLES
+
+log = structlog.get_logger()
 
 
 def tokenize(request: Request) -> Tokenized:
@@ -90,12 +94,13 @@ def answer(request: Request) -> Tokenized | Failed:
         failure = shortage(error, request)
         if failure is None:
             raise
-        traceback.print_exc()
+        log.error("tokenizing.failed", exc_info=error)
         return _failed(failure)
 
 
 def run(channel: socket.socket, _: str) -> int:
     """Be the process that tokenises: a Request comes as one line, and one line is the answer."""
+    configure_lines()
     with channel.makefile("rb") as lines:
         request = request_decoder.decode(lines.readline())
     channel.sendall(encode_line(answer(request)))

@@ -9,10 +9,12 @@ write is fenced by the lease's token.
 from __future__ import annotations
 
 import asyncio
+import time
 
 import structlog
 from msgspec.structs import replace
 
+from services.trainer import metrics
 from services.trainer.jobs.job_folder import newest_point
 from services.trainer.stores import Stores, persist_once
 from shared.errors import LeaseLost
@@ -45,10 +47,14 @@ async def begin(stores: Stores, job_id: str, token: str) -> JobRecord:
 
     record = await stores.jobs.get(job_id)
     reached = await asyncio.to_thread(newest_point, stores.paths.job_folder(job_id))
-    message = "Fine-tuning job resumed" if record.started or record.attempts else "Fine-tuning job started"
-    return await persist_once(
+    is_first = not (record.started or record.attempts)
+    message = "Fine-tuning job started" if is_first else "Fine-tuning job resumed"
+    begun = await persist_once(
         lambda nonce: stores.jobs.update(job_id, start, [event(message)], fence=token, nonce=nonce)
     )
+    if is_first and begun.status is JobState.RUNNING:
+        metrics.QUEUE_SECONDS.observe(time.time() - record.created_at)
+    return begun
 
 
 async def hand_back(stores: Stores, job_id: str, token: str) -> None:

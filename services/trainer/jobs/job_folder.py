@@ -16,7 +16,7 @@ from services.trainer.jobs.options import effective, offered_base, resolve_beta
 from services.trainer.jobs.parents import check_parent, find_parent, read_shape
 from services.trainer.protocol import CHECKPOINTS_FOLDER, SPEC_FILE, TrainSpec, encoder, spec_decoder
 from services.trainer.stores import Stores
-from shared import ids
+from shared import ids, tracing
 from shared.errors import InvalidTrainingData, NotFound
 from shared.paths import write_atomic
 from shared.records import AdapterRecord, BaseRecord, FileRecord, JobRecord
@@ -85,6 +85,7 @@ def _update_spec(stores: Stores, record: JobRecord, base: BaseRecord, folder: Pa
         adapters_folder=str(stores.paths.whole_model_folder(record.id) if spec.finetuning_type == "full" else adapters),
         training_path=str(stores.paths.file_content(record.training_file)),
         validation_path=str(stores.paths.file_content(validation)) if validation else None,
+        traceparent=tracing.traceparent(),
         parent_folder=str(stores.paths.adapter_folder(base.id, parent)) if parent else None,
     )
     write_atomic(folder / SPEC_FILE, encoder.encode(spec))

@@ -32,7 +32,7 @@ from services.trainer.protocol import CheckParity, Exported, Failed, Finish, Par
 from services.trainer.shortages import died
 from services.trainer.stores import Stores, persist, persist_once
 from services.trainer.training.history import History
-from shared import ids
+from shared import ids, tracing
 from shared.errors import NoReplica
 from shared.paths import folder_bytes, remove_folder, write_atomic
 from shared.records import AdapterRecord, FileRecord, JobRecord
@@ -86,7 +86,8 @@ class Publication:
         if exported.remark:
             await self._say_once(event(exported.remark, data={"step": step}), step, is_new=is_new, final=True)
         unlisted = self._adapter(exported, listed=False)
-        adapter = await persist(lambda: self._stores.registry.publish(unlisted, fence=self._token))
+        with tracing.span("model.publish", model=self._record.model_name):
+            adapter = await persist(lambda: self._stores.registry.publish(unlisted, fence=self._token))
         if self._is_whole:
             await self._offer_as_base(exported, adapter)
             told = whole_model_event(adapter.name, adapter.folder)
@@ -111,8 +112,10 @@ class Publication:
         self, child: ChildProcess, exported: Exported, adapter: AdapterRecord, last_step_at: float
     ) -> None:
         try:
-            replica = await self._serving.wait_until_warm(adapter)
-            answers = await self._serving.answers(replica, adapter.name, exported.probes)
+            with tracing.span("adapter.wait", model=adapter.name):
+                replica = await self._serving.wait_until_warm(adapter)
+            with tracing.span("adapter.ask", model=adapter.name, replica=replica.id):
+                answers = await self._serving.answers(replica, adapter.name, exported.probes)
         except AdapterRefused as error:
             raise TrainingFailed(
                 f"The trained model cannot be served: {error.message}.", code="not_servable"
@@ -121,7 +124,8 @@ class Publication:
             log.warning("serving.pending", job_id=self._record.id, reason=error.message)
             await self._say(pending_event(adapter.name, error.message))
             return
-        measured = await self._compare(child, answers)
+        with tracing.span("parity.check"):
+            measured = await self._compare(child, answers)
         await self._say(parity_event(measured, answers.first_token_at - last_step_at))
         if not measured.agrees:
             raise ParityMismatch(

@@ -8,6 +8,7 @@ import structlog
 from arq.connections import ArqRedis
 from redis.exceptions import RedisError
 
+from services.trainer import metrics
 from services.trainer.jobs.publishing import withdraw
 from services.trainer.stores import Stores
 from shared import queue
@@ -62,6 +63,7 @@ async def _requeue(stores: Stores, arq: ArqRedis, job_id: str) -> None:
         if job_id in waiting or await stores.leases.held(job_id):
             return
         await queue.unmark(arq, function, job_id)
+        metrics.REQUEUES.labels(function).inc()
         log.warning("job.requeued", job_id=job_id, function=function)
     await stores.enqueue(record)
 

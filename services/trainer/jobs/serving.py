@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from services.trainer.protocol import ServedSample
 from services.trainer.stores import Stores, persist
+from shared import tracing
 from shared.errors import NoReplica
 from shared.placement import OWNERS
 from shared.records import AdapterRecord, ReplicaRecord
@@ -139,7 +140,7 @@ class Serving:
         tokens: list[int] = []
         logprobs: list[float] = []
         first_token_at = 0.0
-        async with self._http.stream("POST", f"{url}/v1/completions", json=body) as response:
+        async with self._http.stream("POST", f"{url}/v1/completions", json=body, headers=tracing.headers()) as response:
             if response.status_code != 200:
                 text = (await response.aread()).decode(errors="replace")
                 log.warning("serving.refused", status=response.status_code, body=text[:500])

@@ -20,6 +20,7 @@ import msgspec
 import structlog
 from msgspec.structs import replace
 
+from services.trainer import metrics as observed
 from services.trainer.failures import ProcessDied, TrainingFailed
 from services.trainer.jobs import attempt_record, job_folder
 from services.trainer.jobs.first_attempt import other_way
@@ -44,6 +45,7 @@ from services.trainer.shortages import died, files_failed
 from services.trainer.stores import Stores, persist, persist_once
 from services.trainer.tracking.tracker import Tracker, tracking
 from services.trainer.training.pace import Estimates
+from shared import tracing
 from shared.errors import LeaseLost, NotFound, SelftuneError, TransitionRefused
 from shared.records import JobRecord
 from shared.schemas.events import Event
@@ -97,12 +99,21 @@ class _Attempt:
         self._estimates = Estimates()
         self._stop_asked_at: float | None = None
         self._concluding = False
+        self._tenant: tuple[str, ...] = ("", "")
 
     async def run(self) -> bool:
         """Go through the attempt; returns whether the job waits for the next one already."""
         record = await self._begin()
         if record.status is not JobState.RUNNING:
             return False
+        self._tenant = observed.tenant(record.project, record.model)
+        with (
+            tracing.span("job.train", parent=record.traceparent, job_id=record.id, attempt=record.attempts),
+            observed.attempt(record) as measured,
+        ):
+            return await self._go_through(record, measured)
+
+    async def _go_through(self, record: JobRecord, measured: observed.Measured) -> bool:
         try:
             await self._train(record)
         except LeaseLost:
@@ -113,13 +124,17 @@ class _Attempt:
         except TransitionRefused:
             log.info("job.paused_at_its_end")
         except (SelftuneError, OSError) as error:
+            if isinstance(error, ProcessDied):
+                observed.PROCESS_DEATHS.inc()
             if isinstance(error, ProcessDied) and record.attempts < MAX_PROCESS_DEATHS:
                 await self._tell(event(f"{error.message} The job goes on from its last checkpoint.", level="warn"))
+                measured.outcome = "process_died"
                 return True
             reason = files_failed(error) if isinstance(error, OSError) else error
             await self._withdraw_unless_succeeded(record)  # whoever sees the job failed finds no model of it
             await persist(partial(fail, self._stores, self._job_id, reason, fence=self._token))
         status = await self._withdraw_unless_succeeded(record)
+        measured.outcome = status.value
         if status in DROPPED:
             await asyncio.to_thread(job_folder.drop_points, self._stores.paths.job_folder(self._job_id))
         return await attempt_record.put_down(self._stores, self._job_id, self._token)
@@ -203,12 +218,15 @@ class _Attempt:
                 case Started():
                     log.info("child.ready", **msgspec.to_builtins(message))
                     if message.n_restarts:
+                        observed.PROCESS_RESTARTS.inc()
                         await self._tell(restarted_event(message))
                     await self._report_path(message)
                     await self._report_other_way(message)
                 case Rehearsed():
                     await self._report_rehearsal(message)
-                case Stepped(metrics=metrics):
+                case Stepped(metrics=metrics, checkpoint_s=checkpoint_s):
+                    if checkpoint_s is not None:
+                        observed.CHECKPOINT_SECONDS.observe(checkpoint_s)
                     self._last_step_at = time.time()
                     await self._report_step(metrics, tracker)
                 case Requantized():
@@ -262,9 +280,16 @@ class _Attempt:
         if metrics.step <= self._reported_step:
             return
         self._reported_step = metrics.step
+        self._count(metrics)
         await self._tell(step_event(metrics))
         tracker.step(metrics)
         await self._estimate(metrics)
+
+    def _count(self, metrics: Metrics) -> None:
+        observed.STEPS.inc()
+        observed.TOKENS.labels(*self._tenant).inc(metrics.tokens)
+        observed.note_rate(self._job_id, metrics.tokens_per_s)
+        observed.PEAK_MEMORY.set(metrics.peak_memory_bytes or 0)
 
     async def _estimate(self, metrics: Metrics) -> None:
         finish = self._estimates.finish(metrics.seconds_left)

@@ -10,6 +10,7 @@ from typing import Literal
 import structlog
 from msgspec.structs import replace
 
+from services.trainer import metrics
 from services.trainer.data.tokenizing_protocol import Tokenized
 from services.trainer.failures import TrainingFailed
 from services.trainer.jobs.holding import holding
@@ -20,6 +21,7 @@ from services.trainer.launch.process_group import process_count
 from services.trainer.launch.tokenizing_process import overlong_events, tokenize_files
 from services.trainer.shortages import files_failed
 from services.trainer.stores import Stores, persist, persist_once
+from shared import tracing
 from shared.errors import InvalidTrainingData, LeaseLost, NotFound, SelftuneError, TransitionRefused
 from shared.records import JobRecord
 from shared.schemas.jobs import JobError
@@ -89,7 +91,11 @@ async def _validate(stores: Stores, job_id: str, token: str) -> None:
     try:
         if record.validations > MAX_VALIDATIONS:
             raise TrainingFailed(f"The trainer died {MAX_VALIDATIONS} times while it read this job's files.")
-        prepared = await while_wanted(stores, job_id, VALIDATED, persist(lambda: _prepare(stores, record)))
+        with (
+            tracing.span("job.validate", parent=record.traceparent, job_id=job_id),
+            metrics.VALIDATION_SECONDS.time(),
+        ):
+            prepared = await while_wanted(stores, job_id, VALIDATED, persist(lambda: _prepare(stores, record)))
     except (InvalidTrainingData, TrainingFailed, OSError) as error:
         reason = files_failed(error) if isinstance(error, OSError) else error
         await persist(lambda: fail(stores, job_id, reason, fence=token))

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from services.trainer.launch.gpus import gpu_count
+from services.trainer.launch.observed import configure_lines
 from services.trainer.launch.processes import enter
 from services.trainer.protocol import SPEC_FILE, Failed, Message, Reporter, spec_decoder
 from services.trainer.shortages import ending, remedy
@@ -105,6 +106,7 @@ class GroupLauncher:
             return 1  # started anew, for nothing
         from services.trainer.training.parallel import enter_group
 
+        configure_lines()
         flag = StopFlag()
         try:
             device = enter_group("nccl" if self._has_gpus else "gloo")

@@ -35,7 +35,7 @@ async def start_group(folder: Path, spec: TrainSpec, settings: Settings) -> Chil
         ENTRY,
         f"{count} {folder}",
         output=folder / LOG_FILE,
-        environment=training_environment(settings, count),
+        environment=training_environment(settings, count, job_id=spec.job_id),
         warm=spec.quantization == "none",
     )
     return ChildProcess(started)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import structlog
 
 from services.trainer.data.tokenizing_protocol import FileTokens, Request, Tokenized, answer_decoder
 from services.trainer.failures import TrainingFailed
+from services.trainer.launch import observed
 from services.trainer.launch.processes import start
 from services.trainer.protocol import Failed, encode_line
 from services.trainer.stores import Stores
@@ -47,7 +49,7 @@ async def tokenize_files(stores: Stores, record: JobRecord, base_folder: str, op
     try:
         async with asyncio.timeout(limit):
             for _ in range(MOST_DEATHS):
-                status, output = await ask(request)
+                status, output = await ask(request, observed.environment(stores.settings, record.id))
                 if output.endswith(b"\n"):
                     break
     except TimeoutError as error:
@@ -76,10 +78,10 @@ def _size(path: str) -> int:
         return 0
 
 
-async def ask(request: Request) -> tuple[int, bytes]:
+async def ask(request: Request, environment: Mapping[str, str] | None = None) -> tuple[int, bytes]:
     """Have a process of its own answer; returns its exit status and its answer, a whole line unless it died."""
     # The work is shared among processes, which fork; a tokenizer's own threads would not survive that.
-    started = await start(ENTRY, "", environment={"TOKENIZERS_PARALLELISM": "false"})
+    started = await start(ENTRY, "", environment={"TOKENIZERS_PARALLELISM": "false", **(environment or {})})
     try:
         started.writer.write(encode_line(request))
         output = b""

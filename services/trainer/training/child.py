@@ -13,12 +13,14 @@ import os
 import signal
 import socket
 import sys
-import traceback
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+import structlog
+
 from services.trainer.failures import PeersLost, StopRequested
+from services.trainer.launch.observed import configure_lines
 from services.trainer.launch.processes import enter
 from services.trainer.protocol import (
     SPEC_FILE,
@@ -31,12 +33,15 @@ from services.trainer.protocol import (
     spec_decoder,
 )
 from services.trainer.shortages import shortage
+from shared import tracing
 from shared.errors import SelftuneError
 
 if TYPE_CHECKING:
     from services.trainer.training.bases import LoadBase
     from services.trainer.training.parallel import Group
     from services.trainer.training.run_job import Commands, ShouldStop
+
+log = structlog.get_logger()
 
 PEERS_LOST = 3
 """Exit status of a process of a group that cannot go on without another one, which has ended."""
@@ -90,8 +95,29 @@ def main(
 
     `load` is another way to come by the base than to load it.
     """
+    spec = _spec(folder)
+    if group is None or group.leads:  # of a group the first speaks for all
+        tracing.start("training")
+    with (
+        structlog.contextvars.bound_contextvars(job_id=spec.job_id),
+        tracing.span("job.process", parent=spec.traceparent, job_id=spec.job_id),
+    ):
+        status = _main(folder, spec, report, should_stop, commands, load, group)
+    tracing.flush()
+    return status
+
+
+def _main(
+    folder: Path,
+    spec: TrainSpec,
+    report: Reporter,
+    should_stop: ShouldStop,
+    commands: Commands,
+    load: LoadBase | None,
+    group: Group | None,
+) -> int:
     try:
-        if _spec(folder).quantization == "none":
+        if spec.quantization == "none":
             forget_bitsandbytes()
         from services.trainer.training.model import load_base
         from services.trainer.training.parallel import ALONE
@@ -102,25 +128,25 @@ def main(
     except StopRequested as stop:
         report(Stopped(step=stop.step))
     except PeersLost as error:
-        _print(error)
+        _note(error)
         return PEERS_LOST
     except SelftuneError as error:
         report(Failed(code=error.code or "training_failed", message=error.message, param=error.param))
         return 1
     except Exception as error:  # noqa: BLE001 - the supervisor needs a reason, the log the traceback
         if group is not None and group.is_lost(error):
-            _print(error)
+            _note(error)
             return PEERS_LOST
-        report(_failed(error, folder))
-        _print(error)
+        report(_failed(error, spec))
+        _note(error)
         return 1
     return 0
 
 
-def _print(error: Exception) -> None:
+def _note(error: Exception) -> None:
     """Leave the traceback in the job's log, unless the disk that it is on is full, which may be the error."""
     with suppress(OSError):
-        traceback.print_exception(error)
+        log.error("process.failed", exc_info=error)
 
 
 def use_threads() -> None:
@@ -141,8 +167,8 @@ def _spec(folder: Path) -> TrainSpec:
     return spec_decoder.decode((folder / SPEC_FILE).read_bytes())
 
 
-def _failed(error: Exception, folder: Path) -> Failed:
-    short = shortage(error, _spec(folder))
+def _failed(error: Exception, spec: TrainSpec) -> Failed:
+    short = shortage(error, spec)
     if short is not None:
         return Failed(code=short.code or "training_failed", message=short.message)
     return Failed(code="training_failed", message=f"The training process failed: {type(error).__name__}.")
@@ -151,6 +177,7 @@ def _failed(error: Exception, folder: Path) -> Failed:
 def run(channel: socket.socket, folder: str) -> int:
     """Be the process that trains the job in `folder`: messages go out through the channel, commands come in."""
 
+    configure_lines()
     should_stop = StopFlag()
     with channel.makefile("rb") as pipe:
         return main(Path(folder), reporter(channel), should_stop, SignalledCommands(pipe, should_stop))

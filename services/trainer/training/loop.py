@@ -28,6 +28,7 @@ from services.trainer.training.optim import base_learning_rate, learning_rate_at
 from services.trainer.training.pace import Pace
 from services.trainer.training.rehearsal import Rehearsal
 from services.trainer.training.session import TrainingSession
+from shared import tracing
 
 MOST_OF_TIME = 0.05
 """Share of the time that saving in between may take: large models are saved less often."""
@@ -134,9 +135,10 @@ class TrainingLoop(Generic[R]):
         self.history.add_step(metrics)
         self.event_file.add(metrics)
         self.position = Position(step=step, trained_tokens=self.position.trained_tokens + metrics.tokens)
-        if self._ends_epoch(step) or self._is_due(step):
+        is_saved = self._ends_epoch(step) or self._is_due(step)
+        if is_saved:
             self._save()
-        self.report(Stepped(metrics=metrics))
+        self.report(Stepped(metrics=metrics, checkpoint_s=round(self._save_took, 4) if is_saved else None))
         if self._ends_epoch(step) and self._exports_epochs and not self._is_over():
             self._export(metrics)
 
@@ -197,7 +199,8 @@ class TrainingLoop(Generic[R]):
         best_step = None if self.spec.early_stopping is None else self._best_step()
         self._hold_lease()
         started = time.monotonic()
-        self.session.save(self.points, self.position, best_step=best_step)
+        with tracing.span("checkpoint.write", step=self.position.step):
+            self.session.save(self.points, self.position, best_step=best_step)
         self._saved_step = self.position.step
         self._saved_at = time.monotonic()
         self._save_took = self._saved_at - started
@@ -265,7 +268,8 @@ class TrainingLoop(Generic[R]):
     def _write(self, metrics: Metrics) -> Exported:
         """Export the adapter, or the whole model, as it is now."""
         self._hold_lease()
-        folder, digest = export_model(self.session.model, self._whole_weights(), self.spec, metrics)
+        with tracing.span("model.export", step=metrics.step):
+            folder, digest = export_model(self.session.model, self._whole_weights(), self.spec, metrics)
         return Exported(
             folder=str(folder),
             sha256=digest,

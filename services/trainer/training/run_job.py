@@ -42,6 +42,7 @@ from services.trainer.training.reading import Reader
 from services.trainer.training.references import with_reference
 from services.trainer.training.rehearsal import few_rows
 from services.trainer.training.session import TrainingSession
+from shared import tracing
 
 SAMPLE_TOKENS = 1024
 """Tokens of the rows by which a model in 4 bits is compared with what is served."""
@@ -160,7 +161,8 @@ def _sample(spec: TrainSpec, data: Dataset[R], objective: Callable[[Reader], Obj
 
 def _reader(spec: TrainSpec, load: LoadBase, group: Group) -> Reader:
     why_plain = "" if spec.neftune_noise_alpha is None else "NEFTune's noise depends on the length of padded rows"
-    model = build_model(spec, why_plain=why_plain, load=load)
+    with tracing.span("model.load"):
+        model = build_model(spec, why_plain=why_plain, load=load)
     group.divide(model)
     return Reader(model, packing=spec.packing, most_rows=spec.rows_at_once)
 
@@ -234,4 +236,6 @@ def answer(model: TrainableModel, report: Reporter, commands: Commands) -> None:
         command = command_decoder.decode(line)
         if not isinstance(command, CheckParity):
             return
-        report(measure_parity(model, command.samples))
+        with tracing.span("parity.measure"):
+            measured = measure_parity(model, command.samples)
+        report(measured)

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from services.trainer.launch.observed import configure_lines
 from services.trainer.protocol import Message, Stop, command_decoder, encode_line
 from services.trainer.training.child import main, use_threads
 
@@ -30,6 +31,7 @@ def run(channel: socket.socket, _: str) -> int:
     from services.trainer.training.bases import SharedBases
     from services.trainer.training.turns import Turns
 
+    configure_lines()
     use_threads()
     turns, bases = Turns(), SharedBases()
     open_channel: socket.socket | None = channel

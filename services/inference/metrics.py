@@ -1,14 +1,20 @@
-"""What this replica says of its adapters at /metrics, beside vLLM's own metrics; read when somebody asks."""
+"""What this replica says of itself beside vLLM's own metrics, in the registry that vLLM uses; read when somebody asks.
+
+docs/observability.md describes each.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from prometheus_client import REGISTRY, Counter, Histogram
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from shared.metrics import Bounded
+
 LOADS = Counter("selftune_adapter_loads", "Adapters brought into memory, by outcome.", ["outcome"])
+UNLOADS = Counter("selftune_adapter_unloads", "Adapters that went from memory because they were deleted or replaced.")
 EVICTIONS = Counter("selftune_adapter_evictions", "Adapters that made room for others.")
 LOAD_SECONDS = Histogram(
     "selftune_adapter_load_seconds",
@@ -20,6 +26,19 @@ TURN_SECONDS = Histogram(
     "Time that requests waited for their adapter's turn.",
     buckets=(0.001, 0.01, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60),
 )
+
+REQUESTS = Counter(
+    "selftune_inference_requests", "Requests that were answered, by path and status.", ["path", "status"]
+)
+TOKENS = Counter(
+    "selftune_inference_tokens", "Tokens of prompts read and of answers made.", ["project", "model", "kind"]
+)
+READY = Gauge("selftune_inference_ready", "Whether requests are taken.")
+
+OWN = (LOADS, UNLOADS, EVICTIONS, LOAD_SECONDS, TURN_SECONDS, REQUESTS, TOKENS, READY)
+
+tenant = Bounded()
+"""For the labels `project` and `model`."""
 
 _NAMES_IN_LABELS = "vllm:lora_requests_info"
 """Its labels are lists of adapters, a new series for each combination, which stays for ever."""
@@ -38,10 +57,10 @@ class Residency(Collector):
             resident.add_metric([name], 1)
         yield resident
         for name, number in self._numbers().items():
-            yield GaugeMetricFamily(f"selftune_{name}", _HELP[name], value=number)
+            yield GaugeMetricFamily(f"selftune_{name}", NUMBERS[name], value=number)
 
 
-_HELP = {
+NUMBERS = {
     "adapters_registered": "Adapters of this base in the registry.",
     "adapters_pinned": "Adapters that stay in memory.",
     "adapters_waiting": "Requests that wait for their adapter's turn.",

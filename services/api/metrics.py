@@ -1,0 +1,68 @@
+"""Every metric of the api, gateway included, and the port's registry. docs/observability.md describes each."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+
+from shared.metrics import FAST_S, Bounded
+
+REGISTRY = CollectorRegistry()
+ProcessCollector(registry=REGISTRY)
+
+REQUESTS = Counter(
+    "selftune_api_requests", "Requests that were answered.", ["method", "route", "status"], registry=REGISTRY
+)
+REQUEST_SECONDS = Histogram(
+    "selftune_api_request_seconds", "Time from a request's head to its answer's end.", ["method", "route"],
+    buckets=FAST_S, registry=REGISTRY,
+)  # fmt: skip
+REQUESTS_IN_FLIGHT = Gauge("selftune_api_requests_in_flight", "Requests being answered.", registry=REGISTRY)
+RATE_LIMITED = Counter(
+    "selftune_api_rate_limited", "Requests refused because a limit per minute was reached.", ["unit"], registry=REGISTRY
+)
+UPLOADED_BYTES = Counter("selftune_api_uploaded_bytes", "Bytes of files that were taken in.", registry=REGISTRY)
+JOBS_CREATED = Counter("selftune_api_jobs_created", "Fine-tuning jobs created.", ["method"], registry=REGISTRY)
+
+GATEWAY_REQUESTS = Counter(
+    "selftune_gateway_requests", "Requests to models, by what became of them.", ["project", "model", "outcome"],
+    registry=REGISTRY,
+)  # fmt: skip
+FIRST_BYTE_SECONDS = Histogram(
+    "selftune_gateway_first_byte_seconds", "Time until the first byte of an inference server's answer.", ["endpoint"],
+    buckets=FAST_S, registry=REGISTRY,
+)  # fmt: skip
+GATEWAY_SECONDS = Histogram(
+    "selftune_gateway_seconds", "Time until the end of an inference server's answer.", ["endpoint"],
+    buckets=FAST_S, registry=REGISTRY,
+)  # fmt: skip
+GATEWAY_RETRIES = Counter(
+    "selftune_gateway_retries", "Requests sent to a second or third server, by what the one before did.", ["reason"],
+    registry=REGISTRY,
+)  # fmt: skip
+UPSTREAM_ERRORS = Counter(
+    "selftune_gateway_upstream_errors", "Failures of inference servers that the gateway has met.", ["reason"],
+    registry=REGISTRY,
+)  # fmt: skip
+
+WEBHOOK_DELIVERIES = Counter(
+    "selftune_webhook_deliveries", "Tries to deliver webhooks, by outcome.", ["outcome"], registry=REGISTRY
+)
+BATCH_REQUESTS = Counter(
+    "selftune_batch_requests", "Requests of batches that have their result.", ["outcome"], registry=REGISTRY
+)
+
+STORE_SECONDS = Histogram(
+    "selftune_api_store_call_seconds", "Time of the database's answers.", buckets=FAST_S, registry=REGISTRY
+)
+STORE_FAILURES = Counter("selftune_api_store_failures", "Calls that the database did not answer.", registry=REGISTRY)
+
+tenant = Bounded()
+"""For the labels `project` and `model`."""
+
+
+def note_store_call(seconds: float, answered: bool) -> None:
+    """Is the Watch of the api's connection to the database."""
+    if answered:
+        STORE_SECONDS.observe(seconds)
+    else:
+        STORE_FAILURES.inc()

@@ -12,6 +12,7 @@
     ├── RateLimited               more than the key or its project may have at a time
     ├── Unavailable               a part of the stack is away; trying again helps
     │   ├── StoreUnavailable      Redis does not answer
+    │   ├── StorageUnavailable    the object store does not answer
     │   └── NoReplica             no inference server answers for that base model
     │       └── ReplicaLost       one was there and broke the connection
     ├── AdapterRejected           an adapter that must not be served, with the reason
@@ -103,6 +104,12 @@ class StoreUnavailable(Unavailable):
     """Redis does not answer; nothing was promised, the request may be sent again."""
 
     default_code = "store_unavailable"
+
+
+class StorageUnavailable(Unavailable):
+    """The object store does not answer; nothing was promised, the request may be sent again."""
+
+    default_code = "storage_unavailable"
 
 
 class NoReplica(Unavailable):

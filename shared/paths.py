@@ -15,7 +15,10 @@ DATA_DIR/
   adapters/<base>/<sha256>/        published adapters, immutable
   models/<job id>/<sha256>/        a fully fine-tuned model, immutable
   compiled/                        machine code that inference compiles for itself; safe to delete
+  fetching/                        what is on its way from an object store; safe to delete when nothing runs
   logs/                            one file a service
+
+With an object store (shared/blobs), files/, uploads/, batches/, jobs/, adapters/ and models/ are copies of what it has.
 """
 
 from __future__ import annotations
@@ -28,6 +31,9 @@ from pathlib import Path
 
 from shared import ids
 from shared.errors import InvalidRequest
+
+ASIDE = ".partial-"
+"""Stands before the name of a folder that is hidden until it is deleted or put back."""
 
 
 class Paths:
@@ -49,6 +55,7 @@ class Paths:
         self.adapters = home / "adapters"
         self.models = home / "models"
         self.compiled = home / "compiled"
+        self.fetching = home / "fetching"
         self.logs = home / "logs"
 
     def prepare(self) -> None:
@@ -65,6 +72,7 @@ class Paths:
             self.tokens,
             self.adapters,
             self.models,
+            self.fetching,
             self.logs,
         )
         for folder in folders:

@@ -40,6 +40,8 @@ from services.api.webhooks.dispatch import Dispatcher, Family, batches_ending, j
 from services.api.webhooks.endpoints import Webhooks
 from services.api.webhooks.sender import WebhookSender
 from shared import keys
+from shared.blobs.interface import Blobs
+from shared.blobs.opening import open_blobs
 from shared.paths import Paths, internal_key
 from shared.queue import Queue
 from shared.records import KeyRecord
@@ -72,6 +74,7 @@ class Services:
 
     settings: Settings
     paths: Paths
+    blobs: Blobs
     client: Client
     authenticator: Authenticator
     files: FileStore
@@ -116,6 +119,7 @@ class Services:
         """Prepare the data folder and build the clients; none connects before its first use."""
         paths = Paths(settings.home)
         paths.prepare()
+        blobs = open_blobs(settings, paths)
         client = Client(settings.database_url)
         files = FileStore(client, project_bytes=settings.project_storage_bytes)
         jobs, registry, presence = JobStore(client), Registry(client), Presence(client)
@@ -124,7 +128,7 @@ class Services:
         completions = CompletionStore(client, keep_days=kept_days)
         responses = ResponseStore(client, keep_days=kept_days, max_conversation_bytes=settings.max_body_bytes)
         key_store, projects = KeyStore(client), ProjectStore(client)
-        uploads = Uploads(files, paths, max_file_bytes=settings.max_file_bytes)
+        uploads = Uploads(files, blobs, max_file_bytes=settings.max_file_bytes)
         upload_store = UploadStore(client, project_bytes=settings.project_storage_bytes)
         queue = Queue(settings.database_url)
         webhook_store, sender = WebhookStore(client), WebhookSender(allow_private=settings.webhook_allow_private)
@@ -139,20 +143,21 @@ class Services:
             batches=batch_store,
             leases=LeaseStore(client, ttl_s=settings.lease_ttl_s, key=keys.batch_lease),
             answering=Answering(gateway, completions, responses, asyncio.Semaphore(settings.batch_concurrency)),
-            files=OutputFiles(files, paths),
-            paths=paths,
+            files=OutputFiles(files, blobs),
+            blobs=blobs,
             concurrency=settings.batch_concurrency,
             max_line_bytes=settings.max_body_bytes,
         )
         return cls(
             settings=settings,
             paths=paths,
+            blobs=blobs,
             client=client,
             authenticator=Authenticator(key_store, projects, paths, settings),
             files=files,
             uploads=uploads,
-            chunked=ChunkedUploads(upload_store, files, paths, settings),
-            sweeper=Sweeper(files, upload_store, uploads, paths),
+            chunked=ChunkedUploads(upload_store, files, blobs, settings),
+            sweeper=Sweeper(files, upload_store, uploads, blobs),
             jobs=jobs,
             queue=queue,
             submission=Submission(settings, files, jobs, registry, names, queue),
@@ -161,7 +166,7 @@ class Services:
             permissions=permissions,
             registry=registry,
             names=names,
-            adapter_imports=AdapterImports(settings, files, registry, names, paths),
+            adapter_imports=AdapterImports(settings, files, registry, names, blobs),
             residencies=Residencies(names, registry, presence),
             model_settings=ModelSettingsAdmin(
                 settings, names, registry, ModelSettingsStore(client), key_store, permissions
@@ -177,7 +182,7 @@ class Services:
             gateway=gateway,
             readiness=Readiness(
                 client,
-                paths,
+                blobs,
                 registry,
                 presence,
                 drain,
@@ -185,7 +190,7 @@ class Services:
                 merged_model=settings.merged_model,
             ),
             batch_store=batch_store,
-            batches=Batches(batch_store, files, paths),
+            batches=Batches(batch_store, files, blobs),
             batch_runner=Runner(tools, drain),
             drain=drain,
             webhook_store=webhook_store,

@@ -50,6 +50,7 @@ TABLE: dict[type[errors.SelftuneError], Rule] = {
     errors.InvalidTrainingData: Rule(400),
     errors.Unavailable: Rule(503, SERVER_ERROR, retry_after_s=1),
     errors.StoreUnavailable: Rule(503, SERVER_ERROR, retry_after_s=1),
+    errors.StorageUnavailable: Rule(503, SERVER_ERROR, retry_after_s=1),
     errors.NoReplica: Rule(503, SERVER_ERROR, retry_after_s=2),
     errors.ReplicaLost: Rule(503, SERVER_ERROR, retry_after_s=2),
     errors.LeaseLost: Rule(503, SERVER_ERROR, retry_after_s=1),

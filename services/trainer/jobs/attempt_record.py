@@ -13,7 +13,7 @@ import asyncio
 import structlog
 from msgspec.structs import replace
 
-from services.trainer.jobs.job_folder import newest_point
+from services.trainer.jobs.mirror import reached_step
 from services.trainer.stores import Stores, persist_once
 from shared.errors import LeaseLost
 from shared.records import JobRecord
@@ -44,7 +44,7 @@ async def begin(stores: Stores, job_id: str, token: str) -> JobRecord:
         )
 
     record = await stores.jobs.get(job_id)
-    reached = await asyncio.to_thread(newest_point, stores.paths.job_folder(job_id))
+    reached = await reached_step(stores, job_id)
     message = "Fine-tuning job resumed" if record.started or record.attempts else "Fine-tuning job started"
     return await persist_once(
         lambda nonce: stores.jobs.update(job_id, start, [event(message)], fence=token, nonce=nonce)

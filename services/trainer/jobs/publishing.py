@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from services.trainer.base.description import describe_base
 from services.trainer.failures import ParityMismatch, TrainingFailed
 from services.trainer.jobs.job_folder import CheckpointNames, result_file_id
+from services.trainer.jobs.mirror import keep_decisions
 from services.trainer.jobs.narration import (
     RESULT_FILE_NAME,
     checkpoint_event,
@@ -34,7 +35,7 @@ from services.trainer.stores import Stores, persist, persist_once
 from services.trainer.training.history import History
 from shared import ids
 from shared.errors import NoReplica
-from shared.paths import remove_folder, write_atomic
+from shared.paths import write_atomic
 from shared.records import AdapterRecord, FileRecord, JobRecord
 from shared.schemas.checkpoints import Checkpoint
 from shared.schemas.events import Event
@@ -55,7 +56,7 @@ async def withdraw(stores: Stores, record: JobRecord) -> None:
     for name in CheckpointNames(stores.paths.job_folder(record.id), record.model_name).all():
         await persist(partial(stores.registry.retire, name))
     await persist(lambda: stores.jobs.forget_checkpoints(record.id))
-    await asyncio.to_thread(remove_folder, stores.paths.whole_model_folder(record.id))
+    await persist(lambda: stores.blobs.remove(stores.paths.whole_model_folder(record.id)))
 
 
 class Publication:
@@ -67,12 +68,13 @@ class Publication:
         self._record = record
         self._spec = spec
         self._token = token
-        self._history = History(stores.paths.job_folder(record.id), Path(spec.adapters_folder))
-        self._names = CheckpointNames(stores.paths.job_folder(record.id), record.model_name)
+        self._folder = stores.paths.job_folder(record.id)
+        self._history = History(self._folder, Path(spec.adapters_folder))
+        self._names = CheckpointNames(self._folder, record.model_name)
 
     async def announce(self, step: int) -> None:
         """Tell of an epoch's checkpoint, once; its name answers when the job has succeeded."""
-        name, is_new = self._names.of(step, final=False)
+        name, is_new = await self._name(step, final=False)
         await self._say_once(checkpoint_event(step, name), step, is_new=is_new, final=False)
 
     async def prove(self, child: ChildProcess, exported: Exported, last_step_at: float) -> None:
@@ -81,7 +83,8 @@ class Publication:
         `last_step_at` is Unix time. Raises ParityMismatch, or TrainingFailed when it cannot be served.
         """
         step = exported.metrics.step
-        _, is_new = self._names.of(step, final=True)
+        _, is_new = await self._name(step, final=True)
+        await persist(lambda: self._stores.blobs.keep(Path(exported.folder)))
         if exported.remark:
             await self._say_once(event(exported.remark, data={"step": step}), step, is_new=is_new, final=True)
         adapter = await persist(lambda: self._stores.registry.publish(self._adapter(exported, listed=False)))
@@ -92,6 +95,13 @@ class Publication:
                 await self._say(told)
         else:
             await self._see_it_answer(child, exported, adapter, last_step_at)
+
+    async def _name(self, step: int, *, final: bool) -> tuple[str, bool]:
+        """Name a checkpoint, so that every host gives it this name from now on."""
+        name, is_new = self._names.of(step, final=final)
+        if is_new:
+            await keep_decisions(self._stores, self._folder)
+        return name, is_new
 
     @property
     def _is_whole(self) -> bool:
@@ -178,6 +188,7 @@ class Publication:
             step_number=exported.metrics.step,
             metrics=checkpoint_metrics(exported),
         )
+        await persist(lambda: self._stores.blobs.keep(Path(exported.folder)))
         await persist(lambda: self._stores.registry.publish(adapter))
         await persist(lambda: self._stores.jobs.append_checkpoint(checkpoint, fence=self._token))
 
@@ -209,7 +220,9 @@ class Publication:
             sha256=hashlib.sha256(content).hexdigest(),
             created_at=int(time.time()),
         )
+        await keep_decisions(self._stores, self._folder)
         await asyncio.to_thread(self._write_result, record, content)
+        await persist(lambda: self._stores.blobs.keep(self._stores.paths.file_folder(record.id)))
         await persist(lambda: self._stores.files.add(record))
         return record.id
 

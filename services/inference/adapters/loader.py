@@ -12,7 +12,8 @@ import structlog
 from services.inference.adapters.leases import Lease, Residents
 from services.inference.engine.link import EngineLink
 from shared.adapters import verify_adapter
-from shared.errors import AdapterRejected, SelftuneError
+from shared.blobs.interface import Blobs
+from shared.errors import AdapterRejected, SelftuneError, StorageUnavailable
 from shared.records import AdapterRecord, BaseRecord
 
 log = structlog.get_logger()
@@ -41,14 +42,15 @@ class AdapterLoader:
         *,
         engine: EngineLink,
         base: BaseRecord,
-        home: Path,
+        blobs: Blobs,
         capacity: int,
         max_rank: int,
     ) -> None:
         self.residents = Residents(capacity)
         self._engine = engine
         self._base = base
-        self._home = home
+        self._blobs = blobs
+        self._home = blobs.paths.home
         self._max_rank = max_rank
         self._turn = asyncio.Lock()
 
@@ -64,6 +66,7 @@ class AdapterLoader:
         """
         if not self.residents.has_room():
             raise NoPlace("every place for an adapter is in use")
+        await stage(record, self._blobs)
         await asyncio.to_thread(verify_record, record, self._base, self._home, max_rank=self._max_rank)
         async with self._turn:
             if not wanted():
@@ -105,6 +108,22 @@ class AdapterLoader:
                 self.residents.end(int_id)
             if status.lost:
                 await self._drop([int_id for int_id, _ in status.lost])
+
+
+async def stage(record: AdapterRecord, blobs: Blobs) -> None:
+    """Have a published model's folder on this disk. Raises AdapterRejected when that does not work."""
+    home = blobs.paths.home
+    folder = home / record.folder
+    if not folder.resolve().is_relative_to(home):
+        return  # verify_record says so
+    try:
+        await blobs.fetch(folder)
+    except FileNotFoundError:
+        return  # verify_record says what is missing
+    except StorageUnavailable as error:
+        raise AdapterRejected("the storage that has its files does not answer") from error
+    except OSError as error:
+        raise AdapterRejected(f"its files cannot be fetched: {error.strerror or type(error).__name__}") from error
 
 
 def verify_record(record: AdapterRecord, base: BaseRecord, home: Path, *, max_rank: int) -> None:

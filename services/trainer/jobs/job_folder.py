@@ -27,7 +27,7 @@ from shared.schemas.options import TrainingOptions
 from shared.training_data import validate
 
 _RESULT_FILE = "result_file"
-_NAMES_FILE = "checkpoint_names.json"
+NAMES_FILE = "checkpoint_names.json"
 _TOLD_FILE = "checkpoints_told.json"
 _FINAL = 0
 """Stands for the final model among the steps; an early epoch may be it, under its checkpoint's name too."""
@@ -190,7 +190,7 @@ class CheckpointNames:
     """The public names of a job's checkpoints, kept in its folder: a second attempt gives a step the same name."""
 
     def __init__(self, folder: Path, model_name: str) -> None:
-        self._path = folder / _NAMES_FILE
+        self._path = folder / NAMES_FILE
         self._told_path = folder / _TOLD_FILE
         self._model_name = model_name
         known = self._path.read_bytes() if self._path.exists() else b"{}"

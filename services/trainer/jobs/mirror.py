@@ -17,7 +17,7 @@ import structlog
 from services.trainer.protocol import CHECKPOINTS_FOLDER, TrainSpec
 from services.trainer.stores import Stores, persist
 from services.trainer.training.history import History
-from shared.errors import StorageUnavailable
+from shared.errors import LeaseLost, StorageUnavailable
 
 LOOK_S = 1.0
 LAST_ROUND_S = 60.0
@@ -30,8 +30,9 @@ log = structlog.get_logger()
 class Mirror:
     """What one attempt puts; `adapters` is where its exports lie."""
 
-    def __init__(self, stores: Stores, folder: Path, adapters: Path) -> None:
+    def __init__(self, stores: Stores, folder: Path, adapters: Path, token: str) -> None:
         self._stores = stores
+        self._token = token
         self._blobs = stores.blobs
         self._folder = folder
         self._points = folder / CHECKPOINTS_FOLDER
@@ -42,7 +43,7 @@ class Mirror:
         self._turn = asyncio.Lock()
 
     async def keep_forever(self) -> None:
-        """Look every second for a new resume point; runs until cancelled."""
+        """Look every second for a new resume point; runs until cancelled, or the lease is lost."""
         if self._blobs.is_local:
             return
         while True:
@@ -52,6 +53,8 @@ class Mirror:
                     await self._round()
             except (StorageUnavailable, OSError) as error:
                 log.warning("mirror.behind", reason=type(error).__name__)
+            except LeaseLost:
+                return
 
     async def close(self) -> None:
         """Put what the attempt has left, as far as the store takes it soon."""
@@ -60,11 +63,12 @@ class Mirror:
         try:
             async with asyncio.timeout(LAST_ROUND_S):
                 await self._round()
-        except (TimeoutError, StorageUnavailable, OSError) as error:
+        except (TimeoutError, StorageUnavailable, OSError, LeaseLost) as error:
             log.warning("mirror.behind", reason=type(error).__name__)
 
     async def _round(self) -> None:
         async with self._turn:
+            await persist(lambda: self._stores.leases.renew(self._folder.name, self._token))
             points = await asyncio.to_thread(_points_in, self._points)
             await self._keep_exports()
             await self._keep_small()
@@ -73,7 +77,8 @@ class Mirror:
                 with suppress(FileNotFoundError):  # a newer one has taken its place
                     await self._blobs.keep(point)
             for point in kept - points:
-                await self._remove_stored(point)
+                if point.name < max((one.name for one in points), default=""):
+                    await self._blobs.remove(point)
             self._kept_points = points
 
     async def _keep_exports(self) -> None:
@@ -90,15 +95,11 @@ class Mirror:
                     await self._blobs.keep_file(file)
                     self._kept[file] = stamp
 
-    async def _remove_stored(self, point: Path) -> None:
-        if not await asyncio.to_thread(point.exists):
-            await self._blobs.remove(point)
-
 
 @asynccontextmanager
-async def mirroring(stores: Stores, folder: Path, spec: TrainSpec) -> AsyncIterator[None]:
-    """Keep a job's folder up with its training, and once more at the end of the block."""
-    mirror = Mirror(stores, folder, Path(spec.adapters_folder))
+async def mirroring(stores: Stores, folder: Path, spec: TrainSpec, token: str) -> AsyncIterator[None]:
+    """Keep a job's folder up with its training, and once more at the end of the block, while the lease is held."""
+    mirror = Mirror(stores, folder, Path(spec.adapters_folder), token)
     keeping = asyncio.create_task(mirror.keep_forever())
     try:
         yield
@@ -182,11 +183,8 @@ def _small_files(folder: Path) -> dict[Path, _Stamp]:
     """List the files of a job folder and of the folders in it, but for resume points and drafts."""
     found = {}
     for path in (*folder.glob("*"), *folder.glob("*/*")):
-        if (
-            CHECKPOINTS_FOLDER not in path.relative_to(folder).parts
-            and not path.name.startswith(".")
-            and path.is_file()
-        ):
+        is_point = path.is_relative_to(folder / CHECKPOINTS_FOLDER)
+        if not is_point and not path.name.startswith(".") and path.is_file():
             stat = path.stat()
             found[path] = (stat.st_mtime_ns, stat.st_size)
     return found

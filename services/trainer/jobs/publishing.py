@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from msgspec.structs import replace
 
 from services.trainer.base.description import describe_base
 from services.trainer.failures import ParityMismatch, TrainingFailed
-from services.trainer.jobs.job_folder import CheckpointNames, result_file_id
+from services.trainer.jobs.job_folder import NAMES_FILE, CheckpointNames, result_file_id
 from services.trainer.jobs.mirror import keep_decisions
 from services.trainer.jobs.narration import (
     RESULT_FILE_NAME,
@@ -34,7 +35,7 @@ from services.trainer.shortages import died
 from services.trainer.stores import Stores, persist, persist_once
 from services.trainer.training.history import History
 from shared import ids
-from shared.errors import NoReplica
+from shared.errors import NoReplica, StorageUnavailable
 from shared.paths import write_atomic
 from shared.records import AdapterRecord, FileRecord, JobRecord
 from shared.schemas.checkpoints import Checkpoint
@@ -53,10 +54,16 @@ async def withdraw(stores: Stores, record: JobRecord) -> None:
 
     Adapters are left to the hourly sweep, since another job's may be the same bytes; a whole model is its job's alone.
     """
-    for name in CheckpointNames(stores.paths.job_folder(record.id), record.model_name).all():
+    folder = stores.paths.job_folder(record.id)
+    with suppress(FileNotFoundError, StorageUnavailable):  # another host may have given the names
+        await stores.blobs.fetch_file(folder / NAMES_FILE)
+    for name in {*CheckpointNames(folder, record.model_name).all(), record.model_name}:
         await persist(partial(stores.registry.retire, name))
     await persist(lambda: stores.jobs.forget_checkpoints(record.id))
-    await persist(lambda: stores.blobs.remove(stores.paths.whole_model_folder(record.id)))
+    try:
+        await stores.blobs.remove(stores.paths.whole_model_folder(record.id))
+    except StorageUnavailable:
+        log.warning("model.left_to_sweep", job_id=record.id)
 
 
 class Publication:

@@ -153,7 +153,7 @@ class _Attempt:
         folder, spec = await persist(lambda: job_folder.prepare(self._stores, record))
         publication = Publication(self._stores, self._serving, record, spec, self._token)
         async with (
-            mirroring(self._stores, folder, spec),
+            mirroring(self._stores, folder, spec, self._token),
             tracking(self._stores, record, spec, self._token) as tracker,
         ):
             child = await self._launcher.start(folder, spec, record)

@@ -13,7 +13,7 @@ from services.inference.adapters.leases import Lease, Residents
 from services.inference.engine.link import EngineLink
 from shared.adapters import verify_adapter
 from shared.blobs.interface import Blobs
-from shared.errors import AdapterRejected, SelftuneError, StorageUnavailable
+from shared.errors import AdapterRejected, SelftuneError
 from shared.records import AdapterRecord, BaseRecord
 
 log = structlog.get_logger()
@@ -61,7 +61,8 @@ class AdapterLoader:
     async def load(self, record: AdapterRecord, wanted: Callable[[], bool]) -> Outcome:
         """Check an adapter and bring it into the engine, in place of those that were used least recently.
 
-        Raises AdapterRejected for one that must not be served, NoPlace when every place is in use, NotWanted when
+        Raises AdapterRejected for one that must not be served, StorageUnavailable when its files are not here and the
+        object store does not answer, NoPlace when every place is in use, NotWanted when
         `wanted` is false by the time its turn has come.
         """
         if not self.residents.has_room():
@@ -111,7 +112,10 @@ class AdapterLoader:
 
 
 async def stage(record: AdapterRecord, blobs: Blobs) -> None:
-    """Have a published model's folder on this disk. Raises AdapterRejected when that does not work."""
+    """Have a published model's folder on this disk.
+
+    Raises AdapterRejected when that does not work, StorageUnavailable when it may work later.
+    """
     home = blobs.paths.home
     folder = home / record.folder
     if not folder.resolve().is_relative_to(home):
@@ -120,8 +124,6 @@ async def stage(record: AdapterRecord, blobs: Blobs) -> None:
         await blobs.fetch(folder)
     except FileNotFoundError:
         return  # verify_record says what is missing
-    except StorageUnavailable as error:
-        raise AdapterRejected("the storage that has its files does not answer") from error
     except OSError as error:
         raise AdapterRejected(f"its files cannot be fetched: {error.strerror or type(error).__name__}") from error
 

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from shared.states import JobState
 from shared.store.client import Client as RedisClient
 from shared.store.files import FileStore
 from shared.store.uploads import UploadStore
-from tests.api_server import ApiServer, know_key, with_store
+from tests.api_server import ApiServer, know_key, wait_until, with_store
+from tests.batch_requests import Model, completed, content, ended, line, sdk_of, serve, start
 from tests.integration.test_inference_agent import BASE_ID as AGENT_BASE
 from tests.integration.test_inference_agent import World, make_adapter, make_base, play, state
 from tests.integration.trainer_stack import LONG, Client, running_trainer, settings, tiny_base, with_client
@@ -37,6 +39,7 @@ from tests.unit.trainer.tiny import training_rows
 
 __all__ = ["object_store", "settings", "tiny_base"]
 
+MANY = 240
 CONTENT = os.urandom(9_000_000)  # two pieces
 
 
@@ -119,6 +122,34 @@ def test_a_batch_holds_its_input_in_the_store_and_leaves_only_its_files_there(ho
     assert batch.request_counts.failed == 1
     assert b"model_not_found" in hosts.sdks[0].files.content(batch.error_file_id).read()
     assert sorted({key.split("/")[0] for key in hosts.stored()}) == ["files"]
+
+
+def test_a_batch_goes_on_at_another_host_when_its_own_is_killed(
+    object_store: ObjectStore, tmp_path: Path, redis_url: str
+) -> None:
+    options: dict[str, Any] = {"internal_key": "k", "lease_ttl_s": 2, **object_store.settings(tmp_path.name)}
+    with Model(delay_s=0.3) as upstream, ExitStack() as stack:
+        serve(redis_url, upstream)
+
+        def host(name: str) -> ApiServer:
+            server = ApiServer(tmp_path / name, redis_url, **options)
+            stack.callback(server.stop)
+            know_key(redis_url, server.key)
+            return server
+
+        first = host("first")
+        made = start(sdk_of(first), [line(number) for number in range(MANY)])
+        wait_until(lambda: "/results/" in str(object_store.keys(f"{tmp_path.name}/batches/")), timeout_s=30)
+        first.process.kill()
+        first.process.wait()
+        answered = upstream.asked().total()
+        sdk = sdk_of(host("second"))
+        done = ended(sdk, made, timeout_s=60)
+        assert (done.status, completed(done)) == ("completed", MANY)
+        assert [one["custom_id"] for one in content(sdk, done.output_file_id)] == [f"r{n}" for n in range(MANY)]
+        assert 40 < answered < MANY
+        assert upstream.asked().total() < MANY + answered, "what the first host had answered counts"
+        assert object_store.keys(f"{tmp_path.name}/batches/") == []
 
 
 def test_without_the_store_requests_are_503_and_nothing_is_half_done(tmp_path: Path, redis_url: str) -> None:
@@ -210,6 +241,7 @@ def test_a_job_goes_on_at_another_host_as_if_nothing_had_happened(
             assert (record.status, record.error) == (JobState.SUCCEEDED, None)
             unbroken = await client.submit(rows, asked)
             assert (await client.ended(unbroken)).status is JobState.SUCCEEDED
+            await client.released(unbroken)
         assert await said(client, job_id) == await said(client, unbroken)
         names = (record.model_name, (await stores.jobs.get(unbroken)).model_name)
         models = [await stores.registry.get(name) for name in names]

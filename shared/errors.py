@@ -13,6 +13,7 @@
     ├── Unavailable               a part of the stack is away; trying again helps
     │   ├── StoreUnavailable      Redis does not answer
     │   ├── KeySecretMismatch     the database's keys were hashed with another secret
+    │   ├── StorageUnavailable    the object store does not answer
     │   └── NoReplica             no inference server answers for that base model
     │       └── ReplicaLost       one was there and broke the connection
     ├── AdapterRejected           an adapter that must not be served, with the reason
@@ -116,6 +117,12 @@ class KeySecretMismatch(Unavailable):
     """This server's secret for API keys is not the one that the database was filled with; no key can be looked up."""
 
     default_code = "key_secret_mismatch"
+
+
+class StorageUnavailable(Unavailable):
+    """The object store does not answer; nothing was promised, the request may be sent again."""
+
+    default_code = "storage_unavailable"
 
 
 class NoReplica(Unavailable):

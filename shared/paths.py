@@ -18,7 +18,10 @@ DATA_DIR/
   models/<job id>/<sha256>/        a fully fine-tuned model, immutable
   records/<family>/*.json          the registry, written again beside the database: shared/record_files.py
   compiled/                        machine code that inference compiles for itself; safe to delete
+  fetching/                        what is on its way from an object store; safe to delete when nothing runs
   logs/                            one file a service
+
+With an object store (shared/blobs), files/, uploads/, batches/, jobs/, adapters/ and models/ are copies of what it has.
 """
 
 from __future__ import annotations
@@ -31,6 +34,9 @@ from pathlib import Path
 
 from shared import ids
 from shared.errors import InvalidRequest
+
+ASIDE = ".partial-"
+"""Stands before the name of a folder that is hidden until it is deleted or put back."""
 
 
 class Paths:
@@ -55,6 +61,7 @@ class Paths:
         self.models = home / "models"
         self.records = home / "records"
         self.compiled = home / "compiled"
+        self.fetching = home / "fetching"
         self.logs = home / "logs"
 
     def prepare(self) -> None:
@@ -72,6 +79,7 @@ class Paths:
             self.adapters,
             self.models,
             self.records,
+            self.fetching,
             self.logs,
         )
         for folder in folders:

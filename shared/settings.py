@@ -41,6 +41,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     data_dir: Annotated[str, _setting("Folder for everything that is kept: database, files, jobs, adapters, keys.")] = (
         "~/.selftune"
     )
+    storage_url: Annotated[
+        str,
+        _setting(
+            "Where files, checkpoints and models are kept, s3://bucket or s3://bucket/prefix, with credentials in the "
+            "AWS_* variables; empty: the data folder.",
+            pattern=r"\A(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9/._-]*)?)?\Z",
+        ),
+    ] = ""
+    storage_endpoint: Annotated[
+        str,
+        _setting(
+            "Address of an S3-compatible server, https://…, or http://… on a private network; empty: Amazon's.",
+            pattern=r"\A(https?://[^/@\s]+/?)?\Z",
+        ),
+    ] = ""
     host: Annotated[str, _setting("Address that the API listens on.")] = "127.0.0.1"
     port: Annotated[int, _setting("Port that the API listens on.", ge=1, le=65535)] = 8000
     redis_url: Annotated[

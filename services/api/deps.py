@@ -45,6 +45,8 @@ from services.api.webhooks.dispatch import Dispatcher, Family, batches_ending, j
 from services.api.webhooks.endpoints import Webhooks
 from services.api.webhooks.sender import WebhookSender
 from shared import keys
+from shared.blobs.interface import Blobs
+from shared.blobs.opening import open_blobs
 from shared.key_hash import KeyHash
 from shared.outgoing import Outgoing
 from shared.paths import Paths, internal_key, key_secret
@@ -80,6 +82,7 @@ class Services:
 
     settings: Settings
     paths: Paths
+    blobs: Blobs
     client: Client
     authenticator: Authenticator
     files: FileStore
@@ -129,6 +132,7 @@ class Services:
         """Prepare the data folder and build the clients; none connects before its first use."""
         paths = Paths(settings.home)
         paths.prepare()
+        blobs = open_blobs(settings, paths)
         client = Client(settings.database_url, watch=metrics.note_store_call)
         files = FileStore(client, project_bytes=settings.project_storage_bytes)
         jobs, registry, presence = JobStore(client), Registry(client), Presence(client)
@@ -139,7 +143,7 @@ class Services:
         responses = ResponseStore(client, keep_days=kept_days, max_conversation_bytes=settings.max_body_bytes)
         key_hash = KeyHash(key_secret(settings.key_secret, paths))
         key_store, projects = KeyStore(client, key_hash), ProjectStore(client)
-        uploads = Uploads(files, paths, max_file_bytes=settings.max_file_bytes)
+        uploads = Uploads(files, blobs, max_file_bytes=settings.max_file_bytes)
         upload_store = UploadStore(client, project_bytes=settings.project_storage_bytes)
         queue = Queue(settings.database_url)
         outgoing = Outgoing(settings.outgoing_hosts, allow_private=settings.webhook_allow_private)
@@ -156,8 +160,8 @@ class Services:
             batches=batch_store,
             leases=LeaseStore(client, ttl_s=settings.lease_ttl_s, key=keys.batch_lease, owned=keys.batch),
             answering=Answering(gateway, completions, responses, Slots(settings.batch_concurrency)),
-            files=OutputFiles(files, paths),
-            paths=paths,
+            files=OutputFiles(files, blobs),
+            blobs=blobs,
             concurrency=settings.batch_concurrency,
             max_line_bytes=settings.max_body_bytes,
         )
@@ -165,12 +169,13 @@ class Services:
         return cls(
             settings=settings,
             paths=paths,
+            blobs=blobs,
             client=client,
             authenticator=Authenticator(key_store, projects, paths, settings),
             files=files,
             uploads=uploads,
-            chunked=ChunkedUploads(upload_store, files, paths, settings),
-            sweeper=Sweeper(files, upload_store, uploads, paths),
+            chunked=ChunkedUploads(upload_store, files, blobs, settings),
+            sweeper=Sweeper(files, upload_store, uploads, blobs),
             jobs=jobs,
             queue=queue,
             submission=Submission(settings, files, jobs, registry, names, queue),
@@ -179,7 +184,7 @@ class Services:
             permissions=permissions,
             registry=registry,
             names=names,
-            adapter_imports=AdapterImports(settings, files, registry, names, paths),
+            adapter_imports=AdapterImports(settings, files, registry, names, blobs),
             residencies=Residencies(names, registry, presence),
             model_settings=ModelSettingsAdmin(
                 settings, names, registry, ModelSettingsStore(client), key_store, permissions
@@ -195,7 +200,7 @@ class Services:
             gateway=gateway,
             readiness=Readiness(
                 client,
-                paths,
+                blobs,
                 registry,
                 presence,
                 drain,
@@ -205,7 +210,7 @@ class Services:
                 merged_model=settings.merged_model,
             ),
             batch_store=batch_store,
-            batches=Batches(batch_store, files, paths),
+            batches=Batches(batch_store, files, blobs),
             batch_runner=Runner(tools, drain),
             drain=drain,
             webhook_store=webhook_store,

@@ -51,6 +51,7 @@ TABLE: dict[type[errors.SelftuneError], Rule] = {
     errors.Unavailable: Rule(503, SERVER_ERROR, retry_after_s=1),
     errors.StoreUnavailable: Rule(503, SERVER_ERROR, retry_after_s=1),
     errors.KeySecretMismatch: Rule(503, SERVER_ERROR, retry_after_s=30),
+    errors.StorageUnavailable: Rule(503, SERVER_ERROR, retry_after_s=1),
     errors.NoReplica: Rule(503, SERVER_ERROR, retry_after_s=2),
     errors.ReplicaLost: Rule(503, SERVER_ERROR, retry_after_s=2),
     errors.SchemaTooNew: Rule(503, SERVER_ERROR, retry_after_s=60),

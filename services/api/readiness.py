@@ -10,8 +10,9 @@ from typing import Literal
 
 from msgspec import Struct
 
-from shared.errors import StoreUnavailable, Unavailable
-from shared.paths import Paths, write_atomic
+from shared.blobs.interface import Blobs
+from shared.errors import StorageUnavailable, StoreUnavailable, Unavailable
+from shared.paths import write_atomic
 from shared.store.client import Client
 from shared.store.persistence import look_for_losses
 from shared.store.presence import Presence
@@ -19,6 +20,7 @@ from shared.store.registry import Registry
 
 _PROBE_S = 0.5
 _WARN_AGAIN_S = 60.0
+_STORAGE_S = 3.0
 
 
 class Part(Struct, frozen=True, kw_only=True):
@@ -58,7 +60,7 @@ class Readiness:
     def __init__(
         self,
         client: Client,
-        paths: Paths,
+        blobs: Blobs,
         registry: Registry,
         presence: Presence,
         drain: asyncio.Event,
@@ -69,7 +71,7 @@ class Readiness:
         merged_model: str = "",
     ) -> None:
         self._client = client
-        self._paths = paths
+        self._blobs = blobs
         self._registry = registry
         self._presence = presence
         self._drain = drain
@@ -102,7 +104,7 @@ class Readiness:
         return self._warned[1]
 
     async def _storage(self) -> Part:
-        """Write to the data folder, a few times a second at most: anybody may ask."""
+        """Write to the data folder and ask the object store, a few times a second at most: anybody may ask."""
         now = time.monotonic()
         if self._probed is None or now - self._probed[0] > _PROBE_S:
             self._probed = now, await self._write()
@@ -110,7 +112,13 @@ class Readiness:
 
     async def _write(self) -> Part:
         try:
-            await asyncio.to_thread(_probe, self._paths.home)
+            await asyncio.to_thread(_probe, self._blobs.paths.home)
+            async with asyncio.timeout(_STORAGE_S):
+                await self._blobs.check()
+        except TimeoutError:
+            return Part(ready=False, reason=f"the object storage has not answered for {_STORAGE_S:g} s")
+        except StorageUnavailable as error:
+            return Part(ready=False, reason=error.message)
         except OSError as error:
             return Part(ready=False, reason=f"the data folder cannot be written: {error.strerror}")
         return Part(ready=True)

@@ -21,9 +21,11 @@ from prometheus_client import REGISTRY
 from services.inference.adapters.merged_model import Found, wait_for_merged
 from services.inference.engine import arguments as engine_args
 from services.inference.replica import Replica, new_record
-from shared.errors import InvalidRequest, StoreUnavailable
+from shared.blobs.opening import open_blobs
+from shared.errors import InvalidRequest, StorageUnavailable, StoreUnavailable
 from shared.ids import is_fine_tuned
 from shared.metrics import serve as serve_metrics
+from shared.paths import Paths
 from shared.records import BaseRecord
 from shared.settings import Settings
 from shared.store.client import Client
@@ -118,10 +120,20 @@ async def _wait_for_base(settings: Settings, registry: Registry, replica: Replic
             replica.set("waiting", away.message)
         else:
             placed = None if base is None else base.placed(settings.home)
+            if placed is not None and placed.origin:
+                await _fetch(settings, placed)
             if placed is not None and (Path(placed.path) / "config.json").is_file():
                 return placed
             replica.set("waiting", f"waiting for base model {wanted}{_why_in_vain(wanted)}")
         await asyncio.sleep(_POLL_S)
+
+
+async def _fetch(settings: Settings, base: BaseRecord) -> None:
+    """Have the files of a model whose every weight was trained on this disk, if its store has them."""
+    try:
+        await open_blobs(settings, Paths(settings.home)).fetch(Path(base.path))
+    except (StorageUnavailable, OSError) as error:
+        log.warning("base.not_fetched", base=base.id, reason=type(error).__name__)
 
 
 def _why_in_vain(wanted: str) -> str:

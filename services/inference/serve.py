@@ -17,6 +17,7 @@ from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from services.inference import metrics, tasks
+from services.inference.adapters import copies
 from services.inference.adapters.agent import AdapterAgent
 from services.inference.adapters.loader import AdapterLoader
 from services.inference.adapters.merged_model import MergedAgent
@@ -33,6 +34,7 @@ from services.inference.http import server
 from services.inference.http.admission import Traffic
 from services.inference.launcher import interrupt_on_signals, stop_on_signals, until_stopped
 from services.inference.replica import STARTUP_TTL_S, Replica
+from shared.blobs.opening import open_blobs
 from shared.logging import configure
 from shared.paths import Paths, internal_key
 from shared.records import AdapterRecord, BaseRecord
@@ -109,6 +111,7 @@ class _Server:
             asyncio.create_task(self._reports.run(), name="reports"),
             asyncio.create_task(self._uses.run(), name="uses"),
             asyncio.create_task(self._watch_engine(), name="engine"),
+            asyncio.create_task(copies.drop_forever(self._settings), name="copies"),
         ]
         self._replica.set("ready")
         await self._replica.beat()
@@ -187,7 +190,7 @@ def make_loader(settings: Settings, base: BaseRecord, link: EngineLink) -> Adapt
     return AdapterLoader(
         engine=link,
         base=base,
-        home=settings.home,
+        blobs=open_blobs(settings, Paths(settings.home)),
         capacity=engine_args.cached_adapters(settings) - 1,
         max_rank=settings.max_lora_rank,
     )

@@ -10,7 +10,8 @@ import structlog
 
 from services.trainer import metrics
 from shared import ids
-from shared.errors import StoreUnavailable
+from shared.blobs.opening import open_blobs
+from shared.errors import StorageUnavailable, StoreUnavailable
 from shared.paths import Paths, internal_key
 from shared.queue import Queue
 from shared.records import JobRecord
@@ -34,6 +35,7 @@ class Stores:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.paths = Paths(settings.home)
+        self.blobs = open_blobs(settings, self.paths)
         self.client = Client(settings.database_url, watch=metrics.note_store_call)
         self.files = FileStore(self.client)
         self.jobs = JobStore(self.client)
@@ -62,10 +64,10 @@ async def persist_once(write: Callable[[str], Awaitable[T]]) -> T:
 
 
 async def persist(write: Callable[[], Awaitable[T]]) -> T:
-    """Repeat a write until Redis takes it: a training run outlives a restart of the database."""
+    """Repeat a write until Redis or the object store takes it: a training run outlives a restart of either."""
     while True:
         try:
             return await write()
-        except StoreUnavailable:
+        except (StoreUnavailable, StorageUnavailable):
             log.warning("store.unavailable", retry_s=RETRY_S)
             await asyncio.sleep(RETRY_S)

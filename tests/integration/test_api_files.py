@@ -22,6 +22,7 @@ from services.api.files.names import attachment
 from services.api.files.sweeper import Sweeper
 from services.api.files.uploads import Uploads
 from shared import keys
+from shared.blobs.local import LocalBlobs
 from shared.errors import StoreUnavailable
 from shared.paths import Paths
 from shared.records import FileRecord
@@ -369,7 +370,9 @@ class Interrupted(FileStore):
 def sweep(redis_url: str, paths: Paths, now: float, *, nth: int = 0, event: Any = None) -> None:
     async def run(client: Client) -> None:
         files = Interrupted(client, nth, event)
-        await Sweeper(files, UploadStore(client), Uploads(files, paths, max_file_bytes=1), paths).sweep(now)
+        await Sweeper(
+            files, UploadStore(client), Uploads(files, LocalBlobs(paths), max_file_bytes=1), LocalBlobs(paths)
+        ).sweep(now)
 
     with_store(redis_url, run)
 

@@ -18,6 +18,7 @@ import pytest
 
 from services.api.files.sweeper import Sweeper
 from services.api.files.uploads import Uploads
+from shared.blobs.local import LocalBlobs
 from shared.paths import Paths
 from shared.schemas.uploads import MAX_PART_BYTES
 from shared.store.client import Client
@@ -235,8 +236,8 @@ def test_expired_upload_ends_and_is_swept(sdk: openai.OpenAI, api: ApiServer, re
 
     async def sweep(client: Client) -> None:
         files, uploads = FileStore(client), UploadStore(client)
-        storage = Uploads(files, api.paths, max_file_bytes=1)
-        await Sweeper(files, uploads, storage, api.paths).sweep(time.time() + 3601)
+        storage = Uploads(files, LocalBlobs(api.paths), max_file_bytes=1)
+        await Sweeper(files, uploads, storage, LocalBlobs(api.paths)).sweep(time.time() + 3601)
 
     with_store(redis_url, sweep)
     assert folders(api) == []
@@ -262,7 +263,7 @@ def test_sweeping_tolerates_uploads_that_finish_meanwhile(
         return look(folder, pattern)
 
     async def sweep(client: Client) -> None:
-        storage = Uploads(FileStore(client), paths, max_file_bytes=1)
+        storage = Uploads(FileStore(client), LocalBlobs(paths), max_file_bytes=1)
         with monkeypatch.context() as patch:
             patch.setattr(Path, "glob", rename_first)
             storage.discard_abandoned(before=time.time() + 1)

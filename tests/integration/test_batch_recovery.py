@@ -24,6 +24,7 @@ from services.api.batches.results import Result, Results
 from shared import keys
 from shared.batch_records import BatchRecord
 from shared.batch_states import BatchState
+from shared.blobs.local import LocalBlobs
 from shared.paths import Paths
 from shared.store.batches import BatchStore
 from shared.store.client import Client
@@ -192,10 +193,10 @@ def test_files_are_published_once_however_often_it_is_tried(url: str, tmp_path: 
 
     async def publish_twice(client: Client) -> tuple[object, object, int]:
         files = FileStore(client)
-        output = OutputFiles(files, paths)
+        output = OutputFiles(files, LocalBlobs(paths))
         first = await output.publish(record, results)
         await client.call("DEL", keys.file("file-error"))  # as if the process had died before it recorded this one
-        second = await OutputFiles(files, paths).publish(record, results)
+        second = await OutputFiles(files, LocalBlobs(paths)).publish(record, results)
         return first, second, len((await files.list("proj_default", after=None, limit=10))[0])
 
     published = ("file-output", "file-error")

@@ -21,7 +21,9 @@ from services.inference.adapters.turns import Busy, Turns
 from services.inference.adapters.uses import Uses
 from services.inference.engine.link import EngineLink
 from shared.adapters import adapter_digest
+from shared.blobs.local import LocalBlobs
 from shared.errors import AdapterRejected, NotFound
+from shared.paths import Paths
 from shared.records import AdapterRecord, BaseRecord
 from shared.store.adapter_uses import AdapterUses
 from shared.store.client import Client
@@ -64,7 +66,9 @@ class World:
         self.reports = Reports(registry, REPLICA)
         self._adapter = adapter
         record = BaseRecord(id=BASE_ID, path=str(base), fingerprint="tiny", context_length=512, created_at=0)
-        self.loader = AdapterLoader(engine=EngineLink(self.engine), base=record, home=home, capacity=2, max_rank=8)
+        self.loader = AdapterLoader(
+            engine=EngineLink(self.engine), base=record, blobs=LocalBlobs(Paths(home)), capacity=2, max_rank=8
+        )
         self.uses = AdapterUses(client)
         self.foreign: set[str] = set()
         self.agent = AdapterAgent(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -13,9 +14,10 @@ from services.api.adapters.staging import Staged, publish, staged
 from services.api.bodies import decode
 from services.api.gateway.model_names import ModelNames
 from shared import ids
+from shared.blobs.interface import Blobs
 from shared.errors import AdapterRejected, InvalidRequest, NotFound, Unavailable
 from shared.model_records import Access
-from shared.paths import Paths, folder_bytes
+from shared.paths import folder_bytes
 from shared.records import AdapterRecord, BaseRecord, FileRecord
 from shared.schemas.models import ImportedModel, ImportModel
 from shared.settings import Settings
@@ -25,6 +27,7 @@ from shared.store.registry import Registry
 _log = structlog.get_logger()
 
 _PURPOSE = "user_data"
+_CONTENT = "content"
 _PICKLE = "files.adapter_model.bin"
 _DECODER = msgspec.json.Decoder(ImportModel)
 _AT_ONCE = 2
@@ -51,13 +54,14 @@ class AdapterImports:
     """Takes adapters in; everything that can be wrong with one is found before anybody sees it."""
 
     def __init__(
-        self, settings: Settings, files: FileStore, registry: Registry, names: ModelNames, paths: Paths
+        self, settings: Settings, files: FileStore, registry: Registry, names: ModelNames, blobs: Blobs
     ) -> None:
         self._settings = settings
         self._files = files
         self._registry = registry
         self._names = names
-        self._paths = paths
+        self._blobs = blobs
+        self._paths = blobs.paths
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
     async def new_name(self, wanted: ImportModel, *, access: Access) -> str:
@@ -79,8 +83,8 @@ class AdapterImports:
         weights = await self._content(wanted.files.weights, "files.adapter_model.safetensors", access.project)
         await self._check_room(weights, access.project)
         try:
-            async with self._turns:
-                adapter, folder = await asyncio.to_thread(self._place, config, weights, base)
+            async with self._turns, self._blobs.borrow(config) as one, self._blobs.borrow(weights) as other:
+                adapter, folder = await self._place(one / _CONTENT, other / _CONTENT, base)
         except AdapterRejected as error:
             raise AdapterRejected(
                 f"The adapter cannot be served on '{base.id}': {error.message}.", param="files"
@@ -134,6 +138,9 @@ class AdapterImports:
                 param="base",
             )
         placed = found.placed(self._paths.home)
+        if found.origin:
+            with suppress(FileNotFoundError):
+                await self._blobs.fetch(Path(placed.path))
         if not await asyncio.to_thread((Path(placed.path) / "config.json").is_file):
             raise InvalidRequest(
                 f"The files of '{name}' are not where this server can compare an adapter with them.",
@@ -153,11 +160,12 @@ class AdapterImports:
                 code="invalid_file_purpose",
                 param=param,
             )
-        return self._paths.file_content(record.id)
+        return self._paths.file_folder(record.id)
 
-    def _place(self, config: Path, weights: Path, base: BaseRecord) -> tuple[Staged, Path]:
-        with staged(config, weights, base=base, max_rank=self._settings.max_lora_rank, paths=self._paths) as adapter:
-            return adapter, publish(adapter, base, self._paths)
+    async def _place(self, config: Path, weights: Path, base: BaseRecord) -> tuple[Staged, Path]:
+        limit = self._settings.max_lora_rank
+        async with staged(config, weights, base=base, max_rank=limit, paths=self._paths) as adapter:
+            return adapter, await publish(adapter, base, self._blobs)
 
     def _public(self, record: AdapterRecord) -> ImportedModel:
         shown = record.public(self._settings.organization)

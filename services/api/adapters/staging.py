@@ -6,11 +6,12 @@ An adapter that was exported from here comes out with the bytes, and so the hash
 
 from __future__ import annotations
 
+import asyncio
 import re
 import secrets
 import shutil
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ from shared.adapters import (
     tensor_module,
     verify_adapter,
 )
+from shared.blobs.interface import Blobs
 from shared.errors import AdapterRejected, Unavailable
-from shared.paths import Paths, publish_folder
+from shared.paths import Paths
 from shared.records import BaseRecord
 from shared.safetensors_header import ADAPTER_HEADER_BYTES, TensorInfo, read_header
 
@@ -57,25 +59,27 @@ class Staged(Struct, frozen=True):
     """What its own configuration calls the base; empty if it does not."""
 
 
-@contextmanager
-def staged(config: Path, weights: Path, *, base: BaseRecord, max_rank: int, paths: Paths) -> Iterator[Staged]:
+@asynccontextmanager
+async def staged(
+    config: Path, weights: Path, *, base: BaseRecord, max_rank: int, paths: Paths
+) -> AsyncIterator[Staged]:
     """Copy an adapter's two files into a folder of their own, in our form, and check them against a base.
 
     The folder goes at the end, unless `publish` has moved it. Raises AdapterRejected with the first reason, OSError,
     Unavailable when the base's own files are not to be read.
     """
     folder = paths.partial / f"adapter-{secrets.token_hex(8)}"
-    folder.mkdir()
+    await asyncio.to_thread(folder.mkdir)
     try:
-        yield _stage(folder, config, weights, base=base, max_rank=max_rank)
+        yield await asyncio.to_thread(_stage, folder, config, weights, base=base, max_rank=max_rank)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
-def publish(adapter: Staged, base: BaseRecord, paths: Paths) -> Path:
+async def publish(adapter: Staged, base: BaseRecord, blobs: Blobs) -> Path:
     """Move a checked adapter to its place for good, and return that. The same bytes twice are one folder."""
-    final = paths.adapter_folder(base.id, adapter.sha256)
-    publish_folder(adapter.folder, final)
+    final = blobs.paths.adapter_folder(base.id, adapter.sha256)
+    await blobs.publish(adapter.folder, final)
     return final
 
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import shutil
 import time
-from pathlib import Path
 
 import structlog
 from msgspec.structs import replace
@@ -14,9 +10,9 @@ from msgspec.structs import replace
 from shared import ids
 from shared.batch_records import BatchRecord
 from shared.batch_states import BatchState
+from shared.blobs.interface import Blobs
 from shared.errors import InvalidRequest, NotFound, TransitionRefused, Unavailable
 from shared.model_records import Access
-from shared.paths import Paths
 from shared.records import FileRecord
 from shared.schemas.batches import CreateBatch
 from shared.store.batches import BatchStore
@@ -31,10 +27,10 @@ MAX_INPUT_BYTES = 200 << 20
 class Batches:
     """Creates and cancels batches; the record says what is wanted, and the runners follow it."""
 
-    def __init__(self, batches: BatchStore, files: FileStore, paths: Paths) -> None:
+    def __init__(self, batches: BatchStore, files: FileStore, blobs: Blobs) -> None:
         self._batches = batches
         self._files = files
-        self._paths = paths
+        self._blobs = blobs
 
     async def create(self, request: CreateBatch, *, access: Access, batch_id: str) -> BatchRecord:
         """Record a batch; one that has this id already is returned as it is.
@@ -47,7 +43,7 @@ class Batches:
         except NotFound:
             pass
         held = await self._check_input(request.input_file_id, access.project)
-        await asyncio.to_thread(self._hold_input, request.input_file_id, batch_id)
+        await self._hold_input(request.input_file_id, batch_id)
         record = await self._batches.create(_record(request, access, batch_id), held=held)
         _log.info("batch.created", batch_id=record.id, endpoint=record.endpoint, input_file=record.input_file_id)
         return record
@@ -90,30 +86,15 @@ class Batches:
             )
         return record
 
-    def _hold_input(self, file_id: str, batch_id: str) -> None:
-        """Give the batch a name of its own for the file's bytes, or a copy where the file system has no links."""
-        target = self._paths.batch_input(batch_id)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.parent.touch()  # so that it does not look abandoned, however long ago the first attempt was
+    async def _hold_input(self, file_id: str, batch_id: str) -> None:
+        """Give the batch a name of its own for the file's bytes."""
+        paths = self._blobs.paths
         try:
-            _link(self._paths.file_content(file_id), target)
+            await self._blobs.copy_file(paths.file_content(file_id), paths.batch_input(batch_id))
         except FileNotFoundError as error:
             raise NotFound(f"No such File object: {file_id}", param="input_file_id") from error
         except OSError as error:
             raise Unavailable("The server's storage does not take the batch.", code="storage_unavailable") from error
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except FileExistsError:  # the same request, sent twice at the same time
-        return
-    except FileNotFoundError:
-        raise
-    except OSError:
-        draft = target.with_name(f".{target.name}.{ids.new_token()}")
-        shutil.copyfile(source, draft)
-        draft.replace(target)
 
 
 def _record(request: CreateBatch, access: Access, batch_id: str) -> BatchRecord:

@@ -14,7 +14,7 @@ import structlog
 from services.api.batches.results import Results
 from services.api.files.partial import PartialFile
 from shared.batch_records import BatchRecord
-from shared.paths import Paths
+from shared.blobs.interface import Blobs, read_whole
 from shared.records import FileRecord
 from shared.store.files import FileStore
 
@@ -27,9 +27,10 @@ _decode = msgspec.json.Decoder(FileRecord).decode
 class OutputFiles:
     """Publishes output and error file under the ids that the batch's record has for them."""
 
-    def __init__(self, files: FileStore, paths: Paths) -> None:
+    def __init__(self, files: FileStore, blobs: Blobs) -> None:
         self._files = files
-        self._paths = paths
+        self._blobs = blobs
+        self._paths = blobs.paths
 
     async def publish(self, record: BatchRecord, results: Results) -> tuple[str | None, str | None]:
         """Return the ids of output and error file, None for one that would be empty. Twice is the same as once.
@@ -43,10 +44,10 @@ class OutputFiles:
     async def _publish(self, record: BatchRecord, results: Results, *, failed: bool) -> str:
         file_id = record.planned_error if failed else record.planned_output
         folder = self._paths.file_folder(file_id)
-        if not await asyncio.to_thread(folder.is_dir):
+        if not await self._blobs.exists(folder):
             await self._write(record, results, file_id, failed=failed)
         # Read back: if an earlier attempt has come so far, its file is the one that counts.
-        manifest = await asyncio.to_thread((folder / "manifest.json").read_bytes)
+        manifest = await read_whole(self._blobs, folder / "manifest.json")
         await self._files.add(_decode(manifest), produced=True)
         _log.info("batch.file", batch_id=record.id, file_id=file_id, failed=failed)
         return file_id
@@ -59,7 +60,8 @@ class OutputFiles:
                 await partial.write(block)
             await partial.finish()
             file = _record(record, file_id, partial, failed=failed)
-            await partial.publish(self._paths.file_folder(file_id), msgspec.json.format(msgspec.json.encode(file)))
+            manifest = msgspec.json.format(msgspec.json.encode(file))
+            await partial.publish(self._blobs, self._paths.file_folder(file_id), manifest)
         finally:
             await asyncio.to_thread(partial.discard)
 

@@ -94,6 +94,13 @@ class Results:
                     handle.seek(place.offset)
                     yield bytes(_decode(handle.read(place.length)).line) + b"\n"
 
+    def cut(self) -> Path | None:
+        """End the segment that was written to, if any, and return it: it will not change any more."""
+        with self._lock:
+            segment = None if self._handle is None else Path(self._handle.name)
+            self._leave_segment()
+            return segment
+
     def close(self) -> None:
         with self._lock:
             self._leave_segment()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -22,14 +23,17 @@ from services.api.batches.turns import is_over
 from services.api.batches.working import Working
 from shared.batch_records import BatchRecord
 from shared.batch_states import ENDED, BatchState
-from shared.errors import NoReplica, StoreUnavailable
-from shared.paths import Paths
+from shared.blobs.interface import Blobs
+from shared.blobs.local import LocalBlobs
+from shared.errors import NoReplica, StorageUnavailable, StoreUnavailable
 from shared.schemas.batches import BatchError, BatchRequestCounts
 from shared.store.batches import BatchStore, Change
 from shared.store.leases import LeaseStore
 
 _log = structlog.get_logger()
 
+_KEEP_S = 5.0
+"""How often results go into an object store: another host that takes the batch over asks again what came since."""
 _BEAT_S = 1.0
 """How often progress is recorded and the record looked at: a cancellation is seen so soon."""
 
@@ -42,7 +46,7 @@ class Tools:
     leases: LeaseStore
     answering: Answering
     files: OutputFiles
-    paths: Paths
+    blobs: Blobs
     concurrency: int
     max_line_bytes: int
 
@@ -57,6 +61,9 @@ class Run:
         self._stop = asyncio.Event()
         """Set when the batch was cancelled, or its time is over."""
         self._results: Results | None = None
+        self._unkept: list[Path] = []
+        """Segments of results that only this host has."""
+        self._keeping = asyncio.Lock()
 
     async def go(self) -> None:
         """Bring the batch to its end.
@@ -65,14 +72,23 @@ class Run:
         up again.
         """
         work, beat = asyncio.create_task(self._work()), asyncio.create_task(self._beat())
+        keeping = asyncio.create_task(self._keep_results_forever())
         try:
-            done, _ = await asyncio.wait({work, beat}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait({work, beat, keeping}, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
         finally:
-            work.cancel()
-            beat.cancel()
-            await asyncio.gather(work, beat, return_exceptions=True)
+            for task in (keeping, work, beat):
+                task.cancel()
+            await asyncio.gather(keeping, work, beat, return_exceptions=True)
+
+    async def _keep_results_forever(self) -> None:
+        while True:
+            await asyncio.sleep(_KEEP_S)
+            try:
+                await self._keep_results()
+            except StorageUnavailable:
+                _log.warning("batch.storage_away", batch_id=self._id)
 
     async def _beat(self) -> None:
         """Keep the lease, tell how far the batch is, and see what its owner wants. Raises LeaseLost."""
@@ -94,13 +110,14 @@ class Run:
             record = await self._begin(found)
         if record.status not in ENDED:
             await self._bring_to_end(record, found)
-        await asyncio.to_thread(shutil.rmtree, self._tools.paths.batch_folder(self._id), ignore_errors=True)
+        await self._tools.blobs.remove(self._tools.blobs.paths.batch_folder(self._id))
 
     async def _read_input(self, record: BatchRecord) -> InputFile:
-        path = self._tools.paths.batch_input(record.id)
+        path = self._tools.blobs.paths.batch_input(record.id)
         # What was good at the start stays good, whatever the limit is today.
         limit = self._tools.max_line_bytes if record.status is BatchState.VALIDATING else sys.maxsize
         try:
+            await self._tools.blobs.fetch_file(path)
             return await asyncio.to_thread(read_input, path, record.endpoint, max_line_bytes=limit)
         except FileNotFoundError:
             message = "The input is gone from this server's storage."
@@ -130,7 +147,8 @@ class Run:
         return record
 
     async def _bring_to_end(self, record: BatchRecord, found: InputFile) -> None:
-        folder = self._tools.paths.batch_results(self._id)
+        folder = self._tools.blobs.paths.batch_results(self._id)
+        await self._fetch_results(folder)
         results = self._results = await asyncio.to_thread(Results.load, folder, self._token)
         try:
             if record.status is BatchState.IN_PROGRESS:
@@ -143,7 +161,27 @@ class Run:
             await self._update(self._with_progress)
             raise
         finally:
+            with suppress(StorageUnavailable):
+                await self._keep_results()
             await asyncio.to_thread(results.close)
+
+    async def _fetch_results(self, folder: Path) -> None:
+        """Have here what other processes have answered."""
+        here = await LocalBlobs(self._tools.blobs.paths).files(folder)
+        for name in (await self._tools.blobs.files(folder)).keys() - here.keys():
+            await self._tools.blobs.fetch_file(folder / name)
+
+    async def _keep_results(self) -> None:
+        """Let other hosts have what was answered since the last time; on this one's disk it is already."""
+        if self._tools.blobs.is_local or self._results is None:
+            return
+        async with self._keeping:
+            segment = await asyncio.to_thread(self._results.cut)
+            if segment is not None:
+                self._unkept.append(segment)
+            while self._unkept:
+                await self._tools.blobs.keep_file(self._unkept[0])
+                self._unkept.pop(0)
 
     async def _end(self, found: InputFile, results: Results) -> None:
         """Give the requests that are left their error, publish the files, then record the end."""

@@ -1,4 +1,4 @@
-"""Files that come in parts: parts on disk, in any order and at once, put together by one pass at the end.
+"""Files that come in parts: parts in the store, in any order and at once, put together by one pass at the end.
 
 Completing is the same once and twice: the file's id is chosen at the start, its folder appears by one rename, and of
 completing and cancelling at the same time one wins.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,8 +25,8 @@ from services.api.files.partial import PartialFile
 from services.api.files.unrecorded import Unrecorded
 from services.api.files.uploads import kept_for, least_size
 from shared import ids
+from shared.blobs.interface import Blobs
 from shared.errors import Conflict, InvalidRequest, NotFound, RateLimited, TooLarge, Unavailable
-from shared.paths import Paths
 from shared.records import FileRecord
 from shared.schemas.uploads import MAX_PART_BYTES, CompleteUpload, CreateUpload, Upload
 from shared.settings import Settings
@@ -36,18 +35,17 @@ from shared.store.uploads import PartRecord, UploadRecord, UploadStore
 
 _log = structlog.get_logger()
 
-_BLOCK_BYTES = 1 << 20
-
 
 class ChunkedUploads:
     """Takes parts and makes files of them."""
 
-    def __init__(self, uploads: UploadStore, files: FileStore, paths: Paths, settings: Settings) -> None:
+    def __init__(self, uploads: UploadStore, files: FileStore, blobs: Blobs, settings: Settings) -> None:
         self._uploads = uploads
         self._files = files
-        self._paths = paths
+        self._blobs = blobs
+        self._paths = blobs.paths
         self._settings = settings
-        self._unrecorded = Unrecorded(paths)
+        self._unrecorded = Unrecorded(blobs)
 
     async def begin(self, wanted: CreateUpload, *, project: str) -> Upload:
         """Announce a file. Raises TooLarge."""
@@ -87,11 +85,11 @@ class ChunkedUploads:
             part = PartRecord(
                 id=part_id, upload_id=upload_id, size_bytes=partial.size_bytes, created_at=int(time.time())
             )
-            await partial.publish(self._paths.upload_part(upload_id, part_id), msgspec.json.encode(part))
+            await partial.publish(self._blobs, self._paths.upload_part(upload_id, part_id), msgspec.json.encode(part))
             await self._uploads.add_part(record, part)
         except BaseException:
             await asyncio.to_thread(partial.discard)
-            await asyncio.to_thread(_remove, self._paths.upload_part(upload_id, part_id))
+            await self._remove(self._paths.upload_part(upload_id, part_id))
             raise
         return part
 
@@ -111,7 +109,7 @@ class ChunkedUploads:
                 await self._take_back(record)
                 raise Conflict(f"Upload {upload_id} was cancelled while it was being completed.")
             _log.info("upload.completed", upload_id=upload_id, file_id=record.file_id)
-        await asyncio.to_thread(_remove, self._paths.upload_folder(upload_id))
+        await self._remove(self._paths.upload_folder(upload_id))
         return record.public(await self._file(record))
 
     async def cancel(self, upload_id: str, *, project: str) -> Upload:
@@ -125,7 +123,7 @@ class ChunkedUploads:
                 f"Upload {upload_id} is completed; delete its file instead.", code="upload_not_pending"
             )
         await self._take_back(record)  # of a completion whose last step the database did not take
-        await asyncio.to_thread(_remove, self._paths.upload_folder(upload_id))
+        await self._remove(self._paths.upload_folder(upload_id))
         return record.public()
 
     async def _pending(self, upload_id: str, project: str) -> UploadRecord:
@@ -152,7 +150,7 @@ class ChunkedUploads:
             self._paths.partial / f"{record.file_id}.{secrets.token_hex(4)}", limit=self._settings.max_file_bytes
         )
         try:
-            await _copy(sources, partial, md5)
+            await self._copy(sources, partial, md5)
             now = int(time.time())
             lifetime = kept_for(record.purpose, record.file_lifetime_s)
             file = FileRecord(
@@ -165,8 +163,8 @@ class ChunkedUploads:
                 created_at=now,
                 expires_at=None if lifetime is None else now + lifetime,
             )
-            await asyncio.to_thread(self._unrecorded.mark, file.id)
-            await partial.publish(self._paths.file_folder(file.id), msgspec.json.encode(file))
+            await self._unrecorded.mark(file.id)
+            await partial.publish(self._blobs, self._paths.file_folder(file.id), msgspec.json.encode(file))
         except FileNotFoundError as error:  # completed or cancelled by somebody else meanwhile
             raise Conflict(f"Upload {record.id} has ended meanwhile.") from error
         finally:
@@ -175,15 +173,15 @@ class ChunkedUploads:
             await self._files.add(file, upload_id=record.id)
         except RateLimited:
             if await self._file(record) is None:
-                await asyncio.to_thread(_remove, self._paths.file_folder(file.id))
+                await self._remove(self._paths.file_folder(file.id))
             raise
-        await asyncio.to_thread(self._unrecorded.settle, file.id)
+        await self._unrecorded.settle(file.id)
 
     async def _take_back(self, record: UploadRecord) -> None:
         file = await self._file(record)
         if file is not None:
             await self._files.remove(file)
-        await asyncio.to_thread(_remove, self._paths.file_folder(record.file_id))
+        await self._remove(self._paths.file_folder(record.file_id))
 
     async def _file(self, record: UploadRecord) -> FileRecord | None:
         """Return the upload's file, or None once it has been deleted."""
@@ -192,18 +190,22 @@ class ChunkedUploads:
         except NotFound:
             return None
 
-
-async def _copy(sources: Sequence[Path], target: PartialFile, md5: str | None) -> None:
-    digest = hashlib.md5(usedforsecurity=False)
-    for source in sources:
-        with await asyncio.to_thread(source.open, "rb") as handle:
-            while block := await asyncio.to_thread(handle.read, _BLOCK_BYTES):
+    async def _copy(self, sources: Sequence[Path], target: PartialFile, md5: str | None) -> None:
+        digest = hashlib.md5(usedforsecurity=False)
+        for source in sources:
+            async for block in (await self._blobs.read(source)).blocks:
                 await target.write(block)
                 if md5 is not None:
                     await asyncio.to_thread(digest.update, block)
-    await target.finish()
-    if md5 is not None and digest.hexdigest() != md5.lower():
-        _refuse("md5", f"the parts have {digest.hexdigest()}", code="checksum_mismatch")
+        await target.finish()
+        if md5 is not None and digest.hexdigest() != md5.lower():
+            _refuse("md5", f"the parts have {digest.hexdigest()}", code="checksum_mismatch")
+
+    async def _remove(self, folder: Path) -> None:
+        try:
+            await self._blobs.remove(folder)
+        except OSError as error:
+            raise Unavailable("The server's storage does not answer.", code="storage_unavailable") from error
 
 
 def _check_pending(record: UploadRecord) -> None:
@@ -214,12 +216,3 @@ def _check_pending(record: UploadRecord) -> None:
 
 def _refuse(param: str, reason: str, *, code: str = "invalid_value") -> None:
     raise InvalidRequest(f"Invalid value for '{param}': {reason}.", code=code, param=param)
-
-
-def _remove(folder: Path) -> None:
-    try:
-        shutil.rmtree(folder)
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise Unavailable("The server's storage does not answer.", code="storage_unavailable") from error

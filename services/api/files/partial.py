@@ -1,4 +1,4 @@
-"""A file on its way to disk: written in large pieces in a thread, hashed, bounded, published whole or not at all."""
+"""A file on its way: written to disk in large pieces in a thread, hashed, bounded, published whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from services.api import metrics
+from shared.blobs.interface import Blobs
 from shared.errors import TooLarge, Unavailable
-from shared.paths import publish_folder, write_atomic
+from shared.paths import write_atomic
 
 _BATCH_BYTES = 1 << 20
 
@@ -50,9 +51,13 @@ class PartialFile:
         """Write what is left; size and hash are final now."""
         await self._flush()
 
-    async def publish(self, final: Path, manifest: bytes) -> None:
-        """Put `manifest` beside the content, flush both to disk and move the folder to `final`."""
-        await asyncio.to_thread(self._publish, final, manifest)
+    async def publish(self, blobs: Blobs, final: Path, manifest: bytes) -> None:
+        """Put `manifest` beside the content, and have both kept in the folder `final`. Raises Unavailable."""
+        try:
+            await asyncio.to_thread(self._complete, manifest)
+            await blobs.publish(self._folder, final)
+        except OSError as error:
+            raise Unavailable("The server's storage does not take the file.", code="storage_unavailable") from error
 
     def discard(self) -> None:
         """Leave nothing behind; does no harm after publish()."""
@@ -76,11 +81,7 @@ class PartialFile:
         except OSError as error:
             raise Unavailable("The server's storage does not take the file.", code="storage_unavailable") from error
 
-    def _publish(self, final: Path, manifest: bytes) -> None:
+    def _complete(self, manifest: bytes) -> None:
         if self._handle is not None:
             self._handle.close()
-        try:
-            write_atomic(self._folder / "manifest.json", manifest)
-            publish_folder(self._folder, final)
-        except OSError as error:
-            raise Unavailable("The server's storage does not take the file.", code="storage_unavailable") from error
+        write_atomic(self._folder / "manifest.json", manifest)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import time
 from pathlib import Path
 
@@ -11,8 +10,8 @@ import structlog
 
 from services.api.files.unrecorded import Unrecorded
 from services.api.files.uploads import Uploads
-from shared.errors import StoreUnavailable
-from shared.paths import Paths
+from shared.blobs.interface import Blobs
+from shared.errors import StorageUnavailable, StoreUnavailable
 from shared.store.files import FileStore
 from shared.store.uploads import UploadStore
 
@@ -27,12 +26,13 @@ _ABANDONED_S = 3600
 class Sweeper:
     """Sweeps at start and every minute. Safe with several processes: each step may be done twice."""
 
-    def __init__(self, files: FileStore, uploads: UploadStore, storage: Uploads, paths: Paths) -> None:
+    def __init__(self, files: FileStore, uploads: UploadStore, storage: Uploads, blobs: Blobs) -> None:
         self._files = files
         self._uploads = uploads
         self._storage = storage
-        self._paths = paths
-        self._unrecorded = Unrecorded(paths)
+        self._blobs = blobs
+        self._paths = blobs.paths
+        self._unrecorded = Unrecorded(blobs)
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -44,40 +44,42 @@ class Sweeper:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def sweep(self, now: float) -> None:
-        """Delete what is over at `now` (Unix time). Raises StoreUnavailable."""
+        """Delete what is over at `now` (Unix time). Raises StoreUnavailable, StorageUnavailable."""
         await asyncio.to_thread(self._storage.discard_abandoned, before=now - _ABANDONED_S)
-        for file_id in await asyncio.to_thread(self._unrecorded.overdue, now - _ABANDONED_S):
+        for file_id in await self._unrecorded.overdue(now - _ABANDONED_S):
             await self._settle(file_id, now - _ABANDONED_S)
         while expired := await self._files.expired(now, limit=_AT_ONCE):
             for record in expired:
                 await self._storage.delete(record)
         while overdue := await self._uploads.overdue(now, limit=_AT_ONCE):
             for upload_id in overdue:
-                await asyncio.to_thread(shutil.rmtree, self._paths.upload_folder(upload_id), ignore_errors=True)
+                await self._blobs.remove(self._paths.upload_folder(upload_id))
                 await self._uploads.forget_parts(upload_id)
 
     async def _settle(self, file_id: str, before: float) -> None:
-        """Delete a file that was announced before `before` (Unix time) and never recorded. Raises StoreUnavailable.
+        """Delete a file that was announced before `before` (Unix time) and has no record. Raises StoreUnavailable.
 
-        It is set aside first, and put back should it be recorded just then or the database not answer.
+        It is set aside first, and put back should it be recorded just then or the database not answer; also in the
+        next round, should this process die in between.
         """
-        if not await self._files.exists(file_id):
-            aside = await asyncio.to_thread(self._unrecorded.set_aside, file_id)
-            if aside is not None and not await self._discard(file_id, aside, before):
-                return
-        await asyncio.to_thread(self._unrecorded.settle, file_id)
+        folder = self._paths.file_folder(file_id)
+        if await self._files.exists(file_id):
+            await self._blobs.put_back(folder)
+        elif await self._blobs.set_aside(folder) is not None and not await self._discard(file_id, folder, before):
+            return
+        await self._unrecorded.settle(file_id)
 
-    async def _discard(self, file_id: str, aside: Path, before: float) -> bool:
+    async def _discard(self, file_id: str, folder: Path, before: float) -> bool:
         """Delete what was set aside if it still has no record, and nobody is about to make one."""
         unwanted = False
         try:
-            is_overdue = await asyncio.to_thread(self._unrecorded.is_overdue, file_id, before)
+            is_overdue = await self._unrecorded.is_overdue(file_id, before)
             unwanted = is_overdue and not await self._files.exists(file_id)
         finally:
             if not unwanted:
-                await asyncio.to_thread(self._unrecorded.put_back, file_id, aside)
+                await self._blobs.put_back(folder)
         if unwanted:
-            await asyncio.to_thread(shutil.rmtree, aside, ignore_errors=True)
+            await self._blobs.remove(folder)
             _log.warning("file.never_recorded", file_id=file_id)
         return unwanted
 
@@ -85,8 +87,8 @@ class Sweeper:
         while True:
             try:
                 await self.sweep(time.time())
-            except StoreUnavailable:
-                _log.warning("sweeper.store_unavailable")
+            except (StoreUnavailable, StorageUnavailable) as error:
+                _log.warning("sweeper.store_unavailable", reason=type(error).__name__)
             except Exception:  # noqa: BLE001 - one fault must not end the housekeeping; the next round tries again
                 _log.error("sweeper.failed", exc_info=True)
             await asyncio.sleep(_PERIOD_S)

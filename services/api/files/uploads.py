@@ -1,6 +1,6 @@
-"""Uploads: multipart stream → partial folder → hash → fsync → rename → record.
+"""Uploads: multipart stream → partial folder → hash → store (fsync and rename, or an object store) → record.
 
-A file is visible when its record is; its bytes are whole and on disk before that. Whatever ends an upload early leaves
+A file is visible when its record is; its bytes are whole and kept before that. Whatever ends an upload early leaves
 nothing behind.
 """
 
@@ -23,8 +23,8 @@ from services.api.files.names import safe_name
 from services.api.files.partial import PartialFile
 from services.api.files.unrecorded import Unrecorded
 from shared import ids
-from shared.errors import RateLimited, Unavailable
-from shared.paths import Paths
+from shared.blobs.interface import Blobs
+from shared.errors import RateLimited, StorageUnavailable, Unavailable
 from shared.records import FileRecord
 from shared.schemas.files import FilePurpose
 from shared.store.files import FileStore
@@ -40,10 +40,11 @@ _BATCH_LIFETIME_S = 30 * 86_400
 class Uploads:
     """Takes files in and lets them go."""
 
-    def __init__(self, files: FileStore, paths: Paths, *, max_file_bytes: int) -> None:
+    def __init__(self, files: FileStore, blobs: Blobs, *, max_file_bytes: int) -> None:
         self._files = files
-        self._paths = paths
-        self._unrecorded = Unrecorded(paths)
+        self._blobs = blobs
+        self._paths = blobs.paths
+        self._unrecorded = Unrecorded(blobs)
         self._max_file_bytes = max_file_bytes
 
     async def receive(self, request: Request[Any, Any, Any], *, project: str) -> FileRecord:
@@ -57,8 +58,9 @@ class Uploads:
         try:
             form = await receive_form(request, FILE_FORM, partial, limit=self._max_file_bytes)
             record = _record(file_id, project, form, partial)
-            await asyncio.to_thread(self._unrecorded.mark, file_id)
-            await partial.publish(self._paths.file_folder(file_id), msgspec.json.format(msgspec.json.encode(record)))
+            await self._unrecorded.mark(file_id)
+            manifest = msgspec.json.format(msgspec.json.encode(record))
+            await partial.publish(self._blobs, self._paths.file_folder(file_id), manifest)
         except BaseException:
             await asyncio.to_thread(partial.discard)
             raise
@@ -67,10 +69,9 @@ class Uploads:
         try:
             await self._files.add(record)
         except RateLimited:
-            await asyncio.to_thread(shutil.rmtree, self._paths.file_folder(file_id), ignore_errors=True)
-            await asyncio.to_thread(self._unrecorded.settle, file_id)
+            await self._remove_bytes(file_id)
             raise
-        await asyncio.to_thread(self._unrecorded.settle, file_id)
+        await self._unrecorded.settle(file_id)
         _log.info("file.stored", file_id=file_id, size_bytes=record.size_bytes, purpose=record.purpose)
         return record
 
@@ -82,13 +83,21 @@ class Uploads:
         """Delete a file whose record is known; twice is the same as once."""
         # A process that dies in between leaves a file with a mark, which is deleted later and never recorded again.
         with suppress(Unavailable):  # a full disk; the deletion makes room
-            await asyncio.to_thread(self._unrecorded.mark, record.id)
+            await self._unrecorded.mark(record.id)
         await self._files.remove(record)
-        await asyncio.to_thread(shutil.rmtree, self._paths.file_folder(record.id), ignore_errors=True)
-        await asyncio.to_thread(self._unrecorded.settle, record.id)
+        await self._remove_bytes(record.id)
         # Last: who tokenises it just now looks afterwards whether it is still there.
         await asyncio.to_thread(forget_file, self._paths.tokens, record.sha256)
         _log.info("file.deleted", file_id=record.id)
+
+    async def _remove_bytes(self, file_id: str) -> None:
+        """Delete a file that has no record; what cannot be deleted now keeps its mark, and the sweeper does it."""
+        try:
+            await self._blobs.remove(self._paths.file_folder(file_id))
+        except (StorageUnavailable, OSError):
+            _log.warning("file.left_to_sweeper", file_id=file_id)
+        else:
+            await self._unrecorded.settle(file_id)
 
     def discard_abandoned(self, *, before: float) -> None:
         """Delete partial uploads that nobody has written to since `before` (Unix time): their process died."""

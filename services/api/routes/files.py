@@ -2,25 +2,27 @@
 
 import asyncio
 import base64
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from litestar import Request, Response, delete, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, QueryParameter
 from litestar.response import File as FileResponse
+from litestar.response import Stream
 
 from services.api.documents import BINARY, UPLOAD
 from services.api.files.names import attachment
 from services.api.files.uploads import Uploads
 from services.api.listing import page
+from shared.blobs.interface import Blobs, read_whole
 from shared.errors import NotFound
-from shared.paths import Paths
 from shared.records import KeyRecord
 from shared.schemas.files import File
 from shared.schemas.paging import Deleted, Page
 from shared.settings import Settings
 from shared.store.files import FileStore
+
+_BYTES = "application/octet-stream"
 
 
 @post("/v1/files", status_code=200, operation_id="createFile", opt={"request_body": UPLOAD})
@@ -60,25 +62,24 @@ async def download_file(
     file_id: FromPath[str],
     caller: NamedDependency[KeyRecord],
     files: NamedDependency[FileStore],
-    paths: NamedDependency[Paths],
+    blobs: NamedDependency[Blobs],
     settings: NamedDependency[Settings],
-) -> FileResponse | Response[bytes]:
+) -> FileResponse | Stream | Response[bytes]:
     """Download a file's bytes as they came in; a job's result file as base64 text, unless that is switched off."""
     record = await files.get(file_id, project=caller.project)
-    content = paths.file_content(record.id)
-    if not await asyncio.to_thread(content.is_file):
-        raise NotFound(f"The content of {file_id} is gone from this server's storage.", param="id")
-    if record.purpose == "fine-tune-results" and settings.result_files_base64:
-        return await asyncio.to_thread(_in_base64, content, record.filename)
+    content = blobs.paths.file_content(record.id)
     headers = {"content-disposition": attachment(record.filename)}
-    return FileResponse(content, media_type="application/octet-stream", headers=headers)
-
-
-def _in_base64(content: Path, filename: str) -> Response[bytes]:
-    """Answer with a small text file in base64, which OpenAI's own result files come in."""
-    headers = {"content-disposition": attachment(filename)}
-    text = base64.b64encode(content.read_bytes())
-    return Response(text, media_type="application/octet-stream", headers=headers)
+    try:
+        if record.purpose == "fine-tune-results" and settings.result_files_base64:
+            text = base64.b64encode(await read_whole(blobs, content))  # as OpenAI's own result files come
+            return Response(text, media_type=_BYTES, headers=headers)
+        if await asyncio.to_thread(content.is_file):
+            return FileResponse(content, media_type=_BYTES, headers=headers)
+        stored = await blobs.read(content)
+    except FileNotFoundError as error:
+        raise NotFound(f"The content of {file_id} is gone from this server's storage.", param="id") from error
+    headers["content-length"] = str(stored.size_bytes)
+    return Stream(stored.blocks, media_type=_BYTES, headers=headers)
 
 
 @delete("/v1/files/{file_id:str}", status_code=200, operation_id="deleteFile")

@@ -1,6 +1,6 @@
 """/v1/models. Ids hold colons and slashes."""
 
-import asyncio
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -15,8 +15,8 @@ from services.api.documents import json_body
 from services.api.gateway.model_names import ModelNames
 from services.api.idempotency import object_id_for
 from services.api.model_paths import model_id
-from shared.errors import InvalidRequest
-from shared.paths import Paths, remove_folder
+from shared.blobs.interface import Blobs
+from shared.errors import InvalidRequest, StorageUnavailable
 from shared.records import KeyRecord
 from shared.schemas.models import ImportedModel, Model, ModelList
 from shared.schemas.paging import Deleted
@@ -70,7 +70,7 @@ async def delete_model(
     names: NamedDependency[ModelNames],
     aliases: NamedDependency[Aliases],
     alias_store: NamedDependency[AliasStore],
-    paths: NamedDependency[Paths],
+    blobs: NamedDependency[Blobs],
     settings: NamedDependency[Settings],
 ) -> Deleted:
     """Delete a fine-tuned model; it stops answering at once.
@@ -101,7 +101,8 @@ async def delete_model(
         await _check_unused(name, registry, settings)
     await registry.retire(name)
     if record.whole:
-        await asyncio.to_thread(remove_folder, paths.whole_model_folder(record.job_id))
+        with suppress(StorageUnavailable):  # the trainer looks every hour for what is left
+            await blobs.remove(blobs.paths.whole_model_folder(record.job_id))
     _log.info("model.deleted", model=name)
     return Deleted(id=name, object="model")
 

@@ -21,7 +21,7 @@ from services.inference.adapters.single_flight import SingleFlight
 from services.inference.adapters.turns import Busy, Turns
 from services.inference.adapters.uses import Uses
 from shared import tracing
-from shared.errors import AdapterRejected, StoreUnavailable
+from shared.errors import AdapterRejected, StorageUnavailable, StoreUnavailable
 from shared.records import AdapterRecord, Residency
 from shared.store.registry import CursorLost, Registry, unknown_model
 
@@ -88,7 +88,8 @@ class AdapterAgent:
         """Return a lease on the adapter `name`, loading it if needed; `release` it when the answer is out.
 
         Raises NotFound, AdapterRejected with the stored reason, Busy when its turn or a place did not come in time, or
-        StoreUnavailable when the name is new and the registry does not answer.
+        StoreUnavailable when the name is new and the registry does not answer, StorageUnavailable when its files are
+        not here and the object store does not answer.
         """
         record = self._known.get(name) or await self._look_up(name)
         self._check_failed(record)
@@ -155,7 +156,10 @@ class AdapterAgent:
         return record
 
     async def _load(self, record: AdapterRecord) -> None:
-        """Load once for all who ask. Raises NoPlace, NotWanted, or AdapterRejected with a sentence for the client."""
+        """Load once for all who ask.
+
+        Raises NoPlace, NotWanted, StorageUnavailable, or AdapterRejected with a sentence for the client.
+        """
         self._check_failed(record)
         await self._loads.run(record.int_id, lambda: self._load_and_report(record))
         self._check_failed(record)
@@ -178,7 +182,7 @@ class AdapterAgent:
                 record.name, Residency(state="quarantined" if failure.is_final else "failed", reason=refusal.message)
             )
             return
-        except (NoPlace, NotWanted) as reason:
+        except (NoPlace, NotWanted, StorageUnavailable) as reason:
             self._reports.note(record.name, Residency(state="staged", reason=reason.message))
             raise
         metrics.LOADS.labels("loaded").inc()
@@ -264,7 +268,7 @@ class AdapterAgent:
             return
         try:
             await self._load(record)
-        except (NoPlace, AdapterRejected, NotWanted) as refusal:
+        except (NoPlace, AdapterRejected, NotWanted, StorageUnavailable) as refusal:
             log.debug("adapter.not_loaded", adapter=record.name, reason=refusal.message)
 
     def _retire(self, name: str) -> None:

@@ -12,6 +12,7 @@ import structlog
 from services.inference.adapters.leases import Lease, Residents
 from services.inference.engine.link import EngineLink
 from shared.adapters import verify_adapter
+from shared.blobs.interface import Blobs
 from shared.errors import AdapterRejected, SelftuneError
 from shared.records import AdapterRecord, BaseRecord
 
@@ -41,14 +42,15 @@ class AdapterLoader:
         *,
         engine: EngineLink,
         base: BaseRecord,
-        home: Path,
+        blobs: Blobs,
         capacity: int,
         max_rank: int,
     ) -> None:
         self.residents = Residents(capacity)
         self._engine = engine
         self._base = base
-        self._home = home
+        self._blobs = blobs
+        self._home = blobs.paths.home
         self._max_rank = max_rank
         self._turn = asyncio.Lock()
 
@@ -59,11 +61,13 @@ class AdapterLoader:
     async def load(self, record: AdapterRecord, wanted: Callable[[], bool]) -> Outcome:
         """Check an adapter and bring it into the engine, in place of those that were used least recently.
 
-        Raises AdapterRejected for one that must not be served, NoPlace when every place is in use, NotWanted when
+        Raises AdapterRejected for one that must not be served, StorageUnavailable when its files are not here and the
+        object store does not answer, NoPlace when every place is in use, NotWanted when
         `wanted` is false by the time its turn has come.
         """
         if not self.residents.has_room():
             raise NoPlace("every place for an adapter is in use")
+        await stage(record, self._blobs)
         await asyncio.to_thread(verify_record, record, self._base, self._home, max_rank=self._max_rank)
         async with self._turn:
             if not wanted():
@@ -105,6 +109,23 @@ class AdapterLoader:
                 self.residents.end(int_id)
             if status.lost:
                 await self._drop([int_id for int_id, _ in status.lost])
+
+
+async def stage(record: AdapterRecord, blobs: Blobs) -> None:
+    """Have a published model's folder on this disk.
+
+    Raises AdapterRejected when that does not work, StorageUnavailable when it may work later.
+    """
+    home = blobs.paths.home
+    folder = home / record.folder
+    if not folder.resolve().is_relative_to(home):
+        return  # verify_record says so
+    try:
+        await blobs.fetch(folder)
+    except FileNotFoundError:
+        return  # verify_record says what is missing
+    except OSError as error:
+        raise AdapterRejected(f"its files cannot be fetched: {error.strerror or type(error).__name__}") from error
 
 
 def verify_record(record: AdapterRecord, base: BaseRecord, home: Path, *, max_rank: int) -> None:

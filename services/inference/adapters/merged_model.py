@@ -15,13 +15,15 @@ import structlog
 from msgspec import Struct
 
 from services.inference.adapters.leases import Lease
-from services.inference.adapters.loader import verify_record
+from services.inference.adapters.loader import stage, verify_record
 from services.inference.adapters.reports import Reports
 from services.inference.replica import Replica
 from shared.adapter_form import read_form
 from shared.adapter_values import check_values
 from shared.adapters import CONFIG_NAME, WEIGHTS_NAME
+from shared.blobs.opening import open_blobs
 from shared.errors import AdapterRejected, NotFound, StoreUnavailable, Unavailable
+from shared.paths import Paths
 from shared.records import AdapterRecord, BaseRecord, Residency
 from shared.settings import Settings
 from shared.store.registry import CursorLost, Registry
@@ -64,6 +66,7 @@ async def _find(settings: Settings, registry: Registry) -> Found:
     placed = None if base is None else base.placed(settings.home)
     if placed is None or not (Path(placed.path) / "config.json").is_file():
         raise Unavailable(f"waiting for base model {record.base}")
+    await stage(record, open_blobs(settings, Paths(settings.home)))
     await asyncio.to_thread(_verify, record, placed, settings.home)
     return Found(placed, record)
 

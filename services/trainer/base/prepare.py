@@ -17,6 +17,7 @@ import secrets
 import shutil
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from msgspec.structs import replace
 
 from services.trainer.base.description import describe_base
 from services.trainer.failures import TrainingFailed
+from shared.blobs.opening import open_blobs
 from shared.ids import is_fine_tuned
 from shared.outgoing import Outgoing, Refused
 from shared.paths import Paths, publish_folder
@@ -72,6 +74,8 @@ async def find_whole_model(name: str, settings: Settings, paths: Paths) -> BaseR
             "was trained is a base.",
             code="invalid_base_model",
         )
+    with suppress(FileNotFoundError):  # describe_base says so
+        await open_blobs(settings, paths).fetch(paths.home / model.folder)
     return replace(describe_base(paths.home / model.folder, name), origin=base.origin, created_at=base.created_at)
 
 

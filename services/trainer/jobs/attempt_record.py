@@ -15,7 +15,7 @@ import structlog
 from msgspec.structs import replace
 
 from services.trainer import metrics
-from services.trainer.jobs.job_folder import newest_point
+from services.trainer.jobs.mirror import reached_step
 from services.trainer.stores import Stores, persist_once
 from shared.errors import LeaseLost
 from shared.records import JobRecord
@@ -46,7 +46,7 @@ async def begin(stores: Stores, job_id: str, token: str) -> JobRecord:
         )
 
     record = await stores.jobs.get(job_id)
-    reached = await asyncio.to_thread(newest_point, stores.paths.job_folder(job_id))
+    reached = await reached_step(stores, job_id)
     is_first = not (record.started or record.attempts)
     message = "Fine-tuning job started" if is_first else "Fine-tuning job resumed"
     begun = await persist_once(

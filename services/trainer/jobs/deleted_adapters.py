@@ -12,7 +12,8 @@ import asyncio
 import re
 import shutil
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -20,15 +21,15 @@ import structlog
 from msgspec import Struct
 
 from services.trainer.jobs.settled import ended
-from services.trainer.protocol import SPEC_FILE, spec_decoder
+from services.trainer.protocol import EXPORTS_FILE, SPEC_FILE, spec_decoder
 from services.trainer.stores import Stores
-from services.trainer.training.history import History
-from shared.errors import StoreUnavailable
-from shared.paths import Paths, remove_folder
+from services.trainer.training.history import History, decode_export
+from shared.blobs.interface import read_whole
+from shared.errors import StorageUnavailable, StoreUnavailable
+from shared.paths import Paths
 
 KEPT_S = 3600.0
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_ASIDE = ".partial-"
 _DOOMED = re.compile(r"\.partial-[0-9a-f]{8}")
 """As remove_folder calls what it deletes."""
 
@@ -41,19 +42,25 @@ class _Manifest(Struct, frozen=True):
 
 async def drop_deleted(stores: Stores) -> None:
     """Delete what is of no use. Each folder is set aside and looked up again before: it may be published meanwhile."""
-    await asyncio.to_thread(_tidy, stores.paths)
-    old = await asyncio.to_thread(_old_folders, stores.paths)
+    await _tidy(stores)
+    found = await stores.blobs.folders(stores.paths.adapters, depth=2)
+    old = [kept.folder for kept in found if _DIGEST.fullmatch(kept.folder.name) and _is_old(kept.changed_at)]
     if not old:
         return
     needed, retired = await _needed(stores), await stores.registry.retired()
     unused = [folder for folder in old if folder.name not in needed and await _is_settled(stores, folder, retired)]
-    aside = await asyncio.to_thread(_set_aside, unused)
+    aside: dict[Path, float] = {}
+    for folder in unused:
+        changed_at = await stores.blobs.set_aside(folder)
+        if changed_at is not None:
+            aside[folder] = changed_at
     try:
         needed = await _needed(stores) if aside else needed
-    except StoreUnavailable:
-        await asyncio.to_thread(_put_back, aside)
+    except (StoreUnavailable, StorageUnavailable):
+        for folder in aside:
+            await stores.blobs.put_back(folder)
         raise
-    gone = await asyncio.to_thread(_delete, aside, needed)
+    gone = [folder.name for folder, changed_at in aside.items() if await _delete(stores, folder, changed_at, needed)]
     await stores.registry.forget_retired(gone)
 
 
@@ -63,16 +70,30 @@ async def _needed(stores: Stores) -> set[str]:
     Jobs first: one that ends in between has its records by then.
     """
     jobs = await stores.jobs.active()
-    of_jobs = await asyncio.to_thread(_of_jobs, stores.paths, jobs)
+    of_jobs = set[str]()
+    for job_id in jobs:
+        of_jobs |= await _of_job(stores, job_id)
     return of_jobs | await stores.registry.digests()
 
 
-def _of_jobs(paths: Paths, jobs: Sequence[str]) -> set[str]:
-    found = set[str]()
-    for folder in map(paths.job_folder, jobs):
-        found |= {Path(exported.folder).name for exported in History(folder, paths.adapters).exports()}
-        if (folder / SPEC_FILE).exists():
-            found.add(spec_decoder.decode((folder / SPEC_FILE).read_bytes()).parent_sha256 or "")
+async def _of_job(stores: Stores, job_id: str) -> set[str]:
+    """Return what an unfinished job has made and goes on from, by what this host and the store know of it."""
+    folder = stores.paths.job_folder(job_id)
+    found = await asyncio.to_thread(_made_here, stores.paths, folder)
+    if stores.blobs.is_local:
+        return found
+    with suppress(FileNotFoundError):
+        lines = (await read_whole(stores.blobs, folder / EXPORTS_FILE)).splitlines(keepends=True)
+        found |= {decode_export(line).sha256 for line in lines if line.endswith(b"\n")}
+    with suppress(FileNotFoundError):
+        found.add(spec_decoder.decode(await read_whole(stores.blobs, folder / SPEC_FILE)).parent_sha256 or "")
+    return found
+
+
+def _made_here(paths: Paths, folder: Path) -> set[str]:
+    found = {Path(exported.folder).name for exported in History(folder, paths.adapters).exports()}
+    if (folder / SPEC_FILE).exists():
+        found.add(spec_decoder.decode((folder / SPEC_FILE).read_bytes()).parent_sha256 or "")
     return found
 
 
@@ -80,67 +101,41 @@ async def _is_settled(stores: Stores, folder: Path, retired: Mapping[str, float]
     """Tell whether this database knows that an adapter is of no use, and for long enough."""
     if folder.name in retired:
         return retired[folder.name] < time.time() - KEPT_S
-    job_id = await asyncio.to_thread(_maker, folder)
+    job_id = await _maker(stores, folder)
     return job_id != "" and await ended(stores, job_id) is not None
 
 
-def _maker(folder: Path) -> str:
+async def _maker(stores: Stores, folder: Path) -> str:
     """Return the id of the job that made an adapter; empty if it is not known."""
     try:
-        return msgspec.json.decode((folder / "manifest.json").read_bytes(), type=_Manifest).job_id
+        return msgspec.json.decode(await read_whole(stores.blobs, folder / "manifest.json"), type=_Manifest).job_id
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return ""
 
 
-def _old_folders(paths: Paths) -> list[Path]:
-    return [folder for folder in paths.adapters.glob("*/*") if _DIGEST.fullmatch(folder.name) and _is_old(folder)]
+def _is_old(changed_at: float) -> bool:
+    return changed_at < time.time() - KEPT_S
 
 
-def _is_old(folder: Path) -> bool:
-    try:
-        return folder.stat().st_mtime < time.time() - KEPT_S
-    except FileNotFoundError:
+async def _delete(stores: Stores, folder: Path, changed_at: float, needed: Collection[str]) -> bool:
+    """Delete what is still of no use; else it is put back."""
+    if folder.name in needed or not _is_old(changed_at) or await stores.blobs.exists(folder):
+        await stores.blobs.put_back(folder)
         return False
+    await stores.blobs.remove(folder)
+    log.info("adapter.dropped", base=folder.parent.name, sha256=folder.name)
+    return True
 
 
-def _set_aside(folders: Collection[Path]) -> list[Path]:
-    """Rename folders so that who publishes the same bytes does not find them, and return their new places."""
-    moved = []
-    for folder in folders:
-        try:
-            moved.append(folder.rename(folder.with_name(f"{_ASIDE}{folder.name}")))
-        except FileNotFoundError:  # by another trainer
-            continue
-    return moved
-
-
-def _put_back(aside: Collection[Path]) -> None:
-    for folder in aside:
-        final = folder.with_name(folder.name.removeprefix(_ASIDE))
-        if final.is_dir():  # published again meanwhile
-            remove_folder(folder)
-        elif folder.is_dir():
-            folder.rename(final)
-
-
-def _delete(aside: Collection[Path], needed: Collection[str]) -> list[str]:
-    """Delete what is still of no use, and return its digests; the others are put back."""
-    gone = []
-    for folder in aside:
-        digest = folder.name.removeprefix(_ASIDE)
-        if digest in needed or not _is_old(folder):
-            _put_back([folder])
-            continue
-        remove_folder(folder)
-        log.info("adapter.dropped", base=folder.parent.name, sha256=digest)
-        gone.append(digest)
-    return gone
-
-
-def _tidy(paths: Paths) -> None:
+async def _tidy(stores: Stores) -> None:
     """Put back what a trainer that died had set aside, and delete what it was deleting."""
-    for folder in paths.adapters.glob(f"*/{_ASIDE}*"):
-        if _DIGEST.fullmatch(folder.name.removeprefix(_ASIDE)):
-            _put_back([folder])
-        elif _DOOMED.fullmatch(folder.name):
+    for kept in await stores.blobs.folders(stores.paths.adapters, depth=2):
+        if kept.is_aside and _DIGEST.fullmatch(kept.folder.name):
+            await stores.blobs.put_back(kept.folder)
+    await asyncio.to_thread(_tidy_disk, stores.paths)
+
+
+def _tidy_disk(paths: Paths) -> None:
+    for folder in paths.adapters.glob("*/.partial-*"):
+        if _DOOMED.fullmatch(folder.name):
             shutil.rmtree(folder, ignore_errors=True)

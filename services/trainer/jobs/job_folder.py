@@ -7,17 +7,19 @@ import shutil
 from pathlib import Path
 
 import msgspec
+import structlog
 from msgspec.structs import replace
 
 from services.trainer.base.weights import weights_digest
 from services.trainer.failures import TrainingFailed
 from services.trainer.jobs.hyperparameters import resolve
+from services.trainer.jobs.mirror import fetch_sources, restore
 from services.trainer.jobs.options import effective, offered_base, resolve_beta
 from services.trainer.jobs.parents import check_parent, find_parent, read_shape
 from services.trainer.protocol import CHECKPOINTS_FOLDER, SPEC_FILE, TrainSpec, encoder, spec_decoder
 from services.trainer.stores import Stores
 from shared import ids, tracing
-from shared.errors import InvalidTrainingData, NotFound
+from shared.errors import InvalidTrainingData, NotFound, StorageUnavailable
 from shared.paths import write_atomic
 from shared.records import AdapterRecord, BaseRecord, FileRecord, JobRecord
 from shared.schemas.methods import SupervisedHyperparameters
@@ -25,10 +27,12 @@ from shared.schemas.options import TrainingOptions
 from shared.training_data import validate
 
 _RESULT_FILE = "result_file"
-_NAMES_FILE = "checkpoint_names.json"
+NAMES_FILE = "checkpoint_names.json"
 _TOLD_FILE = "checkpoints_told.json"
 _FINAL = 0
 """Stands for the final model among the steps; an early epoch may be it, under its checkpoint's name too."""
+
+log = structlog.get_logger()
 
 
 async def prepare(stores: Stores, record: JobRecord) -> tuple[Path, TrainSpec]:
@@ -42,17 +46,21 @@ async def prepare(stores: Stores, record: JobRecord) -> tuple[Path, TrainSpec]:
     if record.validation_file:
         await _file(stores, record, record.validation_file)
     folder = stores.paths.job_folder(record.id)
+    await restore(stores, record.id)
     if not (folder / SPEC_FILE).exists():
         parent = await find_parent(stores, record)
         await asyncio.to_thread(_write_first_spec, stores, record, base, training, parent, folder)
     spec = await asyncio.to_thread(_update_spec, stores, record, base, folder)
+    await fetch_sources(stores, spec)
     return folder, spec
 
 
 async def _file(stores: Stores, record: JobRecord, file_id: str) -> FileRecord:
     try:
-        return await stores.files.get(file_id, project=record.project)
-    except NotFound as error:
+        found = await stores.files.get(file_id, project=record.project)
+        await stores.blobs.fetch(stores.paths.file_folder(file_id))
+        return found
+    except (NotFound, FileNotFoundError) as error:
         param = "training_file" if file_id == record.training_file else "validation_file"
         raise InvalidTrainingData(f"The file {file_id} was deleted before training.", param=param) from error
 
@@ -105,15 +113,14 @@ def _check_base(spec: TrainSpec, base: BaseRecord) -> None:
         )
 
 
-def newest_point(folder: Path) -> int:
-    """Return the step of a job folder's newest resume point, whole or not; 0 if there is none."""
-    points = (folder / CHECKPOINTS_FOLDER).glob("step-*")
-    return max((int(point.name.removeprefix("step-")) for point in points), default=0)
-
-
-def drop_points(folder: Path) -> None:
-    """Delete a job folder's resume points, as far as that can be done."""
-    shutil.rmtree(folder / CHECKPOINTS_FOLDER, ignore_errors=True)
+async def drop_points(stores: Stores, job_id: str) -> None:
+    """Delete a job's resume points, as far as that can be done now."""
+    points = stores.paths.job_folder(job_id) / CHECKPOINTS_FOLDER
+    await asyncio.to_thread(shutil.rmtree, points, ignore_errors=True)
+    try:
+        await stores.blobs.remove(points)
+    except StorageUnavailable:
+        log.warning("points.left_to_sweep", job_id=job_id)
 
 
 def _first_spec(
@@ -184,7 +191,7 @@ class CheckpointNames:
     """The public names of a job's checkpoints, kept in its folder: a second attempt gives a step the same name."""
 
     def __init__(self, folder: Path, model_name: str) -> None:
-        self._path = folder / _NAMES_FILE
+        self._path = folder / NAMES_FILE
         self._told_path = folder / _TOLD_FILE
         self._model_name = model_name
         known = self._path.read_bytes() if self._path.exists() else b"{}"

@@ -19,8 +19,8 @@ from services.trainer.jobs.deleted_adapters import drop_deleted
 from services.trainer.jobs.job_folder import drop_points
 from services.trainer.jobs.settled import ended
 from services.trainer.stores import Stores
-from shared.errors import StoreUnavailable
-from shared.paths import remove_folder
+from shared.blobs.copies import drop_copies
+from shared.errors import StorageUnavailable, StoreUnavailable
 from shared.states import JobState
 
 PERIOD_S = 3600.0
@@ -35,27 +35,28 @@ async def sweep_forever(stores: Stores) -> None:
     while True:
         try:
             await sweep(stores)
-        except (StoreUnavailable, OSError, msgspec.MsgspecError) as error:
+        except (StoreUnavailable, StorageUnavailable, OSError, msgspec.MsgspecError) as error:
             log.warning("leftovers.unavailable", reason=type(error).__name__)
         await asyncio.sleep(PERIOD_S)
 
 
 async def sweep(stores: Stores) -> None:
     """Delete what is left of jobs that nobody works on."""
-    for job_id in await asyncio.to_thread(_with_points, stores):
+    for job_id in await _with_points(stores):
         record = await ended(stores, job_id)
         if record is not None and record.status in DROPPED:
             log.info("points.dropped", job_id=job_id)
-            await asyncio.to_thread(drop_points, stores.paths.job_folder(job_id))
+            await drop_points(stores, job_id)
     for job_id, folder in await asyncio.to_thread(_half_written, stores):
         if await ended(stores, job_id) is not None:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-    for job_id in await asyncio.to_thread(_with_models, stores):
+    for job_id in await _with_models(stores):
         record = await ended(stores, job_id)
         if record is not None and await stores.registry.get(record.model_name) is None:
             log.info("model.dropped", job_id=job_id)
-            await asyncio.to_thread(remove_folder, stores.paths.whole_model_folder(job_id))
+            await stores.blobs.remove(stores.paths.whole_model_folder(job_id))
     await drop_deleted(stores)
+    await drop_copies(stores.blobs)
 
 
 def _half_written(stores: Stores) -> list[tuple[str, Path]]:
@@ -64,12 +65,20 @@ def _half_written(stores: Stores) -> list[tuple[str, Path]]:
     return [(folder.name.removeprefix(".partial-").rpartition("-")[0], folder) for folder in found]
 
 
-def _with_points(stores: Stores) -> list[str]:
-    return [folder.parent.name for folder in stores.paths.jobs.glob("*/checkpoints")]
+async def _with_points(stores: Stores) -> set[str]:
+    here = await asyncio.to_thread(lambda: {folder.parent.name for folder in stores.paths.jobs.glob("*/checkpoints")})
+    if stores.blobs.is_local:
+        return here
+    return here | {kept.folder.parts[-3] for kept in await stores.blobs.folders(stores.paths.jobs, depth=3)}
 
 
-def _with_models(stores: Stores) -> list[str]:
+async def _with_models(stores: Stores) -> set[str]:
     """List the jobs that have one, after whatever is left of models that were being deleted."""
+    here = await asyncio.to_thread(_models_here, stores)
+    return here if stores.blobs.is_local else here | (await stores.blobs.children(stores.paths.models)).keys()
+
+
+def _models_here(stores: Stores) -> set[str]:
     for doomed in stores.paths.models.glob(".partial-*"):
         shutil.rmtree(doomed, ignore_errors=True)
-    return [folder.name for folder in stores.paths.models.iterdir()]
+    return {folder.name for folder in stores.paths.models.iterdir()}

@@ -19,6 +19,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from pathlib import Path
 from typing import Literal
 
 from msgspec.structs import replace
@@ -103,7 +105,11 @@ async def offered_base(stores: Stores, record: JobRecord) -> BaseRecord:
     base = await stores.registry.base(record.model)
     if base is None or (base.origin and await stores.registry.usable(base.id, record.project) is None):
         raise TrainingFailed(f"The base model {record.model} is not offered here any more.", code="model_not_found")
-    return base.placed(stores.paths.home)
+    placed = base.placed(stores.paths.home)
+    if base.origin:  # the operator's own are on every host
+        with suppress(FileNotFoundError):  # whoever reads it says so
+            await stores.blobs.fetch(Path(placed.path))
+    return placed
 
 
 def settle(record: JobRecord, n_examples: int, options: TrainingOptions) -> JobRecord:

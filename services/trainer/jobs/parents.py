@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -41,6 +42,8 @@ async def find_parent(stores: Stores, record: JobRecord) -> AdapterRecord | None
             code="model_not_found",
             param="model",
         )
+    with suppress(FileNotFoundError):  # whoever reads it says so
+        await stores.blobs.fetch(parent_folder(stores.paths, parent))
     return parent
 
 

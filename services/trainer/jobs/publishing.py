@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from msgspec.structs import replace
 
 from services.trainer.base.description import describe_base
 from services.trainer.failures import ParityMismatch, TrainingFailed
-from services.trainer.jobs.job_folder import CheckpointNames, result_file_id
+from services.trainer.jobs.job_folder import NAMES_FILE, CheckpointNames, result_file_id
+from services.trainer.jobs.mirror import keep_decisions
 from services.trainer.jobs.narration import (
     RESULT_FILE_NAME,
     checkpoint_event,
@@ -33,8 +35,8 @@ from services.trainer.shortages import died
 from services.trainer.stores import Stores, persist, persist_once
 from services.trainer.training.history import History
 from shared import ids, tracing
-from shared.errors import NoReplica
-from shared.paths import folder_bytes, remove_folder, write_atomic
+from shared.errors import NoReplica, StorageUnavailable
+from shared.paths import folder_bytes, write_atomic
 from shared.records import AdapterRecord, FileRecord, JobRecord
 from shared.schemas.checkpoints import Checkpoint
 from shared.schemas.events import Event
@@ -53,10 +55,16 @@ async def withdraw(stores: Stores, record: JobRecord, *, fence: str = "") -> Non
     `fence` is the token of the job's lease, "" for one that is at its end for good. Raises LeaseLost.
     Adapters are left to the hourly sweep, since another job's may be the same bytes; a whole model is its job's alone.
     """
-    for name in CheckpointNames(stores.paths.job_folder(record.id), record.model_name).all():
+    folder = stores.paths.job_folder(record.id)
+    with suppress(FileNotFoundError, StorageUnavailable):  # another host may have given the names
+        await stores.blobs.fetch_file(folder / NAMES_FILE)
+    for name in {*CheckpointNames(folder, record.model_name).all(), record.model_name}:
         await persist(partial(stores.registry.retire, name, fence=fence))
     await persist(lambda: stores.jobs.forget_checkpoints(record.id, fence=fence))
-    await asyncio.to_thread(remove_folder, stores.paths.whole_model_folder(record.id))
+    try:
+        await stores.blobs.remove(stores.paths.whole_model_folder(record.id))
+    except StorageUnavailable:
+        log.warning("model.left_to_sweep", job_id=record.id)
 
 
 class Publication:
@@ -68,12 +76,13 @@ class Publication:
         self._record = record
         self._spec = spec
         self._token = token
-        self._history = History(stores.paths.job_folder(record.id), Path(spec.adapters_folder))
-        self._names = CheckpointNames(stores.paths.job_folder(record.id), record.model_name)
+        self._folder = stores.paths.job_folder(record.id)
+        self._history = History(self._folder, Path(spec.adapters_folder))
+        self._names = CheckpointNames(self._folder, record.model_name)
 
     async def announce(self, step: int) -> None:
         """Tell of an epoch's checkpoint, once; its name answers when the job has succeeded."""
-        name, is_new = self._names.of(step, final=False)
+        name, is_new = await self._name(step, final=False)
         await self._say_once(checkpoint_event(step, name), step, is_new=is_new, final=False)
 
     async def prove(self, child: ChildProcess, exported: Exported, last_step_at: float) -> None:
@@ -82,7 +91,8 @@ class Publication:
         `last_step_at` is Unix time. Raises ParityMismatch, or TrainingFailed when it cannot be served.
         """
         step = exported.metrics.step
-        _, is_new = self._names.of(step, final=True)
+        _, is_new = await self._name(step, final=True)
+        await persist(lambda: self._stores.blobs.keep(Path(exported.folder)))
         if exported.remark:
             await self._say_once(event(exported.remark, data={"step": step}), step, is_new=is_new, final=True)
         unlisted = self._adapter(exported, listed=False)
@@ -95,6 +105,13 @@ class Publication:
                 await self._say(told)
         else:
             await self._see_it_answer(child, exported, adapter, last_step_at)
+
+    async def _name(self, step: int, *, final: bool) -> tuple[str, bool]:
+        """Name a checkpoint, so that every host gives it this name from now on."""
+        name, is_new = self._names.of(step, final=final)
+        if is_new:
+            await keep_decisions(self._stores, self._folder)
+        return name, is_new
 
     @property
     def _is_whole(self) -> bool:
@@ -184,6 +201,7 @@ class Publication:
             step_number=exported.metrics.step,
             metrics=checkpoint_metrics(exported),
         )
+        await persist(lambda: self._stores.blobs.keep(Path(exported.folder)))
         await persist(lambda: self._stores.registry.publish(adapter, fence=self._token))
         await persist(lambda: self._stores.jobs.append_checkpoint(checkpoint, fence=self._token))
 
@@ -216,7 +234,9 @@ class Publication:
             sha256=hashlib.sha256(content).hexdigest(),
             created_at=int(time.time()),
         )
+        await keep_decisions(self._stores, self._folder)
         await asyncio.to_thread(self._write_result, record, content)
+        await persist(lambda: self._stores.blobs.keep(self._stores.paths.file_folder(record.id)))
         await persist(lambda: self._stores.files.add(record))
         return record.id
 

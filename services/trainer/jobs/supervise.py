@@ -26,6 +26,7 @@ from services.trainer.jobs import attempt_record, job_folder
 from services.trainer.jobs.first_attempt import other_way
 from services.trainer.jobs.holding import Lease, holding
 from services.trainer.jobs.leftovers import DROPPED
+from services.trainer.jobs.mirror import mirroring
 from services.trainer.jobs.narration import (
     other_way_event,
     plain_event,
@@ -136,7 +137,7 @@ class _Attempt:
         status = await self._withdraw_unless_succeeded(record)
         measured.outcome = status.value
         if status in DROPPED:
-            await asyncio.to_thread(job_folder.drop_points, self._stores.paths.job_folder(self._job_id))
+            await job_folder.drop_points(self._stores, self._job_id)
         return await attempt_record.put_down(self._stores, self._job_id, self._token)
 
     async def _begin(self) -> JobRecord:
@@ -167,7 +168,10 @@ class _Attempt:
         folder, spec = await persist(lambda: job_folder.prepare(self._stores, record))
         self._lease.show(folder)
         publication = Publication(self._stores, self._serving, record, spec, self._token)
-        async with tracking(self._stores, record, spec, self._token) as tracker:
+        async with (
+            mirroring(self._stores, folder, spec, self._token),
+            tracking(self._stores, record, spec, self._token) as tracker,
+        ):
             child = await self._launcher.start(folder, spec, record)
             log.info("child.started", pid=child.pid)
             try:

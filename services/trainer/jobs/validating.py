@@ -143,8 +143,8 @@ async def _content(stores: Stores, record: JobRecord, file_id: str, role: Litera
     try:
         await stores.files.get(file_id, project=record.project)
         path = stores.paths.file_content(file_id)
-        await asyncio.to_thread(path.stat)
-    except (NotFound, OSError) as error:
+        await stores.blobs.fetch(path.parent)
+    except (NotFound, FileNotFoundError) as error:
         raise InvalidTrainingData(
             f"The {role} file {file_id} was deleted before it could be read.",
             code=f"invalid_{role}_file",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from services.trainer.base.prepare import resolve_base
 from services.trainer.base.weights import weights_digest, whole_digest
 from services.trainer.standalone import ExportRefused
 from shared.adapters import CONFIG_NAME, adapter_digest
+from shared.blobs.opening import open_blobs
 from shared.errors import StoreUnavailable
 from shared.ids import is_fine_tuned
 from shared.paths import Paths
@@ -58,6 +60,10 @@ async def find(model: str, settings: Settings, paths: Paths, base: Path | None) 
     if folder.is_dir():
         raise ExportRefused(f"{folder} holds no {CONFIG_NAME}: it is no adapter")
     record, registered = await _look_up(settings.model_aliases.get(model, model), settings)
+    with suppress(FileNotFoundError):  # whoever reads it says so
+        await open_blobs(settings, paths).fetch(paths.home / record.folder)
+        if registered.origin and base is None:
+            await open_blobs(settings, paths).fetch(Path(registered.placed(paths.home).path))
     if record.whole:
         return _whole(record, paths, base)
     adapter = paths.home / record.folder

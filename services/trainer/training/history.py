@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from services.trainer.protocol import EXPORTS_FILE, METRICS_FILE, Exported, Metrics, encode_line, metrics_decoder
 from shared.paths import write_atomic
 
-_decode_export = msgspec.json.Decoder(Exported).decode
+decode_export = msgspec.json.Decoder(Exported).decode
 
 
 class History:
@@ -35,7 +35,7 @@ class History:
         return [metrics_decoder.decode(line) for line in _lines(self._metrics)]
 
     def exports(self) -> list[Exported]:
-        found = [_named(_decode_export(line)) for line in _lines(self._exports)]
+        found = [_named(decode_export(line)) for line in _lines(self._exports)]
         return [replace(exported, folder=str(self._adapters / exported.folder)) for exported in found]
 
     def rewind(self, step: int) -> None:

@@ -15,7 +15,7 @@ import httpx2
 import pytest
 from msgspec import Raw
 
-from services.api.batches import answering, creation, input_file
+from services.api.batches import answering, input_file
 from services.api.batches.answering import Answering
 from services.api.batches.input_file import Request, read_input
 from services.api.batches.results import Result, Results
@@ -24,6 +24,7 @@ from services.api.batches.turns import Turns
 from services.api.errors import UpstreamError
 from services.api.gateway.forwarding import Gateway
 from shared.batch_records import BatchRecord
+from shared.blobs import local
 from shared.errors import NoReplica, ReplicaLost
 from shared.model_records import Access
 from shared.schemas.batches import BatchUsage
@@ -145,8 +146,8 @@ def test_input_is_held_where_there_are_no_links_too(
     source, target = written(tmp_path, b"bytes"), tmp_path / "held"
     if not links:
         monkeypatch.setattr(os, "link", refuse)
-    creation._link(source, target)
-    creation._link(source, target)
+    local._link(source, target)
+    local._link(source, target)
     source.unlink()
     assert target.read_bytes() == b"bytes" and list(tmp_path.iterdir()) == [target]
 

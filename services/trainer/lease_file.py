@@ -14,7 +14,7 @@ from pathlib import Path
 
 from shared.errors import LeaseLost
 
-NAME = "lease"
+NAME = ".lease"
 _LOOK_S = 0.2
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 

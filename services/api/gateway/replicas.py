@@ -6,6 +6,8 @@ server that made it, and the client has seen nothing of it.
 
 from __future__ import annotations
 
+import socket
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 
 import httpx2
@@ -27,6 +29,16 @@ _log = structlog.get_logger()
 _ATTEMPTS = 3
 _PRIORITY_HEADER = "x-vllm-priority"
 """Wins over the body's `priority` in vLLM; smaller numbers are answered earlier."""
+_SILENCE_S = 10
+"""A server whose host confirms nothing that it is sent, for so long, is given up; one that computes is not silent."""
+_GIVE_UP = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+if sys.platform == "linux":
+    _GIVE_UP += [
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _SILENCE_S // 2),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 2),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SILENCE_S * 1000),
+    ]
 _PRODUCT = {"generate": "generate text", "embed": "make embeddings"}
 
 
@@ -38,9 +50,14 @@ class Replicas:
         self._loads = Loads()
         self._http = httpx2.AsyncClient(
             headers={"authorization": f"Bearer {internal_key}", "user-agent": "selftune-gateway"},
-            # No read timeout: a long answer from a busy CPU is not a failure, and a dead replica closes its sockets.
+            # No read timeout: a long answer from a busy CPU is no failure. A dead replica closes its sockets; one whose
+            # host is gone does not, and the kernel finds out.
             timeout=httpx2.Timeout(None, connect=5.0, pool=30.0),
-            limits=httpx2.Limits(max_connections=1000, max_keepalive_connections=100, keepalive_expiry=2.0),
+            transport=httpx2.AsyncHTTPTransport(
+                limits=httpx2.Limits(max_connections=1000, max_keepalive_connections=100, keepalive_expiry=2.0),
+                socket_options=_GIVE_UP,
+                trust_env=False,
+            ),
             trust_env=False,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import configparser
+import os
 import re
 import shutil
 import subprocess
@@ -111,7 +111,10 @@ def test_every_variable_is_a_setting(manifests: list[Manifest]) -> None:
         assert len(variables) == len(set(variables))
 
 
-_SETTINGS_TO_COME: set[str] = set()
+_SETTINGS_TO_COME = {
+    "SELFTUNE_METRICS_HOST", "SELFTUNE_API_METRICS_PORT", "SELFTUNE_TRAINER_METRICS_PORT",
+    "SELFTUNE_INFERENCE_METRICS_PORT", "SELFTUNE_STORAGE_URL", "SELFTUNE_KEY_SECRET",
+}  # fmt: skip
 
 
 def test_settings_arrive_as_they_were_written() -> None:
@@ -184,3 +187,143 @@ def test_wrong_value_is_refused_by_its_name(change: dict[str, Any], named_value:
     helm = pytest.importorskip("helm_python", reason="helm-python-sdk, which holds Helm, is not installed")
     with pytest.raises(helm.HelmError, match=re.escape(named_value)):
         render({**VALUES, **change})
+
+
+def compose(name: str = "compose.yaml") -> Manifest:
+    read: Manifest = yaml.safe_load((DEPLOY / name).read_text())
+    return read
+
+
+def test_containers_may_do_nothing_that_they_need_not() -> None:
+    services = compose()["services"]
+    assert set(SERVICES) < set(services)
+    for name, service in services.items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), "published on loopback only"
+    assert {services[name]["user"] for name in SERVICES} == {"10001:10001"}
+
+
+def test_database_and_inference_server_are_on_a_network_without_a_way_out() -> None:
+    document = compose()
+    assert document["networks"]["inside"] == {"internal": True}
+    assert document["services"]["valkey"]["networks"] == document["services"]["inference"]["networks"] == ["inside"]
+
+
+def test_database_keeps_what_it_acknowledges() -> None:
+    command = compose()["services"]["valkey"]["command"]
+    settings = dict(zip(command[1::2], command[2::2], strict=True))
+    assert settings["--appendonly"] == "yes"
+    assert settings["--appendfsync"] == "everysec"
+    assert settings["--maxmemory-policy"] == "noeviction"
+    assert {compose()["services"][name]["depends_on"]["valkey"]["condition"] for name in SERVICES} == {
+        "service_healthy"
+    }
+
+
+def test_variables_in_the_compose_file_are_settings() -> None:
+    settings = {f"SELFTUNE_{name.upper()}" for name in Settings.__struct_fields__} | _SETTINGS_TO_COME
+    services = compose()["services"]
+    assert {name for service in SERVICES for name in services[service]["environment"]} <= settings
+
+
+def test_what_the_compose_files_refer_to_is_there() -> None:
+    document, gpu = compose(), compose("compose.gpu.yaml")
+    assert set(gpu["services"]) < set(document["services"])
+    for service in document["services"].values():
+        assert {one["source"] for one in service.get("configs", [])} <= set(document["configs"])
+        for volume in service.get("volumes", []):
+            source = volume.partition(":")[0]
+            assert (DEPLOY / source).exists() if source.startswith(".") else source in document["volumes"], volume
+    for config in document["configs"].values():
+        assert yaml.safe_load(config["content"])
+
+
+def stages() -> dict[str, str]:
+    """Return what the Dockerfile says of each stage, by name."""
+    parts = re.split(r"^FROM \S+ AS (\S+)\n", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def test_hadolint_finds_nothing_wrong_with_the_dockerfile() -> None:
+    hadolint = Path(sys.executable).with_name("hadolint")
+    checked = subprocess.run([hadolint, "Dockerfile"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (checked.returncode, checked.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_image_runs_its_service_as_a_normal_user_and_says_when_it_is_well(service: str) -> None:
+    stage = stages()[service]
+    assert "USER 10001:10001" in stage
+    assert "HEALTHCHECK" in stage
+    assert stage.rstrip().endswith(f'CMD ["python", "-m", "services.{service}"]')
+
+
+def test_api_image_has_no_compiler_and_every_image_only_its_service() -> None:
+    text = stages()
+    assert "gcc" not in text["base"] + text["api"] + text["build-api"]
+    for service in SERVICES:
+        copied = re.findall(r"^COPY services/(\w+) ", text[f"build-{service}"], re.MULTILINE)
+        assert copied == [service]
+
+
+def test_docker_is_given_what_the_dockerfile_copies_and_nothing_else() -> None:
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    given = {line[1:] for line in ignored if line.startswith("!")}
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert ignored[1] == "*"
+    assert given == {name.partition("/")[0] for names in copied for name in names.split()}
+
+
+UNITS = DEPLOY / "systemd"
+
+
+@pytest.fixture
+def units(tmp_path: Path) -> Path:
+    """The units as they are installed, with this checkout in the place of /opt/selftune."""
+    folder = Path(shutil.copytree(UNITS, tmp_path / "units", symlinks=True))
+    for unit in folder.glob("*.service"):
+        unit.write_text(unit.read_text().replace("/opt/selftune", str(ROOT)))
+    return folder
+
+
+def analyze(units: Path, *arguments: str) -> str:
+    """Return what systemd-analyze says of the units."""
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        pytest.skip("systemd-analyze is not installed")
+    environment = {**os.environ, "SYSTEMD_UNIT_PATH": f"{units}:"}
+    done = subprocess.run([program, *arguments], env=environment, capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
+def test_systemd_finds_nothing_wrong_with_the_units(units: Path) -> None:
+    files = sorted(str(path) for path in units.iterdir() if path.is_file())
+    assert len(files) == 5
+    assert analyze(units, "verify", *files) == ""
+
+
+@pytest.mark.parametrize("unit", ["selftune", *(f"selftune-{name}" for name in SERVICES)])
+def test_unit_is_confined(units: Path, unit: str) -> None:
+    """systemd's own score, from 0 to 10; above 2.5 something that may be withheld is not."""
+    said = analyze(units, "security", "--offline=yes", f"{unit}.service")
+    score = re.search(r"exposure level for \S+: ([\d.]+)", said)
+    assert score, said
+    assert float(score[1]) <= 2.5
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_unit_starts_what_the_image_starts(service: str) -> None:
+    unit = (UNITS / f"selftune-{service}.service").read_text()
+    assert f"\nExecStart=/opt/selftune/.venv/bin/python -m services.{service}\n" in unit
+
+
+def test_units_give_the_time_that_is_needed_to_stop() -> None:
+    given = {
+        path.stem: int(found[1])
+        for path in UNITS.glob("*.service")
+        if (found := re.search(r"^TimeoutStopSec=(\d+)$", path.read_text(), re.MULTILINE))
+    }
+    assert given["selftune-trainer"] > SAVE_GRACE_S
+    assert given["selftune"] >= given["selftune-trainer"] + given["selftune-api"]

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2
-import msgspec
 import pytest
 from openai import OpenAI
 from openai.types.fine_tuning import FineTuningJob
@@ -59,18 +58,19 @@ class Site:
         self.api_address = network.addresses[API]
         self.redis_url = f"redis://{self.api_address}:6379/0"
 
-    def start(self) -> None:
+    def start_all(self) -> None:
         """Start the database and every service; returns when the api says that all of it is ready."""
-        self._start(API, [str(get_binary_path()), *_DATABASE, "--bind", self.api_address, "--dir", str(self.home)])
-        self._start(API, [sys.executable, "-m", "services.api"])
+        self.start(API, [str(get_binary_path()), *_DATABASE, "--bind", self.api_address, "--dir", str(self.home)])
+        self.start(API, [sys.executable, "-m", "services.api"])
         for name in TRAINERS:
-            self._start(name, [sys.executable, "-m", "services.trainer"])
+            self.start(name, [sys.executable, "-m", "services.trainer"])
         for name in REPLICAS:
-            self._start(name, [sys.executable, "-m", "services.inference"])
+            self.start(name, [sys.executable, "-m", "services.inference"])
         self.until(lambda: len(self.trainers("idle")) == 2 and len(self.replicas("ready")) == 2, timeout_s=420)
         assert self.get("/readyz").status_code == 200
 
-    def _start(self, host: str, command: list[str]) -> subprocess.Popen[bytes]:
+    def start(self, host: str, command: list[str]) -> subprocess.Popen[bytes]:
+        """Start a process of a host with its settings; its output goes to the host's log."""
         address = self.network.addresses[host]
         settings = Settings(
             data_dir=str(self.home / "data"), redis_url=self.redis_url, base_model=str(self._base),
@@ -152,7 +152,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with network() as hosts:
         site = Site(hosts, home, base)
         try:
-            site.start()
+            site.start_all()
             yield site
         finally:
             for log in home.glob("*.log"):
@@ -246,6 +246,11 @@ def answers(site: Site, model: str, *, seconds: float) -> list[str]:
     return given
 
 
-def test_readiness_names_every_part(site: Site) -> None:
-    report = msgspec.json.decode(site.get("/readyz").content)
-    assert report["status"] == "ready"
+def test_probes_find_each_hosts_own_service(site: Site) -> None:
+    """The commands and paths of the images' health checks and of the chart's probes."""
+    trainer = [sys.executable, "-m", "services.trainer.health"]
+    assert site.start(TRAINERS[0], trainer).wait(60) == 0
+    assert site.start(REPLICAS[0], trainer).wait(60) == 1, "no trainer runs there"
+    with site.network.hosts[API].inside():
+        for name in REPLICAS:
+            assert httpx2.get(f"http://{site.network.addresses[name]}:8001/health", trust_env=False).is_success

@@ -13,7 +13,7 @@ LABEL org.opencontainers.image.title="selftune" \
       org.opencontainers.image.revision="${REVISION}"
 ENV PATH=/opt/selftune/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     HF_HUB_DISABLE_TELEMETRY=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 \
-    SELFTUNE_DATA_DIR=/data HOME=/tmp
+    SELFTUNE_DATA_DIR=/data HF_HOME=/data/hub HOME=/tmp
 RUN groupadd --gid 10001 selftune && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp selftune \
     && install --directory --owner=10001 --group=10001 --mode=0700 /data
 WORKDIR /app

@@ -50,7 +50,16 @@ def render(values: dict[str, Any]) -> list[Manifest]:
     with helm.Chart.load(str(CHART)) as chart:
         files = chart.render(values, name="prod", namespace="ai")
     texts = (text for name, text in sorted(files.items()) if name.endswith(".yaml"))
-    return [manifest for text in texts for manifest in yaml.safe_load_all(text) if manifest]
+    return [manifest for text in texts for manifest in yaml.load_all(text, Strict) if manifest]
+
+
+class Strict(yaml.SafeLoader):
+    """Refuses a key that is written twice, of which YAML would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        assert len(keys) == len(set(keys)), f"written twice in {keys}: {node.start_mark}"
+        return super().construct_mapping(node, deep)
 
 
 def named(manifests: list[Manifest], kind: str, name: str) -> Manifest:
@@ -113,7 +122,7 @@ def test_every_variable_is_a_setting(manifests: list[Manifest]) -> None:
 
 _SETTINGS_TO_COME = {
     "SELFTUNE_METRICS_HOST", "SELFTUNE_API_METRICS_PORT", "SELFTUNE_TRAINER_METRICS_PORT",
-    "SELFTUNE_INFERENCE_METRICS_PORT", "SELFTUNE_STORAGE_URL", "SELFTUNE_KEY_SECRET",
+    "SELFTUNE_INFERENCE_METRICS_PORT", "SELFTUNE_STORAGE_URL", "SELFTUNE_STORAGE_ENDPOINT", "SELFTUNE_KEY_SECRET",
 }  # fmt: skip
 
 
@@ -123,6 +132,7 @@ def test_settings_arrive_as_they_were_written() -> None:
     settings = Settings.load(environ={name: value for name, value in data.items() if name != "SELFTUNE_DATA_DIR"})
     assert (settings.organization, settings.max_file_bytes) == ("acme", 8 << 30)
     assert settings.model_aliases == {"a": "b"}
+    assert data["SELFTUNE_STORAGE_ENDPOINT"] == "http://s3:9000"
 
 
 def test_redis_password_is_never_in_a_manifest_and_comes_before_its_url() -> None:
@@ -166,6 +176,16 @@ def test_only_api_and_trainer_reach_the_inference_servers() -> None:
     assert named(manifests, "NetworkPolicy", "prod-selftune-trainer")["spec"]["ingress"] == []
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "port"),
+    [("", 443), ("https://s3.example.com", 443), ("http://s3", 80), ("http://[fd00::1]:9000", 9000)],
+)
+def test_pods_may_reach_the_object_store_at_its_port(endpoint: str, port: int) -> None:
+    values = {**FULL, "storage": {"kind": "s3", "s3": {"url": "s3://bucket", "endpoint": endpoint}}}
+    egress = named(render(values), "NetworkPolicy", "prod-selftune-inference")["spec"]["egress"]
+    assert [one["ports"][0]["port"] for one in egress[:3]] == [53, 6380, port]
+
+
 def test_pods_get_the_time_that_they_need_to_stop(manifests: list[Manifest]) -> None:
     grace = {service: pod["terminationGracePeriodSeconds"] for service, pod in pods(manifests)}
     assert grace["trainer"] > SAVE_GRACE_S
@@ -177,6 +197,7 @@ def test_pods_get_the_time_that_they_need_to_stop(manifests: list[Manifest]) -> 
         ({"redis": {"host": ""}}, "/redis/host"),
         ({"storage": {"kind": "s3"}}, "/storage/s3/url"),
         ({"storage": {"kind": "nfs"}}, "/storage/kind"),
+        ({"storage": {"kind": "s3", "s3": {"url": "s3://bucket"}}}, "models.existingClaim"),
         ({"secrets": {"internalKey": "short"}}, "/secrets/internalKey"),
         ({"trainers": {"replicas": 2}}, "trainers"),
         ({"inference": {"pools": {"Not a name": {}}}}, "Not a name"),

@@ -42,6 +42,13 @@ SELFTUNE_{{ $name | upper }}: {{ if or (kindIs "map" $value) (kindIs "slice" $va
 {{ if $redis.tls }}rediss{{ else }}redis{{ end }}://{{ if $redis.existingSecret }}{{ $redis.username }}:$(REDIS_PASSWORD)@{{ end }}{{ $redis.host }}:{{ $redis.port }}/{{ $redis.database }}{{ with $redis.urlOptions }}?{{ . }}{{ end }}
 {{- end }}
 
+{{/* The port of the object store: the endpoint's, else its scheme's. */}}
+{{- define "selftune.s3Port" -}}
+{{- $endpoint := urlParse (.Values.storage.s3.endpoint | default "https://s3") -}}
+{{- $written := regexFind ":[0-9]+$" $endpoint.host -}}
+{{ if $written }}{{ trimPrefix ":" $written }}{{ else if eq $endpoint.scheme "http" }}80{{ else }}443{{ end }}
+{{- end }}
+
 {{/* What every container's environment has. REDIS_PASSWORD comes before the URL that holds it. */}}
 {{- define "selftune.env" -}}
 - name: POD_IP

@@ -8,6 +8,7 @@ last of them its network. Nothing is written to /run/netns, and the machine's ow
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -109,6 +110,7 @@ class Network:
             host.end()
 
 
+@functools.cache
 def why_not() -> str:
     """Say what keeps this machine from having hosts; empty when nothing does."""
     if os.geteuid() != 0:

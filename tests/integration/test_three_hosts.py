@@ -1,7 +1,7 @@
 """Hosts of their own for the api, two trainers and two inference servers: a cable is pulled, and the work goes on.
 
 The commands are those of the Dockerfile and the systemd units, the database is reached over TCP, and every service has
-an address, a host name and process ids of its own. The data folder is one that all hosts share, as NFS would be.
+an address, a host name, process ids and a data folder of its own: files, checkpoints and adapters go through a bucket.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from shared.store.presence import Presence
 from tests.api_server import ROOT, with_store
 from tests.integration.hosts import Network, network, why_not
 from tests.integration.inference_stack import BASE_ID, KEY, make_base
+from tests.object_store import BUCKET, CREDENTIALS
 from tests.unit.trainer.tiny import training_rows, write_rows
 
 pytestmark = [
     pytest.mark.timeout(900),
-    pytest.mark.e2e,
     pytest.mark.skipif(bool(why_not()), reason=f"several hosts cannot be had: {why_not()}"),
 ]
 
@@ -41,6 +41,7 @@ T = TypeVar("T")
 API, CLIENT = "api", "client"
 TRAINERS = ("trainer-1", "trainer-2")
 REPLICAS = ("inference-1", "inference-2")
+S3_PORT = 5000
 LEASE_S = 4.0
 QUESTION = [{"role": "user", "content": "what is a red apple"}]
 STEPS = 40 * 12
@@ -61,6 +62,8 @@ class Site:
     def start_all(self) -> None:
         """Start the database and every service; returns when the api says that all of it is ready."""
         self.start(API, [str(get_binary_path()), *_DATABASE, "--bind", self.api_address, "--dir", str(self.home)])
+        self.start(API, [sys.executable, "-m", "moto.server", "-H", self.api_address, "-p", str(S3_PORT)])
+        self.until(self._make_bucket)
         self.start(API, [sys.executable, "-m", "services.api"])
         for name in TRAINERS:
             self.start(name, [sys.executable, "-m", "services.trainer"])
@@ -73,17 +76,29 @@ class Site:
         """Start a process of a host with its settings; its output goes to the host's log."""
         address = self.network.addresses[host]
         settings = Settings(
-            data_dir=str(self.home / "data"), redis_url=self.redis_url, base_model=str(self._base),
-            base_model_id=BASE_ID, internal_key=KEY, host=self.api_address, inference_host=address,
-            inference_port=8001, lease_ttl_s=LEASE_S, threads=1, lora_rank=4, max_lora_rank=8, max_model_len=256,
+            data_dir=str(self.data_folder(host)), storage_url=f"s3://{BUCKET}/site", storage_endpoint=self._s3,
+            redis_url=self.redis_url, base_model=str(self._base), base_model_id=BASE_ID, internal_key=KEY,
+            host=self.api_address, inference_host=address, inference_port=8001, lease_ttl_s=LEASE_S, threads=1,
+            lora_rank=4, max_lora_rank=8, max_model_len=256,
             kv_cache_bytes=64 << 20, organization="acme",
         )  # fmt: skip
-        env = {**os.environ, "PYTHONPATH": str(ROOT), **settings.to_env()}
+        env = {**os.environ, **CREDENTIALS, "PYTHONPATH": str(ROOT), **settings.to_env()}
         return self.network.hosts[host].start(command, env=env, log=self.home / f"{host}.log")
 
     @property
+    def _s3(self) -> str:
+        return f"http://{self.api_address}:{S3_PORT}"
+
+    def _make_bucket(self) -> bool:
+        with self.network.hosts[CLIENT].inside():
+            return httpx2.put(f"{self._s3}/{BUCKET}", trust_env=False).is_success
+
+    def data_folder(self, host: str) -> Path:
+        return self.home / "data" / host
+
+    @property
     def key(self) -> str:
-        return (self.home / "data" / "admin.key").read_text().strip()
+        return (self.data_folder(API) / "admin.key").read_text().strip()
 
     def client(self, **options: Any) -> OpenAI:
         """Return an SDK client; it is to be used by `inside`."""
@@ -213,6 +228,14 @@ def test_both_replicas_have_the_model_and_answer_alike(site: Site, trained: Fine
     site.until(lambda: all(model in replica.resident for replica in site.replicas("ready")))
     answers = [site.ask(replica, model).json()["choices"][0]["message"]["content"] for replica in REPLICAS]
     assert answers[0] == answers[1] != ""
+
+
+def test_no_host_wrote_into_anothers_folder(site: Site, trained: FineTuningJob) -> None:
+    """The adapter was made on one host, and came to the others through the bucket."""
+    folders = {host: site.data_folder(host) / "adapters" / BASE_ID for host in (API, *TRAINERS, *REPLICAS)}
+    held = {host: {path.name for path in folder.glob("*")} for host, folder in folders.items()}
+    assert held[REPLICAS[0]] & held[REPLICAS[1]], "both replicas have taken it"
+    assert held[API] == set(), "the api has no use for it"
 
 
 def test_answers_go_on_while_a_replica_is_cut_off(site: Site, trained: FineTuningJob) -> None:

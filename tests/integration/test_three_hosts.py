@@ -32,7 +32,7 @@ from tests.object_store import BUCKET, CREDENTIALS
 from tests.unit.trainer.tiny import training_rows, write_rows
 
 pytestmark = [
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1200),
     pytest.mark.skipif(bool(why_not()), reason=f"several hosts cannot be had: {why_not()}"),
 ]
 
@@ -69,7 +69,7 @@ class Site:
             self.start(name, [sys.executable, "-m", "services.trainer"])
         for name in REPLICAS:
             self.start(name, [sys.executable, "-m", "services.inference"])
-        self.until(lambda: len(self.trainers("idle")) == 2 and len(self.replicas("ready")) == 2, timeout_s=420)
+        self.until(lambda: len(self.trainers("idle")) == 2 and len(self.replicas("ready")) == 2, timeout_s=600)
         assert self.get("/readyz").status_code == 200
 
     def start(self, host: str, command: list[str]) -> subprocess.Popen[bytes]:

@@ -1,7 +1,7 @@
 """The inference servers behind the gateway: who is asked, and who is asked instead when that one cannot answer.
 
-A request may begin again elsewhere until the first byte of its answer is here; whatever was made of it is lost with the
-server that made it, and the client has seen nothing of it.
+A request may begin again elsewhere until the first byte of its answer is here, or the whole answer where it is no
+stream; whatever was made of it is lost with the server that made it, and the client has seen nothing of it.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Replicas:
         return able
 
     async def send(self, choices: Sequence[ReplicaRecord], body: bytes, asking: Asking) -> httpx2.Response:
-        """Return the first answer whose first byte is here; the caller closes it.
+        """Return the first answer that has begun, see `_begun`; the caller closes it.
 
         Raises ReplicaLost when no server responds, UpstreamError for what the last one says, and Unavailable when the
         gateway itself has no connection left.
@@ -93,7 +93,7 @@ class Replicas:
             try:
                 response = await self._ask(replica, body, asking)
                 if response.is_success:
-                    return await _begun(response)
+                    return await _begun(response, is_last=is_last)
             except httpx2.PoolTimeout as error:
                 raise Unavailable("The server has too many requests under way; please try again.") from error
             except httpx2.TransportError as error:
@@ -135,9 +135,15 @@ def _attempts(choices: Sequence[ReplicaRecord]) -> Iterator[tuple[ReplicaRecord,
     yield from ((replica, replica is tried[-1]) for replica in tried)
 
 
-async def _begun(response: httpx2.Response) -> httpx2.Response:
-    """Wait for the first piece of a stream, whose head comes before anything is made. Raises TransportError."""
+async def _begun(response: httpx2.Response, *, is_last: bool) -> httpx2.Response:
+    """Wait for what can still be asked for elsewhere. Raises TransportError.
+
+    That is the first piece of a stream, whose head comes before anything is made, and another answer as a whole, while
+    there is another server; the last one's is the caller's to read.
+    """
     if not is_stream(response):
+        if not is_last:
+            await _read(response)
         return response
     assert isinstance(response.stream, httpx2.AsyncByteStream)
     pieces = aiter(response.stream)
@@ -148,6 +154,14 @@ async def _begun(response: httpx2.Response) -> httpx2.Response:
         raise
     response.stream = _Begun(first, pieces, response.stream)
     return response
+
+
+async def _read(response: httpx2.Response) -> None:
+    try:
+        await response.aread()
+    except BaseException:
+        await response.aclose()
+        raise
 
 
 class _Begun(httpx2.AsyncByteStream):

@@ -15,7 +15,7 @@ import torch
 from msgspec.structs import replace
 from safetensors.torch import load_file
 
-from services.trainer.jobs.job_folder import newest_point
+from services.trainer.jobs.mirror import newest_point
 from services.trainer.launch.child_process import ChildProcess
 from services.trainer.launch.group_launcher import RESTARTS
 from services.trainer.launch.process_group import start_group

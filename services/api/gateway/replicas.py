@@ -1,11 +1,13 @@
 """The inference servers behind the gateway: who is asked, and who is asked instead when that one cannot answer.
 
-A request may begin again elsewhere until the first byte of its answer is here; whatever was made of it is lost with the
-server that made it, and the client has seen nothing of it.
+A request may begin again elsewhere until the first byte of its answer is here, or the whole answer where it is no
+stream; whatever was made of it is lost with the server that made it, and the client has seen nothing of it.
 """
 
 from __future__ import annotations
 
+import socket
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 
 import httpx2
@@ -29,6 +31,16 @@ _log = structlog.get_logger()
 _ATTEMPTS = 3
 _PRIORITY_HEADER = "x-vllm-priority"
 """Wins over the body's `priority` in vLLM; smaller numbers are answered earlier."""
+_SILENCE_S = 10
+"""A server whose host confirms nothing that it is sent, for so long, is given up; one that computes is not silent."""
+_GIVE_UP = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+if sys.platform == "linux":
+    _GIVE_UP += [
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _SILENCE_S // 2),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 2),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SILENCE_S * 1000),
+    ]
 _PRODUCT = {"generate": "generate text", "embed": "make embeddings"}
 
 
@@ -40,9 +52,14 @@ class Replicas:
         self._loads = Loads()
         self._http = httpx2.AsyncClient(
             headers={"authorization": f"Bearer {internal_key}", "user-agent": "selftune-gateway"},
-            # No read timeout: a long answer from a busy CPU is not a failure, and a dead replica closes its sockets.
+            # No read timeout: a long answer from a busy CPU is no failure. A dead replica closes its sockets; one whose
+            # host is gone does not, and the kernel finds out.
             timeout=httpx2.Timeout(None, connect=5.0, pool=30.0),
-            limits=httpx2.Limits(max_connections=1000, max_keepalive_connections=100, keepalive_expiry=2.0),
+            transport=httpx2.AsyncHTTPTransport(
+                limits=httpx2.Limits(max_connections=1000, max_keepalive_connections=100, keepalive_expiry=2.0),
+                socket_options=_GIVE_UP,
+                trust_env=False,
+            ),
             trust_env=False,
         )
 
@@ -71,7 +88,7 @@ class Replicas:
     async def send(
         self, choices: Sequence[ReplicaRecord], body: bytes, asking: Asking, headers: Mapping[str, str] | None = None
     ) -> httpx2.Response:
-        """Return the first answer whose first byte is here; the caller closes it. `headers` are sent, too.
+        """Return the first answer that has begun, see `_begun`; the caller closes it. `headers` are sent, too.
 
         Raises ReplicaLost when no server responds, UpstreamError for what the last one says, and Unavailable when the
         gateway itself has no connection left.
@@ -80,7 +97,7 @@ class Replicas:
             try:
                 response = await self._ask(replica, body, asking, headers or {})
                 if response.is_success:
-                    return await _begun(response)
+                    return await _begun(response, is_last=is_last)
             except httpx2.PoolTimeout as error:
                 raise Unavailable("The server has too many requests under way; please try again.") from error
             except httpx2.TransportError as error:
@@ -132,9 +149,15 @@ def _attempts(choices: Sequence[ReplicaRecord]) -> Iterator[tuple[ReplicaRecord,
     yield from ((replica, replica is tried[-1]) for replica in tried)
 
 
-async def _begun(response: httpx2.Response) -> httpx2.Response:
-    """Wait for the first piece of a stream, whose head comes before anything is made. Raises TransportError."""
+async def _begun(response: httpx2.Response, *, is_last: bool) -> httpx2.Response:
+    """Wait for what can still be asked for elsewhere. Raises TransportError.
+
+    That is the first piece of a stream, whose head comes before anything is made, and another answer as a whole, while
+    there is another server; the last one's is the caller's to read.
+    """
     if not is_stream(response):
+        if not is_last:
+            await _read(response)
         return response
     assert isinstance(response.stream, httpx2.AsyncByteStream)
     pieces = aiter(response.stream)
@@ -145,6 +168,14 @@ async def _begun(response: httpx2.Response) -> httpx2.Response:
         raise
     response.stream = _Begun(first, pieces, response.stream)
     return response
+
+
+async def _read(response: httpx2.Response) -> None:
+    try:
+        await response.aread()
+    except BaseException:
+        await response.aclose()
+        raise
 
 
 class _Begun(httpx2.AsyncByteStream):

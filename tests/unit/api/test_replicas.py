@@ -94,3 +94,38 @@ def test_a_stream_that_has_begun_is_closed_with_all_that_is_behind_it(is_read: b
 
     asyncio.run(run())
     assert body.closed == ["pieces", "stream"]
+
+
+class Cut(Body):
+    """A body whose server goes away after the first piece."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield self.pieces[0]
+        raise httpx2.ReadError("gone")
+
+
+@pytest.mark.parametrize("kind", ["application/json", "text/event-stream"])
+def test_answer_that_is_cut_begins_again_elsewhere_unless_it_is_a_stream(kind: str) -> None:
+    first, second = Cut(b'{"half'), Body(b"{}")
+    bodies = [first, second]
+
+    async def run() -> bytes:
+        replicas = Replicas(Presence(Client("redis://unused")), internal_key="x")
+        await replicas.close()
+        replicas._http = httpx2.AsyncClient(
+            transport=httpx2.MockTransport(
+                lambda _: httpx2.Response(200, headers={"content-type": kind}, stream=bodies.pop(0))
+            )
+        )
+        try:
+            return await (await replicas.send(MANY[:2], b"{}", ASKING)).aread()
+        finally:
+            await replicas.close()
+
+    if kind == "application/json":
+        assert asyncio.run(run()) == b"{}"
+    else:
+        with pytest.raises(httpx2.ReadError):
+            asyncio.run(run())
+        assert bodies == [second], "its beginning may be with the client"
+    assert "stream" in first.closed

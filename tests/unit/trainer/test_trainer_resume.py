@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from services.trainer.base.weights import weights_digest
-from services.trainer.jobs.job_folder import newest_point, result_file_id
+from services.trainer.jobs.job_folder import result_file_id
+from services.trainer.jobs.mirror import newest_point
 from services.trainer.protocol import CHECKPOINTS_FOLDER, SPEC_FILE, encoder
 from services.trainer.training.checkpoints import saved_points
 from services.trainer.training.child import SignalledCommands, StopFlag

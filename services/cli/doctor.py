@@ -118,11 +118,7 @@ def _data_folder(home: Path) -> Line:
 
 
 def _database(settings: Settings) -> Iterator[Line]:
-    try:
-        running = _answers_ping(settings.database_url)
-    except ValueError:  # its words may hold the password
-        yield Line("failed", "database", "redis_url is not one: redis://…, rediss://… or unix://…")
-        return
+    running = _answers_ping(settings.database_url)
     if settings.redis_url and not running:
         yield Line("failed", "database", "does not answer at redis_url")
         return

@@ -32,6 +32,7 @@ from shared.errors import InvalidTrainingData
 from shared.paths import publish_folder
 from shared.schemas.methods import SupervisedHyperparameters
 from shared.schemas.options import TrainingOptions
+from shared.settings import Settings
 from shared.token_cache import TokenRows, forget_file
 from tests.unit.trainer.templates import FAMILIES, family_tokenizer
 from tests.unit.trainer.tiny import make_spec, preference_rows, tiny_tokenizer, training_rows, write_rows
@@ -360,10 +361,11 @@ def test_tokenising_that_takes_too_long_is_ended(
 ) -> None:
     path = write_rows(tmp_path / "rows.jsonl", training_rows(12))
     stores = mock.Mock()
+    stores.settings = Settings()
     stores.paths.tokens = tmp_path / "tokens"
     stores.paths.file_content.return_value = path
     asked = SupervisedHyperparameters()
-    record = mock.Mock(method="supervised", training_file="file-1", validation_file=None, requested=asked)
+    record = mock.Mock(id="ftjob-1", method="supervised", training_file="file-1", validation_file=None, requested=asked)
     options = TrainingOptions(max_length=128, overlong="refuse")
 
     def tokens() -> Tokenized:

@@ -26,7 +26,7 @@
 | selftune:upload:{id}             | hash   | record, received: bytes, counted: of project's | a day past it  |
 | selftune:upload_parts:{id}       | hash   | part id → PartRecord                           | until swept    |
 | selftune:uploads                 | zset   | upload ids by the time they expire             | until swept    |
-| selftune:job:{id}                | hash   | record, version, nonces, turn, owner: token    | for ever       |
+| selftune:job:{id}                | hash   | record, version, nonces, turn, owner, claims   | for ever       |
 | selftune:jobs:{project}          | zset   | job ids by order of creation                   | for ever       |
 | selftune:active_jobs             | set    | ids of jobs that are not at their end          | for ever       |
 | selftune:project_jobs:{project}  | set    | those of one project                           | for ever       |
@@ -36,7 +36,7 @@
 | selftune:job_events:{id}         | stream | event: Event without its id                    | with the job   |
 | selftune:job_checkpoints:{id}    | list   | Checkpoint, oldest first                       | with the job   |
 | selftune:job_lease:{id}          | string | token of the worker that owns the job          | lease_ttl_s    |
-| selftune:batch:{id}              | hash   | record, version, owner, input_bytes            | for ever       |
+| selftune:batch:{id}              | hash   | record, version, owner, claims, input_bytes    | for ever       |
 | selftune:batches:{project}       | zset   | batch ids by order of creation                 | for ever       |
 | selftune:active_batches          | zset   | ids of batches that are not at their end       | for ever       |
 | selftune:batch_lease:{id}        | string | token of the api process that works on it      | lease_ttl_s    |

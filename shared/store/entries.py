@@ -108,7 +108,7 @@ KINDS: Mapping[str, Kind] = {
             (keys.OUTCOMES, f"{name} {job['status']}"),
         ],
         memberships=lambda name, job: [(keys.ACTIVE_JOBS, name), (keys.project_jobs(job["project"]), name)],
-        unkept_fields=("nonces", "owner"),
+        unkept_fields=("nonces", "owner", "claims"),
         at_once=10,
     ),
     "batch": Kind(
@@ -119,7 +119,7 @@ KINDS: Mapping[str, Kind] = {
             (keys.OUTCOMES, f"{name} {batch['status']}"),
         ],
         memberships=lambda name, batch: [(keys.file_batches(batch["input_file_id"]), name)],
-        unkept_fields=("owner",),
+        unkept_fields=("owner", "claims"),
     ),
     "alias": Kind(
         "string",

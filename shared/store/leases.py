@@ -35,10 +35,12 @@ class LeaseStore:
         self._ttl_ms = int(ttl_s * 1000)
 
     async def claim(self, object_id: str) -> str | None:
-        """Return a token, or None while somebody else holds it, or when there is no such job."""
-        token = ids.new_token()
-        claimed = await self._client.script("claim_lease", self._keys(object_id), [token, self._ttl_ms])
-        return token if claimed else None
+        """Return a token, or None while somebody else holds it, or when there is no such job.
+
+        A token is `{n}-{random}`, where n counts the claims of the job or batch: the later one is the larger.
+        """
+        token = await self._client.script("claim_lease", self._keys(object_id), [ids.new_token(), self._ttl_ms])
+        return None if token is None else str(token.decode())
 
     async def renew(self, object_id: str, token: str) -> None:
         """Hold it for another period. Raises LeaseLost if somebody else claimed it meanwhile."""

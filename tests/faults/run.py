@@ -73,7 +73,7 @@ def run(count: int, *, seed: int, n_clients: int, say: Say, kept_logs: Path | No
             place.wait_until_ready()
             digests = asyncio.run(_undisturbed(place, ledger, say))
             asyncio.run(_disturb(place, ledger, draw(seed, count, without=without), seed, n_clients, pulled, say))
-            ends = _judge(place, ledger, digests, say)
+            ends = _judge(place, ledger, digests, say, disk_was_full=bool(pulled[Kind.FILL_DISK.value]))
         except BaseException:
             _keep_logs(place, kept_logs, say)
             raise
@@ -146,14 +146,14 @@ async def _watch(place: Site, stop: asyncio.Event) -> None:
         await asyncio.sleep(WATCH_S)
 
 
-def _judge(place: Site, ledger: Ledger, digests: dict[int, str], say: Say) -> Counter[str]:
+def _judge(place: Site, ledger: Ledger, digests: dict[int, str], say: Say, *, disk_was_full: bool) -> Counter[str]:
     for target in PROCESSES:
         for process in place.processes(target):
             with suppress(psutil.NoSuchProcess):
                 process.resume()
     place.start()
     place.wait_until_ready()
-    verdict = Verdict(place, ledger, digests)
+    verdict = Verdict(place, ledger, digests, disk_was_full=disk_was_full)
     try:
         verdict.settle()
         say("every job is at its end")

@@ -27,10 +27,12 @@ _HOURS_S = 3 * 3600
 class Verdict:
     """Asks the stack itself, its database and its disk; what is wrong goes into the ledger."""
 
-    def __init__(self, site: Site, ledger: Ledger, digests: dict[int, str]) -> None:
+    def __init__(self, site: Site, ledger: Ledger, digests: dict[int, str], *, disk_was_full: bool) -> None:
         self._site = site
         self._ledger = ledger
         self._digests = digests
+        self._disk_was_full = disk_was_full
+        self._named: set[str] = set()
         self._http = httpx2.Client(
             base_url=f"{site.url}/v1", headers={"authorization": f"Bearer {site.key}"}, timeout=60, trust_env=False
         )
@@ -51,6 +53,7 @@ class Verdict:
         self._judge_models()
         self._judge_aliases()
         self._judge_database()
+        self._named = {file["id"] for file in self._all("/files")} | asyncio.run(self._registered())
 
     def judge_disk(self) -> None:
         """With the stack stopped: nothing half written, and no bytes that nothing names."""
@@ -59,6 +62,16 @@ class Verdict:
             for left in home.glob(pattern):
                 if "valkey" not in left.parts and left.name != ".partial":
                     self._ledger.blame("left on disk:", left.relative_to(home))
+        if self._site.can_move:  # else what nothing names any more is swept in an hour
+            kept = [
+                *home.glob("files/file-*"),
+                *home.glob("adapters/*/*"),
+                *home.glob("batches/*"),
+                *home.glob("uploads/*"),
+            ]
+            for folder in kept:
+                if folder.name not in self._named:
+                    self._ledger.blame("nothing names it:", folder.relative_to(home))
 
     def _get(self, path: str, **query: Any) -> Any:
         response = self._http.get(path, params=query)
@@ -127,7 +140,7 @@ class Verdict:
             self._ledger.blame("a cancelled job went on:", job_id, job["status"])
         if job["status"] == "cancelled" and not known.cancel_asked:
             self._ledger.blame("a job was cancelled by nobody:", job_id)
-        if job["status"] == "failed" and not _excused(job["error"]):
+        if job["status"] == "failed" and not self._excuses(job["error"]):
             self._ledger.blame("a job failed:", job_id, job["error"], messages[-6:])
         if messages.count(COMPLETED) != (job["status"] == "succeeded"):
             self._ledger.blame("not exactly one end:", job_id, job["status"], messages.count(COMPLETED))
@@ -150,6 +163,17 @@ class Verdict:
         adapter = asyncio.run(self._adapter(job["fine_tuned_model"]))
         if adapter is None or adapter.sha256 != self._digests[known.recipe]:
             self._ledger.blame("not the model of an undisturbed run:", job_id, adapter and adapter.sha256)
+
+    def _excuses(self, error: dict[str, Any] | None) -> bool:
+        """Whether a job may have failed of this: a full disk ends it, in order and with that reason; nothing else does."""
+        return self._disk_was_full and error is not None and error["code"] == "disk_full"
+
+    async def _registered(self) -> set[str]:
+        client = StoreClient(self._site.redis_url)
+        try:
+            return await Registry(client).digests()
+        finally:
+            await client.close()
 
     async def _adapter(self, name: str) -> AdapterRecord | None:
         client = StoreClient(self._site.redis_url)
@@ -212,12 +236,7 @@ class Verdict:
             for process in self._site.processes(target):
                 process.terminate()
         self._site.wait_until_ready()
-        time.sleep(3)
+        time.sleep(15)  # both look at once, and at much
 
     def close(self) -> None:
         self._http.close()
-
-
-def _excused(error: dict[str, Any] | None) -> bool:
-    """A full disk ends a job, in order and with that reason; nothing else does."""
-    return error is not None and error["code"] in ("disk_full", "storage_unavailable")

@@ -25,10 +25,10 @@ class Lease:
     kept: asyncio.Task[None]
     _holding: _Holding
 
-    def show(self, folder: Path) -> None:
-        """Let the training process of this folder see how long the lease lasts, from now on."""
+    async def show(self, folder: Path) -> None:
+        """Let the training process of this folder see how long the lease lasts, from now on. Raises LeaseLost."""
         self._holding.file = LeaseFile(folder, self.token)
-        self._holding.file.write(self._holding.until_s)
+        await persist(lambda: self._holding.renew(self.token))
 
 
 class _Holding:
@@ -49,9 +49,9 @@ class _Holding:
     async def renew_forever(self, token: str) -> None:
         while True:
             await asyncio.sleep(self._leases.ttl_s / 4)
-            await persist(lambda: self._renew(token))
+            await persist(lambda: self.renew(token))
 
-    async def _renew(self, token: str) -> None:
+    async def renew(self, token: str) -> None:
         asked_s = now_s()
         await self._leases.renew(self._job_id, token)
         self.until_s = asked_s + self._leases.ttl_s

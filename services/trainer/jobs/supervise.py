@@ -15,6 +15,8 @@ import asyncio
 import time
 from collections.abc import Coroutine
 from functools import partial
+from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import structlog
@@ -39,6 +41,7 @@ from services.trainer.jobs.publishing import Publication, withdraw
 from services.trainer.jobs.serving import Serving
 from services.trainer.jobs.story import newest_first
 from services.trainer.jobs.validating import fail
+from services.trainer.jobs.wanting import TRAINABLE, while_wanted
 from services.trainer.launch.child_process import ChildProcess
 from services.trainer.launch.launching import Launcher
 from services.trainer.protocol import Exported, Failed, Metrics, Rehearsed, Requantized, Started, Stepped, TrainSpec
@@ -62,6 +65,8 @@ MAX_PROCESS_DEATHS = 3
 """A job whose training process died so often without a new resume point fails with what the last one died of."""
 MAX_ATTEMPTS = 5
 """A job whose worker died so often without a new resume point is given up: it probably takes the machine down."""
+
+T = TypeVar("T")
 
 log = structlog.get_logger()
 
@@ -165,14 +170,17 @@ class _Attempt:
                 f"The trainer died {record.attempts - 1} times while it worked on this job, after step "
                 f"{record.reached_step} each time."
             )
-        folder, spec = await persist(lambda: job_folder.prepare(self._stores, record))
-        self._lease.show(folder)
+        prepared = await self._while_held(while_wanted(self._stores, self._job_id, TRAINABLE, self._prepare(record)))
+        if prepared is None:
+            return  # cancelled or paused meanwhile
+        folder, spec = prepared
+        await self._lease.show(folder)
         publication = Publication(self._stores, self._serving, record, spec, self._token)
         async with (
             mirroring(self._stores, folder, spec, self._token),
             tracking(self._stores, record, spec, self._token) as tracker,
         ):
-            child = await self._launcher.start(folder, spec, record)
+            child = await self._launcher.start(folder, spec, record, self._token)
             log.info("child.started", pid=child.pid)
             try:
                 await self._until_ended(self._follow(child, spec, publication, tracker), self._watch(child))
@@ -181,6 +189,21 @@ class _Attempt:
                 raise
             finally:
                 await child.stop()
+
+    async def _prepare(self, record: JobRecord) -> tuple[Path, TrainSpec]:
+        return await persist(lambda: job_folder.prepare(self._stores, record))
+
+    async def _while_held(self, work: Coroutine[None, None, T]) -> T:
+        """Do what may take long before there is a process. Raises LeaseLost as soon as the lease is another's."""
+        working = asyncio.create_task(work)
+        try:
+            await asyncio.wait({working, self._lease.kept}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                self._lease.kept.result()
+            return await working
+        finally:
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
 
     async def _until_ended(self, following: Coroutine[None, None, None], watching: Coroutine[None, None, None]) -> None:
         """Follow the child until it is through, nobody wants it any longer, or the lease is lost (LeaseLost)."""

@@ -12,6 +12,7 @@ import structlog
 
 from services.trainer.launch import observed
 from services.trainer.launch.processes import ENVIRONMENT, Connection, start
+from services.trainer.lease_file import CLAIM_VARIABLE
 from services.trainer.protocol import LOG_FILE, Command, Message, TrainSpec, encode_line, message_decoder
 from shared.settings import Settings
 
@@ -34,14 +35,14 @@ class ChildProcess:
         self._asked_to_stop = False
 
     @classmethod
-    async def start(cls, folder: Path, spec: TrainSpec, settings: Settings) -> ChildProcess:
+    async def start(cls, folder: Path, spec: TrainSpec, settings: Settings, token: str = "") -> ChildProcess:
         """Start training the job in `folder`; what its libraries print is appended to train.log there."""
         warm = spec.quantization == "none"  # see preload
         started = await start(
             ENTRY,
             str(folder),
             output=folder / LOG_FILE,
-            environment=training_environment(settings, job_id=spec.job_id),
+            environment=training_environment(settings, job_id=spec.job_id, token=token),
             warm=warm,
         )
         return cls(started)
@@ -98,9 +99,15 @@ class ChildProcess:
             await self._process.wait()
 
 
-def training_environment(settings: Settings, processes: int = 1, *, job_id: str = "") -> dict[str, str]:
-    """Return what each of several processes that share the threads needs to know of the machine, and of its job."""
+def training_environment(
+    settings: Settings, processes: int = 1, *, job_id: str = "", token: str = ""
+) -> dict[str, str]:
+    """Return what each of several processes that share the threads needs to know of the machine, and of its job.
+
+    `token` is that of the job's lease.
+    """
     threads = max(1, (settings.threads or os.cpu_count() or 1) // processes)
     # OpenMP's threads spin while they wait, which is twice as fast on idle cores (450 against 205 tokens/s on two) and
     # half as fast beside a busy process; OMP_WAIT_POLICY=PASSIVE in the trainer's environment chooses the other way.
-    return {"OMP_NUM_THREADS": str(threads), **ENVIRONMENT, **observed.environment(settings, job_id)}
+    told = {"OMP_NUM_THREADS": str(threads), CLAIM_VARIABLE: token}
+    return {**told, **ENVIRONMENT, **observed.environment(settings, job_id)}

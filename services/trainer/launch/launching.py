@@ -35,14 +35,17 @@ class Launcher:
             return None
         return f"{record.model} {record.options.dtype or 'auto'}"
 
-    async def start(self, folder: Path, spec: TrainSpec, record: JobRecord) -> ChildProcess:
-        """Have the job in `folder` trained; what its libraries print is appended to train.log there or to our log."""
+    async def start(self, folder: Path, spec: TrainSpec, record: JobRecord, token: str = "") -> ChildProcess:
+        """Have the job in `folder` trained; what its libraries print is appended to train.log there or to our log.
+
+        `token` is that of the lease which the processes may write under.
+        """
         if process_count(spec.batch_size, self._settings) > 1:
-            return await start_group(folder, spec, self._settings)
+            return await start_group(folder, spec, self._settings, token)
         died_before = record.attempts > 1  # this one counts already
         if self.most_together > 1 and not _has_own_base(record.options) and not died_before:
             return await self._shared.join(folder)
-        return await ChildProcess.start(folder, spec, self._settings)
+        return await ChildProcess.start(folder, spec, self._settings, token)
 
 
 def _has_own_base(options: TrainingOptions) -> bool:

@@ -25,7 +25,7 @@ def process_count(batch_size: int, settings: Settings) -> int:
     return min(most_processes(settings), batch_size)
 
 
-async def start_group(folder: Path, spec: TrainSpec, settings: Settings) -> ChildProcess:
+async def start_group(folder: Path, spec: TrainSpec, settings: Settings, token: str = "") -> ChildProcess:
     """Start services.trainer.launch.group_launcher, which speaks and listens as a single process does.
 
     The processes that it starts get its SIGTERM, and are killed by the kernel when it is.
@@ -35,7 +35,7 @@ async def start_group(folder: Path, spec: TrainSpec, settings: Settings) -> Chil
         ENTRY,
         f"{count} {folder}",
         output=folder / LOG_FILE,
-        environment=training_environment(settings, count, job_id=spec.job_id),
+        environment=training_environment(settings, count, job_id=spec.job_id, token=token),
         warm=spec.quantization == "none",
     )
     return ChildProcess(started)

@@ -1,7 +1,9 @@
 -- Take a lease that nobody holds, and fence off whoever held it before.
--- KEYS: lease, hash of what it is on.  ARGV: token, milliseconds.
--- Returns 1, or 0 while somebody else holds it or where there is nothing to hold.
-if redis.call('EXISTS', KEYS[2]) == 0 then return 0 end
-if not redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return 0 end
-redis.call('HSET', KEYS[2], 'owner', ARGV[1])
-return 1
+-- KEYS: lease, hash of what it is on.  ARGV: random end of the token, milliseconds.
+-- Returns the token, which begins with the number of the claim, or nothing while somebody else holds it or where there
+-- is nothing to hold.
+if redis.call('EXISTS', KEYS[1]) == 1 or redis.call('EXISTS', KEYS[2]) == 0 then return false end
+local token = redis.call('HINCRBY', KEYS[2], 'claims', 1) .. '-' .. ARGV[1]
+redis.call('SET', KEYS[1], token, 'PX', ARGV[2])
+redis.call('HSET', KEYS[2], 'owner', token)
+return token

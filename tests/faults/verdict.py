@@ -165,7 +165,7 @@ class Verdict:
             self._ledger.blame("not the model of an undisturbed run:", job_id, adapter and adapter.sha256)
 
     def _excuses(self, error: dict[str, Any] | None) -> bool:
-        """Whether a job may have failed of this: a full disk ends it, in order and with that reason; nothing else does."""
+        """Whether a job may have failed of this: a full disk ends it, with that reason; nothing else does."""
         return self._disk_was_full and error is not None and error["code"] == "disk_full"
 
     async def _registered(self) -> set[str]:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from shared import ids, keys
-from shared.errors import KeySecretMismatch, NotAuthenticated
+from shared.errors import KeySecretMismatch, NotAuthenticated, StoreUnavailable
 from shared.key_hash import KeyHash
 from shared.paths import Paths
 from shared.records import JobRecord, KeyRecord
@@ -234,6 +234,7 @@ class _Context:
 
 
 def test_plain_hashes_become_keyed_ones_and_keys_go_on_working(redis_url: str, tmp_path: Path) -> None:
+    (tmp_path / "admin.key").write_text("sk-admin")  # the folder of an api
     value, key_id = ids.new_api_key(), ids.new_key_id()
     sha256 = hashlib.sha256(value.encode()).hexdigest()
     ancient = hashlib.sha256(b"sk-ancient").hexdigest()
@@ -254,8 +255,15 @@ def test_plain_hashes_become_keyed_ones_and_keys_go_on_working(redis_url: str, t
         assert await store.last_used([key_id]) == {key_id: 1_700_000_000}
         assert (await store.authenticate(value)).key.id == key_id
         assert (await store.authenticate("sk-ancient")).key.created_at == 6
+        another = _Context(Settings(key_secret="another-secret-0"), Paths(tmp_path))
+        await keyed_hashes.apply(client, another)  # there is nothing to do
+        await client.call("SET", f"selftune:key:{ancient}", '{"project":"proj_default","name":"a","created_at":6}')
         with pytest.raises(KeySecretMismatch):
-            await keyed_hashes.apply(client, _Context(Settings(key_secret="another-secret-0"), Paths(tmp_path)))
+            await keyed_hashes.apply(client, another)
+        elsewhere = Paths(tmp_path / "inference-host")
+        with pytest.raises(StoreUnavailable):  # a host without the secret leaves it to an api
+            await keyed_hashes.apply(client, _Context(Settings(), elsewhere))
+        assert not elsewhere.key_secret.exists()
 
     with_store(redis_url, story)
     assert (tmp_path / "key_hash.key").stat().st_mode & 0o777 == 0o600

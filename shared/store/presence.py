@@ -9,7 +9,7 @@ import msgspec
 
 from shared import keys
 from shared.records import ReplicaRecord, WorkerRecord
-from shared.store.client import Client
+from shared.store.client import Argument, Client
 
 _encode = msgspec.json.Encoder().encode
 _decode_replica = msgspec.json.Decoder(ReplicaRecord).decode
@@ -55,7 +55,7 @@ class Presence:
         return sorted(alive, key=lambda worker: worker.id)
 
     async def _beat(self, index: str, member: str, record_keys: str, record: bytes, ttl_s: float) -> None:
-        arguments = [record, int(ttl_s * 1000), member, record_keys, REMEMBERED_S]
+        arguments: list[Argument] = [record, int(ttl_s * 1000), member, record_keys, REMEMBERED_S]
         await self._client.script("beat", [record_keys + member, index], arguments)
 
     async def _alive(self, index: str, record_keys: str) -> list[bytes]:

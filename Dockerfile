@@ -38,11 +38,15 @@ RUN pip install -c constraints.txt ".[api]"
 
 FROM build AS build-torch
 ARG ACCELERATOR=cpu
-RUN pip install "$(grep -E '^uv==' constraints.txt)" \
-    && if [ "$ACCELERATOR" = cpu ]; then backend=cpu; else backend=auto; fi \
-    && uv pip install --python /opt/selftune/bin/python --no-cache --compile-bytecode --torch-backend "$backend" \
-      "$(grep -E '^torch==' constraints.txt)" \
-    && pip uninstall --yes uv
+# PyPI has PyTorch for CUDA; uv knows the index with the builds for the CPU. No GPU is looked for: where images are
+# built there need be none.
+RUN if [ "$ACCELERATOR" = cpu ]; then \
+      pip install "$(grep -E '^uv==' constraints.txt)" \
+      && uv pip install --python /opt/selftune/bin/python --no-cache --compile-bytecode --torch-backend cpu \
+        "$(grep -E '^torch==' constraints.txt)" \
+      && pip uninstall --yes uv; \
+    else pip install "$(grep -E '^torch==' constraints.txt)"; fi \
+    && python -c "import sys, torch; sys.exit((torch.version.cuda is None) != ('$ACCELERATOR' == 'cpu'))"
 
 FROM build-torch AS build-trainer
 COPY services/trainer services/trainer
@@ -68,8 +72,9 @@ COPY --from=build-api /opt/selftune /opt/selftune
 USER 10001:10001
 ENV SELFTUNE_HOST=0.0.0.0
 EXPOSE 8000
+# Any answer is a sign of life: with as many connections as it takes, the api says 503.
 HEALTHCHECK --start-period=30s --interval=10s --timeout=5s \
-  CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/healthz', timeout=3)"]
+  CMD ["python", "-c", "from http.client import HTTPConnection as C; c = C('127.0.0.1', 8000, timeout=3); c.request('GET', '/healthz'); c.getresponse()"]
 CMD ["python", "-m", "services.api"]
 
 FROM torch AS trainer

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
+
 import structlog
-from prometheus_client import disable_created_metrics, start_http_server
+from prometheus_client import Counter, disable_created_metrics, start_http_server
 from prometheus_client.registry import CollectorRegistry
 
 OTHER = "other"
@@ -34,6 +37,15 @@ def serve(registry: CollectorRegistry, *, host: str, port: int) -> None:
         log.warning("metrics.not_served", host=host, port=port, reason=error.strerror)
     else:
         log.info("metrics.served", host=host, port=port)
+
+
+def from_zero(counter: Counter, *values: Iterable[str]) -> None:
+    """Have a counter's series from the start, for each combination of its labels' values.
+
+    Prometheus' increase() sees no step from a series that is not there to 1.
+    """
+    for labels in itertools.product(*values):
+        counter.labels(*labels)
 
 
 class Bounded:

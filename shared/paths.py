@@ -19,6 +19,7 @@ DATA_DIR/
   records/<family>/*.json          the registry, written again beside the database: shared/record_files.py
   compiled/                        machine code that inference compiles for itself; safe to delete
   fetching/                        what is on its way from an object store; safe to delete when nothing runs
+  .copies/                         which folders an object store has, too: shared/blobs/marks.py
   logs/                            one file a service
 
 With an object store (shared/blobs), files/, uploads/, batches/, jobs/, adapters/ and models/ are copies of what it has.
@@ -62,6 +63,7 @@ class Paths:
         self.records = home / "records"
         self.compiled = home / "compiled"
         self.fetching = home / "fetching"
+        self.copies = home / ".copies"
         self.logs = home / "logs"
 
     def prepare(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
-from shared.metrics import FAST_S, Bounded
+from shared.metrics import FAST_S, Bounded, from_zero
 
 REGISTRY = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)
@@ -55,6 +55,13 @@ STORE_SECONDS = Histogram(
     "selftune_api_store_call_seconds", "Time of the database's answers.", buckets=FAST_S, registry=REGISTRY
 )
 STORE_FAILURES = Counter("selftune_api_store_failures", "Calls that the database did not answer.", registry=REGISTRY)
+
+from_zero(RATE_LIMITED, ("requests", "tokens"))
+from_zero(JOBS_CREATED, ("supervised", "dpo"))
+from_zero(GATEWAY_RETRIES, ("unreachable", "refused"))
+from_zero(UPSTREAM_ERRORS, ("unreachable", "status", "cut"))
+from_zero(WEBHOOK_DELIVERIES, ("delivered", "failed", "given_up", "gone"))
+from_zero(BATCH_REQUESTS, ("completed", "failed"))
 
 tenant = Bounded()
 """For the labels `project` and `model`."""

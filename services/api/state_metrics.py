@@ -6,6 +6,7 @@ Every api process says the same, so that of several one takes `max by`, not a su
 from __future__ import annotations
 
 import asyncio
+import math
 import shutil
 import time
 from collections import Counter
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
 
+import structlog
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -28,6 +30,8 @@ _REPLICA_STATES = ("waiting", "starting", "ready", "draining")
 
 Family = GaugeMetricFamily
 
+log = structlog.get_logger()
+
 
 class StateMetrics(Collector):
     """Asks on the event loop that the client belongs to; `collect` is called from other threads."""
@@ -37,15 +41,16 @@ class StateMetrics(Collector):
         self._home = home
         self._lease_ttl_s = lease_ttl_s
         self._loop = asyncio.get_running_loop()
-        self._seen: tuple[float, Overview | None] | None = None
+        self._asked_at = -math.inf
+        self._seen: tuple[bool, Overview | None] = (False, None)
 
     def describe(self) -> list[Family]:
         """Name nothing in advance: registering must not ask."""
         return []
 
     def collect(self) -> Iterator[Family]:
-        overview = self._overview()
-        yield Family("selftune_store_up", "Whether the database answers.", value=int(overview is not None))
+        is_up, overview = self._look()
+        yield Family("selftune_store_up", "Whether the database answers.", value=int(is_up))
         try:
             disk = shutil.disk_usage(self._home)
         except OSError:
@@ -56,21 +61,25 @@ class StateMetrics(Collector):
         if overview is not None:
             yield from families(overview)
 
-    def _overview(self) -> Overview | None:
+    def _look(self) -> tuple[bool, Overview | None]:
         now = time.monotonic()
-        if self._seen is None or now - self._seen[0] > _FRESH_S:
-            self._seen = now, self._ask()
-        return self._seen[1]
+        if now - self._asked_at > _FRESH_S:
+            self._asked_at, self._seen = now, self._ask()
+        return self._seen
 
-    def _ask(self) -> Overview | None:
+    def _ask(self) -> tuple[bool, Overview | None]:
+        """Return whether the database answers, and what it says where that can be read."""
         if self._loop.is_closed():
-            return None
+            return False, None
         asking = asyncio.run_coroutine_threadsafe(look(self._client, lease_ttl_s=self._lease_ttl_s), self._loop)
         try:
-            return asking.result(_TIMEOUT_S)
+            return True, asking.result(_TIMEOUT_S)
         except (StoreUnavailable, TimeoutError, CancelledError):  # the last: the server is stopping
             asking.cancel()
-            return None
+            return False, None
+        except Exception:  # the port's other metrics are of use all the same
+            log.exception("metrics.state_unreadable")
+            return True, None
 
 
 def families(seen: Overview) -> Iterator[Family]:

@@ -11,7 +11,7 @@ from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from shared.metrics import Bounded
+from shared.metrics import Bounded, from_zero
 
 LOADS = Counter("selftune_adapter_loads", "Adapters brought into memory, by outcome.", ["outcome"])
 UNLOADS = Counter("selftune_adapter_unloads", "Adapters that went from memory because they were deleted or replaced.")
@@ -34,6 +34,8 @@ TOKENS = Counter(
     "selftune_inference_tokens", "Tokens of prompts read and of answers made.", ["project", "model", "kind"]
 )
 READY = Gauge("selftune_inference_ready", "Whether requests are taken.")
+
+from_zero(LOADS, ("loaded", "refused"))
 
 OWN = (LOADS, UNLOADS, EVICTIONS, LOAD_SECONDS, TURN_SECONDS, REQUESTS, TOKENS, READY)
 
@@ -71,6 +73,14 @@ NUMBERS = {
 def install(*, names: Callable[[], list[str]], numbers: Callable[[], dict[str, int]]) -> None:
     """Register everything, and take out what would grow without an end; once, when the engine is up."""
     unbounded = REGISTRY._names_to_collectors.get(_NAMES_IN_LABELS)
-    if unbounded is not None:
+    if isinstance(unbounded, Gauge):
         REGISTRY.unregister(unbounded)
+        _stop(unbounded)
     REGISTRY.register(Residency(names=names, numbers=numbers))
+
+
+def _stop(gauge: Gauge) -> None:
+    """Have a gauge that others go on setting hold one value, whatever the labels."""
+    only = Gauge("unread", "Takes what is set, and is never read.", registry=None)
+    gauge.clear()
+    gauge.labels = lambda *_values, **_named: only  # type: ignore[method-assign]

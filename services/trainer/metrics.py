@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from shared.errors import LeaseLost, NotFound
-from shared.metrics import FAST_S, LONG_S, Bounded
+from shared.metrics import FAST_S, LONG_S, Bounded, from_zero
 from shared.records import JobRecord
 
 REGISTRY = CollectorRegistry()
@@ -65,6 +65,14 @@ STORE_SECONDS = Histogram(
 STORE_FAILURES = Counter(
     "selftune_trainer_store_failures", "Calls that the database did not answer.", registry=REGISTRY
 )
+
+METHODS = ("supervised", "dpo")
+OUTCOMES = (
+    "succeeded", "failed", "cancelled", "paused", "queued", "process_died", "handed_back", "lease_lost", "gone",
+)  # fmt: skip
+from_zero(ATTEMPTS, METHODS)
+from_zero(ENDED, METHODS, OUTCOMES)
+from_zero(REQUEUES, ("validate", "train"))
 
 tenant = Bounded()
 """For the labels `project` and `model`."""

@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from shared.blobs.interface import Blobs
 from shared.blobs.local import LocalBlobs
+from shared.blobs.marks import forget_gone, is_copy
 from shared.paths import Paths, remove_folder
 from shared.token_cache import forget_file
 
@@ -30,7 +31,9 @@ class _Manifest(Struct, frozen=True):
 async def drop_copies(blobs: Blobs) -> None:
     """Delete copies of what the store does not have any more, an hour after they came; with a file go its tokens.
 
-    Nothing happens where the data folder is the store. Raises StorageUnavailable, and then nothing more is deleted.
+    What the store has neither given nor taken is no copy, and stays: it was here before there was a store, or is on
+    its way there. Nothing happens where the data folder is the store. Raises StorageUnavailable, and then nothing more
+    is deleted.
     """
     if blobs.is_local:
         return
@@ -39,9 +42,11 @@ async def drop_copies(blobs: Blobs) -> None:
     for parent, depth in ((paths.adapters, 2), (paths.models, 2), (paths.files, 1)):
         stored = {kept.folder for kept in await blobs.folders(parent, depth=depth)}
         for copy in await LocalBlobs(paths).folders(parent, depth=depth):
-            is_stale = copy.folder not in stored and copy.changed_at < before and not copy.is_aside
-            if is_stale and not await blobs.exists(copy.folder):
+            if copy.folder in stored or copy.changed_at >= before or copy.is_aside:
+                continue
+            if await asyncio.to_thread(is_copy, paths, copy.folder) and not await blobs.exists(copy.folder):
                 await asyncio.to_thread(_drop, paths, copy.folder)
+    await asyncio.to_thread(forget_gone, paths)
 
 
 def _drop(paths: Paths, folder: Path) -> None:

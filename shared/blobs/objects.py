@@ -21,6 +21,7 @@ from msgspec import Struct
 
 from shared.blobs.bucket import Bucket
 from shared.blobs.interface import Content, Kept
+from shared.blobs.marks import mark_copy
 from shared.paths import Paths, fsync_folder, publish_folder, remove_folder
 
 WHOLE = ".whole.json"
@@ -56,6 +57,7 @@ class ObjectBlobs:
     async def keep(self, folder: Path) -> None:
         await asyncio.to_thread(folder.stat)
         await self._store(folder, folder)
+        await asyncio.to_thread(mark_copy, self.paths, folder)
 
     async def fetch(self, folder: Path) -> None:
         if await asyncio.to_thread(folder.is_dir):
@@ -185,6 +187,7 @@ class ObjectBlobs:
         try:
             await self._download(folder, copy)
             await asyncio.to_thread(publish_folder, copy, folder)
+            await asyncio.to_thread(mark_copy, self.paths, folder)
         finally:
             await asyncio.to_thread(shutil.rmtree, copy, ignore_errors=True)
 

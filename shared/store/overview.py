@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 
 import msgspec
 from msgspec import Struct
@@ -16,7 +18,7 @@ from shared.store.client import Client
 from shared.store.presence import Presence
 
 _AT_ONCE = 1000
-"""Records that are read in one transaction: others have to wait for it."""
+"""Records that are read in one transaction, and decoded in one go: others have to wait for it."""
 
 
 class _Options(Struct, frozen=True):
@@ -85,10 +87,20 @@ async def look(client: Client, *, lease_ttl_s: float) -> Overview:
 
 async def _jobs(client: Client) -> list[_Job]:
     ids = [member.decode() for member in await client.call("SMEMBERS", keys.ACTIVE_JOBS)]
-    raws: list[bytes | None] = []
+    jobs: list[_Job] = []
     for start in range(0, len(ids), _AT_ONCE):
-        raws += await client.together([("HGET", keys.job(one), "record") for one in ids[start : start + _AT_ONCE]])
-    return [_decode(raw) for raw in raws if raw is not None]
+        raws = await client.together([("HGET", keys.job(one), "record") for one in ids[start : start + _AT_ONCE]])
+        jobs += _decoded(raws)
+        await asyncio.sleep(0)
+    return jobs
+
+
+def _decoded(raws: Iterable[bytes | None]) -> Iterator[_Job]:
+    """Leave out what is gone, and what cannot be read: the numbers of all others are of use."""
+    for raw in raws:
+        with suppress(msgspec.MsgspecError):
+            if raw is not None:
+                yield _decode(raw)
 
 
 async def _lease_ages(client: Client, ids: list[str], ttl_s: float) -> list[float | None]:

@@ -218,6 +218,7 @@ def test_containers_may_do_nothing_that_they_need_not() -> None:
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), "published on loopback only"
     assert {services[name]["user"] for name in SERVICES} == {"10001:10001"}
+    assert all(services[name]["tmpfs"] == ["/tmp:exec,mode=1777"] for name in SERVICES), "compiled code runs there"
 
 
 def test_database_and_inference_server_are_on_a_network_without_a_way_out() -> None:
@@ -247,12 +248,21 @@ def test_what_the_compose_files_refer_to_is_there() -> None:
     document, gpu = compose(), compose("compose.gpu.yaml")
     assert set(gpu["services"]) < set(document["services"])
     for service in document["services"].values():
-        assert {one["source"] for one in service.get("configs", [])} <= set(document["configs"])
+        assert "configs" not in service, "compose cannot write them into a container that is read-only"
         for volume in service.get("volumes", []):
             source = volume.partition(":")[0]
             assert (DEPLOY / source).exists() if source.startswith(".") else source in document["volumes"], volume
-    for config in document["configs"].values():
-        assert yaml.safe_load(config["content"])
+    for file in (DEPLOY / "compose").iterdir():
+        assert yaml.safe_load(file.read_text())
+        assert f"./compose/{file.name}:" in (DEPLOY / "compose.yaml").read_text()
+
+
+def test_api_that_is_full_is_not_taken_for_dead() -> None:
+    """It answers 503 to whoever comes then, which kubelet and urllib take for a failure."""
+    for service, pod in pods(render(VALUES)):
+        if service == "api":
+            assert pod["containers"][0]["livenessProbe"]["tcpSocket"] == {"port": "http"}
+    assert "urllib" not in stages()["api"]
 
 
 def stages() -> dict[str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx2
 import pytest
 import yaml
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from services.inference import metrics as inference_metrics
@@ -132,6 +132,26 @@ def test_metric_names_are_found_in_promql() -> None:
         'histogram_quantile(0.9, sum by (le) (rate(a_bucket{x=~"b|c", y="{d}"}[5m]))) > 1 and max(v:e) / f == 0'
     )
     assert metrics_in(expression) == {"a_bucket", "v:e", "f"}
+
+
+def test_outcomes_that_alerts_wait_for_are_there_at_zero() -> None:
+    for text, sample in (
+        (inference_text(), 'selftune_adapter_loads_total{outcome="refused"}'),
+        (_text(trainer_metrics.REGISTRY), 'selftune_trainer_attempts_ended_total{method="dpo",outcome="failed"}'),
+    ):
+        assert sample in text
+
+
+def test_gauge_with_lists_in_its_labels_grows_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = CollectorRegistry()
+    monkeypatch.setattr(inference_metrics, "REGISTRY", registry)
+    gauge = Gauge("vllm:lora_requests_info", "Running stats on lora requests.", ["running", "max"], registry=registry)
+    gauge.labels(running="a", max="1").set(1)
+    inference_metrics.install(names=list, numbers=dict)
+    for number in range(3):
+        gauge.labels(running=f"a,{number}", max="1").set_to_current_time()
+    assert gauge._metrics == {}
+    assert b"lora_requests_info" not in generate_latest(registry)
 
 
 def test_labels_of_tenants_are_bounded() -> None:

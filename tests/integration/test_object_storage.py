@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import signal
@@ -288,6 +289,40 @@ def test_models_that_were_deleted_go_from_the_store_and_from_every_disk(
         assert [folder.name for folder in there.adapters.glob("*/*")] == [kept.name]
 
     with_client(shared, story)
+
+
+def test_originals_from_before_there_was_a_store_stay_until_it_has_them(
+    object_store: ObjectStore, settings: Settings, tmp_path: Path
+) -> None:
+    paths = Paths(tmp_path / "grown")
+    paths.prepare()
+    folders = [paths.file_folder("file-old"), paths.adapter_folder("base", "a" * 64), paths.models / "ftjob-1" / "b"]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_bytes(b"{}")
+
+    def age() -> None:
+        for folder in folders:
+            os.utime(folder, (0, 0))
+
+    async def story() -> None:
+        blobs = open_blobs(replace(settings, data_dir=str(paths.home), **object_store.settings("grown")), paths)
+        age()
+        await drop_copies(blobs)
+        assert [folder.is_dir() for folder in folders] == [True] * 3
+        for folder in folders:
+            await blobs.keep(folder)
+        folders[1].rename(tmp_path / "another")
+        folders[1].mkdir()  # not the folder that the store has taken
+        await drop_copies(blobs)
+        for key in object_store.keys("grown/"):
+            await blobs._bucket.delete([key.removeprefix("grown/")])  # type: ignore[attr-defined]
+        age()
+        await drop_copies(blobs)
+        assert [folder.is_dir() for folder in folders] == [False, True, False]
+        assert len(list(paths.copies.iterdir())) == 1
+
+    asyncio.run(story())
 
 
 def test_inference_fetches_an_adapter_by_its_hash(object_store: ObjectStore, tmp_path: Path, redis_url: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from pathlib import Path
 
 import pytest
 import structlog
@@ -45,6 +46,7 @@ def test_the_overview_counts_jobs_leases_and_the_living(redis_url: str) -> None:
         held = await add(jobs, JobState.RUNNING)
         await add(jobs, JobState.RUNNING)
         await jobs.finish(await add(jobs, JobState.QUEUED), JobState.CANCELLED)
+        await client.call("HSET", keys.job(await add(jobs, JobState.QUEUED)), "record", b"{unreadable")
         await leases.claim(held)
         await client.call("PEXPIRE", keys.job_lease(held), 13_000)
         await client.call("ZADD", keys.WEBHOOK_QUEUE, 1, "evt_1.wh_1")
@@ -99,6 +101,22 @@ def test_a_database_that_is_away_is_a_zero_and_no_error(tmp_path_factory: pytest
     )
     assert set(found) == {"selftune_store_up", "selftune_data_free_bytes", "selftune_data_size_bytes"}
     assert told and not any(answered for _, answered in told)
+
+
+def test_numbers_that_cannot_be_read_are_left_out_and_logged(redis_url: str, tmp_path: Path) -> None:
+    async def story() -> dict[str, float]:
+        client = Client(redis_url)
+        await client.call("SET", keys.ACTIVE_JOBS, "no set")
+        registry = CollectorRegistry()
+        registry.register(StateMetrics(client, tmp_path, lease_ttl_s=15.0))
+        found = await asyncio.to_thread(lambda: {m.name: m.samples[0].value for m in registry.collect()})
+        await client.close()
+        return found
+
+    with structlog.testing.capture_logs() as lines:
+        found = asyncio.run(story())
+    assert found["selftune_store_up"] == 1 and "selftune_jobs" not in found and "selftune_data_free_bytes" in found
+    assert [line["event"] for line in lines] == ["metrics.state_unreadable"]
 
 
 def test_the_store_tells_of_its_calls_and_not_of_waits_for_news(redis_url: str) -> None:

@@ -30,7 +30,7 @@ from shared.store.client import Client
 from shared.store.files import FileStore
 from shared.store.jobs import JobStore, event
 from shared.store.leases import LeaseStore
-from shared.store.presence import Presence
+from shared.store.presence import REMEMBERED_S, Presence
 from shared.store.registry import CursorLost, Registry
 from shared.store.shadow_pairs import PairStore, StoredPair
 
@@ -336,6 +336,27 @@ def test_residency_and_heartbeats(redis_url: str) -> None:
         assert 0 <= await presence.seconds_without_replica() < 5
         await asyncio.sleep(0.3)
         assert list(await presence.replicas()) == []
+
+    run(redis_url, story)
+
+
+def test_the_silent_are_forgotten_and_the_living_never(redis_url: str) -> None:
+    async def story(client: Client) -> None:
+        presence = Presence(client)
+        one, other = (ReplicaRecord(id=name, url="http://127.0.0.1:1", base="base", state="ready") for name in "ab")
+        for name in ("long silent", "just silent"):
+            await client.call("ZADD", keys.REPLICAS, time.time() - REMEMBERED_S - 10, name)
+        await client.call("ZADD", keys.REPLICAS, time.time() - 20, "just silent")
+        await presence.beat_replica(one, ttl_s=600)
+        await client.call("ZADD", keys.REPLICAS, time.time() - 9_999, "a")  # still starting; the clock was put on
+        await presence.beat_replica(other)
+        assert list(await presence.replicas()) == [one, other]
+        assert sorted(await client.call("ZRANGE", keys.REPLICAS, 0, -1)) == [b"a", b"b", b"just silent"]
+        await presence.forget_replica("b")
+        assert 20 <= await presence.seconds_without_replica() < 50
+        await client.call("ZADD", keys.REPLICAS, time.time() + 9_999, "just silent")  # the clock was put back
+        await presence.beat_replica(other)
+        assert 0 <= await presence.seconds_without_replica() < 5
 
     run(redis_url, story)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +81,12 @@ class Uploads:
     async def delete(self, record: FileRecord) -> None:
         """Delete a file whose record is known; twice is the same as once."""
         # A process that dies in between leaves a file with a mark, which is deleted later and never recorded again.
-        with suppress(Unavailable):  # a full disk; the deletion makes room
+        try:
             await self._unrecorded.mark(record.id)
+        except StorageUnavailable:  # nothing would delete the bytes later
+            raise
+        except Unavailable:  # a full disk; the deletion makes room
+            pass
         await self._files.remove(record)
         await self._remove_bytes(record.id)
         # Last: who tokenises it just now looks afterwards whether it is still there.

@@ -16,7 +16,7 @@ from shared.errors import NoReplica, ReplicaLost, SelftuneError, Unavailable
 
 
 class Watch:
-    """Begins when it is made; ends once, with failed() or end()."""
+    """Begins when it is made; ends once, with failed(), cut() or end()."""
 
     def __init__(self, asking: Asking, model: str) -> None:
         self._endpoint = asking.endpoint
@@ -42,6 +42,11 @@ class Watch:
             self._span.fail(outcome)
         self._end(outcome)
 
+    def cut(self) -> None:
+        """End in the middle of an answer: its server went away."""
+        self._span.fail("cut")
+        self._end("cut")
+
     def end(self) -> None:
         """End with the answer, or with as much of it as the client wanted; a second time changes nothing."""
         if not self._is_over:
@@ -56,8 +61,11 @@ class Watch:
 
 
 def watched(response: httpx2.Response, watch: Watch) -> httpx2.Response:
-    """Have the watch end when an answer is closed, whoever closes it; its first byte is here."""
+    """Have the watch end when an answer is closed, whoever closes it; its first byte, or all of it, is here."""
     watch.first_byte()
+    if response.is_closed:
+        watch.end()
+        return response
     assert isinstance(response.stream, httpx2.AsyncByteStream)
     response.stream = _Watched(response.stream, watch)
     return response
@@ -66,10 +74,20 @@ def watched(response: httpx2.Response, watch: Watch) -> httpx2.Response:
 class _Watched(httpx2.AsyncByteStream):
     def __init__(self, stream: httpx2.AsyncByteStream, watch: Watch) -> None:
         self._stream = stream
+        self._pieces: AsyncIterator[bytes] | None = None
         self._watch = watch
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return aiter(self._stream)
+        self._pieces = aiter(self._stream)
+        return self
+
+    async def __anext__(self) -> bytes:
+        assert self._pieces is not None
+        try:
+            return await anext(self._pieces)
+        except httpx2.TransportError:
+            self._watch.cut()
+            raise
 
     async def aclose(self) -> None:
         try:

@@ -72,3 +72,26 @@ def test_an_answer_counts_when_it_is_closed(whole: bool) -> None:
         assert pieces.closed and counted("answered") == before + 1
 
     asyncio.run(story())
+
+
+def test_an_answer_that_was_read_before_it_is_watched_counts() -> None:
+    before = counted("answered")
+    assert watched(httpx2.Response(200, content=b"{}"), Watch(ASKING, "m")).content == b"{}"
+    assert counted("answered") == before + 1
+
+
+def test_an_answer_whose_server_goes_away_in_its_middle_counts_as_cut() -> None:
+    class Pieces(httpx2.AsyncByteStream):
+        async def __aiter__(self):  # type: ignore[no-untyped-def]
+            yield b"a"
+            raise httpx2.ReadError("gone")
+
+    async def story() -> None:
+        before = counted("cut"), counted("answered")
+        response = watched(httpx2.Response(200, stream=Pieces()), Watch(ASKING, "m"))
+        with pytest.raises(httpx2.ReadError):
+            await response.aread()
+        await response.aclose()
+        assert (counted("cut"), counted("answered")) == (before[0] + 1, before[1])
+
+    asyncio.run(story())

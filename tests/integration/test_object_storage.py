@@ -284,8 +284,21 @@ def test_models_that_were_deleted_go_from_the_store_and_from_every_disk(
         assert (await stores.blobs.exists(gone), await stores.blobs.exists(kept)) == (False, True)
         for folder in there.adapters.glob("*/*"):
             os.utime(folder, (0, 0))
-        await drop_copies(blobs)
+        unstored = there.adapter_folder("base", "c" * 64)
+        unstored.mkdir()
+        (unstored / "manifest.json").write_text('{"job_id": "ftjob-1"}')
+        whole = there.whole_model_folder("ftjob-1") / ("d" * 64)
+        whole.mkdir(parents=True)
+        for folder in (unstored, whole):
+            os.utime(folder, (0, 0))
+        await stores.client.call("SADD", keys.ACTIVE_JOBS, "ftjob-1")
+        await drop_copies(blobs, stores.jobs.active)
+        assert sorted(folder.name for folder in there.adapters.glob("*/*")) == [kept.name, unstored.name]
+        assert whole.exists()
+        await stores.client.call("SREM", keys.ACTIVE_JOBS, "ftjob-1")
+        await drop_copies(blobs, stores.jobs.active)
         assert [folder.name for folder in there.adapters.glob("*/*")] == [kept.name]
+        assert not whole.exists()
 
     with_client(shared, story)
 

@@ -31,6 +31,7 @@ import errno
 import os
 import secrets
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from shared import ids
@@ -165,13 +166,41 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     fsync_folder(path.parent)
 
 
+def write_together(files: Mapping[Path, bytes], *, mode: int = 0o644) -> None:
+    """Do the same with many files, which costs far less than one after the other: a folder is forced to disk once.
+
+    Each is whole or as it was before; a process that dies may have replaced some.
+    """
+    drafts: dict[Path, Path] = {}
+    try:
+        for path, data in files.items():
+            drafts[path] = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+            descriptor = os.open(drafts[path], os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            with os.fdopen(descriptor, "wb") as handle:
+                handle.write(data)
+        for draft in drafts.values():
+            _fsync_file(draft)
+        for path, draft in drafts.items():
+            draft.replace(path)
+    except BaseException:
+        for draft in drafts.values():
+            draft.unlink(missing_ok=True)
+        raise
+    for folder in {path.parent for path in files}:
+        fsync_folder(folder)
+
+
+def _fsync_file(path: Path) -> None:
+    with path.open("rb") as handle:
+        os.fsync(handle.fileno())
+
+
 def seal_folder(folder: Path) -> None:
     """Make what is in a folder readable for everybody (0644, 0755) and survive a power cut."""
     for path in folder.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
         if path.is_file():
-            with path.open("rb") as handle:
-                os.fsync(handle.fileno())
+            _fsync_file(path)
         else:
             fsync_folder(path)
     folder.chmod(0o755)

@@ -9,14 +9,14 @@ Nothing else reads or writes there. Each file appears whole or not at all.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote
 
 import msgspec
 
 from shared.errors import InvalidRequest
-from shared.paths import write_atomic
+from shared.paths import write_atomic, write_together
 from shared.store import entries
 from shared.store.entries import Entry
 from shared.store.schema import Schema
@@ -46,11 +46,12 @@ class RecordFiles:
         self._folder.mkdir(parents=True, exist_ok=True)
         write_atomic(self._database, msgspec.json.format(msgspec.json.encode(schema)))
 
-    def write(self, key: str, data: bytes) -> None:
-        """Write an encoded entry; the same name again replaces it."""
-        path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, data, mode=0o600)  # webhooks' secrets are among them
+    def write(self, encoded: Mapping[str, bytes]) -> None:
+        """Write encoded entries, by key; the same name again replaces it."""
+        files = {self._path(key): data for key, data in encoded.items()}
+        for folder in {path.parent for path in files}:
+            folder.mkdir(parents=True, exist_ok=True)
+        write_together(files, mode=0o600)  # webhooks' secrets are among them
 
     def remove(self, key: str) -> None:
         """Forget an entry; twice is the same as once."""

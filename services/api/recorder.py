@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 import structlog
 from msgspec.structs import replace
@@ -25,16 +26,20 @@ from shared.states import TERMINAL
 from shared.store import entries
 from shared.store.client import Client
 from shared.store.entries import Entry
-from shared.store.lock import Lock
+from shared.store.lock import Hold, Lock
 from shared.store.schema import Schema, read_schema
 
 _LOCK_TTL_S = 30.0
+_RENEW_S = 10.0
 _LAST_ROUND_S = 5.0
 _MOST_WORK = 0.05
-"""Part of the time that rounds may take; with very many records they come less often than they should."""
+"""Part of the time that rounds should take; with very many records they come less often than they should."""
+_LONGEST_PAUSE_S = 60.0
+_LATE_S = 60.0
+"""From when on it is told that the files are behind, beyond the interval that is set."""
 _SETTLED_S = 600
 """How long a job has to be over until nothing is added to its story any more."""
-_WRITTEN_AT_ONCE = 50
+_AT_ONCE = 50
 
 _log = structlog.get_logger()
 
@@ -45,13 +50,23 @@ class Recorder:
     def __init__(self, client: Client, paths: Paths, *, interval_s: float) -> None:
         self._client = client
         self._files = RecordFiles(paths.records)
-        self._lock = Lock(client, keys.RECORDER_LOCK, ttl_s=max(_LOCK_TTL_S, 3 * interval_s))
+        self._lock = Lock(client, keys.RECORDER_LOCK, ttl_s=_LOCK_TTL_S)
         self._interval_s = interval_s
         self._written: dict[str, bytes] | None = None
         self._settled: set[str] = set()
         self._task: asyncio.Task[None] | None = None
-        self.objection = ""
-        """Why nothing is written; empty while all is well."""
+        self._held_at = 0.0
+        self._current_at: float | None = None
+        """When the last complete round began; None while another process writes. Both by time.monotonic()."""
+        self._objection = ""
+
+    @property
+    def objection(self) -> str:
+        """Why nothing is written, or how far the files are behind; empty while all is well."""
+        if self._objection or self._current_at is None:
+            return self._objection
+        age_s = time.monotonic() - self._current_at
+        return f"the records on disk are {age_s:.0f} seconds behind" if age_s > self._interval_s + _LATE_S else ""
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="recorder")
@@ -69,9 +84,12 @@ class Recorder:
                 _log.warning("records.left_behind", reason=type(error).__name__)
 
     async def _run(self) -> None:
+        pause_s = 0.0
         while True:
             started = time.monotonic()
             try:
+                await self._rest(pause_s)
+                started = time.monotonic()
                 await self.round()
             except StoreUnavailable:
                 _log.warning("records.store_unavailable")
@@ -79,24 +97,47 @@ class Recorder:
                 self._object(f"records cannot be written: {error.strerror or type(error).__name__}")
             except Exception:  # noqa: BLE001 - one fault must not end it; the next round tries again
                 _log.error("records.failed", exc_info=True)
-            taken_s = time.monotonic() - started
-            await asyncio.sleep(max(self._interval_s, taken_s / _MOST_WORK))
+            pause_s = _pause_s(self._interval_s, time.monotonic() - started)
+
+    async def _rest(self, seconds: float) -> None:
+        """Sleep, and keep the lock meanwhile."""
+        until = time.monotonic() + seconds
+        while (left_s := until - time.monotonic()) > 0:
+            await asyncio.sleep(min(left_s, _RENEW_S))
+            with suppress(StoreUnavailable):
+                await self._renewed()
 
     async def round(self) -> None:
         """Bring the files up to date, if this process is the one that does. Raises StoreUnavailable, OSError."""
-        if not await self._lock.hold():
-            self._written = None  # whoever has the lock writes now
+        began = time.monotonic()
+        if not await self._hold():
             return
         schema = await self._matching_schema()
         if schema is None:
             return
         if self._written is None:
             self._written, self._settled = await asyncio.to_thread(self._read_all), set()
-        seen = await self._write_changes(self._written)
-        if await self._lock.hold() and await read_schema(self._client) == schema:
-            await self._remove(self._written, self._written.keys() - seen)
-            await asyncio.to_thread(self._claim, schema)
-            self._object("")
+        written = self._written
+        seen = await self._write_changes(written)
+        if seen is None or await self._hold() is not Hold.RENEWED or await read_schema(self._client) != schema:
+            return
+        await self._remove(written, written.keys() - seen)
+        await asyncio.to_thread(self._claim, schema)
+        self._current_at = began
+        self._object("")
+
+    async def _hold(self) -> Hold:
+        """Take or renew the lock; unless it was kept, another may have written, and what is on disk is not known."""
+        held = await self._lock.hold()
+        self._held_at = time.monotonic()
+        if held is not Hold.RENEWED:
+            self._written = None
+            self._current_at = self._held_at if held else None
+        return held
+
+    async def _renewed(self) -> bool:
+        """Renew the lock when it is time to; False if it was lost meanwhile."""
+        return time.monotonic() - self._held_at < _RENEW_S or await self._hold() is Hold.RENEWED
 
     async def _matching_schema(self) -> Schema | None:
         schema = await read_schema(self._client)
@@ -120,35 +161,42 @@ class Recorder:
         if self._files.database() != schema:
             self._files.claim(schema)
 
-    async def _write_changes(self, written: dict[str, bytes]) -> set[str]:
-        """Write what differs from `written`, and return the keys of all that is there."""
+    async def _write_changes(self, written: dict[str, bytes]) -> set[str] | None:
+        """Write what differs from `written`, and return the keys of all that is there; None if the lock is lost."""
         seen = set[str]()
         for family, names in (await entries.find(self._client)).items():
             if not entries.kind_of(family).mirrored:
                 continue
             seen.update(names)
-            changed: list[Entry] = []
-            async for entry in entries.read(self._client, family, [one for one in names if one not in self._settled]):
-                if _is_log(entry):
-                    seen.discard(entry.key)
-                elif written.get(entry.key) != _fingerprint(entry):
-                    changed.append(entry)
-                elif _is_settled(entry):
-                    self._settled.add(entry.key)
-                if len(changed) >= _WRITTEN_AT_ONCE:
-                    await self._write(written, changed)
-                    changed = []
-                    await self._lock.hold()
-            await self._write(written, changed)
+            unsettled = [name for name in names if name not in self._settled]
+            for start in range(0, len(unsettled), _AT_ONCE):
+                changed: list[Entry] = []
+                for entry in await self._read(family, unsettled[start : start + _AT_ONCE], written):
+                    if _is_log(entry):
+                        seen.discard(entry.key)
+                    elif written.get(entry.key) != _fingerprint(entry):
+                        changed.append(entry)
+                    elif _is_settled(entry):
+                        self._settled.add(entry.key)
+                await self._write(written, changed)
+                if not await self._renewed():
+                    return None
         return seen
 
-    async def _write(self, written: dict[str, bytes], changed: Iterable[Entry]) -> None:
-        def write() -> None:
-            for entry in changed:
-                self._files.write(entry.key, entries.encode(entry))
-                written[entry.key] = _fingerprint(entry)
+    async def _read(self, family: str, names: Sequence[str], written: dict[str, bytes]) -> list[Entry]:
+        """Read records; of unfinished jobs, whose stories are long, only those of which the rest has changed."""
+        if family == "job":
+            briefly = entries.read(self._client, family, names, stories=False)
+            names = [job.key async for job in briefly if _is_over(job) or written.get(job.key) != _fingerprint(job)]
+        return [entry async for entry in entries.read(self._client, family, names)]
 
-        await asyncio.to_thread(write)
+    async def _write(self, written: dict[str, bytes], changed: Sequence[Entry]) -> None:
+        def write() -> None:
+            self._files.write({entry.key: entries.encode(entry) for entry in changed})
+            written.update((entry.key, _fingerprint(entry)) for entry in changed)
+
+        if changed:
+            await asyncio.to_thread(write)
 
     async def _remove(self, written: dict[str, bytes], gone: Iterable[str]) -> None:
         def remove() -> None:
@@ -163,9 +211,14 @@ class Recorder:
         return {entry.key: _fingerprint(entry) for entry in found}
 
     def _object(self, objection: str) -> None:
-        if objection and objection != self.objection:
+        if objection and objection != self._objection:
             _log.error("records.not_written", reason=objection)
-        self.objection = objection
+        self._objection = objection
+
+
+def _pause_s(interval_s: float, taken_s: float) -> float:
+    """Return how long to wait after a round that took `taken_s`."""
+    return max(interval_s, min(taken_s / _MOST_WORK, _LONGEST_PAUSE_S))
 
 
 def _fingerprint(entry: Entry) -> bytes:

@@ -24,7 +24,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from services.cli.database import Say
+from services.cli.database import Say, need_data_folder
 from shared.errors import InvalidRequest, StoreUnavailable
 from shared.paths import fsync_folder, write_atomic
 from shared.settings import Settings
@@ -65,8 +65,9 @@ def back_up(settings: Settings, dest: Path, say: Say, *, link: bool = False) -> 
     """Write a backup to `dest`, a folder that is empty or not there.
 
     With `link` what never changes is linked instead of copied, where `dest` is on the same disk. Raises InvalidRequest,
-    StoreUnavailable, OSError.
+    also where files lie in a bucket, StoreUnavailable, OSError.
     """
+    need_data_folder(settings)
     home = settings.home
     if not home.is_dir():
         raise InvalidRequest(f"{home} is no data folder")

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from services.cli.database import Say, database_of
+from services.cli.database import Say, database_of, need_data_folder
 from services.cli.stack import only_one
 from shared import keys
 from shared.adapters import adapter_digest
@@ -56,7 +56,11 @@ class Tally:
 
 
 def rebuild(settings: Settings, say: Say) -> None:
-    """Fill the database of a data folder from the folder. Raises InvalidRequest while the stack runs on it."""
+    """Fill the database of a data folder from the folder.
+
+    Raises InvalidRequest while the stack runs on it, and where files lie in a bucket.
+    """
+    need_data_folder(settings)
     paths = Paths(settings.home)
     if not paths.records.is_dir():
         raise InvalidRequest(f"{paths.home} is no data folder with records: there is no {paths.records.name}/")

@@ -13,7 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from services.cli.backup import DATA, RECORDS, Manifest, verify
-from services.cli.database import Say, database_of
+from services.cli.database import Say, database_of, need_data_folder
 from services.cli.rebuild import Tally, adopt, fill
 from shared.errors import InvalidRequest
 from shared.paths import Paths, fsync_folder
@@ -24,32 +24,64 @@ from shared.store.client import Client
 from shared.store.entries import Entry
 from shared.store.schema import check_version, newest_version
 
+_OF_THE_DISK = frozenset({"lost+found"})
+"""What a new file system holds by itself."""
+
 
 def restore(settings: Settings, backup: Path, say: Say) -> None:
     """Make the data folder, which is empty or not there, and fill its database, which is empty.
 
-    The folder appears when both are complete. Raises InvalidRequest for a backup that is not whole, a folder or a
-    database that is in use, and SchemaTooNew for a backup of a newer version.
+    What is in it appears when both are complete. Raises InvalidRequest for a backup that is not whole, a folder or a
+    database that is in use, and files that belong into a bucket; SchemaTooNew for a backup of a newer version.
     """
+    need_data_folder(settings)
     home = settings.home
-    if home.exists() and (not home.is_dir() or any(home.iterdir())):
+    if home.exists() and (not home.is_dir() or _content(home)):
         raise InvalidRequest(f"{home} is not empty; a backup is restored into a new data folder")
     manifest = verify(backup)
     check_version(manifest.database.version, newest_version())
-    home.parent.mkdir(parents=True, exist_ok=True)
-    staged = home.with_name(f".{home.name}.{secrets.token_hex(4)}")
+    staged = _stage(home)
     try:
         _copy(backup, manifest, staged)
         placed = replace(settings, data_dir=str(staged))
         with database_of(placed, Paths(staged).valkey) as url:
             tally = asyncio.run(_fill(url, Paths(staged), backup, manifest))
-        staged.replace(home)
+        _reveal(staged, home)
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         raise
-    fsync_folder(home.parent)
     for line in tally.lines():
         say(line)
+
+
+def _content(home: Path) -> list[Path]:
+    return [path for path in home.iterdir() if path.name not in _OF_THE_DISK]
+
+
+def _stage(home: Path) -> Path:
+    """Choose where the folder is made: beside its place, or inside it if it is there and may be a disk of its own."""
+    if home.exists():
+        return home / f".restore-{secrets.token_hex(4)}"
+    home.parent.mkdir(parents=True, exist_ok=True)
+    return home.with_name(f".{home.name}.{secrets.token_hex(4)}")
+
+
+def _reveal(staged: Path, home: Path) -> None:
+    """Give the folder its name, or move all that is in it to its place; nothing is left there if that fails."""
+    if staged.parent != home:
+        staged.replace(home)
+        fsync_folder(home.parent)
+        return
+    moved: list[Path] = []
+    try:
+        for path in sorted(staged.iterdir()):
+            moved.append(path.replace(home / path.name))
+        staged.rmdir()
+    except BaseException:
+        for path in moved:
+            path.replace(staged / path.name)
+        raise
+    fsync_folder(home)
 
 
 def _copy(backup: Path, manifest: Manifest, staged: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,16 +25,23 @@ OLD_S = 3600.0
 log = structlog.get_logger()
 
 
+Unfinished = Callable[[], Awaitable[Collection[str]]]
+"""Gives the ids of the jobs that are not at their end."""
+
+
 class _Manifest(Struct, frozen=True):
+    """What is of interest of manifest.json, of a file or of an adapter."""
+
     sha256: str = ""
+    job_id: str = ""
 
 
-async def drop_copies(blobs: Blobs) -> None:
+async def drop_copies(blobs: Blobs, unfinished: Unfinished) -> None:
     """Delete copies of what the store does not have any more, an hour after they came; with a file go its tokens.
 
     What the store has neither given nor taken is no copy, and stays: it was here before there was a store, or is on
-    its way there. Nothing happens where the data folder is the store. Raises StorageUnavailable, and then nothing more
-    is deleted.
+    its way there. What an unfinished job has made stays, too. Nothing happens where the data folder is the store.
+    Raises StorageUnavailable, StoreUnavailable, and then nothing more is deleted.
     """
     if blobs.is_local:
         return
@@ -41,20 +49,31 @@ async def drop_copies(blobs: Blobs) -> None:
     await asyncio.to_thread(_drop_half_fetched, paths, before)
     for parent, depth in ((paths.adapters, 2), (paths.models, 2), (paths.files, 1)):
         stored = {kept.folder for kept in await blobs.folders(parent, depth=depth)}
-        for copy in await LocalBlobs(paths).folders(parent, depth=depth):
-            if copy.folder in stored or copy.changed_at >= before or copy.is_aside:
-                continue
-            if await asyncio.to_thread(is_copy, paths, copy.folder) and not await blobs.exists(copy.folder):
-                await asyncio.to_thread(_drop, paths, copy.folder)
+        here = await LocalBlobs(paths).folders(parent, depth=depth)
+        old = [copy.folder for copy in here if copy.changed_at < before and not copy.is_aside]
+        stale = [folder for folder in old if folder not in stored and await asyncio.to_thread(is_copy, paths, folder)]
+        jobs = await unfinished() if stale else ()
+        for folder in stale:
+            if await asyncio.to_thread(_maker, paths, folder) not in jobs and not await blobs.exists(folder):
+                await asyncio.to_thread(_drop, paths, folder)
     await asyncio.to_thread(forget_gone, paths)
+
+
+def _maker(paths: Paths, folder: Path) -> str:
+    """Return the id of the job that made an adapter or a whole model; empty if it is not known."""
+    return folder.parent.name if folder.parent.parent == paths.models else _manifest(folder).job_id
+
+
+def _manifest(folder: Path) -> _Manifest:
+    try:
+        return msgspec.json.decode((folder / "manifest.json").read_bytes(), type=_Manifest)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return _Manifest()
 
 
 def _drop(paths: Paths, folder: Path) -> None:
     log.info("copy.dropped", folder=paths.relative(folder))
-    sha256 = ""
-    if folder.parent == paths.files:
-        with suppress(OSError, msgspec.MsgspecError, UnicodeDecodeError):
-            sha256 = msgspec.json.decode((folder / "manifest.json").read_bytes(), type=_Manifest).sha256
+    sha256 = _manifest(folder).sha256 if folder.parent == paths.files else ""
     remove_folder(folder)
     if sha256:
         forget_file(paths.tokens, sha256)

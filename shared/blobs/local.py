@@ -65,7 +65,7 @@ class LocalBlobs:
         return Content(size_bytes, _blocks(file))
 
     async def mark(self, file: Path) -> None:
-        await asyncio.to_thread(file.touch)
+        await asyncio.to_thread(_touch, file)
 
     async def keep_file(self, file: Path) -> None:
         """It is kept where it is."""
@@ -88,6 +88,11 @@ class LocalBlobs:
 
 def _aside(folder: Path) -> Path:
     return folder.with_name(f"{ASIDE}{folder.name}")
+
+
+def _touch(file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
 
 
 def _changed_at(path: Path) -> float | None:

@@ -17,15 +17,20 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 import msgspec
+import structlog
 from msgspec import Struct
 
 from shared.blobs.bucket import Bucket
 from shared.blobs.interface import Content, Kept
 from shared.blobs.marks import mark_copy
+from shared.errors import StorageUnavailable
 from shared.paths import Paths, fsync_folder, publish_folder, remove_folder
 
 WHOLE = ".whole.json"
 ASIDE = ".aside.json"
+_TRIES = 5
+
+log = structlog.get_logger()
 
 
 class _File(Struct, frozen=True):
@@ -166,13 +171,27 @@ class ObjectBlobs:
         await self._bucket.directly_in(self._key(self.paths.unrecorded / "check"))
 
     async def _store(self, source: Path, final: Path) -> None:
-        """Put a folder's files, then its list; of one that is there, the list alone, since that makes it new."""
+        """Put a folder's files, then its list; of one that is there, the list alone, since that makes it new.
+
+        Who deletes the folder at that moment may take files that were put before the list, so they are looked up after
+        it, and put once more if one is missing. Raises StorageUnavailable when that happens again and again.
+        """
         key = self._key(final / WHOLE)
-        try:
-            listed = await self._bucket.read(key)
-        except FileNotFoundError:
-            listed = await self._store_files(source, final)
-        await self._bucket.put(key, listed)
+        for _ in range(_TRIES):
+            try:
+                listed = await self._bucket.read(key)
+            except FileNotFoundError:
+                listed = await self._store_files(source, final)
+            await self._bucket.put(key, listed)
+            if await self._has_files(final, _decode(listed)):
+                return
+            log.warning("storage.folder_deleted_meanwhile", folder=self.paths.relative(final))
+            await self._bucket.delete([key])
+        raise StorageUnavailable("The server's object storage lost what was put there; please try again.")
+
+    async def _has_files(self, final: Path, listed: _List) -> bool:
+        sizes = {each.key: each.size_bytes for each in await self._bucket.objects(self._key(final))}
+        return all(sizes.get(self._key(final / name)) == file.size_bytes for name, file in listed.files.items())
 
     async def _store_files(self, source: Path, final: Path) -> bytes:
         files = {}

@@ -225,15 +225,18 @@ async def find(client: Client) -> dict[str, list[str]]:
             return {family: sorted(found[family]) for family in ordered if found[family]}
 
 
-async def read(client: Client, family: str, names: Sequence[str]) -> AsyncIterator[Entry]:
-    """Read the records with these keys; those that are gone meanwhile are left out. Raises StoreUnavailable."""
+async def read(client: Client, family: str, names: Sequence[str], *, stories: bool = True) -> AsyncIterator[Entry]:
+    """Read the records with these keys; those that are gone meanwhile are left out. Raises StoreUnavailable.
+
+    Without `stories` the streams that belong to them stay unread.
+    """
     kind = kind_of(family)
     for start in range(0, len(names), kind.at_once):
-        for entry in await _read_some(client, kind, family in KINDS, names[start : start + kind.at_once]):
+        for entry in await _read_some(client, kind, family in KINDS, names[start : start + kind.at_once], stories):
             yield entry
 
 
-async def _read_some(client: Client, kind: Kind, is_known: bool, names: Sequence[str]) -> list[Entry]:
+async def _read_some(client: Client, kind: Kind, is_known: bool, names: Sequence[str], stories: bool) -> list[Entry]:
     types: Sequence[Any] = [kind.type] * len(names)
     if not is_known:
         types = [told.decode() for told in await client.together([("TYPE", name) for name in names])]
@@ -241,7 +244,7 @@ async def _read_some(client: Client, kind: Kind, is_known: bool, names: Sequence
     plans = []
     for name, type_, raw in zip(names, types, heads, strict=True):
         if type_ != "none" and raw:
-            plans.append(_plan(kind, _value(name, type_, raw, None, kind.unkept_fields)))
+            plans.append(_plan(kind, _value(name, type_, raw, None, kind.unkept_fields), stories))
     commands = [command for plan in plans for command in plan.commands()]
     answers = iter(await client.together(commands) if commands else [])
     entries = [plan.entry(answers) for plan in plans]
@@ -281,10 +284,11 @@ class _Plan:
         return Entry(key=values[0].key, values=[value for value in values if value.rows], places=places)
 
 
-def _plan(kind: Kind, value: Value) -> _Plan:
+def _plan(kind: Kind, value: Value, stories: bool) -> _Plan:
     name, record = value.key.split(":", 2)[-1], decode_record(value)
+    companions = [(key, type_) for key, type_ in kind.companions(name, record) if stories or type_ != "stream"]
     return _Plan(
-        keys=[(value.key, value.type), *kind.companions(name, record)],
+        keys=[(value.key, value.type), *companions],
         ranks=kind.ranks(name, record),
         sets=kind.memberships(name, record),
         unkept_fields=kind.unkept_fields,

@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 from shared import ids
 from shared.store.client import Client
+
+
+class Hold(IntEnum):
+    """Whose a lock is after it was asked for; what is true is one's own."""
+
+    FOREIGN = 0
+    TAKEN = 1
+    """Nobody had it just before, but somebody may have had it since this process lost it."""
+    RENEWED = 2
+    """It was this process's without a break."""
 
 
 class Lock:
@@ -15,9 +27,9 @@ class Lock:
         self._ttl_ms = int(ttl_s * 1000)
         self.token = ids.new_token()
 
-    async def hold(self) -> bool:
-        """Take or renew it; False while somebody else has it."""
-        return bool(await self._client.script("hold_lock", [self._key], [self.token, self._ttl_ms]))
+    async def hold(self) -> Hold:
+        """Take or renew it. Raises StoreUnavailable."""
+        return Hold(await self._client.script("hold_lock", [self._key], [self.token, self._ttl_ms]))
 
     async def release(self) -> None:
         """Give it back; nothing happens if it was lost before."""

@@ -12,15 +12,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import openai
 import psutil
 import pytest
 
+from services.api.files.chunked_uploads import ChunkedUploads
 from services.api.files.sweeper import Sweeper
 from services.api.files.uploads import Uploads
 from shared.blobs.local import LocalBlobs
+from shared.errors import Unavailable
 from shared.paths import Paths
-from shared.schemas.uploads import MAX_PART_BYTES
+from shared.records import FileRecord
+from shared.schemas.uploads import MAX_PART_BYTES, CreateUpload
+from shared.settings import Settings
 from shared.store.client import Client
 from shared.store.files import FileStore
 from shared.store.uploads import UploadStore
@@ -104,6 +109,61 @@ def test_cancelled_upload_takes_nothing_more(sdk: openai.OpenAI, api: ApiServer)
     assert refused(lambda: sdk.uploads.parts.create(upload.id, data=b"x")) == (None, "upload_not_pending")
     assert refused(lambda: sdk.uploads.complete(upload.id, part_ids=[part.id])) == (None, "upload_not_pending")
     assert folders(api) == [] and sdk.files.list().data == []
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_completing_again_records_what_the_first_attempt_stored(
+    sdk: openai.OpenAI, api: ApiServer, redis_url: str, same: bool
+) -> None:
+    upload = begin(sdk, bytes=2)
+    parts = [sdk.uploads.parts.create(upload.id, data=data).id for data in (b"1", b"2")]
+    record = with_store(
+        redis_url, lambda client: UploadStore(client, project_bytes=0).get(upload.id, project="proj_default")
+    )
+    content = b"12" if same else b"21"
+    left = FileRecord(
+        id=record.file_id, project=record.project, filename="a.jsonl", purpose="fine-tune", size_bytes=2,
+        sha256=hashlib.sha256(content).hexdigest(), created_at=5,
+    )  # fmt: skip
+    folder = api.paths.file_folder(left.id)
+    folder.mkdir()
+    (folder / "content").write_bytes(content)
+    (folder / "manifest.json").write_bytes(msgspec.json.encode(left))
+    if same:
+        done = sdk.uploads.complete(upload.id, part_ids=parts)
+        assert done.file is not None and done.file.created_at == 5
+        assert sdk.files.content(left.id).read() == content
+    else:
+        assert refused(lambda: sdk.uploads.complete(upload.id, part_ids=parts)) == (None, None)
+        assert api.paths.unrecorded_mark(left.id).exists()
+        assert sdk.files.list().data == []
+        assert sdk.uploads.complete(upload.id, part_ids=parts[::-1]).status == "completed"
+    assert not api.paths.unrecorded_mark(left.id).exists()
+
+
+def test_cancelling_marks_the_file_that_it_takes_back(redis_url: str, tmp_path: Path) -> None:
+    paths = Paths(tmp_path)
+    paths.prepare()
+
+    class Dying(LocalBlobs):
+        async def remove(self, folder: Path) -> None:
+            raise OSError("dead")
+
+    async def story(client: Client) -> None:
+        store, settings = UploadStore(client), Settings(data_dir=str(tmp_path))
+        wanted = CreateUpload(filename="a", purpose="fine-tune", bytes=1, mime_type="text/plain")
+        uploads, dying = (
+            ChunkedUploads(store, FileStore(client), blobs, settings) for blobs in (LocalBlobs(paths), Dying(paths))
+        )
+        upload = await uploads.begin(wanted, project="p")
+        mark = paths.unrecorded_mark((await store.get(upload.id, project="p")).file_id)
+        with pytest.raises(Unavailable):
+            await dying.cancel(upload.id, project="p")
+        assert mark.exists()
+        await uploads.cancel(upload.id, project="p")
+        assert not mark.exists()
+
+    with_store(redis_url, story)
 
 
 def test_completed_upload_is_not_cancelled(sdk: openai.OpenAI) -> None:

@@ -188,6 +188,37 @@ def test_a_folder_without_its_list_is_not_there_and_a_damaged_one_is_refused(
     play(story)
 
 
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_folder_that_is_deleted_while_it_is_put_is_put_again(
+    object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_new: bool
+) -> None:
+    async def story() -> None:
+        here = second_host(object_store, tmp_path / "a", prefix=f"race-{is_new}")
+        final = here.paths.adapters / "x" / "1"
+        bucket = here._bucket  # type: ignore[attr-defined]
+        put, deletions = bucket.put, 1
+
+        async def put_while_another_deletes(key: str, data: bytes | Path) -> None:
+            nonlocal deletions
+            if key.endswith(WHOLE) and deletions:
+                deletions -= 1
+                await bucket.delete([here._key(final / "content")])  # type: ignore[attr-defined]
+            await put(key, data)
+
+        if not is_new:
+            await here.publish(staged(here), final)
+        monkeypatch.setattr(bucket, "put", put_while_another_deletes)
+        await here.publish(staged(here), final)
+        await here.fetch(final)
+        assert (final / "content").read_bytes() == b"weights"
+        deletions = 1000
+        with pytest.raises(StorageUnavailable):
+            await here.keep(final)
+        assert not await here.exists(final)
+
+    play(story)
+
+
 def test_a_store_that_is_away_or_refuses_is_told_apart_from_what_is_missing(tmp_path: Path) -> None:
     async def story() -> None:
         with running_store() as store:

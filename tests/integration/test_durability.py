@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import redis
 
+from services.cli import restore as restoring
 from shared import keys
 from shared.paths import Paths
 from shared.settings import Settings
@@ -78,6 +79,53 @@ def test_restored_embedded_database_holds_every_record(tmp_path: Path) -> None:
     with valkey() as url, redis.Redis.from_url(url) as client:
         assert client.dbsize() == 0
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".new")] == []
+
+
+def test_restore_fills_a_mounted_folder_whose_parent_takes_nothing(tmp_path: Path) -> None:
+    home, backup, mounted = tmp_path / "home", tmp_path / "backup", tmp_path / "root" / "data"
+    with valkey() as url, server(home, url) as api:
+        of = populate(api)
+        before = seen(api, of["key"])
+        told(selftune("backup", backup, "--data-dir", home, redis_url=url))
+    mounted.mkdir(parents=True)
+    if subprocess.run(["mount", "-t", "tmpfs", "none", mounted], capture_output=True, check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        (mounted / "lost+found").mkdir()
+        with valkey() as url:
+            with redis.Redis.from_url(url) as client:
+                client.set(keys.file("file-other"), "{}")
+                assert "not empty" in told(selftune("restore", backup, "--data-dir", mounted, redis_url=url), status=2)
+                assert [path.name for path in mounted.iterdir()] == ["lost+found"]
+                client.flushall()
+            told(selftune("restore", backup, "--data-dir", mounted, redis_url=url))
+            assert not [path for path in mounted.iterdir() if path.name.startswith(".")]
+            with server(mounted, url) as api:
+                assert seen(api, of["key"]) == before
+    finally:
+        subprocess.run(["umount", mounted], check=True)
+
+
+def test_folder_that_is_there_is_filled_from_inside_or_stays_empty(tmp_path: Path) -> None:
+    staged = restoring._stage(tmp_path)
+    for name in ("files", "jobs", "records"):
+        (staged / name).mkdir(parents=True)
+    (tmp_path / "jobs").write_text("in the way of a folder")
+    with pytest.raises(NotADirectoryError):
+        restoring._reveal(staged, tmp_path)
+    assert sorted(path.name for path in staged.iterdir()) == ["files", "jobs", "records"]
+    (tmp_path / "jobs").unlink()
+    restoring._reveal(staged, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["files", "jobs", "records"]
+
+
+@pytest.mark.parametrize("command", [["backup", "copy"], ["restore", "copy"], ["rebuild"]])
+def test_commands_that_know_the_folder_alone_refuse_a_bucket(tmp_path: Path, command: list[str]) -> None:
+    config = tmp_path / "selftune.toml"
+    config.write_text('storage_url = "s3://tuning/production"\n')
+    done = selftune(*command, "--data-dir", tmp_path / "home", "--config", config)
+    assert "storage_url is set (s3://tuning/production)" in told(done, status=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["selftune.toml"]
 
 
 def test_half_a_backup_and_a_changed_byte_are_refused(tmp_path: Path) -> None:

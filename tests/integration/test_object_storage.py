@@ -19,6 +19,9 @@ from msgspec.structs import replace
 from services.api.files.sweeper import Sweeper
 from services.api.files.uploads import Uploads
 from services.trainer.jobs.leftovers import sweep
+from services.trainer.jobs.mirror import Mirror
+from services.trainer.protocol import Exported, Metrics
+from services.trainer.training.history import History
 from shared import keys
 from shared.blobs.copies import drop_copies
 from shared.blobs.opening import open_blobs
@@ -260,6 +263,29 @@ def test_a_job_goes_on_at_another_host_as_if_nothing_had_happened(
     with_client(api_host, story)
 
 
+def test_an_export_that_is_gone_keeps_the_others_from_nothing(
+    object_store: ObjectStore, settings: Settings, tmp_path: Path
+) -> None:
+    async def story(client: Client) -> None:
+        stores = client.stores
+        folder, adapters = stores.paths.job_folder("ftjob-1"), stores.paths.adapters / "base"
+        folder.mkdir(parents=True)
+        metrics = Metrics(
+            step=1, total_steps=2, epoch=1, train_loss=1.0, train_mean_token_accuracy=0.5, tokens=1, tokens_per_s=1.0,
+            learning_rate=1.0, grad_norm=1.0,
+        )  # fmt: skip
+        for digit in "ab":
+            name = digit * 64
+            exported = Exported(folder=name, sha256=name, metrics=metrics, final=False, trained_tokens=1)
+            History(folder, adapters).add_export(exported)
+        (adapters / ("b" * 64)).mkdir(parents=True)
+        (adapters / ("b" * 64) / "adapter_config.json").touch()
+        await Mirror(stores, folder, adapters, "token")._keep_exports()
+        assert [kept.folder.name for kept in await stores.blobs.folders(stores.paths.adapters, depth=2)] == ["b" * 64]
+
+    with_client(replace(settings, data_dir=str(tmp_path / "one"), **object_store.settings("exports")), story)
+
+
 def test_models_that_were_deleted_go_from_the_store_and_from_every_disk(
     object_store: ObjectStore, settings: Settings, tmp_path: Path
 ) -> None:
@@ -285,8 +311,21 @@ def test_models_that_were_deleted_go_from_the_store_and_from_every_disk(
         assert (await stores.blobs.exists(gone), await stores.blobs.exists(kept)) == (False, True)
         for folder in there.adapters.glob("*/*"):
             os.utime(folder, (0, 0))
-        await drop_copies(blobs)
+        unstored = there.adapter_folder("base", "c" * 64)
+        unstored.mkdir()
+        (unstored / "manifest.json").write_text('{"job_id": "ftjob-1"}')
+        whole = there.whole_model_folder("ftjob-1") / ("d" * 64)
+        whole.mkdir(parents=True)
+        for folder in (unstored, whole):
+            os.utime(folder, (0, 0))
+        await stores.client.call("SADD", keys.ACTIVE_JOBS, "ftjob-1")
+        await drop_copies(blobs, stores.jobs.active)
+        assert sorted(folder.name for folder in there.adapters.glob("*/*")) == [kept.name, unstored.name]
+        assert whole.exists()
+        await stores.client.call("SREM", keys.ACTIVE_JOBS, "ftjob-1")
+        await drop_copies(blobs, stores.jobs.active)
         assert [folder.name for folder in there.adapters.glob("*/*")] == [kept.name]
+        assert not whole.exists()
 
     with_client(shared, story)
 

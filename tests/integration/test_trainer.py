@@ -78,6 +78,7 @@ def test_job_succeeds_without_a_replica_and_says_that_serving_is_pending(
 
         [result_id] = record.result_files
         result = await client.stores.files.get(result_id, project=DEFAULT_PROJECT)
+        assert not client.stores.paths.unrecorded_mark(result_id).exists()
         lines = client.stores.paths.file_content(result_id).read_text().splitlines()
         assert (result.filename, result.purpose) == ("step_metrics.csv", "fine-tune-results")
         assert lines[0] == "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy" and len(lines) == 7

@@ -114,6 +114,30 @@ def test_checkpoint_that_a_dead_worker_named_is_told_once(settings: Settings, tm
     with_client(settings, story)
 
 
+def test_result_file_has_a_mark_until_its_record_is_there(settings: Settings, tmp_path: Path) -> None:
+    async def story(client: Client) -> None:
+        stores = client.stores
+        record = await stores.jobs.get(await client.submit(await client.upload(training_rows(12))))
+        stores.paths.job_folder(record.id).mkdir(parents=True)
+        serving, add = Serving(stores), stores.files.add
+        publication = Publication(stores, serving, record, make_spec(tmp_path / "base", tmp_path), "token")
+
+        async def die(*_: object, **__: object) -> None:
+            raise RuntimeError("killed")
+
+        stores.files.add = die  # type: ignore[method-assign]
+        with pytest.raises(RuntimeError):
+            await publication._store_result()
+        [mark] = stores.paths.unrecorded.iterdir()
+        assert stores.paths.file_content(mark.name).is_file()
+        stores.files.add = add  # type: ignore[method-assign]
+        assert await publication._store_result() == mark.name
+        assert not mark.exists()
+        await serving.close()
+
+    with_client(settings, story)
+
+
 def test_job_is_handed_back_to_a_database_that_is_away_for_a_moment(settings: Settings) -> None:
     async def story(client: Client) -> None:
         jobs = client.stores.jobs

@@ -25,7 +25,7 @@ from services.api.files.partial import PartialFile
 from services.api.files.unrecorded import Unrecorded
 from services.api.files.uploads import kept_for, least_size
 from shared import ids
-from shared.blobs.interface import Blobs
+from shared.blobs.interface import Blobs, read_whole
 from shared.errors import Conflict, InvalidRequest, NotFound, RateLimited, TooLarge, Unavailable
 from shared.records import FileRecord
 from shared.schemas.uploads import MAX_PART_BYTES, CompleteUpload, CreateUpload, Upload
@@ -145,7 +145,10 @@ class ChunkedUploads:
         return [self._paths.upload_part(record.id, part_id) / "content" for part_id in part_ids]
 
     async def _assemble(self, record: UploadRecord, sources: Sequence[Path], md5: str | None) -> None:
-        """Make the file: bytes first, then its record. Raises InvalidRequest for a wrong MD5, Unavailable, NotFound."""
+        """Make the file: bytes first, then its record.
+
+        Raises InvalidRequest for a wrong MD5, Unavailable, NotFound, Conflict when somebody else made another file.
+        """
         partial = PartialFile(
             self._paths.partial / f"{record.file_id}.{secrets.token_hex(4)}", limit=self._settings.max_file_bytes
         )
@@ -165,6 +168,7 @@ class ChunkedUploads:
             )
             await self._unrecorded.mark(file.id)
             await partial.publish(self._blobs, self._paths.file_folder(file.id), msgspec.json.encode(file))
+            file = await self._published(file)
         except FileNotFoundError as error:  # completed or cancelled by somebody else meanwhile
             raise Conflict(f"Upload {record.id} has ended meanwhile.") from error
         finally:
@@ -177,11 +181,30 @@ class ChunkedUploads:
             raise
         await self._unrecorded.settle(file.id)
 
+    async def _published(self, file: FileRecord) -> FileRecord:
+        """Return what lies in the place of a file that was just published: whoever came first has made it.
+
+        Raises Conflict when that has other bytes, FileNotFoundError when it was taken back, Unavailable.
+        """
+        try:
+            raw = await read_whole(self._blobs, self._paths.file_folder(file.id) / "manifest.json")
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise Unavailable("The server's storage does not answer.", code="storage_unavailable") from error
+        found = msgspec.json.decode(raw, type=FileRecord)
+        if found.sha256 != file.sha256:
+            raise Conflict("The upload was completed before with other parts, or in another order; start a new one.")
+        return found
+
     async def _take_back(self, record: UploadRecord) -> None:
+        # A process that dies in between leaves a file with a mark, which is deleted later.
+        await self._unrecorded.mark(record.file_id)
         file = await self._file(record)
         if file is not None:
             await self._files.remove(file)
         await self._remove(self._paths.file_folder(record.file_id))
+        await self._unrecorded.settle(record.file_id)
 
     async def _file(self, record: UploadRecord) -> FileRecord | None:
         """Return the upload's file, or None once it has been deleted."""

@@ -8,9 +8,11 @@ import structlog
 
 from shared.blobs.copies import drop_copies
 from shared.blobs.opening import open_blobs
-from shared.errors import StorageUnavailable
+from shared.errors import StorageUnavailable, StoreUnavailable
 from shared.paths import Paths
 from shared.settings import Settings
+from shared.store.client import Client
+from shared.store.jobs import JobStore
 
 _PERIOD_S = 3600.0
 
@@ -21,10 +23,13 @@ async def drop_forever(settings: Settings) -> None:
     """Look at once and then every hour. An adapter in the engine's memory needs its files no more."""
     paths = Paths(settings.home)
     paths.prepare()
-    blobs = open_blobs(settings, paths)
-    while True:
-        try:
-            await drop_copies(blobs)
-        except (StorageUnavailable, OSError) as error:
-            log.warning("copies.unavailable", reason=type(error).__name__)
-        await asyncio.sleep(_PERIOD_S)
+    blobs, client = open_blobs(settings, paths), Client(settings.database_url)
+    try:
+        while True:
+            try:
+                await drop_copies(blobs, JobStore(client).active)  # a trainer may use the same folder
+            except (StorageUnavailable, StoreUnavailable, OSError) as error:
+                log.warning("copies.unavailable", reason=type(error).__name__)
+            await asyncio.sleep(_PERIOD_S)
+    finally:
+        await client.close()

@@ -56,7 +56,7 @@ async def sweep(stores: Stores) -> None:
             log.info("model.dropped", job_id=job_id)
             await stores.blobs.remove(stores.paths.whole_model_folder(job_id))
     await drop_deleted(stores)
-    await drop_copies(stores.blobs)
+    await drop_copies(stores.blobs, stores.jobs.active)
 
 
 def _half_written(stores: Stores) -> list[tuple[str, Path]]:

@@ -85,8 +85,9 @@ class Mirror:
         for exported in await asyncio.to_thread(self._history.exports):
             folder = Path(exported.folder)
             if folder not in self._exports:
-                await self._blobs.keep(folder)
-                self._exports.add(folder)
+                with suppress(FileNotFoundError):  # one that is not here keeps the others from nothing
+                    await self._blobs.keep(folder)
+                    self._exports.add(folder)
 
     async def _keep_small(self) -> None:
         for file, stamp in (await asyncio.to_thread(_small_files, self._folder)).items():

@@ -234,10 +234,19 @@ class Publication:
             sha256=hashlib.sha256(content).hexdigest(),
             created_at=int(time.time()),
         )
+        blobs, mark = self._stores.blobs, self._stores.paths.unrecorded_mark(record.id)
         await keep_decisions(self._stores, self._folder)
+        await persist(lambda: blobs.mark(mark))
         await asyncio.to_thread(self._write_result, record, content)
-        await persist(lambda: self._stores.blobs.keep(self._stores.paths.file_folder(record.id)))
-        await persist(lambda: self._stores.files.add(record))
+        await persist(lambda: blobs.keep(self._stores.paths.file_folder(record.id)))
+
+        async def add() -> None:
+            await blobs.mark(mark)  # anew each time: what nobody has tried to record for an hour is swept
+            await self._stores.files.add(record)
+
+        await persist(add)
+        with suppress(StorageUnavailable, OSError):  # the api's sweeper sees to it
+            await blobs.delete(mark)
         return record.id
 
     def _write_result(self, record: FileRecord, content: bytes) -> None:

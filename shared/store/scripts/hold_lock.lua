@@ -1,7 +1,8 @@
 -- Take a lock or renew it; 0 milliseconds give it back.
--- KEYS: lock.  ARGV: token, milliseconds.  Returns 1 if the token has it, or had it until now.
+-- KEYS: lock.  ARGV: token, milliseconds.  Returns 0 while somebody else has it, 1 if it was taken or given back, 2 if it
+-- was renewed without a break.
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then return 0 end
 if ARGV[2] == '0' then return redis.call('DEL', KEYS[1]) end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return 1
+return holder and 2 or 1

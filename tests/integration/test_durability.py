@@ -151,7 +151,7 @@ def test_registry_is_rebuilt_from_the_folder_alone_and_twice_the_same(tmp_path: 
         assert "job: 0 put back, 2 there already" in second
         assert stored(url) == rebuilt
         assert set(database) - set(rebuilt) - {"selftune:sequence"} <= {
-            name for name in database if keys.family(name) in entries.LEFT_OUT | {"completion", "completions"}
+            name for name in database if keys.family(name) in entries.LEFT_OUT | {"completion", "completions", "audit", "audit_pending"}
         }
         with server(home, url) as api:
             after = seen(api, of["key"])
@@ -235,13 +235,14 @@ def test_changes_are_written_down_and_deletions_follow(tmp_path: Path) -> None:
         assert job.stat().st_mode & 0o777 == 0o600
         assert http.delete("/v1/aliases/support").is_success
         wait_until(lambda: target() is None)
+        assert not [path for path in api.paths.records.iterdir() if path.name.startswith("audit")]
 
 
 def test_every_family_of_keys_is_kept_on_purpose() -> None:
     assert keys.__doc__ is not None
     table = {line.split(":")[1].split(" ")[0] for line in keys.__doc__.splitlines() if line.startswith("| selftune:")}
     alone = {"bases", "retired_adapters", "sequence", "adapter_numbers", "turns"}
-    alone |= {"former_key", "key_check", "built_in_keys", "audit"}
+    alone |= {"former_key", "key_check", "built_in_keys"}
     assert table == entries.KINDS.keys() | entries._LISTED | entries.LEFT_OUT | alone
 
 

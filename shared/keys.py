@@ -75,7 +75,8 @@
 | selftune:schema_lock             | string | token of the process that migrates             | 30 s           |
 | selftune:recorder_lock           | string | token of the api process that writes records/  | 30 s           |
 | selftune:audit                   | stream | entry: AuditRecord, about 100,000 kept         | for ever       |
-| selftune:audit_pending           | hash   | token → AuditRecord of what is under way       | until it ends  |
+| selftune:audit_pending           | hash   | token → AuditRecord of what is under way, or   | until it ends, |
+|                                  |        | "settled {t}"                                  | a week from t  |
 | arq:*                            | -      | the queues, written by arq                     | arq's          |
 
 No key is another one's prefix plus a colon: ids come from clients, and must not reach a key of another type.

@@ -27,7 +27,7 @@ from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_pref
 from redis import exceptions
 
 from shared.errors import StoreUnavailable
-from shared.records import JobRecord
+from shared.records import JobRecord, Priority
 from shared.states import JobState
 
 VALIDATE_QUEUE = "selftune:queue:validate"
@@ -39,8 +39,6 @@ CONNECT_TIMEOUT_S = 2.0
 
 Function = Literal["validate", "train"]
 QUEUES: dict[Function, str] = {"validate": VALIDATE_QUEUE, "train": TRAIN_QUEUE}
-
-Priority = Literal["low", "normal", "high"]
 
 _FIRST_YEAR: dict[Priority, int] = {"high": 1970, "normal": 1980, "low": 1990}
 

@@ -22,6 +22,8 @@ from shared.states import JobState
 
 DEFAULT_PROJECT = "proj_default"
 
+Priority = Literal["low", "normal", "high"]
+
 
 class KeyRecord(Struct, frozen=True, kw_only=True):
     """An API key; the key itself is not stored, its keyed hash is the record's name."""
@@ -129,7 +131,7 @@ class JobRecord(Struct, frozen=True, kw_only=True):
     """Why it waits in the queue although a worker is free; empty once one has begun."""
 
     @property
-    def priority(self) -> Literal["low", "normal", "high"]:
+    def priority(self) -> Priority:
         """In which of the queue's classes it is."""
         return self.options.priority or "normal"
 

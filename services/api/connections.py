@@ -6,6 +6,7 @@ as many connections as come. Here
     a head        has HEAD_S to arrive, and at most MAX_URL_BYTES, MAX_HEADERS and MAX_HEAD_BYTES
     a body        brings at least PACE_BYTES in every PACE_S, unless this server is the one that does not read
     an answer     moves within STALL_S when its client has left 64 KiB of it unread, as does one whose client is gone
+    a connection  has at most MAX_WAITING requests that wait for the answer to one before them
     a client      has at most so many connections in all, and for each address, if that is set
 
 Whoever breaks a limit gets an answer in OpenAI's envelope, where one can still be given, and loses the connection.
@@ -14,6 +15,7 @@ Whoever breaks a limit gets an answer in OpenAI's envelope, where one can still 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import resource
 import socket
 from collections import Counter
@@ -35,6 +37,7 @@ STALL_S = 60.0
 MAX_URL_BYTES = 16 << 10
 MAX_HEADERS = 100
 MAX_HEAD_BYTES = 64 << 10
+MAX_WAITING = 16
 _SPARE_FILES = 256
 """File descriptors that connections leave for Redis, inference servers, files and webhooks."""
 _REFUSALS = {
@@ -42,6 +45,7 @@ _REFUSALS = {
     408: "The request did not arrive in time.",
     414: f"The request's URL has more than {MAX_URL_BYTES:,} bytes.",
     431: f"The request has more than {MAX_HEADERS} headers, or they have more than {MAX_HEAD_BYTES:,} bytes.",
+    429: f"The connection has more than {MAX_WAITING} requests that wait for the answers to those before them.",
     503: "The server has as many connections as it takes; please try again.",
 }
 
@@ -56,6 +60,7 @@ class Connections:
         self._limit = min(limit or room, max(room, 1))
         self._limit_each = limit_each
         self._each: Counter[str] = Counter()
+        self._total = 0
 
     def __call__(
         self,
@@ -68,16 +73,20 @@ class Connections:
 
     def take(self, address: str) -> bool:
         """Count a connection in; False, and not counted, when there are too many."""
-        if self._each.total() >= self._limit or 0 < self._limit_each <= self._each[address]:
+        source = _source(address)
+        if self._total >= self._limit or 0 < self._limit_each <= self._each[source]:
             return False
-        self._each[address] += 1
+        self._each[source] += 1
+        self._total += 1
         return True
 
     def give_back(self, address: str) -> None:
         """Count a connection out that `take` has counted in."""
-        self._each[address] -= 1
-        if self._each[address] <= 0:
-            del self._each[address]
+        source = _source(address)
+        self._total -= 1
+        self._each[source] -= 1
+        if self._each[source] <= 0:
+            del self._each[source]
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -139,14 +148,24 @@ class BoundedProtocol(HttpToolsProtocol):
             self._await_head()  # only blank lines have come, or the rest of a body that nobody wanted
 
     def on_message_begin(self) -> None:
+        if self._is_refused:  # the parser goes on to the end of what has come
+            return
         super().on_message_begin()
         if self._watch is None:
             self._await_head()
 
+    def on_url(self, url: bytes) -> None:
+        if not self._is_refused:
+            super().on_url(url)
+
     def on_headers_complete(self) -> None:
+        if self._is_refused:
+            return
         self._undigested = 0
         self._unwatch()
-        if len(self.url) > MAX_URL_BYTES:
+        if len(self.pipeline) >= MAX_WAITING:
+            self._refuse(429)
+        elif len(self.url) > MAX_URL_BYTES:
             self._refuse(414)
         elif len(self.headers) > MAX_HEADERS or sum(len(k) + len(v) for k, v in self.headers) > MAX_HEAD_BYTES:
             self._refuse(431)
@@ -154,12 +173,12 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         self._reading_body = True
         super().on_headers_complete()
-        self._cycles = [*(cycle for cycle in self._cycles if not cycle.response_complete), self.cycle]
+        self._cycles.append(self.cycle)
         self._body_bytes = 0
         self._watch = self.loop.call_later(PACE_S, self._check_pace)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._reading_body:  # what comes behind a body is no header of the request
+        if not self._reading_body and not self._is_refused:  # what comes behind a body is no header of the request
             super().on_header(name, value)
 
     def on_body(self, body: bytes) -> None:
@@ -176,6 +195,7 @@ class BoundedProtocol(HttpToolsProtocol):
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
+        self._cycles = [cycle for cycle in self._cycles if not cycle.response_complete]
         super().on_response_complete()
         if (
             self._reading_body and self.cycle.response_complete
@@ -238,6 +258,17 @@ class BoundedProtocol(HttpToolsProtocol):
     def _abort(self) -> None:
         _log.info("connection.stalled", address=self.client and self.client[0])
         self.transport.abort()
+
+
+def _source(address: str) -> str:
+    """Return what an address is counted as: of IPv6 the network of 64 bits that one client may have all of."""
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:  # of a socket that has none
+        return address
+    if found.version == 4:
+        return address
+    return str(found.ipv4_mapped or ipaddress.IPv6Address(int(found) >> 64 << 64))
 
 
 def _answer(status: int) -> bytes:

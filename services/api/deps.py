@@ -175,7 +175,7 @@ class Services:
             files=files,
             uploads=uploads,
             chunked=ChunkedUploads(upload_store, files, blobs, settings),
-            sweeper=Sweeper(files, upload_store, uploads, blobs),
+            sweeper=Sweeper(files, upload_store, uploads, blobs, audit_store),
             jobs=jobs,
             queue=queue,
             submission=Submission(settings, files, jobs, registry, names, queue),

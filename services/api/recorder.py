@@ -172,9 +172,7 @@ class Recorder:
             for start in range(0, len(unsettled), _AT_ONCE):
                 changed: list[Entry] = []
                 for entry in await self._read(family, unsettled[start : start + _AT_ONCE], written):
-                    if _is_log(entry):
-                        seen.discard(entry.key)
-                    elif written.get(entry.key) != _fingerprint(entry):
+                    if written.get(entry.key) != _fingerprint(entry):
                         changed.append(entry)
                     elif _is_settled(entry):
                         self._settled.add(entry.key)
@@ -236,8 +234,3 @@ def _is_settled(entry: Entry) -> bool:
     """Whether an entry changes no more. Jobs are the most numerous, and their stories the longest."""
     ended_at = entry.record().get("finished_at") if entry.family == "job" and _is_over(entry) else None
     return isinstance(ended_at, int) and ended_at < time.time() - _SETTLED_S
-
-
-def _is_log(entry: Entry) -> bool:
-    """Whether an entry is one long stream that grows all the time; those are in backups alone."""
-    return entry.values[0].type == "stream"

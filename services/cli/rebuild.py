@@ -30,6 +30,8 @@ from shared.store.schema import Schema, check_version, create_schema, ensure_sch
 _REMARKABLE = frozenset({"job", "batch", "file", "upload", "adapter", "alias", "account", "webhook", "completion"})
 """Families that tell a database in use from one in which a service has only been started."""
 
+_API_KEY, _FORMER = keys.family(keys.api_key("")), keys.family(keys.former_key(""))
+
 _EARLIEST_TIME = 1e9
 """Larger scores are Unix times, smaller ones the order of creation."""
 
@@ -114,19 +116,42 @@ async def adopt(client: Client, schema: Schema) -> None:
 
 
 async def fill(client: Client, paths: Paths, found: Iterable[Entry], tally: Tally) -> None:
-    """Put back the entries whose bytes are here, and every file that has a manifest. Raises StoreUnavailable."""
+    """Put back the entries whose bytes are here, and every file that has a manifest. Raises StoreUnavailable.
+
+    API keys come last: a value that is known as a former one does not come back as a key.
+    """
+    held: list[Entry] = []
+    former = set[str]()
     for entry in found:
-        reason = await asyncio.to_thread(_why_not, paths, entry)
-        if reason:
-            tally.skipped.append(f"{entry.key.split(':', 2)[-1]}: {reason}")
-            continue
-        tally.count(entry.family, added=await entries.put_back(client, entry))
-        await _raise_counters(client, entry)
+        if entry.family == _FORMER:
+            former.add(_name(entry))
+        if entry.family == _API_KEY:
+            held.append(entry)
+        else:
+            await _put_back(client, paths, entry, tally)
+    for entry in held:
+        if _name(entry) in former or await client.call("EXISTS", keys.former_key(_name(entry))):
+            tally.skipped.append(f"{entry.record().get('id')}: it was replaced or revoked")
+        else:
+            await _put_back(client, paths, entry, tally)
     store = FileStore(client)
     for record in await asyncio.to_thread(_recorded_files, paths, tally):
         if not await store.exists(record.id):
             await store.add(record, produced=True)
             tally.count("file", added=True)
+
+
+async def _put_back(client: Client, paths: Paths, entry: Entry, tally: Tally) -> None:
+    reason = await asyncio.to_thread(_why_not, paths, entry)
+    if reason:
+        tally.skipped.append(f"{_name(entry)}: {reason}")
+        return
+    tally.count(entry.family, added=await entries.put_back(client, entry))
+    await _raise_counters(client, entry)
+
+
+def _name(entry: Entry) -> str:
+    return entry.key.split(":", 2)[-1]
 
 
 async def _raise_counters(client: Client, entry: Entry) -> None:

@@ -143,7 +143,8 @@ class TrainingOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     mlflow: MlflowSettings | None = None
     priority: (
         Annotated[
-            Literal["low", "normal", "high"], Meta(description="Place in the queue; order of submission within it.")
+            Literal["low", "normal", "high"],
+            Meta(description="Place in the queue, in turns of projects within it; `high` needs the scope `admin`."),
         ]
         | None
     ) = None

@@ -1,7 +1,8 @@
 """The audit log: a stream of what happened, newest last, and what is about to happen beside it.
 
 A change is noted as pending before it is made, and moves into the stream when its outcome is known. One whose process
-died stays pending, and enters the log as `unknown` an hour later, so that no change is without an entry.
+died stays pending, and enters the log as `unknown` an hour later, so that no change is without an entry. One that takes
+longer than that stays `unknown`, and is not entered again.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from shared.store.client import Client
 KEPT = 100_000
 """Entries, roughly; older ones are dropped."""
 PENDING_S = 3600.0
+_MARK = b"settled "
+"""Stands, with the Unix time, in the place of what was settled."""
+_MARKED_S = 7 * 86_400
 _CHUNK = 500
 _PREFIX = "audit_log-"
 _MAX_MS = 2**63 - 1
@@ -53,19 +57,25 @@ class AuditStore:
 
     async def end(self, token: str, record: AuditRecord | None) -> None:
         """Enter what came of it; None if nothing was changed."""
-        await self._end(token, record, pending_only=False)
+        await self._end(token, record)
 
     async def add(self, record: AuditRecord) -> None:
         """Enter what needs no announcement: it happened already, or was refused."""
-        await self._end("", record, pending_only=False)
+        await self._end("", record)
 
-    async def settle(self, *, older_than_s: float = PENDING_S) -> None:
-        """Enter what has been pending for so long, as `unknown`."""
+    async def settle(self, *, older_than_s: float = PENDING_S) -> Sequence[AuditRecord]:
+        """Enter what has been pending for so long, as `unknown`, and return what was entered."""
         found = await self._client.call("HGETALL", keys.AUDIT_PENDING)
+        now, entered = time.time(), list[AuditRecord]()
         for token, raw in found.items():
-            record = _decode(raw)
-            if record.at <= time.time() - older_than_s:
-                await self._end(token.decode(), replace(record, outcome="unknown"), pending_only=True)
+            if raw.startswith(_MARK):
+                if float(raw.removeprefix(_MARK)) <= now - _MARKED_S:
+                    await self._client.call("HDEL", keys.AUDIT_PENDING, token)
+                continue
+            record = replace(_decode(raw), outcome="unknown")
+            if record.at <= now - older_than_s and await self._end(token.decode(), record, mark=b"%s%d" % (_MARK, now)):
+                entered.append(record)
+        return entered
 
     async def page(
         self,
@@ -114,9 +124,9 @@ class AuditStore:
             raise NotFound(f"No such audit log entry: {entry_id[:100]}", param=param)
         return place
 
-    async def _end(self, token: str, record: AuditRecord | None, *, pending_only: bool) -> None:
+    async def _end(self, token: str, record: AuditRecord | None, *, mark: bytes = b"") -> bool:
         raw = b"" if record is None else _encode(record)
-        await self._client.script("end_audit", [keys.AUDIT, keys.AUDIT_PENDING], [token, raw, int(pending_only), KEPT])
+        return bool(await self._client.script("end_audit", [keys.AUDIT, keys.AUDIT_PENDING], [token, raw, mark, KEPT]))
 
 
 def _ms(entry: str) -> int:

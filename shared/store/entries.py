@@ -100,6 +100,7 @@ def _key_list(record: Record) -> str:
 
 
 KINDS: Mapping[str, Kind] = {
+    keys.family(keys.former_key("")): Kind("string"),
     "job": Kind(
         "hash",
         companions=lambda name, _: [(keys.job_events(name), "stream"), (keys.job_checkpoints(name), "list")],
@@ -165,8 +166,11 @@ KINDS: Mapping[str, Kind] = {
     "account": Kind("string", ranks=lambda name, account: [(keys.accounts(account["project"]), name)]),
     "project": Kind("string", ranks=lambda name, _: [(keys.PROJECTS, name)]),
     "adapter_uses": Kind("zset", mirrored=False),
+    keys.family(keys.AUDIT_PENDING): Kind("hash", mirrored=False),
+    keys.family(keys.AUDIT): Kind("stream", mirrored=False),
 }
-"""By family. What refers to others comes first, so that what it refers to is in a backup, too."""
+"""By family. What refers to others comes first, so that what it refers to is in a backup, too; former values of
+keys come first of all, so that none of them is kept as a key's only."""
 
 COUNTERS = frozenset({keys.SEQUENCE, keys.ADAPTER_NEXT_ID})
 """Entries of which the larger value holds."""
@@ -191,7 +195,7 @@ LEFT_OUT = frozenset(
         *(keys.SCHEMA, keys.SCHEMA_LOCK, keys.RECORDER_LOCK, keys.job_lease(""), keys.batch_lease("")),
         *(keys.request_bucket(""), keys.token_bucket(""), keys.place("", ""), keys.alias_traffic("", 0)),
         *(keys.ADAPTER_CHANGES, keys.residency(""), keys.REPLICAS, keys.replica(""), keys.WORKERS, keys.worker("")),
-        *(keys.key_used(""), keys.project_bytes(""), keys.shadow_pairs(""), keys.AUDIT_PENDING),
+        *(keys.key_used(""), keys.project_bytes(""), keys.shadow_pairs("")),
     )
 )
 """What lives for seconds or hours, is worked out again, or is no loss."""

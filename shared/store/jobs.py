@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 from msgspec.structs import replace
 
 from shared import ids, keys
 from shared.errors import LeaseLost, NotFound, RateLimited
-from shared.records import JobRecord
+from shared.records import JobRecord, Priority
 from shared.schemas.checkpoints import Checkpoint
 from shared.schemas.events import Event
 from shared.states import TERMINAL, JobState, check_transition
@@ -122,6 +122,7 @@ class JobStore:
                     keys.project_jobs(changed.project),
                     keys.OUTCOMES,
                     keys.turns(changed.priority),
+                    *map(keys.turns, get_args(Priority)),
                 ],
                 [
                     version,

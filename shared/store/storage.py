@@ -56,8 +56,8 @@ class Storage:
 
     async def used_bytes(self, project: str) -> int:
         """Return how many bytes a project keeps."""
-        found = [keys.files(project), keys.project_bytes(project)]
-        return int(await self._client.script("count_files", found, [keys.file("")]))
+        found = [keys.files(project), keys.project_bytes(project), keys.models(project)]
+        return int(await self._client.script("count_files", found, [keys.file(""), keys.adapter("")]))
 
 
 def _no_room(size_bytes: int) -> RateLimited:

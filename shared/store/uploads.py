@@ -105,7 +105,6 @@ class UploadStore:
             keys.upload_parts(record.id),
             keys.UPLOADS,
             keys.project_bytes(record.project),
-            keys.files(record.project),
             keys.project(record.project),
         ]
         most_bytes = 2 * record.size_bytes + MAX_PART_BYTES

@@ -179,16 +179,55 @@ def _key_of(entry: dict[str, Any]) -> str | None:
 def test_a_change_whose_process_died_is_entered_as_unknown(redis_url: str) -> None:
     async def story(client: Client) -> None:
         store = AuditStore(client)
-        await store.begin(AuditRecord(type="file.created", at=time.time() - 7200))
+        slow = await store.begin(AuditRecord(type="file.created", at=time.time() - 7200))
         token = await store.begin(AuditRecord(type="file.deleted", at=time.time()))
-        await store.settle()
-        await store.settle()
+        assert [record.type for record in await store.settle()] == ["file.created"]
+        assert not await store.settle()
         await store.end(token, None)
         found, more = await store.page(lambda _: True, limit=10)
         assert [(record.type, record.outcome) for _, record in found] == [("file.created", "unknown")]
-        assert not more and await client.call("HLEN", keys.AUDIT_PENDING) == 0
+        assert not more
+        await store.end(slow, AuditRecord(type="file.created", at=time.time()))  # it was only slow
+        found, _ = await store.page(lambda _: True, limit=10)
+        assert len(found) == 1 and await client.call("HLEN", keys.AUDIT_PENDING) == 0
 
     with_store(redis_url, story)
+
+
+def test_what_a_dead_process_left_is_entered_without_anybody_looking(tmp_path: Path, redis_url: str) -> None:
+    left = AuditRecord(type="file.deleted", at=time.time() - 7200, resources=("file-1",))
+    with_store(redis_url, lambda client: AuditStore(client).begin(left))
+    server = ApiServer(tmp_path, redis_url)
+    try:
+        wait_until(lambda: with_store(redis_url, lambda client: client.call("XLEN", keys.AUDIT)) == 1)
+        wait_until(lambda: "file.deleted" in server.log.read_text())
+    finally:
+        server.stop()
+
+
+def test_repetitions_are_not_entered_and_tried_webhooks_are(tmp_path: Path, redis_url: str) -> None:
+    server = ApiServer(tmp_path, redis_url, webhook_allow_private=True)
+    with_store(redis_url, lambda client: Registry(client).put_base(make_base()))
+    try:
+        with server.client() as http:
+            uploaded = http.post("/v1/files", files={"file": ("a.jsonl", b"{}\n")}, data={"purpose": "fine-tune"})
+            body = {"model": BASE, "training_file": uploaded.json()["id"]}
+            once = {"idempotency-key": "once"}
+            made = [http.post("/v1/fine_tuning/jobs", json=body, headers=once).json()["id"] for _ in range(2)]
+            assert made[0] == made[1]
+            hook = {"name": "n", "url": "http://127.0.0.1:9/", "event_types": ["batch.completed"]}
+            endpoint = http.post("/v1/webhook_endpoints", json=hook).raise_for_status().json()["id"]
+            tried = http.post(f"/v1/webhook_endpoints/{endpoint}/test", json={"event_type": "batch.completed"})
+            assert tried.json()["error"]["code"] == "webhook_undeliverable"
+        found = [(entry["type"], entry["selftune"]["outcome"]) for entry in entries(server)]
+    finally:
+        server.stop()
+    assert found == [
+        ("webhook_endpoint.tested", "unknown"),
+        ("webhook_endpoint.created", "success"),
+        ("fine_tuning.job.created", "success"),
+        ("file.created", "success"),
+    ]
 
 
 @pytest.mark.parametrize("scopes", [["read"], ["read", "train", "infer"]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import socket
 import threading
 import time
@@ -246,6 +247,37 @@ def test_pipelined_requests_are_answered_in_order(run: Callable[..., Running]) -
         answer = answer_of(sock)
     assert answer.count(b"HTTP/1.1 200 ") == 4
     assert [part[:1] for part in answer.split(b"\r\n\r\n1\r\n")[1:]] == [b"3", b"3", b"3", b"5"]
+
+
+def test_requests_that_do_not_wait_are_few(run: Callable[..., Running]) -> None:
+    running, largest = run(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    flood = threading.Thread(target=_flood, args=(running, b"GET / HTTP/1.1\r\n\r\n" * 20_000))
+    flood.start()
+    while flood.is_alive():
+        started = time.monotonic()
+        with running.connect() as sock:
+            sock.sendall(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            assert answer_of(sock).startswith(b"HTTP/1.1 200 ")
+        assert time.monotonic() - started < 1
+    flood.join()
+    wait_until(lambda: running.open_connections() == 0 and running.app.under_way == 0)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - largest < 16 << 10  # KiB
+
+
+def _flood(running: Running, data: bytes) -> None:
+    """Send without reading until the other side has closed."""
+    with running.connect() as sock:
+        with contextlib.suppress(OSError):
+            sock.sendall(data)
+        assert answer_of(sock).count(b"HTTP/1.1 200 ") <= connections.MAX_WAITING + 1
+
+
+def test_addresses_of_one_network_are_one_client() -> None:
+    counted = Connections(limit=0, limit_each=1)
+    assert counted.take("2001:db8::1") and not counted.take("2001:db8:0:0:ffff::2") and counted.take("2001:db8:0:1::1")
+    assert counted.take("10.0.0.1") and not counted.take("::ffff:10.0.0.1") and counted.take("10.0.0.2")
+    counted.give_back("2001:db8::3")
+    assert counted.take("2001:db8::1") and counted.take("")
 
 
 def test_connections_beyond_the_limit_get_503_and_room_comes_back(run: Callable[..., Running]) -> None:

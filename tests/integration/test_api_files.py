@@ -26,6 +26,7 @@ from shared.blobs.local import LocalBlobs
 from shared.errors import StoreUnavailable
 from shared.paths import Paths
 from shared.records import FileRecord
+from shared.store.audit import AuditStore
 from shared.store.client import Client
 from shared.store.files import FileStore
 from shared.store.uploads import UploadStore
@@ -370,9 +371,8 @@ class Interrupted(FileStore):
 def sweep(redis_url: str, paths: Paths, now: float, *, nth: int = 0, event: Any = None) -> None:
     async def run(client: Client) -> None:
         files = Interrupted(client, nth, event)
-        await Sweeper(
-            files, UploadStore(client), Uploads(files, LocalBlobs(paths), max_file_bytes=1), LocalBlobs(paths)
-        ).sweep(now)
+        storage = Uploads(files, LocalBlobs(paths), max_file_bytes=1)
+        await Sweeper(files, UploadStore(client), storage, LocalBlobs(paths), AuditStore(client)).sweep(now)
 
     with_store(redis_url, run)
 

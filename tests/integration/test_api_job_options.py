@@ -252,3 +252,18 @@ def test_options_of_the_run_are_checked(
     with pytest.raises(openai.BadRequestError) as caught:
         create(method=method, extra_body={"selftune": options})
     assert caught.value.param == f"selftune.{option}" and reason in caught.value.message
+
+
+def test_priority_before_all_projects_is_for_administrators(api: ApiServer, create: Callable[..., Any]) -> None:
+    with api.client() as admin:
+        scopes = {"name": "team", "selftune": {"scopes": ["read", "train"]}}
+        key = admin.post("/v1/organization/projects/proj_default/api_keys", json=scopes).json()["value"]
+    training_file = create().training_file
+    with api.client(key) as http:
+        for priority, status in (("high", 403), ("normal", 200), ("low", 200)):
+            body = {"model": BASE, "training_file": training_file, "selftune": {"priority": priority}}
+            answer = http.post("/v1/fine_tuning/jobs", json=body)
+            assert answer.status_code == status
+            if status == 403:
+                error = answer.json()["error"]
+                assert (error["code"], error["param"]) == ("insufficient_permissions", "selftune.priority")

@@ -31,7 +31,7 @@ from shared.store.limits import Bucket, LimitStore
 from shared.store.projects import ProjectStore
 from shared.store.registry import Registry
 from shared.store.uploads import PartRecord, UploadRecord, UploadStore
-from tests.api_server import BASE, ApiServer, know_key, make_base, wait_until, with_store
+from tests.api_server import BASE, ApiServer, know_key, make_adapter, make_base, wait_until, with_store
 
 PROJECTS = "/v1/organization/projects"
 DURATION = re.compile(r"(\d+h)?(\d+m)?([\d.]+s)|\d+ms")
@@ -353,6 +353,25 @@ def test_files_from_before_counting_are_counted(redis_url: str) -> None:
         await FileStore(client).add(a_file(5, 500))
         await files.add(a_file(6, 500), produced=True)
         assert await files.used_bytes("p") == 1060
+
+    with_store(redis_url, story)
+
+
+def test_models_are_counted_where_the_sum_is_lost(redis_url: str) -> None:
+    async def story(client: Client) -> None:
+        files, registry = FileStore(client), Registry(client)
+        for number in (1, 2):
+            model = make_adapter(f"ft:{BASE}:acme::AbCdEfG{number}", project="p", size_bytes=300)
+            await registry.publish(model)
+        await client.call("DEL", keys.project_bytes("p"))  # as after a restore
+        assert await registry.retire(f"ft:{BASE}:acme::AbCdEfG1")
+        assert await client.call("GET", keys.project_bytes("p")) is None
+        await files.add(a_file(1, 70))
+        assert await files.used_bytes("p") == 370
+        await client.call("DEL", keys.project_bytes("p"))
+        await UploadStore(client, project_bytes=0).add(an_upload(2))
+        await UploadStore(client, project_bytes=0).add_part(an_upload(2), a_part("a", 30))
+        assert await files.used_bytes("p") == 400
 
     with_store(redis_url, story)
 

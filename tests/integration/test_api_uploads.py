@@ -26,6 +26,7 @@ from shared.paths import Paths
 from shared.records import FileRecord
 from shared.schemas.uploads import MAX_PART_BYTES, CreateUpload
 from shared.settings import Settings
+from shared.store.audit import AuditStore
 from shared.store.client import Client
 from shared.store.files import FileStore
 from shared.store.uploads import UploadStore
@@ -297,7 +298,8 @@ def test_expired_upload_ends_and_is_swept(sdk: openai.OpenAI, api: ApiServer, re
     async def sweep(client: Client) -> None:
         files, uploads = FileStore(client), UploadStore(client)
         storage = Uploads(files, LocalBlobs(api.paths), max_file_bytes=1)
-        await Sweeper(files, uploads, storage, LocalBlobs(api.paths)).sweep(time.time() + 3601)
+        sweeper = Sweeper(files, uploads, storage, LocalBlobs(api.paths), AuditStore(client))
+        await sweeper.sweep(time.time() + 3601)
 
     with_store(redis_url, sweep)
     assert folders(api) == []

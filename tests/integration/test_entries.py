@@ -32,6 +32,8 @@ def test_entries_survive_json_and_an_empty_database(redis_url: str) -> None:
         client.hset("selftune:unheard_of_hash", mapping={"a": "1"})
         client.zadd("selftune:unheard_of_zset", {"m": 1.5})
         client.set(keys.job_lease("ftjob-1"), "token")
+        client.xadd(keys.AUDIT, {"entry": "{}"}, id="6-1")
+        client.hset(keys.AUDIT_PENDING, "token", "{}")
         client.set(keys.SEQUENCE, 9)
     found = [entries.decode(entries.encode(entry)) for entry in read_all(redis_url)]
     with redis.Redis.from_url(redis_url) as client:
@@ -49,6 +51,8 @@ def test_entries_survive_json_and_an_empty_database(redis_url: str) -> None:
     with redis.Redis.from_url(redis_url) as client:
         assert client.get(keys.SEQUENCE) == b"12"
         assert client.xrange(keys.job_events("ftjob-1")) == [(b"5-1", {b"event": ODD})]
+        assert client.xrange(keys.AUDIT) == [(b"6-1", {b"entry": b"{}"})]
+        assert client.hgetall(keys.AUDIT_PENDING) == {b"token": b"{}"}
         assert client.lrange(keys.job_checkpoints("ftjob-1"), 0, -1) == [b"b", b"a"]
         assert client.zscore(keys.jobs("p"), "ftjob-1") == 7
         assert client.smembers(keys.ACTIVE_JOBS) == {b"ftjob-1"}

@@ -30,6 +30,7 @@ from shared.paths import Paths
 from shared.records import DEFAULT_PROJECT
 from shared.settings import Settings
 from shared.states import JobState
+from shared.store.audit import AuditStore
 from shared.store.client import Client as RedisClient
 from shared.store.files import FileStore
 from shared.store.uploads import UploadStore
@@ -197,7 +198,8 @@ def test_a_file_that_was_never_recorded_is_swept_by_any_host(
             await blobs.mark(paths.unrecorded_mark(file_id))
             await blobs.publish(draft, paths.file_folder(file_id))
         await blobs._bucket.delete([blobs._key(paths.file_folder("file-half") / ".whole.json")])  # type: ignore[attr-defined]
-        sweeper = Sweeper(files, UploadStore(client), Uploads(files, blobs, max_file_bytes=1), blobs)
+        storage = Uploads(files, blobs, max_file_bytes=1)
+        sweeper = Sweeper(files, UploadStore(client), storage, blobs, AuditStore(client))
         await sweeper.sweep(time.time())
         assert len(object_store.keys(f"{tmp_path.name}/files/file-")) == 3
         await sweeper.sweep(time.time() + 3601)

@@ -9,8 +9,8 @@ from arq.worker import Worker, func
 from msgspec.structs import replace
 
 from shared import keys, queue
-from shared.queue import Priority, Queue
-from shared.records import JobRecord
+from shared.queue import Queue
+from shared.records import JobRecord, Priority
 from shared.schemas.methods import SupervisedHyperparameters
 from shared.schemas.options import TrainingOptions
 from shared.states import JobState
@@ -134,6 +134,12 @@ def test_jobs_keep_their_turn_and_nobody_pays_for_jobs_that_are_over(redis_url: 
         assert await jobs.order(await jobs.get("ftjob-a0")) == first
         for number in range(9):
             await jobs.finish(f"ftjob-a{number}", JobState.CANCELLED)
+        for priority in ("low", None, "high"):  # whatever the priority of the job that ended last
+            await _submit(client, waiting, a_job(f"x{priority}", priority, "a"))  # type: ignore[arg-type]
+        for priority in ("low", None, "high"):
+            await jobs.finish(f"ftjob-x{priority}", JobState.CANCELLED)
+        for each in ("low", "normal", "high"):
+            assert not await client.call("HEXISTS", keys.turns(each), "last a")
         await _submit(client, waiting, a_job("b0", None, "b"))
         await _submit(client, waiting, a_job("a9", None, "a"))
         orders = [await jobs.order(await jobs.get(f"ftjob-{name}")) for name in ("b0", "a9")]

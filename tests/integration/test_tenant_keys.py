@@ -171,6 +171,23 @@ def test_admin_key_replaced_by_hand_or_while_nothing_runs(pair: Pair, redis_url:
     pair.first = ApiServer(home, redis_url)
     assert pair.statuses("sk-selftune-written-by-hand") == [401, 401]
     assert pair.statuses("sk-selftune-another-by-hand") == [200, 200]
+    (home / "admin.key").write_text(f"{first}\n")
+    assert pair.statuses(first) == [200, 200], "also one that was there before"
+
+
+def test_a_former_value_stays_one_when_its_record_comes_back(redis_url: str) -> None:
+    async def story(client: Client) -> None:
+        store = KeyStore(client, KeyHash(KEY_SECRET))
+        record = KeyRecord(id="", project="proj_default", name="k", created_at=1)
+        made, value = await store.create(record)
+        place = keys.api_key(KeyHash(KEY_SECRET).digest(value))
+        raw = await client.call("GET", place)
+        await store.revoke(made.id, project="proj_default")
+        await client.call("SET", place, raw)
+        with pytest.raises(NotAuthenticated):
+            await store.authenticate(value)
+
+    with_store(redis_url, story)
 
 
 def test_event_streams_end_with_their_key_and_answers_under_way_go_on(pair: Pair, redis_url: str) -> None:

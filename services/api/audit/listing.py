@@ -6,6 +6,7 @@ from typing import Any
 
 from litestar.datastructures import MultiDict
 
+from services.api.audit import trail
 from services.api.documents import Described
 from shared.audit_records import AuditRecord
 from shared.errors import InvalidRequest, NotFound
@@ -56,7 +57,7 @@ async def listed(
     before: str | None,
 ) -> dict[str, Any]:
     """Return a page in OpenAI's form. Raises InvalidRequest for a time that is none, NotFound for unknown places."""
-    await store.settle()
+    await trail.settle(store)
     chosen = {name: frozenset(query.getall(name, [])) for name in _CHOICES}
 
     def wanted(record: AuditRecord) -> bool:

@@ -41,10 +41,15 @@ class Trail:
         self._store = store
         self._token = token
         self._record = record
+        self._told: tuple[Outcome | None] | None = None
+
+    def tell(self, outcome: Outcome | None) -> None:
+        """Say what came of it, where the answer's status does not; None if nothing was changed."""
+        self._told = (outcome,)
 
     async def end(self, status: int | None, body: bytes = b"") -> None:
         """Enter the outcome: that of an answer with `status`, or of one that never came. A refusal changed nothing."""
-        outcome = _outcome(status)
+        outcome = _outcome(status) if self._told is None else self._told[0]
         entered = (
             None
             if outcome is None
@@ -57,9 +62,7 @@ class Trail:
         except Unavailable as error:  # it stays pending, and is entered later
             _log.warning("audit.pending", reason=error.message)
         if entered is not None:
-            _log.info(
-                "audit.entered", **{name: value for name, value in msgspec.structs.asdict(entered).items() if value}
-            )
+            _note(entered)
 
 
 async def begin(
@@ -86,6 +89,19 @@ async def begin(
     state[_STATE] = Trail(store, await store.begin(record), record)
 
 
+async def settle(store: AuditStore) -> None:
+    """Enter changes whose end never came. Raises StoreUnavailable."""
+    for record in await store.settle():
+        _note(record)
+
+
+def tell(state: dict[str, Any], outcome: Outcome | None) -> None:
+    """Say what came of a request, as Trail.tell does, if it has a trail."""
+    trail: Trail | None = state.get(_STATE)
+    if trail is not None:
+        trail.tell(outcome)
+
+
 def take(state: dict[str, Any]) -> Trail | None:
     """Return a request's trail if it has one, once."""
     trail: Trail | None = state.pop(_STATE, None)
@@ -100,6 +116,10 @@ def address_of(scope: Scope) -> str:
     """Return the address that a request came from."""
     client = scope.get("client")
     return str(client[0]) if client else ""
+
+
+def _note(record: AuditRecord) -> None:
+    _log.info("audit.entered", **{name: value for name, value in msgspec.structs.asdict(record).items() if value})
 
 
 def _outcome(status: int | None) -> Outcome | None:

@@ -1,17 +1,20 @@
-"""Housekeeping on disk: what has expired, was given up, or was left behind by a process that died."""
+"""Housekeeping, on disk and in the audit log: what has expired, was given up, or was left by a process that died."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import structlog
 
+from services.api.audit import trail
 from services.api.files.unrecorded import Unrecorded
 from services.api.files.uploads import Uploads
 from shared.blobs.interface import Blobs
 from shared.errors import StorageUnavailable, StoreUnavailable
+from shared.store.audit import AuditStore
 from shared.store.files import FileStore
 from shared.store.uploads import UploadStore
 
@@ -26,13 +29,16 @@ _ABANDONED_S = 3600
 class Sweeper:
     """Sweeps at start and every minute. Safe with several processes: each step may be done twice."""
 
-    def __init__(self, files: FileStore, uploads: UploadStore, storage: Uploads, blobs: Blobs) -> None:
+    def __init__(
+        self, files: FileStore, uploads: UploadStore, storage: Uploads, blobs: Blobs, audit: AuditStore
+    ) -> None:
         self._files = files
         self._uploads = uploads
         self._storage = storage
         self._blobs = blobs
         self._paths = blobs.paths
         self._unrecorded = Unrecorded(blobs)
+        self._audit = audit
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -85,10 +91,14 @@ class Sweeper:
 
     async def _sweep_forever(self) -> None:
         while True:
-            try:
-                await self.sweep(time.time())
-            except (StoreUnavailable, StorageUnavailable) as error:
-                _log.warning("sweeper.store_unavailable", reason=type(error).__name__)
-            except Exception:  # noqa: BLE001 - one fault must not end the housekeeping; the next round tries again
-                _log.error("sweeper.failed", exc_info=True)
+            await self._attempt(lambda: self.sweep(time.time()))
+            await self._attempt(lambda: trail.settle(self._audit))
             await asyncio.sleep(_PERIOD_S)
+
+    async def _attempt(self, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except (StoreUnavailable, StorageUnavailable) as error:
+            _log.warning("sweeper.store_unavailable", reason=type(error).__name__)
+        except Exception:  # noqa: BLE001 - one fault must not end the housekeeping; the next round tries again
+            _log.error("sweeper.failed", exc_info=True)

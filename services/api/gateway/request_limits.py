@@ -6,6 +6,8 @@ tokens the inference server checks itself.
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 from msgspec import Raw, Struct
 
@@ -18,6 +20,8 @@ MAX_PROMPTS = 2048
 MAX_BIASES = 1024
 MAX_CHOICES = 128
 """Of `n` and `best_of`."""
+_WHOLE_NUMBERS = ("n", "best_of", "max_tokens", "max_completion_tokens", "max_output_tokens")
+_WHOLE = re.compile(rb"null|-?[0-9]+")
 
 _NONE = Raw(b"null")
 
@@ -35,6 +39,9 @@ class _Counted(Struct, frozen=True):
     logit_bias: Raw = _NONE
     n: Raw = _NONE
     best_of: Raw = _NONE
+    max_tokens: Raw = _NONE
+    max_completion_tokens: Raw = _NONE
+    max_output_tokens: Raw = _NONE
 
 
 _decode = msgspec.json.Decoder(_Counted).decode
@@ -43,7 +50,11 @@ _decode_object = msgspec.json.Decoder(dict[str, Raw]).decode
 
 
 def check_request(body: bytes) -> None:
-    """Look at a JSON object that was decoded before. Raises InvalidRequest that names the field with too much."""
+    """Look at a JSON object that was decoded before.
+
+    Raises InvalidRequest that names the field with too much, or the number that is not written as a whole one: vLLM
+    takes `1e4` and `"5000"` too, which neither these limits nor those of tokens would see.
+    """
     counted = _decode(body)
     for name, most in MOST.items():
         _check_list(name, bytes(getattr(counted, name)), most)
@@ -54,6 +65,13 @@ def check_request(body: bytes) -> None:
     bias = bytes(counted.logit_bias)
     if bias[:1] == b"{" and len(_decode_object(bias)) > MAX_BIASES:
         raise _too_much("logit_bias", MAX_BIASES)
+    for name in _WHOLE_NUMBERS:
+        if _WHOLE.fullmatch(bytes(getattr(counted, name))) is None:
+            raise InvalidRequest(
+                f"Invalid type for '{name}': expected an integer, written as one, or null.",
+                code="invalid_type",
+                param=name,
+            )
     for name in ("n", "best_of"):
         number = bytes(getattr(counted, name))
         if number.isdigit() and (len(number) > 9 or int(number) > MAX_CHOICES):

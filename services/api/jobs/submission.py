@@ -12,7 +12,7 @@ from services.api import metrics
 from services.api.gateway.model_names import ModelNames
 from services.api.jobs.requests import Asked, asked, check_options, shown_integrations
 from shared import ids, tracing
-from shared.errors import InvalidRequest, NotFound, StoreUnavailable
+from shared.errors import InvalidRequest, NotFound, PermissionDenied, StoreUnavailable
 from shared.model_records import Access
 from shared.queue import Queue
 from shared.records import BaseRecord, FileRecord, JobRecord
@@ -59,13 +59,15 @@ class Submission:
     async def submit(self, request: CreateJob, *, access: Access, job_id: str, limit: int | None = None) -> JobRecord:
         """Record a job and ask a worker to look at it; a job that has this id already is returned as it is.
 
-        Raises InvalidRequest, NotFound, StoreUnavailable, and RateLimited at `limit` unfinished jobs of the project.
+        Raises InvalidRequest, NotFound, StoreUnavailable, RateLimited at `limit` unfinished jobs of the project, and
+        PermissionDenied for a priority that passes other projects, unless an administrator asks for it.
         """
         project = access.project
         try:
             return await self._jobs.get(job_id, project=project)
         except NotFound:
             pass
+        _check_priority(request, access)
         wanted = asked(request)
         start = await self._start(request.model, access)
         check_options(request, self._settings, context_length=start.context_length, parent_rank=start.parent_rank)
@@ -141,3 +143,13 @@ class Submission:
             await self._queue.put(record, order=await self._jobs.order(record))
         except StoreUnavailable:
             _log.warning("job.not_enqueued", job_id=record.id)
+
+
+def _check_priority(request: CreateJob, access: Access) -> None:
+    """Raises PermissionDenied for a job that would go before those of all projects."""
+    if request.options.priority == "high" and not access.is_admin:
+        raise PermissionDenied(
+            "Priority 'high' goes before the jobs of all projects, and needs an API key with the scope admin; use "
+            "'normal', or leave it out.",
+            param="selftune.priority",
+        )

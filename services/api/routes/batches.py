@@ -30,12 +30,19 @@ async def create_batch(
     settings: NamedDependency[Settings],
     idempotency: NamedDependency[IdempotencyStore],
     batches: NamedDependency[Batches],
+    batch_store: NamedDependency[BatchStore],
 ) -> Batch:
     """Have a file of requests answered; with an `Idempotency-Key` header, asking twice gives the same batch."""
     body = await read_json(request, limit=settings.max_body_bytes)
     wanted = decode(body, _CREATE)
     batch_id = await object_id_for(
-        request, idempotency, project=caller.project, kind="batch", body=body, new_id=ids.new_batch_id()
+        request,
+        idempotency,
+        project=caller.project,
+        kind="batch",
+        body=body,
+        new_id=ids.new_batch_id(),
+        look=batch_store.get,
     )
     return (await batches.create(wanted, access=caller.access, batch_id=batch_id)).public()
 

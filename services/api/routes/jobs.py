@@ -49,12 +49,15 @@ async def create_job(
     settings: NamedDependency[Settings],
     idempotency: NamedDependency[IdempotencyStore],
     submission: NamedDependency[Submission],
+    jobs: NamedDependency[JobStore],
 ) -> Job:
     """Fine-tune a model on an uploaded file; with an `Idempotency-Key` header, asking twice gives the same job."""
     project = identity.project.id
     body = await read_json(request, limit=settings.max_body_bytes)
     wanted = decode(body, _CREATE)
-    job_id = await object_id_for(request, idempotency, project=project, kind="job", body=body, new_id=ids.new_job_id())
+    job_id = await object_id_for(
+        request, idempotency, project=project, kind="job", body=body, new_id=ids.new_job_id(), look=jobs.get
+    )
     record = await submission.submit(
         wanted, access=identity.key.access, job_id=job_id, limit=identity.project.limits.concurrent_jobs or None
     )

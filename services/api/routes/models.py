@@ -35,6 +35,7 @@ async def import_model(
     settings: NamedDependency[Settings],
     idempotency: NamedDependency[IdempotencyStore],
     adapter_imports: NamedDependency[AdapterImports],
+    registry: NamedDependency[Registry],
 ) -> ImportedModel:
     """Make a fine-tuned model of an uploaded PEFT adapter; with an `Idempotency-Key`, asking twice gives the same.
 
@@ -44,7 +45,9 @@ async def import_model(
     body = await read_json(request, limit=settings.max_body_bytes)
     wanted = read_import(body)
     new_name = await adapter_imports.new_name(wanted, access=caller.access)
-    name = await object_id_for(request, idempotency, project=project, kind="model", body=body, new_id=new_name)
+    name = await object_id_for(
+        request, idempotency, project=project, kind="model", body=body, new_id=new_name, look=registry.get
+    )
     return await adapter_imports.create(wanted, name=name, access=caller.access)
 
 

@@ -7,10 +7,12 @@ from litestar import Request, delete, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, QueryParameter
 
+from services.api.audit import trail
 from services.api.bodies import decode, read_json
 from services.api.documents import json_body
 from services.api.listing import page
-from services.api.webhooks.endpoints import Webhooks
+from services.api.webhooks.endpoints import UNDELIVERABLE, Webhooks
+from shared.errors import InvalidRequest
 from shared.records import KeyRecord
 from shared.schemas.paging import Page
 from shared.schemas.webhooks import (
@@ -137,7 +139,12 @@ async def test_endpoint(
 ) -> WebhookTestResult:
     """Send a sample event and tell what the endpoint answered."""
     wanted = decode(await read_json(request, limit=settings.max_body_bytes), _TEST)
-    return await webhooks.test(webhook_endpoint_id, wanted.event_type, project=caller.project)
+    try:
+        return await webhooks.test(webhook_endpoint_id, wanted.event_type, project=caller.project)
+    except InvalidRequest as error:
+        if error.code == UNDELIVERABLE:  # what the other side has got nobody knows
+            trail.tell(request.scope["state"], "unknown")
+        raise
 
 
 @get("/v1/webhook_event_types", operation_id="listWebhookEventTypes")

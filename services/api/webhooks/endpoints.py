@@ -27,6 +27,7 @@ from shared.webhook_records import WebhookRecord
 
 _log = structlog.get_logger()
 
+UNDELIVERABLE = "webhook_undeliverable"
 _OLD_SECRET_S = 24 * 3600
 
 
@@ -98,7 +99,7 @@ class Webhooks:
             status = await self._sender.send(endpoint, event_id=event.id, body=msgspec.json.encode(event))
         except Undeliverable as error:
             raise InvalidRequest(
-                f"The webhook endpoint was not reached: {error}.".replace("..", "."), code="webhook_undeliverable"
+                f"The webhook endpoint was not reached: {error}.".replace("..", "."), code=UNDELIVERABLE
             ) from error
         return WebhookTestResult(webhook_endpoint_id=endpoint.id, event_type=event_type, status_code=status)
 

@@ -8,9 +8,9 @@ local check = redis.call('GET', KEYS[4])
 if check and check ~= ARGV[3] then return {'mismatch'} end
 local now = tonumber(redis.call('TIME')[1])
 local raw, use = redis.call('GET', KEYS[1]), KEYS[2]
-if not raw then
-  local former = redis.call('GET', KEYS[3])
-  if not former then return {'unknown'} end
+local former = redis.call('GET', KEYS[3])
+if not raw and not former then return {'unknown'} end
+if former then -- also where a record of the same value came back with a backup
   local id, valid_until = string.match(former, '^(%S+) (%d+)$')
   local digest = redis.call('GET', ARGV[6] .. id)
   raw = digest and redis.call('GET', ARGV[4] .. digest)

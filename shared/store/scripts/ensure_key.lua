@@ -1,4 +1,4 @@
--- Make a key known that is kept outside the database, in place of the one that its folder held before.
+-- Make a key known that is kept outside the database, in place of the one that its folder held before. It may have been replaced once.
 -- KEYS: key record, digest by id, admin keys, sequence, keys by folder, check of the secret
 -- ARGV: key id, record, digest, folder or "", check of the caller's secret, prefixes of key records, of times of use, of
 --       former values, of digests by id, beginning of the places' keys of admin keys
@@ -17,6 +17,7 @@ if ARGV[4] ~= '' then
   end
   redis.call('HSET', KEYS[5], ARGV[4], id)
 end
+redis.call('DEL', ARGV[8] .. ARGV[3])
 if known ~= '' then return 0 end
 redis.call('SET', KEYS[1], ARGV[2])
 redis.call('SET', KEYS[2], ARGV[3])

@@ -47,11 +47,20 @@ def test_too_much_is_refused_and_named(body: dict[str, Any], param: str) -> None
         {"prompt": TEXT * 10_000},
         {"prompt": [TEXT] * MAX_PROMPTS},
         {"input": [list(range(50))] * MAX_PROMPTS},
-        {"n": "many", "stop": 5, "tools": {}, "logit_bias": [], "messages": "text", "best_of": -1},
+        {"n": None, "stop": 5, "tools": {}, "logit_bias": [], "messages": "text", "best_of": -1},
+        {"max_tokens": 10**30, "max_completion_tokens": 0, "max_output_tokens": None},
     ],
 )
 def test_what_is_ordinary_or_of_another_kind_is_left_to_the_inference_server(body: dict[str, Any]) -> None:
     check_request(msgspec.json.encode(body))
+
+
+@pytest.mark.parametrize("name", ["n", "best_of", "max_tokens", "max_completion_tokens", "max_output_tokens"])
+@pytest.mark.parametrize("number", ["1e4", "5000.0", '"5000"', "true", "[1]", "{}", "1.5"])
+def test_numbers_that_are_not_written_as_whole_ones_are_refused(name: str, number: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        check_request(f'{{"{name}": {number}}}'.encode())
+    assert (caught.value.param, caught.value.code) == (name, "invalid_type")
 
 
 def test_spaces_hide_nothing() -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from services.api.adapters.importing import AdapterImports
 from shared.adapters import CONFIG_NAME, WEIGHTS_NAME, adapter_digest, verify_adapter
+from shared.blobs.local import LocalBlobs
 from shared.errors import NotFound
 from shared.paths import Paths
 from shared.records import AdapterRecord
@@ -186,7 +187,7 @@ def test_model_whose_base_goes_meanwhile_is_taken_back(redis_url: str, tmp_path:
         record = make_adapter(f"ft:{BASE}:acme::orphan00", base="deleted")
         await registry.publish(record)
         names: Any = None
-        imports = AdapterImports(Settings(), FileStore(client), registry, names, Paths(tmp_path))
+        imports = AdapterImports(Settings(), FileStore(client), registry, names, LocalBlobs(Paths(tmp_path)))
         with pytest.raises(NotFound) as caught:
             await imports._check_base_again(record)
         assert caught.value.param == "base" and await registry.get(record.name) is None

@@ -79,11 +79,12 @@ class AdapterImports:
         if known is not None:
             return self._public(known)
         base = await self._base(wanted.base, access)
-        config = await self._content(wanted.files.config, "files.adapter_config.json", access.project)
-        weights = await self._content(wanted.files.weights, "files.adapter_model.safetensors", access.project)
-        await self._check_room(weights, access.project)
+        config = await self._input(wanted.files.config, "files.adapter_config.json", access.project)
+        weights = await self._input(wanted.files.weights, "files.adapter_model.safetensors", access.project)
+        await self._files.check_room(access.project, weights.size_bytes)
+        folders = [self._paths.file_folder(file.id) for file in (config, weights)]
         try:
-            async with self._turns, self._blobs.borrow(config) as one, self._blobs.borrow(weights) as other:
+            async with self._turns, self._blobs.borrow(folders[0]) as one, self._blobs.borrow(folders[1]) as other:
                 adapter, folder = await self._place(one / _CONTENT, other / _CONTENT, base)
         except AdapterRejected as error:
             raise AdapterRejected(
@@ -111,14 +112,6 @@ class AdapterImports:
         await self._check_base_again(record)
         _log.info("model.imported", model=name, base=base.id, sha256=adapter.sha256)
         return self._public(record)
-
-    async def _check_room(self, weights: Path, project: str) -> None:
-        """Raises RateLimited when the project has no room for a copy of the weights."""
-        try:
-            size_bytes = (await asyncio.to_thread(weights.stat)).st_size
-        except OSError as error:
-            raise NotFound("The content of a file is gone from this server's storage.", param="files") from error
-        await self._files.check_room(project, size_bytes)
 
     async def _check_base_again(self, record: AdapterRecord) -> None:
         """Take the model back if its base, a whole model, was deleted meanwhile, and raise NotFound."""
@@ -149,7 +142,7 @@ class AdapterImports:
             )
         return placed
 
-    async def _content(self, file_id: str, param: str, project: str) -> Path:
+    async def _input(self, file_id: str, param: str, project: str) -> FileRecord:
         try:
             record: FileRecord = await self._files.get(file_id, project=project)
         except NotFound as error:
@@ -160,7 +153,7 @@ class AdapterImports:
                 code="invalid_file_purpose",
                 param=param,
             )
-        return self._paths.file_folder(record.id)
+        return record
 
     async def _place(self, config: Path, weights: Path, base: BaseRecord) -> tuple[Staged, Path]:
         limit = self._settings.max_lora_rank

@@ -380,10 +380,18 @@ def sweep(redis_url: str, paths: Paths, now: float, *, nth: int = 0, event: Any 
 @pytest.fixture
 def refused_file(api: ApiServer, redis_url: str) -> str:
     """A file whose record the database did not take."""
-    with_store(redis_url, lambda client: client.call("CONFIG", "SET", "maxmemory", 1))
+
+    def body() -> Iterator[bytes]:
+        yield b'--x\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+        # the request is noted in the audit log by now, which takes memory too
+        wait_until(lambda: with_store(redis_url, lambda client: client.call("HLEN", keys.AUDIT_PENDING)) == 1)
+        with_store(redis_url, lambda client: client.call("CONFIG", "SET", "maxmemory", 1))
+        yield b'--x\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\nx\r\n--x--\r\n'
+
     try:
         with api.client() as http:
-            answer = http.post("/v1/files", files={"file": ("a", b"x"), "purpose": (None, "batch")})
+            form = {"content-type": "multipart/form-data; boundary=x"}
+            answer = http.post("/v1/files", content=body(), headers=form)
     finally:
         with_store(redis_url, lambda client: client.call("CONFIG", "SET", "maxmemory", 0))
     assert answer.json()["error"]["code"] == "store_unavailable"

@@ -179,6 +179,8 @@ def _plant(
     upstream.answer = b""
     batch = {"input_file_id": ids["batch_file_id"], "endpoint": "/v1/chat/completions", "completion_window": "24h"}
     ids["batch_id"] = _answered(http.post("/v1/batches", json=batch | {"metadata": {"team": mark}}))["id"]
+    path = f"/v1/batches/{ids['batch_id']}"  # what it writes is to be there before anybody looks
+    wait_until(lambda: _answered(http.get(path))["status"] in ("completed", "failed"), timeout_s=30)
     hook = {"name": f"{mark} hook", "url": f"http://127.0.0.1:9/{mark}", "event_types": ["batch.completed"]}
     ids["webhook_endpoint_id"] = _answered(http.post("/v1/webhook_endpoints", json=hook))["id"]
 

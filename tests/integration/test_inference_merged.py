@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from services.api.adapters import staging
 from services.inference.engine.merging import with_adapter
 from shared.adapters import CONFIG_NAME
+from shared.blobs.local import LocalBlobs
 from shared.paths import Paths
 from shared.records import BaseRecord
 from tests.integration.inference_stack import BASE_ID, InferenceStack, inference_stack, make_adapter, make_base
@@ -50,8 +52,12 @@ def publish(stack: InferenceStack, adapter: Path) -> None:
     paths.prepare()
     record = BaseRecord(id=BASE_ID, path=str(stack.base), fingerprint="tiny", context_length=512, created_at=1)
     config, weights = adapter / CONFIG_NAME, adapter / "adapter_model.safetensors"
-    with staging.staged(config, weights, base=record, max_rank=8, paths=paths) as staged:
-        folder = staging.publish(staged, record, paths)
+
+    async def take_in() -> Path:
+        async with staging.staged(config, weights, base=record, max_rank=8, paths=paths) as staged:
+            return await staging.publish(staged, record, LocalBlobs(paths))
+
+    folder = asyncio.run(take_in())
     stack.publish(NAME, folder, listed=True)
 
 

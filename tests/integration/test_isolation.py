@@ -477,7 +477,7 @@ def test_streams_of_anothers_jobs_and_a_batch_over_anothers_model(world: World) 
         return found if found["status"] in ("completed", "failed") else None
 
     done = wait_until(ended, timeout_s=30)
-    assert done["request_counts"] == {"total": 1, "completed": 0, "failed": 1}
+    assert done["request_counts"] == {"total": 1, "completed": 0, "failed": 1}, done
     errors = world.other.get(f"/v1/files/{done['error_file_id']}/content").text
     assert "model_not_found" in errors and MARK not in errors.replace(TUNED, "")
 

@@ -81,7 +81,9 @@ def test_model_learned_and_the_base_did_not_change(client: OpenAI, base: str, tu
     )  # fmt: skip
     chunks = list(stream)
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole.choices[0].message.content
-    assert chunks[-1].usage == whole.usage
+    streamed, asked = chunks[-1].usage, whole.usage
+    assert streamed is not None and asked is not None
+    assert (streamed.prompt_tokens, streamed.completion_tokens) == (asked.prompt_tokens, asked.completion_tokens)
     plain = client.chat.completions.create(model=base, messages=QUESTION, max_tokens=8, temperature=0)  # type: ignore[arg-type]
     assert (plain.choices[0].message.content or "").strip() != "blue"
     checkpoint = client.fine_tuning.jobs.checkpoints.list(tuned_job.id).data[1].fine_tuned_model_checkpoint

@@ -92,7 +92,9 @@ class Scene:
         """Yield each log, each answer and each file of a job, by name."""
         yield from ((f"answer {number}", text) for number, text in enumerate(self.heard))
         for path in self.folder.rglob("*"):
-            if path.is_file() and path not in (self.api.paths.admin_key, self.api.paths.internal_key):
+            # records/ is the database once more, for its owner alone: secrets that are used again are in both
+            is_record = path.is_relative_to(self.api.paths.records)
+            if path.is_file() and not is_record and path not in (self.api.paths.admin_key, self.api.paths.internal_key):
                 yield str(path), path.read_bytes().decode(errors="replace")
 
 

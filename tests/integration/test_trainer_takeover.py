@@ -47,6 +47,17 @@ async def owner(client: Client, workers: tuple[TrainerProcess, ...], job_id: str
     return next(worker for worker in workers if '"child.started"' in worker.log.read_text())
 
 
+async def under_way(
+    client: Client, two: tuple[TrainerProcess, TrainerProcess]
+) -> tuple[str, TrainerProcess, TrainerProcess]:
+    """Return a job that has made twenty steps, the worker that trains it, and the other one."""
+    job_id = await client.submit(await client.upload(training_rows(24)), STEPS)
+    first = await owner(client, two, job_id)
+    other = next(worker for worker in two if worker is not first)
+    await client.reached(job_id, 20)
+    return job_id, first, other
+
+
 def reported(folder: Path) -> int:
     """Count the steps that were written into a job's folder."""
     return len((folder / "metrics.jsonl").read_bytes().splitlines())
@@ -61,10 +72,7 @@ def test_job_of_a_killed_worker_runs_elsewhere_within_the_lease_and_ten_seconds(
     two: tuple[TrainerProcess, TrainerProcess], settings: Settings
 ) -> None:
     async def story(client: Client) -> None:
-        job_id = await client.submit(await client.upload(training_rows(24)), STEPS)
-        first = await owner(client, two, job_id)
-        other = next(worker for worker in two if worker is not first)
-        await client.reached(job_id, 20)
+        job_id, first, other = await under_way(client, two)
         first.signal(signal.SIGKILL)
         died = time.monotonic()
         await owner(client, (other,), job_id)
@@ -79,10 +87,7 @@ def test_frozen_worker_s_process_waits_and_ends_when_another_worker_has_the_job(
     two: tuple[TrainerProcess, TrainerProcess], settings: Settings
 ) -> None:
     async def story(client: Client) -> None:
-        job_id = await client.submit(await client.upload(training_rows(24)), STEPS)
-        first = await owner(client, two, job_id)
-        other = next(worker for worker in two if worker is not first)
-        await client.reached(job_id, 20)
+        job_id, first, other = await under_way(client, two)
         folder = client.stores.paths.job_folder(job_id)
         orphaned = [child for child in first.children() if "training.child" in " ".join(child.cmdline())]
         assert len(orphaned) == 1 and first.process is not None

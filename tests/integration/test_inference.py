@@ -189,10 +189,15 @@ def test_base_answers_the_same_alone_and_beside_adapters(
     alone = ask()
     first, second = model(adapters[0]), model(adapters[1])
     expected = {name: tokens(stack, name) for name in (first, second)}
-    with stream(stack, first), stream(stack, second):
-        beside = ask()
-        assert running_in_engine(stack) >= 2, "the adapters' streams ended before the base had answered"
-        assert {name: tokens(stack, name) for name in (first, second)} == expected
+    for _ in range(20):  # a stall of this process can outlast a stream
+        with stream(stack, first), stream(stack, second):
+            beside = ask()
+            both_went_on = running_in_engine(stack) >= 2
+            assert {name: tokens(stack, name) for name in (first, second)} == expected
+        if both_went_on:
+            break
+    else:
+        pytest.fail("the adapters' streams ended before the base had answered, every time")
     assert beside[0] == alone[0]
     assert beside[1] == pytest.approx(alone[1], abs=1e-4)
 

@@ -166,7 +166,7 @@ class Client:
 
     async def reached(self, job_id: str, step: int) -> None:
         async def check() -> bool:
-            page, _ = await self.stores.jobs.events(job_id, limit=1)
+            page, _ = await self.stores.jobs.events(job_id, limit=20)
             return any(told.data.get("step", 0) >= step for told in page)
 
         await self.until(check, f"step {step}")

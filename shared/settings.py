@@ -56,6 +56,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             pattern=r"\A(https?://[^/@\s]+/?)?\Z",
         ),
     ] = ""
+    python_graders: Annotated[
+        bool,
+        _setting("Whether graders may be Python programs of projects, run in a cage; see docs/python-graders.md."),
+    ] = False
     host: Annotated[str, _setting("Address that the API listens on.")] = "127.0.0.1"
     port: Annotated[int, _setting("Port that the API listens on.", ge=1, le=65535)] = 8000
     redis_url: Annotated[

@@ -1,0 +1,1 @@
+"""Grading: from an answer and its row to a number."""

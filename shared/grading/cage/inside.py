@@ -21,10 +21,11 @@ import sys
 import sysconfig
 import time
 import traceback
+from pathlib import Path
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 # Beside this file: the package itself cannot be imported here.
-import filter as system_calls  # type: ignore[import-not-found]  # noqa: E402
+import filter as system_calls  # type: ignore[import-not-found]
 
 del sys.path[0]
 
@@ -62,7 +63,7 @@ def _mount(source: str, target: str, kind: str, flags: int, data: str = "") -> N
 
 
 def _write(path: str, text: str) -> None:
-    with open(path, "w") as file:
+    with Path(path).open("w") as file:
         file.write(text)
 
 
@@ -83,13 +84,13 @@ def _enter_empty_root(stdlib: str) -> None:
     _mount("none", "/", "", _REC | _PRIVATE)
     _mount("tmpfs", "/proc", "tmpfs", _NOSUID | _NODEV | _NOEXEC, "size=1m,mode=755")
     inside = "/proc" + stdlib
-    os.makedirs(inside)
+    Path(inside).mkdir(parents=True)
     _mount(stdlib, inside, "", _BIND | _REC)
     has = os.statvfs(inside).f_flag
     kept = sum(flag for bit, flag in _KEPT_FLAGS.items() if has & bit)
     _mount("none", inside, "", _REMOUNT | _BIND | _RDONLY | _NOSUID | _NODEV | kept)
     for packages in ("site-packages", "dist-packages"):
-        if os.path.isdir(f"{inside}/{packages}"):
+        if Path(inside, packages).is_dir():
             _mount("tmpfs", f"{inside}/{packages}", "tmpfs", _RDONLY | _NOSUID | _NODEV | _NOEXEC, "size=4k,mode=755")
     os.chdir("/proc")
     _checked("pivot_root", _libc.syscall(155, b".", b"."))
@@ -146,7 +147,7 @@ class _Discarding:
 def _score(source: bytes, request: bytes) -> dict[str, object]:
     given = json.loads(request)
     names: dict[str, object] = {"__name__": "grader"}
-    exec(compile(source, "grader.py", "exec", dont_inherit=True), names)
+    exec(compile(source, "grader.py", "exec", dont_inherit=True), names)  # noqa: S102 - it is what the cage is for
     function = names.get("grade")
     if not callable(function):
         return {"problem": "runtime_error", "details": "the source defines no function grade(sample, item)"}
@@ -165,7 +166,7 @@ def _graded(source: bytes, request: bytes) -> dict[str, object]:
         return {"problem": "memory", "details": "the grader asked for more memory than it may have"}
     except _TooMuchPrinted:
         return {"problem": "output", "details": "the grader printed more than it may"}
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - whatever a grader raises is its result
         text = "".join(traceback.format_exception_only(type(error), error))
         return {"problem": "runtime_error", "details": text[:_MAX_DETAIL_CHARS]}
 
@@ -176,8 +177,8 @@ def _be_child(source: bytes, request: bytes, result: int, limits: dict[str, floa
         os.dup2(result, 3)
         os.closerange(4, 4096)
         os.closerange(0, 3)
-        sys.stdin = None  # type: ignore[assignment]
-        sys.stdout = sys.stderr = _Discarding(int(limits["output_bytes"]))  # type: ignore[assignment]
+        sys.stdin = None
+        sys.stdout = sys.stderr = _Discarding(int(limits["output_bytes"]))
         _limit(limits)
         system_calls.install(_libc)
         left = json.dumps(_graded(source, request)).encode()

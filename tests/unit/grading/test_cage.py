@@ -6,11 +6,13 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from shared.grading.cage import Limits, Outcome, open_cage, run_python, why_not
+from shared.grading.cage import Cages, Limits, Outcome, open_cage, run_python, why_not
 
 _missing = why_not()
 pytestmark = pytest.mark.skipif(bool(_missing), reason=_missing)
@@ -192,3 +194,27 @@ def test_cage_that_was_killed_is_built_again() -> None:
             assert await cage.grade({}, {}) == Outcome(score=1.0)
 
     asyncio.run(story())
+
+
+def test_cages_stay_open_for_their_sources_and_no_longer_than_room_allows() -> None:
+    sources = [f"def grade(s, i):\n    return {n}.0\n" for n in range(3)]
+
+    async def story() -> list[float | None]:
+        cages = Cages(_LIMITS, most=1)
+        try:
+            return [outcome.score for outcome in await asyncio.gather(*(cages.grade(s, {}, {}) for s in sources * 2))]
+        finally:
+            await cages.close()
+
+    assert asyncio.run(story()) == [0.0, 1.0, 2.0] * 2
+
+
+def test_cage_ends_with_its_caller() -> None:
+    script = "import asyncio, sys\nfrom shared.grading.cage import Limits, OpenCage\n"
+    script += "async def main():\n    cage = OpenCage('', Limits())\n    await cage.start()\n"
+    script += "    print(cage.process_id, flush=True)\n    await asyncio.sleep(600)\nasyncio.run(main())\n"
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as caller:
+        assert caller.stdout is not None
+        group = int(caller.stdout.readline())
+        caller.kill()
+    asyncio.run(_until_gone(group))

@@ -22,6 +22,13 @@ end
 local function is_fenced_off(owned, token)
   return token ~= '' and redis.call('HGET', owned, 'owner') ~= token
 end
+-- Whether a key is there that its holder has to renew within `ms`. Where the clock was put back it would outlast its
+-- holder by as much; then it gets `ms` from now. (Some room, since others may hold theirs for longer.)
+local function is_held(key, ms)
+  local left = redis.call('PTTL', key)
+  if left > 4 * ms then redis.call('PEXPIRE', key, ms) end
+  return left ~= -2
+end
 -- Take the value of an API key out of use; for 30 days it is still known as what it was.
 -- `valid_until` is the Unix time until which it works all the same, '0' for not at all. The others are the beginnings of
 -- the keys of records, times of use and former values.

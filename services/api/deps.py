@@ -165,7 +165,7 @@ class Services:
             concurrency=settings.batch_concurrency,
             max_line_bytes=settings.max_body_bytes,
         )
-        recorder = Recorder(client, paths, interval_s=settings.records_interval_s)
+        recorder = Recorder(client, blobs, interval_s=settings.records_interval_s)
         return cls(
             settings=settings,
             paths=paths,

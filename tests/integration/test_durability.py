@@ -293,7 +293,7 @@ def test_registry_is_rebuilt_from_the_folder_alone_and_twice_the_same(tmp_path: 
         second = told(selftune("rebuild", "--data-dir", home, redis_url=url))
         assert "job: 0 put back, 2 there already" in second
         assert stored(url) == rebuilt
-        lost = entries.LEFT_OUT | {"completion", "completions", "audit", "audit_pending"}
+        lost = entries.LEFT_OUT | {"completion", "completions", "answers", "audit", "audit_pending"}
         assert set(database) - set(rebuilt) - {"selftune:sequence"} <= {
             name for name in database if keys.family(name) in lost
         }

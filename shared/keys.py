@@ -65,6 +65,8 @@
 | selftune:completion:{id}         | hash   | project, model, metadata, body, messages       | stored_completion_days |
 | selftune:completions:{project}   | zset   | ids of stored completions by order of creation | for ever       |
 | selftune:response:{id}           | hash   | project, previous, body, items                 | stored_completion_days |
+|                                  |        | both have `counted`: bytes, of the project's   |                |
+| selftune:answers:{project}       | zset   | "{id} {bytes}" of both by the time they expire | for ever       |
 | selftune:place:{list} {id}       | string | place that a removed id had in a paged list    | one hour       |
 | selftune:alias:{project} {name}  | string | AliasRecord                                    | until deleted  |
 | selftune:aliases:{project}       | zset   | alias names by order of creation               | for ever       |
@@ -298,6 +300,11 @@ def place(listing: str, member: str) -> str:
 
 def response(response_id: str) -> str:
     return f"{_ROOT}:response:{response_id}"
+
+
+def answers(project: str) -> str:
+    """Return the key of the stored completions and responses that count towards a project's storage."""
+    return f"{_ROOT}:answers:{project}"
 
 
 def alias(project: str, name: str) -> str:

@@ -71,7 +71,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     records_interval_s: Annotated[
         float,
         _setting(
-            "Seconds after which a changed record is in the data folder, too, for `selftune rebuild`.", ge=0.1, le=3600
+            "Seconds after which a changed record lies beside the files, too, for `selftune rebuild`.", ge=0.1, le=3600
         ),
     ] = 5.0
     base_model: Annotated[

@@ -139,8 +139,11 @@ class Services:
         batch_store = BatchStore(client)
         audit_store = AuditStore(client)
         kept_days = settings.stored_completion_days
-        completions = CompletionStore(client, keep_days=kept_days)
-        responses = ResponseStore(client, keep_days=kept_days, max_conversation_bytes=settings.max_body_bytes)
+        completions = CompletionStore(client, keep_days=kept_days, project_bytes=settings.project_storage_bytes)
+        responses = ResponseStore(
+            client, keep_days=kept_days, max_conversation_bytes=settings.max_body_bytes,
+            project_bytes=settings.project_storage_bytes,
+        )  # fmt: skip
         key_hash = KeyHash(key_secret(settings.key_secret, paths))
         key_store, projects = KeyStore(client, key_hash), ProjectStore(client)
         uploads = Uploads(files, blobs, max_file_bytes=settings.max_file_bytes)
@@ -165,7 +168,7 @@ class Services:
             concurrency=settings.batch_concurrency,
             max_line_bytes=settings.max_body_bytes,
         )
-        recorder = Recorder(client, paths, interval_s=settings.records_interval_s)
+        recorder = Recorder(client, blobs, interval_s=settings.records_interval_s)
         return cls(
             settings=settings,
             paths=paths,

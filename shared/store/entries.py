@@ -99,6 +99,10 @@ def _key_list(record: Record) -> str:
     return keys.project_keys(record["project"]) if record.get("kind", "project") == "project" else keys.ADMIN_KEYS
 
 
+def _counted_answer(name: str, stored: Record) -> Sequence[Where]:
+    return [(keys.answers(stored["project"]), f"{name} {stored['counted']}")] if "counted" in stored else []
+
+
 KINDS: Mapping[str, Kind] = {
     keys.family(keys.former_key("")): Kind("string"),
     "job": Kind(
@@ -149,9 +153,12 @@ KINDS: Mapping[str, Kind] = {
         ],
     ),
     "completion": Kind(
-        "hash", ranks=lambda name, stored: [(keys.completions(stored["project"]), name)], mirrored=False, at_once=20
+        "hash",
+        ranks=lambda name, stored: [(keys.completions(stored["project"]), name), *_counted_answer(name, stored)],
+        mirrored=False,
+        at_once=20,
     ),
-    "response": Kind("hash", mirrored=False, at_once=20),
+    "response": Kind("hash", ranks=lambda name, stored: _counted_answer(name, stored), mirrored=False, at_once=20),
     "idempotency": Kind("string", mirrored=False),
     "webhook": Kind("string", ranks=lambda name, webhook: [(keys.webhooks(webhook["project"]), name)]),
     "webhook_delivery": Kind("string", ranks=lambda name, _: [(keys.WEBHOOK_QUEUE, name)], mirrored=False),
@@ -183,6 +190,7 @@ _LISTED = frozenset(
         *(keys.alias_history(""), keys.aliases(""), keys.upload_parts(""), keys.UPLOADS, keys.files("")),
         *(keys.EXPIRING_FILES, keys.permissions(""), keys.model_settings(""), keys.adapters(""), keys.models("")),
         *(keys.PINNED_ADAPTERS, keys.shared_models(""), keys.completions(""), keys.webhooks("")),
+        keys.answers(""),
         *(keys.WEBHOOK_QUEUE, keys.key_digest(""), keys.project_keys(""), keys.ADMIN_KEYS, keys.account_keys("")),
         *(keys.accounts(""), keys.PROJECTS),
     )

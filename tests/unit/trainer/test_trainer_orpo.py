@@ -1,4 +1,4 @@
-"""Odds ratio preferences and reward models: loss and gradients in plain words, learning, resuming, the folder's form."""
+"""ORPO and reward models: loss and gradients in plain words, learning, resuming, the form of a reward model's folder."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from tests.unit.trainer.run import Run
 from tests.unit.trainer.test_trainer_dpo import dpo_spec, never
 from tests.unit.trainer.test_trainer_loop import stop_after
 from tests.unit.trainer.test_trainer_loop import train as train_supervised
-from tests.unit.trainer.tiny import make_spec, preference_rows
+from tests.unit.trainer.tiny import make_spec, preference_rows, write_rows
 
 WAYS = ("flat", "padded", "packed")
 
@@ -120,7 +121,9 @@ def test_odds_ratio_s_loss_and_gradients_are_the_plain_ones(tiny_base: Path, tmp
 @pytest.mark.parametrize("way", WAYS)
 def test_scores_are_read_at_the_end_of_the_answer(tiny_base: Path, tmp_path: Path, way: str) -> None:
     spec = dpo_spec(tiny_base, tmp_path, method="reward")
-    pairs = list(load_pairs(spec).train[:6])
+    rows = list(load_pairs(spec).train[:7])
+    # Two sides that differ in one token have gradients that nearly cancel, which leaves rounding.
+    pairs = [Pair(one.chosen, other.rejected) for one, other in pairwise(rows)]
     model = reference.plain_model(spec)
     parameters = reference.trainable(model)
     head = torch.nn.Parameter(torch.zeros(1, 64))
@@ -142,13 +145,13 @@ def test_scores_are_read_at_the_end_of_the_answer(tiny_base: Path, tmp_path: Pat
 
 
 def test_odds_ratio_learns_the_answer_and_prefers_it(tiny_base: Path, tmp_path: Path) -> None:
-    spec = dpo_spec(tiny_base, tmp_path, method="orpo", n_epochs=6, learning_rate_multiplier=60.0, beta=0.5)
+    spec = dpo_spec(tiny_base, tmp_path, method="orpo", n_epochs=8, learning_rate_multiplier=125.0, beta=0.5)
     run = train(spec, tmp_path)
     first, last = run.steps[5], run.steps[-1]
     assert (last.full_valid_loss or 9) < (first.full_valid_loss or 0)
     assert last.full_valid_rewards_accuracy == 1.0
     assert last.rewards_margin == pytest.approx((last.rewards_chosen or 0) - (last.rewards_rejected or 0), abs=1e-5)
-    assert max(m.learning_rate for m in run.steps) == pytest.approx(60 * 8e-5)
+    assert max(m.learning_rate for m in run.steps) == pytest.approx(125 * 8e-5)
     assert "kl" not in msgspec.to_builtins(last)
 
 
@@ -169,8 +172,17 @@ def test_resumed_training_equals_uninterrupted(tiny_base: Path, tmp_path: Path, 
 @pytest.fixture(scope="module")
 def judge(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Run[Pair]:
     folder = tmp_path_factory.mktemp("judge")
-    spec = dpo_spec(tiny_base, folder, method="reward", n_epochs=4, learning_rate_multiplier=50.0)
-    return train(spec, folder)
+    files = {
+        "training_path": str(write_rows(folder / "tasteful-train.jsonl", tasteful_rows(24))),
+        "validation_path": str(write_rows(folder / "tasteful-valid.jsonl", tasteful_rows(6))),
+    }
+    return train(dpo_spec(tiny_base, folder, method="reward", learning_rate_multiplier=50.0, **files), folder)
+
+
+def tasteful_rows(count: int) -> list[dict[str, Any]]:
+    """Pairs of which one answer is the better one whatever was asked."""
+    better, worse = ([{"role": "assistant", "content": content}] for content in ("fruit", "animal"))
+    return [{**row, "preferred_output": better, "non_preferred_output": worse} for row in preference_rows(count)]
 
 
 def test_reward_model_learns_which_answer_is_better(judge: Run[Pair]) -> None:
@@ -181,7 +193,7 @@ def test_reward_model_learns_which_answer_is_better(judge: Run[Pair]) -> None:
 
 
 def conversations() -> list[list[ChatMessage]]:
-    rows = preference_rows(6)
+    rows = tasteful_rows(6)
     asked = [row["input"]["messages"] for row in rows]
     better = [[*before, *row["preferred_output"]] for before, row in zip(asked, rows, strict=True)]
     worse = [[*before, *row["non_preferred_output"]] for before, row in zip(asked, rows, strict=True)]

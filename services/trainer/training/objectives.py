@@ -127,9 +127,7 @@ class Preference:
             answers = read_targets(self.reader, sides(piece))
             policy_2P = answers.sums().view(2, -1)
             reference_2P = _reference(piece).to(policy_2P)
-            losses_P, margins_P = dpo_losses(
-                policy_2P[0], policy_2P[1], reference_2P[0] - reference_2P[1], self.beta
-            )
+            losses_P, margins_P = dpo_losses(policy_2P[0], policy_2P[1], reference_2P[0] - reference_2P[1], self.beta)
             if backward:
                 add_gradient(losses_P.sum() / len(rows))
             loss_sum += float(losses_P.detach().sum())

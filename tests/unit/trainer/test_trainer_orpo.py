@@ -1,4 +1,4 @@
-"""ORPO and reward models: loss and gradients in plain words, learning, resuming, the form of a reward model's folder."""
+"""ORPO and reward models: loss and gradients in plain words, learning, resuming, a reward model's folder."""
 
 from __future__ import annotations
 

@@ -235,7 +235,7 @@ def test_file_with_one_label_is_refused_for_training_alone(tmp_path: Path, label
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ({"messages": ANSWERED}, "needs lines with 'label'; this one has 'messages', which is the format of a supervised job"),
+        ({"messages": ANSWERED}, "needs lines with 'label'; this one has 'messages', which is the format of a "),
         (pair(), "which is the format of a dpo, orpo or reward job"),
         (labelled("yes"), "Expected `bool`, got `str` - at `$.label`"),
         (labelled(1), "Expected `bool`, got `int` - at `$.label`"),

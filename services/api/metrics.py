@@ -5,6 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from shared.metrics import FAST_S, Bounded, from_zero
+from shared.schemas.methods import METHODS
 
 REGISTRY = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)
@@ -57,7 +58,7 @@ STORE_SECONDS = Histogram(
 STORE_FAILURES = Counter("selftune_api_store_failures", "Calls that the database did not answer.", registry=REGISTRY)
 
 from_zero(RATE_LIMITED, ("requests", "tokens"))
-from_zero(JOBS_CREATED, ("supervised", "dpo"))
+from_zero(JOBS_CREATED, METHODS)
 from_zero(GATEWAY_RETRIES, ("unreachable", "refused"))
 from_zero(UPSTREAM_ERRORS, ("unreachable", "status", "cut"))
 from_zero(WEBHOOK_DELIVERIES, ("delivered", "failed", "given_up", "gone"))

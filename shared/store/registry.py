@@ -102,7 +102,7 @@ class Registry:
             "publish_adapter",
             [
                 keys.adapter(adapter.name),
-                keys.adapters(adapter.base),
+                keys.adapters(adapter.served_on),
                 keys.ADAPTER_CHANGES,
                 keys.ADAPTER_NEXT_ID,
                 keys.models(adapter.project),
@@ -114,7 +114,7 @@ class Registry:
                 adapter.sha256,
                 head + b'"int_id":',
                 tail,
-                _encode(AdapterChange(name=adapter.name, base=adapter.base, action="published")),
+                _encode(AdapterChange(name=adapter.name, base=adapter.served_on, action="published")),
                 int(adapter.listed),
                 fence,
                 adapter.size_bytes,
@@ -149,12 +149,12 @@ class Registry:
             fence,
             [
                 ("DEL", keys.adapter(name)),
-                ("SREM", keys.adapters(adapter.base), name),
+                ("SREM", keys.adapters(adapter.served_on), name),
                 ("SREM", listed, name),
                 ("DEL", keys.permissions(name)),
                 ("DEL", keys.model_settings(name)),
                 ("SREM", keys.PINNED_ADAPTERS, name),
-                ("ZREM", keys.adapter_uses(adapter.base), name),
+                ("ZREM", keys.adapter_uses(adapter.served_on), name),
                 ("DEL", keys.residency(name)),
                 noted,
                 *(("SREM", keys.shared_models(project), name) for project in sharers),
@@ -194,12 +194,12 @@ class Registry:
         """
         outcome = await self._client.script(
             "pin_adapter",
-            [keys.PINNED_ADAPTERS, keys.adapter(adapter.name), keys.adapters(adapter.base), keys.ADAPTER_CHANGES],
+            [keys.PINNED_ADAPTERS, keys.adapter(adapter.name), keys.adapters(adapter.served_on), keys.ADAPTER_CHANGES],
             [
                 adapter.name,
                 int(pinned),
                 -1 if limit is None else limit,
-                _encode(AdapterChange(name=adapter.name, base=adapter.base, action="wanted")),
+                _encode(AdapterChange(name=adapter.name, base=adapter.served_on, action="wanted")),
             ],
         )
         if outcome == -1:
@@ -332,7 +332,7 @@ class Registry:
 
 def _change(adapter: AdapterRecord, action: Literal["retired", "wanted"]) -> tuple[str | int | bytes, ...]:
     """Form the command that tells the replicas."""
-    change = _encode(AdapterChange(name=adapter.name, base=adapter.base, action=action))
+    change = _encode(AdapterChange(name=adapter.name, base=adapter.served_on, action=action))
     return ("XADD", keys.ADAPTER_CHANGES, "MAXLEN", "~", 10000, "*", "change", change)
 
 

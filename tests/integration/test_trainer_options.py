@@ -1,4 +1,4 @@
-"""The trainer process with jobs beyond the plain ones: parents, early stopping, preferences, a quantised base."""
+"""The trainer process with jobs beyond the plain ones: parents, early stopping, other methods, a quantised base."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from shared import ids
 from shared.adapters import CONFIG_NAME
 from shared.records import DEFAULT_PROJECT, AdapterRecord, JobRecord
+from shared.schemas.methods import LabelWeights
 from shared.schemas.options import EarlyStopping, TrainingOptions
 from shared.settings import Settings
 from shared.states import JobState
@@ -26,7 +27,7 @@ from tests.integration.test_trainer import (  # noqa: F401 - fixtures
     trainer,
     with_client,
 )
-from tests.unit.trainer.tiny import preference_rows, training_rows
+from tests.unit.trainer.tiny import labelled_rows, preference_rows, training_rows
 
 
 def job(training_file: str, **changes: Any) -> JobRecord:
@@ -162,6 +163,46 @@ def test_preferences_are_learnt_on_a_quantised_base(
         await client.until(dropped, "the end of resume points that nobody goes on from")
 
     with_client(settings, story)
+
+
+def test_own_methods_train_one_after_the_other(
+    trainer: TrainerProcess,  # noqa: F811
+    settings: Settings,  # noqa: F811
+) -> None:
+    async def story(client: Client) -> None:
+        rows, pairs = await client.upload(labelled_rows(12)), await client.upload(preference_rows(12))
+        held_out = await client.upload(labelled_rows(4))
+        asked = [
+            job(rows, validation_file=held_out, method="kto"), job(pairs, method="orpo", requested_beta=0.3),
+            job(pairs, method="reward"),
+        ]  # fmt: skip
+        kto, orpo, reward = [await finished(client, record) for record in asked]
+        assert kto.resolved_weights == LabelWeights(desirable=1.0, undesirable=2.0)  # 8 good rows, 4 bad ones
+        assert (kto.resolved_beta, orpo.resolved_beta, reward.resolved_beta) == (0.1, 0.3, None)
+        folder = Path(settings.home) / "jobs" / kto.id
+        spec = msgspec.json.decode((folder / "spec.json").read_bytes())
+        assert (spec["desirable_weight"], spec["undesirable_weight"]) == (1.0, 2.0)
+        assert (folder / "reference.json").exists()
+        assert {"kl", "rewards_accuracy", "full_valid_kl"} <= (await last_step(client, kto)).keys()
+        assert {"rewards_margin", "rewards_accuracy"} <= (await last_step(client, orpo)).keys()
+        scored = await last_step(client, reward)
+        assert scored["train_mean_token_accuracy"] == scored["rewards_accuracy"]
+        judge = await adapter_of(client, reward)
+        assert (judge.kind, judge.listed, (await adapter_of(client, kto)).kind) == ("reward", True, "text")
+        assert any("is a reward model" in told for told in await client.story(reward.id))
+        config = msgspec.json.decode((Path(settings.home) / judge.folder / CONFIG_NAME).read_bytes())
+        assert config["task_type"] == "SEQ_CLS"
+
+        alike = await client.upload([{**row, "label": True} for row in labelled_rows(12)])
+        refused = await client.ended(await submitted(client, job(alike, method="kto")))
+        assert refused.error is not None and "both labels are needed" in refused.error.message
+
+    with_client(settings, story)
+
+
+async def last_step(client: Client, record: JobRecord) -> dict[str, Any]:
+    page, _ = await client.stores.jobs.events(record.id, limit=100)
+    return next(told.data for told in page if told.type == "metrics")
 
 
 def test_diverged_job_fails_with_its_reason_and_keeps_its_last_resume_point(

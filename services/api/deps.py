@@ -33,6 +33,9 @@ from services.api.gateway.forwarding import Gateway
 from services.api.gateway.model_names import ModelNames
 from services.api.gateway.replicas import Replicas
 from services.api.gateway.residency import Residencies
+from services.api.graders.judges import Judges
+from services.api.graders.outside import OutsideJudges
+from services.api.graders.running import Graders
 from services.api.jobs.control import JobControl
 from services.api.jobs.submission import Submission
 from services.api.model_settings.changes import ModelSettingsAdmin
@@ -109,6 +112,7 @@ class Services:
     completions: CompletionStore
     responses: ResponseStore
     gateway: Gateway
+    graders: Graders
     readiness: Readiness
     batch_store: BatchStore
     batches: Batches
@@ -201,6 +205,9 @@ class Services:
             completions=completions,
             responses=responses,
             gateway=gateway,
+            graders=Graders(
+                Judges(gateway, OutsideJudges(settings.judge_endpoints, outgoing), timeout_s=settings.judge_timeout_s)
+            ),
             readiness=Readiness(
                 client,
                 blobs,
@@ -258,6 +265,7 @@ class Services:
         await self.dispatcher.close()
         await self.shadowing.close()
         await self.counting.close()
+        await self.graders.close()
         await self.gateway.close()
         await self.recorder.close()
         await self.refusals.close()

@@ -42,6 +42,7 @@ from shared.schemas.checkpoints import Checkpoint, CheckpointPermission, GrantPe
 from shared.schemas.errors import ErrorResponse
 from shared.schemas.events import Event
 from shared.schemas.files import File
+from shared.schemas.graders import GraderResult, RunGrader, ValidatedGrader, ValidateGrader
 from shared.schemas.jobs import CreateJob, Job
 from shared.schemas.model_settings import ModelSettings, UpdateModelSettings
 from shared.schemas.models import ImportedModel, ImportModel, Model, ModelList
@@ -76,6 +77,7 @@ _TYPES = [
     CreateAlias, UpdateAlias, RollBackAlias, PromoteCanary, Alias, ChangedAlias, DeletedAlias, Page[Alias],
     Page[AliasRevision], AliasTraffic, Page[ShadowPair], DeletedShadowPairs,
     *organization.TYPES,
+    RunGrader, GraderResult, ValidateGrader, ValidatedGrader,
     Preview, UpdateCompletion, CompletionDeleted, ResponseDeleted, TokenCount, AnthropicErrorResponse,
 ]  # fmt: skip
 _REF = "#/components/schemas/{name}"

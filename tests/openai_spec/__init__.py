@@ -36,6 +36,7 @@ DEVIATIONS = (
     Deviation("stored messages", r"GET /chat/completions/\{completion_id\}/messages", r"data/\d+/role"),
     # OpenAI's own answers have null where nothing has happened yet.
     Deviation("empty fields of a batch", r"(GET|POST) /batches", r"(data/\d+/)?(\w+_at|model|errors|\w+_file_id)"),
+    Deviation("several graders", r"POST /fine_tuning/alpha/graders/validate", r"grader"),
     Deviation("purpose evals", r"(GET|POST) /(files|uploads)", r"((data/\d+/)|file/)?purpose"),
 )
 

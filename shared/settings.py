@@ -225,6 +225,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     batch_concurrency: Annotated[
         int, _setting("Requests of batches that one API process has under way at a time.", ge=1, le=512)
     ] = 8
+    eval_concurrency: Annotated[
+        int, _setting("Requests of eval runs that one API process has under way at a time.", ge=1, le=512)
+    ] = 64
+    eval_item_days: Annotated[
+        int, _setting("Days that an ended eval run keeps the results of its rows; 0 keeps them for ever.", ge=0)
+    ] = 90
     mlflow_tracking_uri: Annotated[
         str, _setting("MLflow server that jobs may write to, http://…; empty: none.", pattern=r"\A(https?://.+)?\Z")
     ] = ""

@@ -26,6 +26,12 @@ from services.api.batches.run import Tools
 from services.api.batches.runner import Runner
 from services.api.batches.slots import Slots
 from services.api.database import Database
+from services.api.evals.comparison import Comparisons
+from services.api.evals.creation import EvalRuns
+from services.api.evals.definitions import Evals
+from services.api.evals.run import Tools as EvalTools
+from services.api.evals.runner import EvalRunner
+from services.api.evals.sources import Sources
 from services.api.files.chunked_uploads import ChunkedUploads
 from services.api.files.sweeper import Sweeper
 from services.api.files.uploads import Uploads
@@ -47,6 +53,7 @@ from services.api.webhooks.sender import WebhookSender
 from shared import keys
 from shared.blobs.interface import Blobs
 from shared.blobs.opening import open_blobs
+from shared.grading.run import Means
 from shared.key_hash import KeyHash
 from shared.outgoing import Outgoing
 from shared.paths import Paths, internal_key, key_secret
@@ -60,6 +67,8 @@ from shared.store.audit import AuditStore
 from shared.store.batches import BatchStore
 from shared.store.client import Client
 from shared.store.completions import CompletionStore
+from shared.store.eval_runs import EvalRunStore
+from shared.store.evals import EvalStore
 from shared.store.files import FileStore
 from shared.store.idempotency import IdempotencyStore
 from shared.store.jobs import JobStore
@@ -113,6 +122,12 @@ class Services:
     batch_store: BatchStore
     batches: Batches
     batch_runner: Runner
+    eval_store: EvalStore
+    eval_run_store: EvalRunStore
+    evals: Evals
+    eval_runs: EvalRuns
+    eval_comparisons: Comparisons
+    eval_runner: EvalRunner
     drain: asyncio.Event
     webhook_store: WebhookStore
     webhooks: Webhooks
@@ -165,6 +180,18 @@ class Services:
             concurrency=settings.batch_concurrency,
             max_line_bytes=settings.max_body_bytes,
         )
+        eval_store = EvalStore(client)
+        eval_run_store = EvalRunStore(client, item_days=settings.eval_item_days)
+        eval_runs = EvalRuns(eval_store, eval_run_store, Sources(files, completions, blobs), names, blobs)
+        eval_tools = EvalTools(
+            evals=eval_store,
+            runs=eval_run_store,
+            leases=LeaseStore(client, ttl_s=settings.lease_ttl_s, key=keys.eval_run_lease, owned=keys.eval_run),
+            answering=Answering(gateway, completions, responses, Slots(settings.eval_concurrency)),
+            means=Means(judge=None, cage=None),
+            blobs=blobs,
+            concurrency=settings.eval_concurrency,
+        )
         recorder = Recorder(client, paths, interval_s=settings.records_interval_s)
         return cls(
             settings=settings,
@@ -212,6 +239,12 @@ class Services:
             batch_store=batch_store,
             batches=Batches(batch_store, files, blobs),
             batch_runner=Runner(tools, drain),
+            eval_store=eval_store,
+            eval_run_store=eval_run_store,
+            evals=Evals(eval_store, eval_runs),
+            eval_runs=eval_runs,
+            eval_comparisons=Comparisons(eval_run_store),
+            eval_runner=EvalRunner(eval_tools, drain),
             drain=drain,
             webhook_store=webhook_store,
             webhooks=Webhooks(webhook_store, sender),
@@ -246,11 +279,13 @@ class Services:
         self.dispatcher.start()
         self.counting.start()
         self.batch_runner.start()
+        self.eval_runner.start()
         self.recorder.start()
 
     async def close(self) -> None:
         await self.database.close()
         await self.batch_runner.close()
+        await self.eval_runner.close()
         await self.sweeper.stop()
         await self.dispatcher.close()
         await self.shadowing.close()

@@ -1,0 +1,13 @@
+"""Grading: from an answer and its row to a number.
+
+| module          | what                                                              |
+| --------------- | ----------------------------------------------------------------- |
+| `run.py`        | any grader, whatever its kind, and what comes of it               |
+| `checking.py`   | whether a grader is sound, before anything is graded              |
+| `samples.py`    | an answer as templates see it                                     |
+| `templates.py`  | `{{ item.… }}` and `{{ sample.… }}`                               |
+| `formula.py`    | the formula of a multi grader                                     |
+| `similarity.py` | fuzzy_match, bleu, gleu, meteor, rouge                            |
+| `judging.py`    | what is asked of judges, and how their answers are read           |
+| `cage/`         | where the Python of strangers runs                                |
+"""

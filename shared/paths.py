@@ -23,8 +23,8 @@ DATA_DIR/
   .copies/                         which folders an object store has, too: shared/blobs/marks.py
   logs/                            one file a service
 
-With an object store (shared/blobs), files/, uploads/, batches/, evals/, jobs/, adapters/ and models/ are copies of what it
-has.
+With an object store (shared/blobs), files/, uploads/, batches/, evals/, jobs/, adapters/ and models/ are copies of what
+it has.
 """
 
 from __future__ import annotations

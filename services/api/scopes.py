@@ -7,8 +7,8 @@
 | infer | have models answer, and manage the answers that are stored                                           |
 | admin | the organization: projects, keys, limits; who else may use a checkpoint; where events are sent       |
 
-A batch has a model answer and writes files, so it needs both, and so do evals. Webhook endpoints send the project's events out of this
-server, which is why they are no matter of training.
+A batch has a model answer and writes files, so it needs both, and so do evals. Webhook endpoints send the project's
+events out of this server, which is why they are no matter of training.
 """
 
 from __future__ import annotations

@@ -17,9 +17,7 @@ RunStatus: TypeAlias = Literal["queued", "in_progress", "completed", "canceled",
 ItemStatus: TypeAlias = Literal["pass", "fail", "error"]
 
 
-class CustomDataSource(
-    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="custom"
-):
+class CustomDataSource(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="custom"):
     """Rows that every run brings along."""
 
     item_schema: Annotated[dict[str, Any], Meta(description="JSON schema of a row's `item`.")]
@@ -120,9 +118,9 @@ class EvalStoredCompletions(
 
     metadata: Annotated[Metadata | None, Meta(description="Only those that carry these pairs.")] = None
     model: Annotated[str | None, Meta(description="Only those that this model has answered.")] = None
-    created_after: Annotated[int | None, Meta(ge=0, description="Unix time in seconds; none before it.")] = None
-    created_before: Annotated[int | None, Meta(ge=0, description="Unix time in seconds; none after it.")] = None
-    limit: Annotated[int | None, Meta(ge=1, le=MAX_ROWS, description="So many at most.")] = None
+    created_after: Annotated[int, Meta(ge=0, description="Unix time in seconds; none before it.")] | None = None
+    created_before: Annotated[int, Meta(ge=0, description="Unix time in seconds; none after it.")] | None = None
+    limit: Annotated[int, Meta(ge=1, le=MAX_ROWS, description="So many at most.")] | None = None
 
 
 class TemplatePart(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -140,9 +138,7 @@ class TemplateMessage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     type: Literal["message"] = "message"
 
 
-class MessageTemplate(
-    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="template"
-):
+class MessageTemplate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="template"):
     """Messages that are made for each row."""
 
     template: Annotated[list[TemplateMessage], Meta(min_length=1, max_length=256)]
@@ -328,9 +324,7 @@ class PassComparison(Struct, frozen=True, kw_only=True):
     passed_in_other: int
     only_here: Annotated[int, Meta(description="Rows that passed in this run and failed in the other.")]
     only_in_other: int
-    p_value: Annotated[
-        float, Meta(description="How likely so uneven a split is if neither run is better (two-sided).")
-    ]
+    p_value: Annotated[float, Meta(description="How likely so uneven a split is if neither run is better (two-sided).")]
 
 
 class ScoreComparison(Struct, frozen=True, kw_only=True):

@@ -50,9 +50,7 @@ class EvalStore:
             self._client, listing, keys.eval_, _decode, after=after, limit=limit, newest_first=newest_first
         )
 
-    async def update(
-        self, eval_id: str, change: Callable[[EvalRecord], EvalRecord], *, project: str
-    ) -> EvalRecord:
+    async def update(self, eval_id: str, change: Callable[[EvalRecord], EvalRecord], *, project: str) -> EvalRecord:
         """Apply `change` to the newest record, again whenever others write meanwhile. Raises NotFound."""
         while True:
             current, raw = await self._read(eval_id, project)

@@ -80,9 +80,7 @@ class Answering:
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             return await self._answer(endpoint, body, access, request_id)
 
-    async def _answer(
-        self, endpoint: BatchEndpoint, body: bytes, access: Access, request_id: str
-    ) -> tuple[int, bytes]:
+    async def _answer(self, endpoint: BatchEndpoint, body: bytes, access: Access, request_id: str) -> tuple[int, bytes]:
         tries, losses, lost_at = 0, 0, -math.inf
         while True:
             try:

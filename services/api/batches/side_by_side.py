@@ -7,9 +7,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 
-async def side_by_side(
-    worker: Callable[[], Coroutine[Any, Any, None]], *, count: int, stop: asyncio.Event
-) -> None:
+async def side_by_side(worker: Callable[[], Coroutine[Any, Any, None]], *, count: int, stop: asyncio.Event) -> None:
     """Return when `count` workers have ended, or soon after `stop`: what is under way then is dropped.
 
     Raises what the first of them raises; the others are cancelled then.

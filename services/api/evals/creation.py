@@ -26,9 +26,7 @@ _log = structlog.get_logger()
 class EvalRuns:
     """Creates, cancels and deletes runs; the record says what is wanted, and the runners follow it."""
 
-    def __init__(
-        self, evals: EvalStore, runs: EvalRunStore, sources: Sources, names: ModelNames, blobs: Blobs
-    ) -> None:
+    def __init__(self, evals: EvalStore, runs: EvalRunStore, sources: Sources, names: ModelNames, blobs: Blobs) -> None:
         self._evals = evals
         self._runs = runs
         self._sources = sources

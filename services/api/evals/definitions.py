@@ -87,7 +87,7 @@ def _check_criterion(grader: Grader, where: str, names: set[str]) -> None:
             param=f"{where}.name",
         )
     names.add(grader.name)
-    if isinstance(grader, TextSimilarityGrader) and grader.pass_threshold is None:
+    if isinstance(grader, TextSimilarityGrader) and grader.pass_threshold in (None, UNSET):
         raise InvalidRequest(
             f"Missing required parameter: '{where}.pass_threshold'.",
             code="missing_required_parameter",

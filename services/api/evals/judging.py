@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
+from msgspec.structs import asdict
 
 from services.api.batches.answering import Answering
 from services.api.batches.usage import usage_of
@@ -16,6 +18,8 @@ from shared.model_records import Access
 from shared.schemas.graders import SamplingParams
 
 _encode = msgspec.json.Encoder().encode
+_SPELT = {"max_completions_tokens": "max_completion_tokens"}
+"""What chat completions call the fields of a judge's sampling, where they differ."""
 
 
 class GatewayJudge:
@@ -30,17 +34,10 @@ class GatewayJudge:
         self, model: str, messages: list[dict[str, Any]], sampling: SamplingParams, response_format: dict[str, Any]
     ) -> Answer:
         """Return what a model says. Raises JudgeFailed."""
-        fields = {
-            "model": model,
-            "messages": messages,
-            "response_format": response_format,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "seed": sampling.seed,
-            "max_completion_tokens": sampling.max_completions_tokens,
-            "reasoning_effort": sampling.reasoning_effort,
+        given = {
+            _SPELT.get(name, name): value for name, value in asdict(sampling).items() if value not in (None, UNSET)
         }
-        body = _encode({name: value for name, value in fields.items() if value is not None})
+        body = _encode({"model": model, "messages": messages, "response_format": response_format, **given})
         try:
             status, answer = await self._answering.answer(
                 "/v1/chat/completions", body, access=self._access, request_id=ids.new_request_id()

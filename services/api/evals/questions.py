@@ -12,7 +12,7 @@ from services.api.batches.usage import usage_of
 from services.api.evals.rows import Row
 from shared.errors import InvalidRequest
 from shared.grading.samples import sample_of
-from shared.grading.templates import check_template, render
+from shared.grading.templates import TemplateError, TooLong, UnknownVariable, parse, render
 from shared.schemas.batches import BatchUsage
 from shared.schemas.errors import ErrorResponse
 from shared.schemas.evals import (
@@ -127,7 +127,7 @@ def check_messages(wanted: CompletionsRun, *, are_stored: bool) -> None:
     if isinstance(wanted.input_messages, MessageTemplate):
         for place, message in enumerate(wanted.input_messages.template):
             for text in _texts(message):
-                check_template(text, where=f"{where}.template[{place}].content")
+                _check_template(text, f"{where}.template[{place}].content")
     if isinstance(wanted.input_messages, ItemReference):
         _path(wanted.input_messages)
 
@@ -219,20 +219,39 @@ def _spoken_message(text: str, calls: list[dict[str, Any]] | None) -> SampleMess
 
 def _messages(wanted: InputMessages, item: Mapping[str, Any]) -> list[Any]:
     if isinstance(wanted, MessageTemplate):
-        return [
-            {"role": message.role, "content": "".join(render(text, item=dict(item), sample={}) for text in _texts(message))}
-            for message in wanted.template
-        ]
+        return [_filled(message, item) for message in wanted.template]
     found: Any = item
     for name in _path(wanted):
         found = found.get(name) if isinstance(found, dict) else None
     if isinstance(found, str):
         return [{"role": "user", "content": found}]
     if not isinstance(found, list) or not found or not all(isinstance(message, dict) for message in found):
-        raise InvalidRequest(
-            f"The row has no messages at '{wanted.item_reference}'.", code="invalid_item_reference"
-        )
+        raise InvalidRequest(f"The row has no messages at '{wanted.item_reference}'.", code="invalid_item_reference")
     return found
+
+
+def _filled(message: TemplateMessage, item: Mapping[str, Any]) -> dict[str, Any]:
+    """Put a row's values into a message. Raises InvalidRequest when the row has none of that name."""
+    try:
+        text = "".join(render(part, {"item": item}) for part in _texts(message))
+    except UnknownVariable as error:
+        raise InvalidRequest(f"The row has nothing at '{error}'.", code="invalid_variable") from error
+    except TooLong as error:
+        raise InvalidRequest(f"The row makes a message that is too long: {error}.", code="message_too_long") from error
+    return {"role": message.role, "content": text}
+
+
+def _check_template(text: str, where: str) -> None:
+    try:
+        pieces = parse(text)
+    except TemplateError as error:
+        raise InvalidRequest(f"Invalid value for '{where}': {error}.", code="invalid_value", param=where) from error
+    if any(not isinstance(piece, str) and piece[0] != "item" for piece in pieces):
+        raise InvalidRequest(
+            f"Invalid value for '{where}': there is no sample before the model has answered; only 'item' may be named.",
+            code="invalid_value",
+            param=where,
+        )
 
 
 def _path(reference: ItemReference) -> list[str]:

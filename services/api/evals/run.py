@@ -120,9 +120,7 @@ class Run:
             await self._tools.blobs.fetch_file(path)
             return await asyncio.to_thread(Rows, path, config=eval_.data_source_config, is_ours=is_ours)
         except FileNotFoundError as error:
-            raise InvalidRequest(
-                "The run's rows are gone from this server's storage.", code="rows_missing"
-            ) from error
+            raise InvalidRequest("The run's rows are gone from this server's storage.", code="rows_missing") from error
 
     async def _begin(self, rows: int) -> EvalRunRecord:
         def begin(current: EvalRunRecord) -> EvalRunRecord:

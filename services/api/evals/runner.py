@@ -108,7 +108,7 @@ class EvalRunner:
         except asyncio.CancelledError:
             await self._give_back(run_id, token)
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - ends this run, not the others
             _log.error("eval_run.broken", exc_info=error)
             await self._fail(run_id, token)
         else:

@@ -57,11 +57,7 @@ class Sources:
             if isinstance(source, EvalFileId):
                 await self._take_file(source, eval_.project, path)
                 return
-            rows = (
-                _given(source, eval_)
-                if isinstance(source, EvalFileContent)
-                else await self._stored(source, eval_)
-            )
+            rows = _given(source, eval_) if isinstance(source, EvalFileContent) else await self._stored(source, eval_)
             await asyncio.to_thread(_write, path, rows)
             await self._blobs.keep_file(path)
         except OSError as error:

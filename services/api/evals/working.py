@@ -1,7 +1,7 @@
 """The rows of a run, several at a time: each answered, graded by every criterion, and kept before the next.
 
-What was paid for is kept before the next is asked: an answer before a judge is asked about it, and what a judge has said
-before the next one is. So whoever takes the run over pays for nothing twice but what was under way.
+What was paid for is kept before the next is asked: an answer before a judge is asked about it, and what a judge has
+said before the next one is. So whoever takes the run over pays for nothing twice but what was under way.
 """
 
 from __future__ import annotations

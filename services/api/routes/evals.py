@@ -233,9 +233,7 @@ async def delete_run(
     return EvalRunDeleted(run_id=run_id)
 
 
-@get(
-    f"{_RUN}/output_items", operation_id="getEvalRunOutputItems", opt={"response_body": json_page("OutputItem")}
-)
+@get(f"{_RUN}/output_items", operation_id="getEvalRunOutputItems", opt={"response_body": json_page("OutputItem")})
 async def list_output_items(
     eval_id: FromPath[str],
     run_id: FromPath[str],

@@ -35,6 +35,14 @@ def _setting(description: str, **constraints: Any) -> Meta:
     return Meta(description=description, **constraints)
 
 
+class JudgeEndpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A server outside that speaks OpenAI's API, whose models may be judges; its key is in a variable or a file."""
+
+    base_url: Annotated[str, Meta(pattern=r"\Ahttps?://[^\s?#@]+\Z")]
+    key_env: str = ""
+    key_file: str = ""
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that an operator can set; each field's description is what `selftune up --help` prints."""
 
@@ -231,6 +239,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     eval_item_days: Annotated[
         int, _setting("Days that an ended eval run keeps the results of its rows; 0 keeps them for ever.", ge=0)
     ] = 90
+    judge_endpoints: Annotated[
+        dict[Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_-]{1,64}\Z")], JudgeEndpoint],
+        _setting(
+            "Servers outside whose models graders may ask as name/model: JSON object of names, each with base_url and "
+            "key_env or key_file."
+        ),
+    ] = {}
+    judge_timeout_s: Annotated[float, _setting("Seconds that a judge may take to answer.", gt=0, le=3600)] = 120.0
     mlflow_tracking_uri: Annotated[
         str, _setting("MLflow server that jobs may write to, http://…; empty: none.", pattern=r"\A(https?://.+)?\Z")
     ] = ""

@@ -47,7 +47,13 @@ def spoken(model: str, text: str) -> bytes:
     usage = {
         "prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5, "prompt_tokens_details": {"cached_tokens": 1},
     }  # fmt: skip
-    whole = {"id": f"chatcmpl-{uuid4().hex}", "object": "chat.completion", "created": 1, "model": model, "choices": [choice]}
+    whole = {
+        "id": f"chatcmpl-{uuid4().hex}",
+        "object": "chat.completion",
+        "created": 1,
+        "model": model,
+        "choices": [choice],
+    }
     return json.dumps({**whole, "usage": usage}).encode()
 
 

@@ -39,6 +39,9 @@ from services.api.gateway.forwarding import Gateway
 from services.api.gateway.model_names import ModelNames
 from services.api.gateway.replicas import Replicas
 from services.api.gateway.residency import Residencies
+from services.api.graders.judges import Judges
+from services.api.graders.outside import OutsideJudges
+from services.api.graders.running import Graders
 from services.api.jobs.control import JobControl
 from services.api.jobs.submission import Submission
 from services.api.model_settings.changes import ModelSettingsAdmin
@@ -53,7 +56,6 @@ from services.api.webhooks.sender import WebhookSender
 from shared import keys
 from shared.blobs.interface import Blobs
 from shared.blobs.opening import open_blobs
-from shared.grading.run import Means
 from shared.key_hash import KeyHash
 from shared.outgoing import Outgoing
 from shared.paths import Paths, internal_key, key_secret
@@ -118,6 +120,7 @@ class Services:
     completions: CompletionStore
     responses: ResponseStore
     gateway: Gateway
+    graders: Graders
     readiness: Readiness
     batch_store: BatchStore
     batches: Batches
@@ -180,15 +183,19 @@ class Services:
             concurrency=settings.batch_concurrency,
             max_line_bytes=settings.max_body_bytes,
         )
-        eval_store = EvalStore(client)
+        graders = Graders(
+            Judges(gateway, OutsideJudges(settings.judge_endpoints, outgoing), timeout_s=settings.judge_timeout_s)
+        )
+        eval_store, eval_slots = EvalStore(client), Slots(settings.eval_concurrency)
         eval_run_store = EvalRunStore(client, item_days=settings.eval_item_days)
         eval_runs = EvalRuns(eval_store, eval_run_store, Sources(files, completions, blobs), names, blobs)
         eval_tools = EvalTools(
             evals=eval_store,
             runs=eval_run_store,
             leases=LeaseStore(client, ttl_s=settings.lease_ttl_s, key=keys.eval_run_lease, owned=keys.eval_run),
-            answering=Answering(gateway, completions, responses, Slots(settings.eval_concurrency)),
-            means=Means(judge=None, cage=None),
+            answering=Answering(gateway, completions, responses, eval_slots),
+            graders=graders,
+            slots=eval_slots,
             blobs=blobs,
             concurrency=settings.eval_concurrency,
         )
@@ -225,6 +232,7 @@ class Services:
             completions=completions,
             responses=responses,
             gateway=gateway,
+            graders=graders,
             readiness=Readiness(
                 client,
                 blobs,
@@ -241,7 +249,7 @@ class Services:
             batch_runner=Runner(tools, drain),
             eval_store=eval_store,
             eval_run_store=eval_run_store,
-            evals=Evals(eval_store, eval_runs),
+            evals=Evals(eval_store, eval_runs, graders),
             eval_runs=eval_runs,
             eval_comparisons=Comparisons(eval_run_store),
             eval_runner=EvalRunner(eval_tools, drain),
@@ -290,6 +298,7 @@ class Services:
         await self.dispatcher.close()
         await self.shadowing.close()
         await self.counting.close()
+        await self.graders.close()
         await self.gateway.close()
         await self.recorder.close()
         await self.refusals.close()

@@ -53,6 +53,7 @@ from shared.schemas.evals import (
 )
 from shared.schemas.events import Event
 from shared.schemas.files import File
+from shared.schemas.graders import GraderResult, RunGrader, ValidatedGrader, ValidateGrader
 from shared.schemas.jobs import CreateJob, Job
 from shared.schemas.model_settings import ModelSettings, UpdateModelSettings
 from shared.schemas.models import ImportedModel, ImportModel, Model, ModelList
@@ -89,6 +90,7 @@ _TYPES = [
     CreateEval, UpdateEval, Eval, Page[Eval], EvalDeleted, CreateEvalRun, EvalRun, EvalRunDeleted, OutputItem,
     EvalRunComparison,
     *organization.TYPES,
+    RunGrader, GraderResult, ValidateGrader, ValidatedGrader,
     Preview, UpdateCompletion, CompletionDeleted, ResponseDeleted, TokenCount, AnthropicErrorResponse,
 ]  # fmt: skip
 _REF = "#/components/schemas/{name}"

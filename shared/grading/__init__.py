@@ -9,5 +9,7 @@
 | `formula.py`    | the formula of a multi grader                                     |
 | `similarity.py` | fuzzy_match, bleu, gleu, meteor, rouge                            |
 | `judging.py`    | what is asked of judges, and how their answers are read           |
+| `means.py`      | what graders may use: judges, a cage                              |
+| `parts.py`      | the graders that a multi grader is made of                        |
 | `cage/`         | where the Python of strangers runs                                |
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -16,10 +17,8 @@ def sample_of(output_text: str, tool_calls: Sequence[dict[str, Any]] | None = No
     """
     message: dict[str, Any] = {"role": "assistant", "content": output_text}
     sample: dict[str, Any] = {"output_text": output_text}
-    try:
+    with suppress(msgspec.DecodeError, UnicodeError, RecursionError):
         sample["output_json"] = msgspec.json.decode(output_text)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        pass
     if tool_calls is not None:
         sample["output_tools"] = message["tool_calls"] = list(tool_calls)
     return sample | {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}

@@ -6,12 +6,6 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-OPERATIONS = ("eq", "ne", "neq", "like", "ilike")
-METRICS = (
-    "cosine", "fuzzy_match", "bleu", "gleu", "meteor",
-    "rouge_1", "rouge_2", "rouge_3", "rouge_4", "rouge_5", "rouge_l",
-)  # fmt: skip
-
 Operation: TypeAlias = Literal["eq", "ne", "neq", "like", "ilike"]
 Metric: TypeAlias = Literal[
     "cosine", "fuzzy_match", "bleu", "gleu", "meteor", "rouge_1", "rouge_2", "rouge_3", "rouge_4", "rouge_5", "rouge_l"
@@ -23,6 +17,9 @@ Template: TypeAlias = Annotated[
     Meta(max_length=256_000, description="Text in which {{ item.… }} and {{ sample.… }} stand for what is graded."),
 ]
 Threshold: TypeAlias = Annotated[float, Meta(description="Least score that passes.")]
+Range: TypeAlias = Annotated[
+    list[float], Meta(min_length=2, max_length=2, description="Least and greatest score; [0, 1] where it is left out.")
+]
 ModelName: TypeAlias = Annotated[
     str,
     Meta(
@@ -85,15 +82,13 @@ Messages: TypeAlias = Annotated[
 class SamplingParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a judge answers; what is left open is the model's default."""
 
-    seed: int | None | UnsetType = UNSET
-    top_p: Annotated[float, Meta(ge=0, le=1)] | None | UnsetType = UNSET
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None | UnsetType = UNSET
+    seed: int | UnsetType | None = UNSET
+    top_p: Annotated[float, Meta(ge=0, le=1)] | UnsetType | None = UNSET
+    temperature: Annotated[float, Meta(ge=0, le=2)] | UnsetType | None = UNSET
     max_completions_tokens: (
-        Annotated[int, Meta(ge=1, description="Most tokens of an answer, spelt as OpenAI does.")] | None | UnsetType
+        Annotated[int, Meta(ge=1, description="Most tokens of an answer, spelt as OpenAI does.")] | UnsetType | None
     ) = UNSET
-    reasoning_effort: (
-        Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None | UnsetType
-    ) = UNSET
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | UnsetType | None = UNSET
 
 
 class StringCheckGrader(
@@ -119,7 +114,7 @@ class TextSimilarityGrader(
     input: Template
     reference: Template
     evaluation_metric: Metric
-    pass_threshold: Threshold | None | UnsetType = UNSET
+    pass_threshold: Threshold | UnsetType | None = UNSET
 
 
 class ScoreModelGrader(
@@ -130,13 +125,9 @@ class ScoreModelGrader(
     name: Name
     model: ModelName
     input: Messages
-    range: (
-        Annotated[list[float], Meta(min_length=2, max_length=2, description="Least and greatest score; [0, 1].")]
-        | None
-        | UnsetType
-    ) = UNSET
-    sampling_params: SamplingParams | None | UnsetType = UNSET
-    pass_threshold: Threshold | None | UnsetType = UNSET
+    range: Range | UnsetType | None = UNSET
+    sampling_params: SamplingParams | UnsetType | None = UNSET
+    pass_threshold: Threshold | UnsetType | None = UNSET
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -155,7 +146,7 @@ class LabelModelGrader(
     input: Messages
     labels: Annotated[list[Name], Meta(min_length=1, max_length=256, description="What the judge may answer.")]
     passing_labels: Annotated[list[Name], Meta(max_length=256, description="Those of the labels that pass.")]
-    sampling_params: SamplingParams | None | UnsetType = UNSET
+    sampling_params: SamplingParams | UnsetType | None = UNSET
 
 
 class PythonGrader(Struct, tag_field="type", tag="python", frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -163,8 +154,8 @@ class PythonGrader(Struct, tag_field="type", tag="python", frozen=True, kw_only=
 
     name: Name = "python"
     source: Annotated[str, Meta(min_length=1, max_length=256_000, description="Has `def grade(sample, item)`.")]
-    image_tag: Annotated[str, Meta(max_length=64, description="Taken and not used.")] | None | UnsetType = UNSET
-    pass_threshold: Threshold | None | UnsetType = UNSET
+    image_tag: Annotated[str, Meta(max_length=64, description="Taken and not used.")] | UnsetType | None = UNSET
+    pass_threshold: Threshold | UnsetType | None = UNSET
 
 
 class MultiGrader(Struct, tag_field="type", tag="multi", frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -87,9 +87,7 @@ CUSTOM = {"type": "custom", "item_schema": SCHEMA}
         ({"surprise": 1}, "surprise"),
     ],
 )  # fmt: skip
-def test_wrong_evals_are_refused_by_the_name_of_the_field(
-    api: ApiServer, changes: dict[str, Any], param: str
-) -> None:
+def test_wrong_evals_are_refused_by_the_name_of_the_field(api: ApiServer, changes: dict[str, Any], param: str) -> None:
     with api.client() as http:
         answer = http.post("/v1/evals", json={"data_source_config": CUSTOM, "testing_criteria": [EXACT], **changes})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
@@ -155,7 +153,9 @@ def test_a_model_answers_rows(sdk: openai.OpenAI, upstream: Speaker) -> None:
     assert {name: shown[name] for name in ("temperature", "top_p", "seed", "max_completion_tokens")} == {
         "temperature": 0.5, "top_p": 1.0, "seed": 42, "max_completion_tokens": 9,
     }  # fmt: skip
-    assert sdk.evals.runs.output_items.retrieve(failed.id, eval_id=made.id, run_id=done.id).to_dict() == failed.to_dict()
+    assert (
+        sdk.evals.runs.output_items.retrieve(failed.id, eval_id=made.id, run_id=done.id).to_dict() == failed.to_dict()
+    )
 
 
 def test_one_row_that_fails_does_not_stop_the_others(sdk: openai.OpenAI, upstream: Speaker) -> None:
@@ -275,7 +275,9 @@ def test_stored_completions_are_graded_and_asked_again(sdk: openai.OpenAI, upstr
 
 def test_pages_of_rows_and_runs(sdk: openai.OpenAI) -> None:
     made = make_eval(sdk)
-    given = [{**row, "sample": {"output_text": "0" if n % 3 else row["item"]["answer"]}} for n, row in enumerate(rows(7))]
+    given = [
+        {**row, "sample": {"output_text": "0" if n % 3 else row["item"]["answer"]}} for n, row in enumerate(rows(7))
+    ]
     source: Any = {"type": "jsonl", "source": content(given)}
     runs = [ended(sdk, sdk.evals.runs.create(made.id, data_source=source)) for _ in range(2)]
     run = runs[0]
@@ -310,9 +312,7 @@ def test_pages_of_rows_and_runs(sdk: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("path", ["", "/cancel"])
-def test_a_run_is_cancelled_by_either_path(
-    api: ApiServer, sdk: openai.OpenAI, upstream: Speaker, path: str
-) -> None:
+def test_a_run_is_cancelled_by_either_path(api: ApiServer, sdk: openai.OpenAI, upstream: Speaker, path: str) -> None:
     upstream.stuck = {"What is 1 and 1?"}
     made = make_eval(sdk)
     run = sdk.evals.runs.create(made.id, data_source=asking(content(rows(2))))

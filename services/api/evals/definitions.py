@@ -9,9 +9,9 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from services.api.evals.creation import EvalRuns
+from services.api.graders.running import Graders
 from shared.errors import InvalidRequest, NotFound
 from shared.eval_records import EvalRecord
-from shared.grading.run import check
 from shared.schemas.evals import CreateEval, UpdateEval
 from shared.schemas.graders import Grader, MultiGrader, TextSimilarityGrader
 from shared.store.evals import EvalStore
@@ -24,8 +24,9 @@ _RUNS_AT_ONCE = 100
 class Evals:
     """Creates, changes and deletes evals."""
 
-    def __init__(self, evals: EvalStore, runs: EvalRuns) -> None:
+    def __init__(self, evals: EvalStore, runs: EvalRuns, graders: Graders) -> None:
         self._evals = evals
+        self._graders = graders
         self._runs = runs
 
     async def create(self, request: CreateEval, *, project: str, eval_id: str) -> EvalRecord:
@@ -36,6 +37,7 @@ class Evals:
         names: set[str] = set()
         for place, grader in enumerate(request.testing_criteria):
             _check_criterion(grader, f"testing_criteria[{place}]", names)
+            await self._graders.check(grader, where=f"testing_criteria[{place}]")
         record = EvalRecord(
             id=eval_id,
             project=project,
@@ -93,4 +95,3 @@ def _check_criterion(grader: Grader, where: str, names: set[str]) -> None:
             code="missing_required_parameter",
             param=f"{where}.pass_threshold",
         )
-    check(grader, where=where)

@@ -6,24 +6,29 @@ from collections.abc import Sequence
 from typing import Any
 
 from msgspec import UNSET
-from msgspec.structs import asdict, replace
+from msgspec.structs import asdict
 
-from services.api.batches.answering import Answering
-from services.api.evals.judging import GatewayJudge
+from services.api.batches.answering import PRIORITY, Answering
+from services.api.batches.slots import Slots
+from services.api.graders.running import Graders
 from shared.errors import NoReplica
-from shared.grading.run import Grade, Means, grade
+from shared.grading.run import Grade, grade
 from shared.model_records import Access
 from shared.schemas.evals import EvalError, ItemResult, ModelUsage
 from shared.schemas.graders import Grader, LabelModelGrader, ScoreModelGrader
 
 
 class Grading:
-    """Grades rows of one run. Judges are asked with the access of whoever created it."""
+    """Grades rows of one run. Judges are asked as its creator may, later than live requests, within the same slots as
+    the model that answers."""
 
-    def __init__(self, criteria: Sequence[Grader], means: Means, answering: Answering, access: Access) -> None:
+    def __init__(
+        self, criteria: Sequence[Grader], graders: Graders, answering: Answering, slots: Slots, access: Access
+    ) -> None:
         self.criteria = criteria
-        self._means = means
+        self._means = graders.means(access, priority=PRIORITY)
         self._answering = answering
+        self._slots = slots
         self._access = access
 
     def is_paid(self, place: int) -> bool:
@@ -34,23 +39,28 @@ class Grading:
         self, place: int, *, item: dict[str, Any], spoken: dict[str, Any]
     ) -> tuple[ItemResult, Sequence[ModelUsage]]:
         """Return what a criterion says of a row, and what that has cost. Raises NoReplica when a judge is away."""
-        judge = GatewayJudge(self._answering, self._access)
         grader = self.criteria[place]
-        found = await grade(grader, item=item, sample=spoken, means=replace(self._means, judge=judge))
-        if judge.is_away:
-            raise NoReplica(f"no inference server is there for the judge of '{grader.name}'")
-        usage = [
-            ModelUsage(
-                model_name=model,
-                invocation_count=1,
-                prompt_tokens=one.prompt_tokens,
-                completion_tokens=one.completion_tokens,
-                total_tokens=one.total_tokens,
-                cached_tokens=one.cached_tokens,
-            )
-            for model, one in found.usage.items()
-        ]
-        return _result(found), usage
+        if isinstance(grader, ScoreModelGrader | LabelModelGrader):
+            found = await self._judged(grader, item, spoken)
+        else:
+            found = await grade(grader, item=item, sample=spoken, means=self._means)
+        return _result(found), _usage(found)
+
+    async def _judged(
+        self, grader: ScoreModelGrader | LabelModelGrader, item: dict[str, Any], spoken: dict[str, Any]
+    ) -> Grade:
+        async with self._slots.of(self._access.project):
+            found = await grade(grader, item=item, sample=spoken, means=self._means)
+        if found.errors.model_grader_server_error and await self._is_away(grader.model):
+            raise NoReplica(f"no inference server is there for '{grader.model}'")
+        return found
+
+    async def _is_away(self, model: str) -> bool:
+        return await self._answering.is_away("/v1/chat/completions", model, self._access)
+
+
+def _usage(found: Grade) -> list[ModelUsage]:
+    return [ModelUsage(model_name=model, invocation_count=1, **asdict(tokens)) for model, tokens in found.usage.items()]
 
 
 def _result(found: Grade) -> ItemResult:
@@ -58,7 +68,7 @@ def _result(found: Grade) -> ItemResult:
     return ItemResult(
         name=found.name,
         type=found.type,
-        score=0.0 if error else found.reward,
+        score=found.reward,
         passed=not error and found.passed is not False,
         error=error or UNSET,
     )

@@ -12,16 +12,17 @@ import structlog
 from msgspec.structs import replace
 
 from services.api.batches.answering import Answering
+from services.api.batches.slots import Slots
 from services.api.evals.grading import Grading
 from services.api.evals.keeping import Keeping
 from services.api.evals.questions import Questions
 from services.api.evals.rows import Rows
 from services.api.evals.working import RunFailed, Working
+from services.api.graders.running import Graders
 from shared.blobs.interface import Blobs
 from shared.errors import InvalidRequest, NotFound, StoreUnavailable, TransitionRefused
 from shared.eval_records import EvalRecord, EvalRunRecord
 from shared.eval_states import ENDED, EvalRunState
-from shared.grading.run import Means
 from shared.schemas.evals import CompletionsRun, EvalError, EvalFileId, RunSource
 from shared.store.eval_runs import EvalRunStore
 from shared.store.evals import EvalStore
@@ -39,13 +40,14 @@ _decode_source = msgspec.json.Decoder(RunSource).decode
 
 @dataclass(frozen=True)
 class Tools:
-    """What every run needs. `concurrency` is the number of requests under way."""
+    """What every run needs. `slots` are those of `answering`, and `concurrency` their number."""
 
     evals: EvalStore
     runs: EvalRunStore
     leases: LeaseStore
     answering: Answering
-    means: Means
+    graders: Graders
+    slots: Slots
     blobs: Blobs
     concurrency: int
 
@@ -139,7 +141,7 @@ class Run:
             return
         working = Working(
             tools.answering,
-            Grading(eval_.testing_criteria, tools.means, tools.answering, record.access),
+            Grading(eval_.testing_criteria, tools.graders, tools.answering, tools.slots, record.access),
             Keeping(tools.runs, self._id, self._token),
             record,
             rows,

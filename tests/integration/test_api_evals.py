@@ -197,7 +197,10 @@ def test_rows_of_a_file(sdk: openai.OpenAI) -> None:
     ("source", "status", "param"),
     [
         ({"type": "jsonl", "source": content([])}, 400, "data_source.source.content"),
-        ({"type": "jsonl", "source": content([{"item": {"question": "q"}}])}, 400, "data_source.source.content[0].item"),
+        (
+            {"type": "jsonl", "source": content([{"item": {"question": "q"}}])}, 400,
+            "data_source.source.content[0].item",
+        ),
         ({"type": "jsonl", "source": content([{"sample": {}}])}, 400, "data_source.source.content[0].item"),
         ({"type": "jsonl", "source": {"type": "file_id", "id": "file-x"}}, 404, "data_source.source.id"),
         ({"type": "jsonl", "source": {"type": "file_id", "id": "../x"}}, 404, "data_source.source.id"),
@@ -243,9 +246,9 @@ def test_wrong_runs_are_refused_by_the_name_of_the_field(
 def test_stored_completions_are_graded_and_asked_again(sdk: openai.OpenAI, upstream: Speaker) -> None:
     upstream.says = lambda prompt: prompt.upper()
     for n in range(4):
-        sdk.chat.completions.create(
-            model=BASE, store=True, metadata={"team": "a" if n < 3 else "b"}, messages=[{"role": "user", "content": f"say {n}"}]
-        )  # fmt: skip
+        team: str = "a" if n < 3 else "b"
+        said: Any = [{"role": "user", "content": f"say {n}"}]
+        sdk.chat.completions.create(model=BASE, store=True, metadata={"team": team}, messages=said)
     upstream.received.clear()
     loud = {**EXACT, "input": "{{ sample.output_text }}", "reference": "SAY", "operation": "like"}
     same = {**EXACT, "name": "same", "reference": "{{ item.output }}"}
@@ -254,7 +257,7 @@ def test_stored_completions_are_graded_and_asked_again(sdk: openai.OpenAI, upstr
 
     as_they_are: Any = {"type": "completions", "source": {"type": "stored_completions"}}
     stored = ended(sdk, sdk.evals.runs.create(made.id, data_source=as_they_are))
-    print(items(sdk, stored))
+    assert stored.status == "completed", stored.error
     assert stored.result_counts.to_dict() == {"total": 3, "passed": 3, "failed": 0, "errored": 0}
     assert upstream.received == [] and stored.per_model_usage == []
     newest = items(sdk, stored)[0]
@@ -267,7 +270,7 @@ def test_stored_completions_are_graded_and_asked_again(sdk: openai.OpenAI, upstr
     assert asked.result_counts.to_dict() == {"total": 2, "passed": 0, "failed": 2, "errored": 0}
     assert sorted(upstream.asked()) == ["say 1", "say 2"]
 
-    for nothing in ({"metadata": {"team": "b"}}, {"model": "other"}, {"created_before": 5}):
+    for nothing in ({"metadata": {"team": "b"}}, {"model": "other"}, {"created_after": 5}):
         with pytest.raises(openai.BadRequestError, match="No stored chat completion"):
             source: Any = {"type": "completions", "source": {"type": "stored_completions", **nothing}}
             sdk.evals.runs.create(made.id, data_source=source)

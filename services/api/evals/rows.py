@@ -24,8 +24,13 @@ class Row(Struct, frozen=True, kw_only=True, omit_defaults=True):
     item: dict[str, Any]
     sample: dict[str, Any] | None = None
     """An answer that the row's owner brought along."""
-    answer: Raw | None = None
-    """A stored chat completion, where the row was made of one."""
+    answer: Raw = Raw(b"null")
+    """A stored chat completion, where the row was made of one; else null."""
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether it was made of a stored completion."""
+        return bytes(self.answer) != b"null"
 
 
 _decode = msgspec.json.Decoder(Row).decode

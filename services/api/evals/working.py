@@ -113,7 +113,7 @@ class Working:
     async def _answered(self, row: Row, counts: dict[str, int]) -> Draft:
         """Have a row answered; what that costs is added to the counts."""
         if self._questions is None:
-            found = given_answer(row) if row.answer is None else stored_answer(bytes(row.answer), _asked(row))
+            found = stored_answer(bytes(row.answer), _asked(row)) if row.is_answered else given_answer(row)
             return Draft(sample=found.sample, spoken=found.spoken)
         try:
             body, asked = self._questions.body_for(row)

@@ -40,6 +40,17 @@
 | selftune:batches:{project}       | zset   | batch ids by order of creation                 | for ever       |
 | selftune:active_batches          | zset   | ids of batches that are not at their end       | for ever       |
 | selftune:batch_lease:{id}        | string | token of the api process that works on it      | lease_ttl_s    |
+| selftune:eval:{id}               | string | EvalRecord                                     | until deleted  |
+| selftune:evals:{project}         | zset   | eval ids by order of creation                  | for ever       |
+| selftune:changed_evals:{project} | zset   | the same by order of their last change         | for ever       |
+| selftune:eval_run:{id}           | hash   | record, source, version, owner, claims         | until deleted  |
+| selftune:eval_runs:{eval}        | zset   | run ids by order of creation                   | with the eval  |
+| selftune:active_eval_runs        | zset   | ids of runs that are not at their end          | for ever       |
+| selftune:eval_run_lease:{id}     | string | token of the api process that works on it      | lease_ttl_s    |
+| selftune:eval_tally:{run}        | hash   | counts, by the names in shared/eval_records    | with the run   |
+| selftune:eval_items:{run}        | hash   | row's number → OutputItem                      | eval_item_days |
+| selftune:eval_marks:{run}        | string | a byte for each row: p, f, e, or 0 if open     | eval_item_days |
+| selftune:eval_drafts:{run}       | hash   | row's number → Draft: answered, not all graded | until it ended |
 | selftune:sequence                | string | counter behind the order of creation           | for ever       |
 | selftune:bases                   | hash   | base id → BaseRecord                           | for ever       |
 | selftune:adapter:{name}          | string | AdapterRecord                                  | until deleted  |
@@ -93,6 +104,7 @@ OUTCOMES = f"{_ROOT}:outcomes"
 SEQUENCE = f"{_ROOT}:sequence"
 ACTIVE_JOBS = f"{_ROOT}:active_jobs"
 ACTIVE_BATCHES = f"{_ROOT}:active_batches"
+ACTIVE_EVAL_RUNS = f"{_ROOT}:active_eval_runs"
 BASES = f"{_ROOT}:bases"
 ADAPTER_NEXT_ID = f"{_ROOT}:adapter_numbers"
 ADAPTER_CHANGES = f"{_ROOT}:adapter_changes"
@@ -187,6 +199,46 @@ def batches(project: str) -> str:
 
 def batch_lease(batch_id: str) -> str:
     return f"{_ROOT}:batch_lease:{batch_id}"
+
+
+def eval_(eval_id: str) -> str:
+    return f"{_ROOT}:eval:{eval_id}"
+
+
+def evals(project: str) -> str:
+    return f"{_ROOT}:evals:{project}"
+
+
+def changed_evals(project: str) -> str:
+    return f"{_ROOT}:changed_evals:{project}"
+
+
+def eval_run(run_id: str) -> str:
+    return f"{_ROOT}:eval_run:{run_id}"
+
+
+def eval_runs(eval_id: str) -> str:
+    return f"{_ROOT}:eval_runs:{eval_id}"
+
+
+def eval_run_lease(run_id: str) -> str:
+    return f"{_ROOT}:eval_run_lease:{run_id}"
+
+
+def eval_tally(run_id: str) -> str:
+    return f"{_ROOT}:eval_tally:{run_id}"
+
+
+def eval_items(run_id: str) -> str:
+    return f"{_ROOT}:eval_items:{run_id}"
+
+
+def eval_marks(run_id: str) -> str:
+    return f"{_ROOT}:eval_marks:{run_id}"
+
+
+def eval_drafts(run_id: str) -> str:
+    return f"{_ROOT}:eval_drafts:{run_id}"
 
 
 def adapter(name: str) -> str:

@@ -233,6 +233,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     batch_concurrency: Annotated[
         int, _setting("Requests of batches that one API process has under way at a time.", ge=1, le=512)
     ] = 8
+    eval_concurrency: Annotated[
+        int, _setting("Requests of eval runs that one API process has under way at a time.", ge=1, le=512)
+    ] = 64
+    eval_item_days: Annotated[
+        int, _setting("Days that an ended eval run keeps the results of its rows; 0 keeps them for ever.", ge=0)
+    ] = 90
     judge_endpoints: Annotated[
         dict[Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_-]{1,64}\Z")], JudgeEndpoint],
         _setting(

@@ -26,6 +26,12 @@ from services.api.batches.run import Tools
 from services.api.batches.runner import Runner
 from services.api.batches.slots import Slots
 from services.api.database import Database
+from services.api.evals.comparison import Comparisons
+from services.api.evals.creation import EvalRuns
+from services.api.evals.definitions import Evals
+from services.api.evals.run import Tools as EvalTools
+from services.api.evals.runner import EvalRunner
+from services.api.evals.sources import Sources
 from services.api.files.chunked_uploads import ChunkedUploads
 from services.api.files.sweeper import Sweeper
 from services.api.files.uploads import Uploads
@@ -63,6 +69,8 @@ from shared.store.audit import AuditStore
 from shared.store.batches import BatchStore
 from shared.store.client import Client
 from shared.store.completions import CompletionStore
+from shared.store.eval_runs import EvalRunStore
+from shared.store.evals import EvalStore
 from shared.store.files import FileStore
 from shared.store.idempotency import IdempotencyStore
 from shared.store.jobs import JobStore
@@ -117,6 +125,12 @@ class Services:
     batch_store: BatchStore
     batches: Batches
     batch_runner: Runner
+    eval_store: EvalStore
+    eval_run_store: EvalRunStore
+    evals: Evals
+    eval_runs: EvalRuns
+    eval_comparisons: Comparisons
+    eval_runner: EvalRunner
     drain: asyncio.Event
     webhook_store: WebhookStore
     webhooks: Webhooks
@@ -172,6 +186,22 @@ class Services:
             concurrency=settings.batch_concurrency,
             max_line_bytes=settings.max_body_bytes,
         )
+        graders = Graders(
+            Judges(gateway, OutsideJudges(settings.judge_endpoints, outgoing), timeout_s=settings.judge_timeout_s)
+        )
+        eval_store, eval_slots = EvalStore(client), Slots(settings.eval_concurrency)
+        eval_run_store = EvalRunStore(client, item_days=settings.eval_item_days)
+        eval_runs = EvalRuns(eval_store, eval_run_store, Sources(files, completions, blobs), names, blobs)
+        eval_tools = EvalTools(
+            evals=eval_store,
+            runs=eval_run_store,
+            leases=LeaseStore(client, ttl_s=settings.lease_ttl_s, key=keys.eval_run_lease, owned=keys.eval_run),
+            answering=Answering(gateway, completions, responses, eval_slots),
+            graders=graders,
+            slots=eval_slots,
+            blobs=blobs,
+            concurrency=settings.eval_concurrency,
+        )
         recorder = Recorder(client, blobs, interval_s=settings.records_interval_s)
         return cls(
             settings=settings,
@@ -205,9 +235,7 @@ class Services:
             completions=completions,
             responses=responses,
             gateway=gateway,
-            graders=Graders(
-                Judges(gateway, OutsideJudges(settings.judge_endpoints, outgoing), timeout_s=settings.judge_timeout_s)
-            ),
+            graders=graders,
             readiness=Readiness(
                 client,
                 blobs,
@@ -222,6 +250,12 @@ class Services:
             batch_store=batch_store,
             batches=Batches(batch_store, files, blobs),
             batch_runner=Runner(tools, drain),
+            eval_store=eval_store,
+            eval_run_store=eval_run_store,
+            evals=Evals(eval_store, eval_runs, graders),
+            eval_runs=eval_runs,
+            eval_comparisons=Comparisons(eval_run_store),
+            eval_runner=EvalRunner(eval_tools, drain),
             drain=drain,
             webhook_store=webhook_store,
             webhooks=Webhooks(webhook_store, sender),
@@ -256,11 +290,13 @@ class Services:
         self.dispatcher.start()
         self.counting.start()
         self.batch_runner.start()
+        self.eval_runner.start()
         self.recorder.start()
 
     async def close(self) -> None:
         await self.database.close()
         await self.batch_runner.close()
+        await self.eval_runner.close()
         await self.sweeper.stop()
         await self.dispatcher.close()
         await self.shadowing.close()

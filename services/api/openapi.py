@@ -40,6 +40,17 @@ from shared.schemas.aliases import (
 from shared.schemas.batches import Batch, CreateBatch
 from shared.schemas.checkpoints import Checkpoint, CheckpointPermission, GrantPermissions
 from shared.schemas.errors import ErrorResponse
+from shared.schemas.evals import (
+    CreateEval,
+    CreateEvalRun,
+    Eval,
+    EvalDeleted,
+    EvalRun,
+    EvalRunComparison,
+    EvalRunDeleted,
+    OutputItem,
+    UpdateEval,
+)
 from shared.schemas.events import Event
 from shared.schemas.files import File
 from shared.schemas.graders import GraderResult, RunGrader, ValidatedGrader, ValidateGrader
@@ -76,6 +87,8 @@ _TYPES = [
     CreateBatch, Batch, Page[Batch], ImportModel, ImportedModel,
     CreateAlias, UpdateAlias, RollBackAlias, PromoteCanary, Alias, ChangedAlias, DeletedAlias, Page[Alias],
     Page[AliasRevision], AliasTraffic, Page[ShadowPair], DeletedShadowPairs,
+    CreateEval, UpdateEval, Eval, Page[Eval], EvalDeleted, CreateEvalRun, EvalRun, EvalRunDeleted, OutputItem,
+    EvalRunComparison,
     *organization.TYPES,
     RunGrader, GraderResult, ValidateGrader, ValidatedGrader,
     Preview, UpdateCompletion, CompletionDeleted, ResponseDeleted, TokenCount, AnthropicErrorResponse,
@@ -141,7 +154,8 @@ def _complete(operation: dict[str, Any], handler: HTTPRouteHandler) -> None:
         if status.startswith("2")
     }
     if "response_body" in opt:
-        operation["responses"]["200"].update(opt["response_body"])
+        answered = next(status for status in operation["responses"] if status.startswith("2"))
+        operation["responses"][answered].update({"content": opt["response_body"]["content"]})
     operation["responses"].update(opt.get("more_responses", {}))
     operation["responses"]["default"] = opt.get("error_body", _ERROR)
     if opt.get(PUBLIC):

@@ -76,6 +76,11 @@ class CompletionStore:
             raise _unknown(completion_id)
         return bytes(messages)
 
+    async def messages_of(self, completion_ids: Sequence[str]) -> Sequence[bytes | None]:
+        """Return the messages of each of these requests, a JSON list, or None for one that is gone."""
+        commands: list[tuple[Argument, ...]] = [("HGET", keys.completion(one), "messages") for one in completion_ids]
+        return await self._client.together(commands) if commands else []
+
     async def describe(self, completion_id: str, metadata: Mapping[str, str], *, project: str) -> None:
         """Replace its metadata. Raises NotFound."""
         arguments: list[Argument] = [project, _encode(metadata)]

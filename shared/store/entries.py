@@ -126,6 +126,23 @@ KINDS: Mapping[str, Kind] = {
         memberships=lambda name, batch: [(keys.file_batches(batch["input_file_id"]), name)],
         unkept_fields=("owner", "claims"),
     ),
+    "eval_run": Kind(
+        "hash",
+        companions=lambda name, _: [
+            (keys.eval_tally(name), "hash"),
+            (keys.eval_items(name), "hash"),
+            (keys.eval_marks(name), "string"),
+            (keys.eval_drafts(name), "hash"),
+        ],
+        ranks=lambda name, run: [(keys.eval_runs(run["eval_id"]), name), (keys.ACTIVE_EVAL_RUNS, name)],
+        mirrored=False,
+        unkept_fields=("owner", "claims"),
+        at_once=1,
+    ),
+    "eval": Kind(
+        "string",
+        ranks=lambda name, one: [(keys.evals(one["project"]), name), (keys.changed_evals(one["project"]), name)],
+    ),
     "alias": Kind(
         "string",
         companions=lambda _, alias: [(keys.alias_history(alias["uid"]), "list")],
@@ -187,6 +204,8 @@ _LISTED = frozenset(
     for key in (
         *(keys.jobs(""), keys.OUTCOMES, keys.ACTIVE_JOBS, keys.project_jobs(""), keys.job_events("")),
         *(keys.job_checkpoints(""), keys.batches(""), keys.ACTIVE_BATCHES, keys.file_batches("")),
+        *(keys.eval_runs(""), keys.ACTIVE_EVAL_RUNS, keys.eval_tally(""), keys.eval_items(""), keys.eval_marks("")),
+        *(keys.eval_drafts(""), keys.evals(""), keys.changed_evals("")),
         *(keys.alias_history(""), keys.aliases(""), keys.upload_parts(""), keys.UPLOADS, keys.files("")),
         *(keys.EXPIRING_FILES, keys.permissions(""), keys.model_settings(""), keys.adapters(""), keys.models("")),
         *(keys.PINNED_ADAPTERS, keys.shared_models(""), keys.completions(""), keys.webhooks("")),
@@ -201,6 +220,7 @@ LEFT_OUT = frozenset(
     keys.family(key)
     for key in (
         *(keys.SCHEMA, keys.SCHEMA_LOCK, keys.RECORDER_LOCK, keys.job_lease(""), keys.batch_lease("")),
+        *(keys.eval_run_lease(""),),
         *(keys.request_bucket(""), keys.token_bucket(""), keys.place("", ""), keys.alias_traffic("", 0)),
         *(keys.ADAPTER_CHANGES, keys.residency(""), keys.REPLICAS, keys.replica(""), keys.WORKERS, keys.worker("")),
         *(keys.key_used(""), keys.project_bytes(""), keys.shadow_pairs("")),

@@ -59,6 +59,8 @@ def test_every_route_has_a_rule() -> None:
         ("POST", "/v1/embeddings", {"infer"}),
         ("POST", "/v1/batches", {"infer", "train"}),
         ("GET", "/v1/batches", {"read"}),
+        ("POST", "/v1/evals/{eval_id:str}/runs", {"infer", "train"}),
+        ("GET", "/v1/evals/{eval_id:str}/runs/{run_id:str}/output_items", {"read"}),
         ("GET", "/v1/webhook_endpoints", {"admin"}),
         ("POST", "/v1/organization/projects", {"admin"}),
         ("GET", "/v1/organization/admin_api_keys", {"admin"}),

@@ -32,7 +32,7 @@ class StoredCompletion(Struct, frozen=True, kw_only=True):
 
 
 class CompletionStore:
-    """Completions by id and by project. They count towards its storage; `project_bytes` is the default limit of that."""
+    """Completions by id and by project. They count towards its storage, whose default limit is `project_bytes`."""
 
     def __init__(self, client: Client, *, keep_days: int, project_bytes: int | None = None) -> None:
         self._client = client

@@ -188,8 +188,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     outgoing_hosts: Annotated[
         list[Annotated[str, Meta(pattern=r"\A(none|(\*\.)?[A-Za-z0-9._:-]+)\Z")]],
         _setting(
-            "Hosts that this server may call at others' word, for webhooks, hub ids and Weights & Biases: names, "
-            "*.example.com, or 'none'; JSON list; empty: every public host."
+            "Hosts that this server may call at others' word, for webhooks, hub ids, judges and Weights & Biases: "
+            "names, *.example.com, or 'none'; JSON list; empty: every public host."
         ),
     ] = []
     webhook_retry_base_s: Annotated[

@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 from rapidfuzz import fuzz
@@ -47,11 +47,9 @@ def bleu(text: str, reference: str) -> float:
 
 def gleu(text: str, reference: str) -> float:
     tokens, expected = _tokens(text), _tokens(reference)
-    given = Counter[tuple[str, ...]]()
-    wanted = Counter[tuple[str, ...]]()
-    for n in range(1, _LONGEST_GRAM + 1):
-        given += _grams(tokens, n)
-        wanted += _grams(expected, n)
+    orders = range(1, _LONGEST_GRAM + 1)
+    given = Counter(chain.from_iterable(_grams(tokens, n) for n in orders))
+    wanted = Counter(chain.from_iterable(_grams(expected, n) for n in orders))
     return _ratio((given & wanted).total(), max(given.total(), wanted.total()))
 
 
@@ -68,7 +66,7 @@ def meteor(text: str, reference: str) -> float:
 
 
 def rouge_n(text: str, reference: str, n: int) -> float:
-    given, wanted = _grams(_words(text), n), _grams(_words(reference), n)
+    given, wanted = Counter(_grams(_words(text), n)), Counter(_grams(_words(reference), n))
     return _f1((given & wanted).total(), given.total(), wanted.total())
 
 
@@ -95,8 +93,8 @@ def _words(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
-def _grams(tokens: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
-    return Counter(zip(*(tokens[start:] for start in range(n)), strict=False))
+def _grams(tokens: Sequence[str], n: int) -> Iterable[tuple[str, ...]]:
+    return zip(*(tokens[start:] for start in range(n)), strict=False)
 
 
 def _ratio(part: int, whole: int) -> float:

@@ -44,7 +44,7 @@ class UnknownVariable(Exception):
 
 
 class TooLong(Exception):
-    """The text would be longer than MAX_RENDERED_CHARS."""
+    """The text would be longer than MAX_RENDERED_CHARS, or is nested too deeply to be written."""
 
 
 def shown(path: Path) -> str:
@@ -125,7 +125,10 @@ def _member(value: Any, step: Step, path: Path) -> Any:
 
 
 def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    try:
+        return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    except RecursionError as error:
+        raise TooLong from error
 
 
 def _shortened(text: str) -> str:

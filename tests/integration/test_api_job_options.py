@@ -217,15 +217,6 @@ def test_only_a_paused_job_is_resumed(create: Callable[..., Any], sdk: openai.Op
     assert "only a paused job" in caught.value.message
 
 
-@pytest.mark.parametrize("action", ["run", "validate"])
-def test_graders_say_that_they_are_not_offered(sdk: openai.OpenAI, action: str) -> None:
-    grader: Any = {"type": "string_check", "name": "n", "input": "i", "operation": "eq", "reference": "r"}
-    calls = sdk.fine_tuning.alpha.graders
-    with pytest.raises(openai.BadRequestError) as caught:
-        calls.run(grader=grader, model_sample="x") if action == "run" else calls.validate(grader=grader)
-    assert caught.value.code == "unsupported_method"
-
-
 def test_ended_jobs_are_noted_once(create: Callable[..., Any], sdk: openai.OpenAI, redis_url: str) -> None:
     job = create()
     for _ in range(2):

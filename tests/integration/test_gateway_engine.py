@@ -6,14 +6,16 @@ A tiny random Llama answers, so the tests are about shapes, constraints and what
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import anthropic
 import httpx2
 import openai
 import pytest
 
+from shared.grading.judging import score_format
 from tests.api_server import ApiServer
 from tests.integration.inference_stack import BASE_ID, KEY, InferenceStack, inference_stack, make_adapter, make_base
 from tests.openai_spec import violations
@@ -389,6 +391,27 @@ def test_the_engines_refusals_name_the_field(
     assert (answer.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param)
     assert error["code"] == code
     assert words in error["message"] and "parameter=" not in error["message"]
+
+
+def test_a_model_of_this_stack_is_a_judge(sdk: openai.OpenAI) -> None:
+    """A random model judges at random, but in no other form than it is asked for, and what it costs is counted."""
+    said = sdk.chat.completions.create(
+        model=TUNED, messages=MESSAGES, max_tokens=30, response_format=cast("Any", score_format())
+    )
+    assert re.match(r'\s*\{\s*("|$)', said.choices[0].message.content or "")
+    grader: Any = {
+        "type": "score_model", "name": "judged", "model": TUNED, "range": [2, 3], "sampling_params": {
+            "temperature": 1, "seed": 1, "max_completions_tokens": 40
+        },
+        "input": [{"role": "developer", "content": "Rate."}, {"role": "user", "content": "{{ sample.output_text }}"}],
+    }  # fmt: skip
+    result = sdk.fine_tuning.alpha.graders.run(grader=grader, model_sample="the quick brown fox", item={})
+    errors = result.metadata.errors.to_dict()
+    assert {name for name, value in errors.items() if value} <= {"model_grader_parse_error"}
+    assert 2 <= result.reward <= 3 if not any(errors.values()) else result.reward == 0
+    usage: Any = result.api_model_grader_token_usage_per_model[TUNED]
+    assert usage["prompt_tokens"] > 0 and 0 < usage["completion_tokens"] <= 40
+    assert result.metadata.token_usage == usage["total_tokens"] and result.metadata.sampled_model_name == TUNED
 
 
 @pytest.mark.parametrize("call", ["chat", "responses", "messages"])

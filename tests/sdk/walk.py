@@ -127,8 +127,9 @@ def jobs(client: Any, training_file: str) -> None:
     )
     grader = {"type": "string_check", "name": "n", "input": "i", "operation": "eq", "reference": "r"}
     graders = client.fine_tuning.alpha.graders
-    refused(lambda: graders.validate(grader=grader), openai.BadRequestError, "unsupported_method")
-    refused(lambda: graders.run(grader=grader, model_sample="s"), openai.BadRequestError, "unsupported_method")
+    assert graders.validate(grader=grader).grader.to_dict() == grader
+    assert graders.run(grader=grader, model_sample="s", item={}).reward == 0.0
+    refused(lambda: graders.validate(grader=grader | {"input": "{{ x }}"}), openai.BadRequestError, "invalid_value")
 
 
 def pausing(calls: Any, training_file: str) -> None:

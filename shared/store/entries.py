@@ -164,7 +164,7 @@ KINDS: Mapping[str, Kind] = {
         "string",
         companions=lambda name, _: [(keys.permissions(name), "hash"), (keys.model_settings(name), "hash")],
         memberships=lambda name, adapter: [
-            (keys.adapters(name if adapter.get("kind") == "reward" else adapter["base"]), name),
+            (keys.adapters(adapter["base"]), name),
             (keys.models(adapter["project"]), name),
             (keys.PINNED_ADAPTERS, name),
         ],

@@ -102,7 +102,7 @@ class Registry:
             "publish_adapter",
             [
                 keys.adapter(adapter.name),
-                keys.adapters(adapter.served_on),
+                keys.adapters(adapter.base),
                 keys.ADAPTER_CHANGES,
                 keys.ADAPTER_NEXT_ID,
                 keys.models(adapter.project),
@@ -149,12 +149,12 @@ class Registry:
             fence,
             [
                 ("DEL", keys.adapter(name)),
-                ("SREM", keys.adapters(adapter.served_on), name),
+                ("SREM", keys.adapters(adapter.base), name),
                 ("SREM", listed, name),
                 ("DEL", keys.permissions(name)),
                 ("DEL", keys.model_settings(name)),
                 ("SREM", keys.PINNED_ADAPTERS, name),
-                ("ZREM", keys.adapter_uses(adapter.served_on), name),
+                ("ZREM", keys.adapter_uses(adapter.base), name),
                 ("DEL", keys.residency(name)),
                 noted,
                 *(("SREM", keys.shared_models(project), name) for project in sharers),
@@ -194,7 +194,7 @@ class Registry:
         """
         outcome = await self._client.script(
             "pin_adapter",
-            [keys.PINNED_ADAPTERS, keys.adapter(adapter.name), keys.adapters(adapter.served_on), keys.ADAPTER_CHANGES],
+            [keys.PINNED_ADAPTERS, keys.adapter(adapter.name), keys.adapters(adapter.base), keys.ADAPTER_CHANGES],
             [
                 adapter.name,
                 int(pinned),
@@ -276,14 +276,15 @@ class Registry:
         return sorted(await self._many(names), key=lambda adapter: (-adapter.created_at, adapter.name))
 
     async def snapshot(self, base: str) -> tuple[str, Sequence[AdapterRecord]]:
-        """Return all adapters that should exist on a base, and the place in the change stream from where to go on.
-
-        A base that a job has made is no adapter on itself.
-        """
+        """Return all adapters that a base's servers should have, and the place in the change stream to go on from."""
         last = await self._client.call("XREVRANGE", keys.ADAPTER_CHANGES, "+", "-", "COUNT", 1)
         cursor = last[0][0].decode() if last else "0-0"
+        return cursor, [adapter for adapter in await self.on_base(base) if adapter.served_on == base]
+
+    async def on_base(self, base: str) -> Sequence[AdapterRecord]:
+        """Return all adapters on a base, served or not. A base that a job has made is no adapter on itself."""
         names = [member.decode() for member in await self._client.call("SMEMBERS", keys.adapters(base))]
-        return cursor, [adapter for adapter in await self._many(names) if not adapter.whole]
+        return [adapter for adapter in await self._many(names) if not adapter.whole]
 
     async def changes(self, cursor: str, *, block_ms: int) -> tuple[str, Sequence[AdapterChange]]:
         """Wait up to `block_ms` for changes behind `cursor`; returns the new cursor and them.

@@ -114,12 +114,16 @@ def test_reward_model_neither_writes_nor_is_gone_on_from(
 ) -> None:
     name = f"ft:{BASE}:acme:judge:reward00"
 
-    async def offer(client: Client) -> tuple[str, ...]:
+    async def offer(client: Client) -> None:
         registry = Registry(client)
         await registry.publish(make_adapter(name, kind="reward"))
-        return tuple(adapter.name for adapter in (await registry.snapshot(BASE))[1])
+        _, served = await registry.snapshot(BASE)
+        assert name not in {adapter.name for adapter in served}
+        assert name in {adapter.name for adapter in await registry.on_base(BASE)}
+        _, changes = await registry.changes("0-0", block_ms=1)
+        assert [change.base for change in changes if change.name == name] == [name], "no server of the base is told"
 
-    assert name not in with_store(redis_url, offer), "no inference server learns of it"
+    with_store(redis_url, offer)
     assert name in {model.id for model in sdk.models.list()}
     with pytest.raises(openai.BadRequestError, match="is a reward model: it scores answers") as caught:
         sdk.chat.completions.create(model=name, messages=[{"role": "user", "content": "dog?"}])

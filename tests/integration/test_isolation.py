@@ -288,6 +288,8 @@ BODIES: dict[str, Bodies] = {
     "/v1/batches": lambda ids: [
         {"input_file_id": ids["batch_file_id"], "endpoint": "/v1/chat/completions", "completion_window": "24h"}
     ],
+    "/v1/fine_tuning/alpha/graders/run": _NOTHING,
+    "/v1/fine_tuning/alpha/graders/validate": _NOTHING,
     "/v1/evals": _NOTHING,
     "/v1/evals/{eval_id}": lambda ids: [{"name": "x"}],
     "/v1/evals/{eval_id}/runs": lambda ids: [{"data_source": _eval_source(ids["file_id"], BASE)}],

@@ -25,7 +25,7 @@ def upstream() -> Iterator[Speaker]:
 @pytest.fixture
 def sdk(api: ApiServer, redis_url: str, upstream: Speaker) -> openai.OpenAI:
     serve(redis_url, upstream)
-    return sdk_of(api)
+    return openai.OpenAI(base_url=f"{api.url}/v1", api_key=api.key, max_retries=0, _strict_response_validation=True)
 
 
 def test_evals_are_kept_changed_and_listed_in_either_order(sdk: openai.OpenAI) -> None:
@@ -172,12 +172,13 @@ def test_one_row_that_fails_does_not_stop_the_others(sdk: openai.OpenAI, upstrea
     assert len(upstream.received) == 3
 
 
-def test_rows_of_a_file(sdk: openai.OpenAI) -> None:
+def test_rows_of_a_file(api: ApiServer, sdk: openai.OpenAI) -> None:
+    files = sdk_of(api).files  # OpenAI's own types know no file with this purpose
     made = make_eval(sdk)
     text = "\n".join(json.dumps(row) for row in rows(3)) + "\n\n"
-    file = sdk.files.create(file=("rows.jsonl", text.encode()), purpose="evals")
+    file = files.create(file=("rows.jsonl", text.encode()), purpose="evals")
     run = sdk.evals.runs.create(made.id, data_source=asking({"type": "file_id", "id": file.id}))
-    sdk.files.delete(file.id)  # the run has its rows
+    files.delete(file.id)  # the run has its rows
     assert ended(sdk, run).result_counts.passed == 3
 
     for wrong, said in (
@@ -186,7 +187,7 @@ def test_rows_of_a_file(sdk: openai.OpenAI) -> None:
         ("\n", "it has no rows"),
         ('{"item"', "line 1 is no valid JSON"),
     ):
-        file = sdk.files.create(file=("rows.jsonl", wrong.encode()), purpose="evals")
+        file = files.create(file=("rows.jsonl", wrong.encode()), purpose="evals")
         source = {"type": "jsonl", "source": {"type": "file_id", "id": file.id}}
         failed = ended(sdk, sdk.evals.runs.create(made.id, data_source=source))  # type: ignore[call-overload]
         assert (failed.status, failed.error.code) == ("failed", "invalid_eval_file"), failed
@@ -364,3 +365,78 @@ def test_asking_twice_with_a_key_makes_one_eval_and_one_run(api: ApiServer, sdk:
         url = f"/v1/evals/{first.json()['id']}/runs"
         made = {http.post(url, json=run, headers={"idempotency-key": "k2"}).json()["id"] for _ in range(2)}
         assert made == {one["id"] for one in http.get(url).json()["data"]} and len(made) == 1
+
+
+JUDGE = {
+    "type": "score_model", "name": "judge", "model": BASE, "range": [0, 10], "pass_threshold": 5,
+    "input": [{"role": "user", "content": "Judge {{ item.question }} = {{ sample.output_text }}"}],
+}  # fmt: skip
+
+
+def test_judges_grade_and_what_they_cost_is_counted(sdk: openai.OpenAI, upstream: Speaker) -> None:
+    said = {"0 and 0": '{"steps": [], "result": 9}', "1 and 1": '{"steps": [], "result": 2}', "2 and 2": "Fine."}
+    upstream.says = lambda prompt: adds(prompt) if prompt.startswith("What") else said[prompt[6:13]]
+    made = make_eval(sdk, JUDGE, EXACT)
+    done = ended(sdk, sdk.evals.runs.create(made.id, data_source=asking(content(rows(3)))))
+    assert done.result_counts.to_dict() == {"total": 3, "passed": 1, "failed": 1, "errored": 1}
+    assert [one.to_dict() for one in done.per_testing_criteria_results] == [
+        {"testing_criteria": "judge", "passed": 1, "failed": 1},
+        {"testing_criteria": "exact", "passed": 3, "failed": 0},
+    ]
+    (usage,) = done.per_model_usage
+    assert (usage.invocation_count, usage.total_tokens, usage.cached_tokens) == (6, 30, 6)
+    found = items(sdk, done)
+    assert [one.results[0].score for one in found] == [9, 2, 0]
+    assert found[2].results[0].error["code"] == "model_grader_parse_error"
+    assert found[2].results[1].passed, "what another criterion says stays"
+
+
+def test_two_runs_are_compared_over_the_rows_that_both_have(
+    api: ApiServer, sdk: openai.OpenAI, upstream: Speaker
+) -> None:
+    similar = {
+        "type": "text_similarity", "name": "near", "evaluation_metric": "fuzzy_match", "pass_threshold": 0.0,
+        "input": "{{ sample.output_text }}", "reference": "{{ item.answer }}",
+    }  # fmt: skip
+    made = make_eval(sdk, EXACT, similar)
+
+    def graded(right: int, given: list[dict[str, Any]]) -> str:
+        answers = [
+            {**row, "sample": {"output_text": row["item"]["answer"] if n < right else "x"}}
+            for n, row in enumerate(given)
+        ]
+        source: Any = {"type": "jsonl", "source": content(answers)}
+        return str(ended(sdk, sdk.evals.runs.create(made.id, data_source=source)).id)
+
+    few, many, other = graded(10, rows(30)), graded(25, rows(31)), graded(5, rows(60)[30:])
+    with api.client() as http:
+
+        def compared(run: str, against: str, status: int = 200) -> dict[str, Any]:
+            url = f"/v1/evals/{made.id}/runs/{run}/comparison"
+            answer = http.get(url, params={"against": against})
+            assert answer.status_code == status, answer.text
+            found: dict[str, Any] = answer.json()
+            return found
+
+        better = compared(many, few)
+        assert (better["verdict"], better["rows"], better["rows_left_out"]) == ("better", 30, 1)
+        assert better["passing"] == {
+            "passed": 25,
+            "passed_in_other": 10,
+            "only_here": 15,
+            "only_in_other": 0,
+            "p_value": pytest.approx(2 / 2**15),
+        }
+        exact, near = better["per_testing_criteria"]
+        assert (exact["testing_criteria"], exact["verdict"]) == ("exact", "better")
+        assert exact["scores"]["difference"] == pytest.approx(0.5)
+        assert 0.3 < exact["scores"]["interval"][0] < 0.5 < exact["scores"]["interval"][1] < 0.7
+        assert near["verdict"] == "better" and near["passing"]["p_value"] == 1, "all pass, and the scores differ"
+        assert compared(few, many)["verdict"] == "worse"
+        assert compared(few, few)["verdict"] == "no_difference_shown"
+        assert compared(few, other, 400)["error"]["code"] == "nothing_to_compare"
+        assert compared(few, "evalrun_x", 404)["error"]["param"] == "run_id"
+        upstream.stuck = {"What is 0 and 0?"}
+        under_way = sdk.evals.runs.create(made.id, data_source=asking(content(rows(1))))
+        assert compared(few, under_way.id, 400)["error"]["param"] == "against"
+        sdk.evals.runs.cancel(under_way.id, eval_id=made.id)

@@ -43,6 +43,10 @@ class JudgeEndpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     key_file: str = ""
 
 
+def _port(description: str, *, ge: int = 0) -> Meta:
+    return _setting(description, ge=ge, le=65535)
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that an operator can set; each field's description is what `selftune up --help` prints."""
 
@@ -65,7 +69,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         ),
     ] = ""
     host: Annotated[str, _setting("Address that the API listens on.")] = "127.0.0.1"
-    port: Annotated[int, _setting("Port that the API listens on.", ge=1, le=65535)] = 8000
+    port: Annotated[int, _port("Port that the API listens on.", ge=1)] = 8000
     redis_url: Annotated[
         str, _setting("Redis or Valkey to use, redis://… or unix://…; empty starts an embedded one in the data folder.")
     ] = ""
@@ -132,7 +136,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_num_seqs: Annotated[int, _setting("Requests decoded together by one inference server.", ge=1)] = 16
     kv_cache_bytes: Annotated[int, _setting("Size of the key/value cache on a CPU, in bytes.", ge=1 << 20)] = 1 << 30
     inference_host: Annotated[str, _setting("Address that the inference server listens on.")] = "127.0.0.1"
-    inference_port: Annotated[int, _setting("Port of the inference server; 0 picks a free one.", ge=0, le=65535)] = 0
+    inference_port: Annotated[int, _port("Port of the inference server; 0 picks a free one.")] = 0
     inference_url: Annotated[
         str, _setting("Where gateway and trainer reach the inference server; empty: its address and port.")
     ] = ""
@@ -253,10 +257,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     metrics_host: Annotated[str, _setting("Address that metrics are read at; they name projects and models.")] = (
         "127.0.0.1"
     )
-    api_metrics_port: Annotated[int, _setting("Port of the API's metrics; 0 is none.", ge=0, le=65535)] = 9464
-    trainer_metrics_port: Annotated[int, _setting("Port of the trainer's metrics; 0 is none.", ge=0, le=65535)] = 9465
+    api_metrics_port: Annotated[int, _port("Port of the API's metrics; 0 is none.")] = 9464
+    trainer_metrics_port: Annotated[int, _port("Port of the trainer's metrics; 0 is none.")] = 9465
     inference_metrics_port: Annotated[
-        int, _setting("Port of the inference server's metrics, vLLM's and ours; 0 is none.", ge=0, le=65535)
+        int, _port("Port of the inference server's metrics, vLLM's and ours; 0 is none.")
     ] = 9466
     log_level: Annotated[str, _setting("Least level that is logged.", pattern=r"\A(DEBUG|INFO|WARNING|ERROR)\Z")] = (
         "INFO"

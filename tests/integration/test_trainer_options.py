@@ -17,17 +17,19 @@ from shared.schemas.options import EarlyStopping, TrainingOptions
 from shared.settings import Settings
 from shared.states import JobState
 from shared.store.jobs import event
-from tests.integration.test_trainer import (  # noqa: F401 - fixtures
+from tests.integration.trainer_stack import (
     BASE_ID,
     SHORT,
     Client,
     TrainerProcess,
-    settings,
+    lasting_settings,
+    lasting_trainer,
     tiny_base,
-    trainer,
     with_client,
 )
 from tests.unit.trainer.tiny import labelled_rows, preference_rows, training_rows
+
+__all__ = ["lasting_settings", "lasting_trainer", "tiny_base"]
 
 
 def job(training_file: str, **changes: Any) -> JobRecord:
@@ -58,8 +60,7 @@ async def adapter_of(client: Client, record: JobRecord) -> AdapterRecord:
 
 
 def test_job_goes_on_from_a_fine_tuned_model_with_its_shape(
-    trainer: TrainerProcess,  # noqa: F811
-    settings: Settings,  # noqa: F811
+    lasting_trainer: TrainerProcess, lasting_settings: Settings
 ) -> None:
     async def story(client: Client) -> None:
         file_id = await client.upload(training_rows(12))
@@ -72,13 +73,13 @@ def test_job_goes_on_from_a_fine_tuned_model_with_its_shape(
 
         parent, child = await adapter_of(client, first), await adapter_of(client, second)
         assert (child.rank, child.base) == (2, BASE_ID) and child.sha256 != parent.sha256
-        folder = settings.home / child.folder
+        folder = lasting_settings.home / child.folder
         config = msgspec.json.decode((folder / CONFIG_NAME).read_bytes())
         assert (config["r"], config["lora_alpha"], config["use_rslora"]) == (2, 3, True)
         manifest = msgspec.json.decode((folder / "manifest.json").read_bytes())
         assert manifest["parent_sha256"] == parent.sha256
 
-    with_client(settings, story)
+    with_client(lasting_settings, story)
 
 
 def filled(options: TrainingOptions) -> dict[str, Any]:
@@ -92,8 +93,7 @@ def filled(options: TrainingOptions) -> dict[str, Any]:
 
 
 def test_parent_that_was_deleted_before_training_fails_the_job(
-    trainer: TrainerProcess,  # noqa: F811
-    settings: Settings,  # noqa: F811
+    lasting_trainer: TrainerProcess, lasting_settings: Settings
 ) -> None:
     async def story(client: Client) -> None:
         file_id = await client.upload(training_rows(12))
@@ -104,12 +104,11 @@ def test_parent_that_was_deleted_before_training_fails_the_job(
             assert (record.error.code, record.error.param) == ("model_not_found", "model")
             assert gone in record.error.message
 
-    with_client(settings, story)
+    with_client(lasting_settings, story)
 
 
 def test_best_epoch_is_published_once_under_the_model_s_name(
-    trainer: TrainerProcess,  # noqa: F811
-    settings: Settings,  # noqa: F811
+    lasting_trainer: TrainerProcess, lasting_settings: Settings
 ) -> None:
     async def story(client: Client) -> None:
         swapped = {"fruit": "animal", "animal": "fruit"}
@@ -130,15 +129,13 @@ def test_best_epoch_is_published_once_under_the_model_s_name(
         checkpoints = await client.stores.jobs.checkpoints(record.id)
         assert [checkpoint.step_number for checkpoint in checkpoints] == [best, last, last - 6]
         assert checkpoints[0].fine_tuned_model_checkpoint == record.fine_tuned_model == record.model_name
-        listed = {adapter.name for adapter in await client.stores.registry.listed(DEFAULT_PROJECT)}
-        assert listed == {checkpoint.fine_tuned_model_checkpoint for checkpoint in checkpoints}
+        assert await client.models_of(record.id) == {point.fine_tuned_model_checkpoint for point in checkpoints}
 
-    with_client(settings, story)
+    with_client(lasting_settings, story)
 
 
 def test_preferences_are_learnt_on_a_quantised_base(
-    trainer: TrainerProcess,  # noqa: F811
-    settings: Settings,  # noqa: F811
+    lasting_trainer: TrainerProcess, lasting_settings: Settings
 ) -> None:
     async def story(client: Client) -> None:
         training, validation = await client.upload(preference_rows(12)), await client.upload(preference_rows(4))
@@ -150,24 +147,24 @@ def test_preferences_are_learnt_on_a_quantised_base(
         steps = [told.data for told in reversed(page) if told.type == "metrics"]
         assert abs(steps[0]["train_loss"] - 0.6931) < 1e-4
         assert {"rewards_margin", "rewards_accuracy", "full_valid_rewards_margin"} <= steps[-1].keys()
-        assert (Path(settings.home) / "jobs" / ended.id / "reference.json").exists()
+        assert (Path(lasting_settings.home) / "jobs" / ended.id / "reference.json").exists()
         [changed] = [told for told in page if "requantized" in told.data]
         assert changed.message.startswith(
             "Trained on the base in 4 bits, served on the base as it is: the loss of 4 held-"
         )
-        points = Path(settings.home) / "jobs" / ended.id / "checkpoints"
+        points = Path(lasting_settings.home) / "jobs" / ended.id / "checkpoints"
 
         async def dropped() -> bool:
             return not points.exists()
 
         await client.until(dropped, "the end of resume points that nobody goes on from")
 
-    with_client(settings, story)
+    with_client(lasting_settings, story)
 
 
 def test_own_methods_train_one_after_the_other(
-    trainer: TrainerProcess,  # noqa: F811
-    settings: Settings,  # noqa: F811
+    trainer: TrainerProcess,
+    settings: Settings,
 ) -> None:
     async def story(client: Client) -> None:
         rows, pairs = await client.upload(labelled_rows(12)), await client.upload(preference_rows(12))
@@ -206,8 +203,7 @@ async def last_step(client: Client, record: JobRecord) -> dict[str, Any]:
 
 
 def test_diverged_job_fails_with_its_reason_and_keeps_its_last_resume_point(
-    trainer: TrainerProcess,  # noqa: F811
-    settings: Settings,  # noqa: F811
+    lasting_trainer: TrainerProcess, lasting_settings: Settings
 ) -> None:
     async def story(client: Client) -> None:
         asked = replace(SHORT, learning_rate_multiplier=1e30)
@@ -219,6 +215,6 @@ def test_diverged_job_fails_with_its_reason_and_keeps_its_last_resume_point(
         points = sorted((client.stores.paths.job_folder(record.id) / "checkpoints").iterdir())
         steps = await client.steps(record.id)
         assert points[-1].name == f"step-{steps[-1]:08d}"
-        assert await client.stores.registry.listed(DEFAULT_PROJECT) == []
+        assert await client.models_of(record.id) == set()
 
-    with_client(settings, story)
+    with_client(lasting_settings, story)

@@ -18,12 +18,15 @@ from services.api.evals.keeping import Keeping
 from services.api.evals.questions import Questions
 from services.api.evals.rows import Rows
 from services.api.evals.working import RunFailed, Working
+from services.api.gateway.forwarding import Gateway
 from services.api.graders.running import Graders
+from services.api.stores import Stores
 from shared.blobs.interface import Blobs
 from shared.errors import InvalidRequest, NotFound, StoreUnavailable, TransitionRefused
 from shared.eval_records import EvalRecord, EvalRunRecord
 from shared.eval_states import ENDED, EvalRunState
 from shared.schemas.evals import CompletionsRun, EvalError, EvalFileId, RunSource
+from shared.settings import Settings
 from shared.store.eval_runs import EvalRunStore
 from shared.store.evals import EvalStore
 from shared.store.leases import LeaseStore
@@ -50,6 +53,20 @@ class Tools:
     slots: Slots
     blobs: Blobs
     concurrency: int
+
+    @classmethod
+    def of(cls, settings: Settings, stores: Stores, blobs: Blobs, gateway: Gateway, graders: Graders) -> Tools:
+        slots = Slots(settings.eval_concurrency)
+        return cls(
+            evals=stores.eval_store,
+            runs=stores.eval_run_store,
+            leases=stores.eval_run_leases,
+            answering=Answering(gateway, stores.completions, stores.responses, slots),
+            graders=graders,
+            slots=slots,
+            blobs=blobs,
+            concurrency=settings.eval_concurrency,
+        )
 
 
 class Run:

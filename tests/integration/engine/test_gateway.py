@@ -17,11 +17,10 @@ import pytest
 
 from shared.grading.judging import score_format
 from tests.api_server import ApiServer
-from tests.integration.inference_stack import BASE_ID, KEY, InferenceStack, inference_stack, make_adapter, make_base
+from tests.integration.engine.names import ALIAS, TUNED
+from tests.integration.inference_stack import BASE_ID, InferenceStack
 from tests.openai_spec import violations
 
-TUNED = f"ft:{BASE_ID}:acme:style:AbCdEfGh"
-ALIAS = "gpt-4o-mini"
 MESSAGES: list[Any] = [{"role": "user", "content": "what is the capital of france?"}]
 CITY = {
     "type": "object",
@@ -30,25 +29,6 @@ CITY = {
     "additionalProperties": False,
 }
 TOOL: Any = {"type": "function", "function": {"name": "get_weather", "description": "Weather", "parameters": CITY}}
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InferenceStack]:
-    base = make_base(tmp_path_factory.mktemp("base"))
-    adapter = make_adapter(tmp_path_factory.mktemp("adapter"), base, seed=1)
-    with inference_stack(base, max_loras=2, max_cpu_loras=3) as stack:
-        stack.register_base()
-        stack.publish(TUNED, adapter, listed=True)
-        stack.start()
-        stack.wait_ready()
-        yield stack
-
-
-@pytest.fixture(scope="module")
-def engine_api(stack: InferenceStack) -> Iterator[ApiServer]:
-    server = ApiServer(stack.home, stack.settings.redis_url, internal_key=KEY, model_aliases={ALIAS: TUNED})
-    yield server
-    server.stop()
 
 
 @pytest.fixture
@@ -166,7 +146,7 @@ def test_a_forced_tool_call_obeys_the_tools_schema(sdk: openai.OpenAI, choice: A
 
 
 def test_tools_that_are_not_called_leave_the_text(sdk: openai.OpenAI) -> None:
-    answer = sdk.chat.completions.create(model=BASE_ID, messages=MESSAGES, tools=[TOOL], max_tokens=4)
+    answer = sdk.chat.completions.create(model=BASE_ID, messages=MESSAGES, tools=[TOOL], max_tokens=4, temperature=0)
     assert not answer.choices[0].message.tool_calls
     assert answer.choices[0].message.content
 

@@ -20,14 +20,19 @@ WORKDIR /app
 VOLUME /data
 STOPSIGNAL SIGTERM
 
-# What needs a compiler to be installed is installed here; the images get the environment alone. It comes with its
-# bytecode: the root of a container is read-only, and without it programs would import for 20 s longer.
-FROM base AS build
-ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+# What needs a compiler is built on this, and the two images with PyTorch keep it: bitsandbytes, Triton and torch compile
+# small pieces at run time.
+FROM base AS compiler
 # DL3008: Debian keeps one version of a package in a release, and removes it when a fix is out.
 # hadolint ignore=DL3008
-RUN apt-get update && apt-get install -y --no-install-recommends gcc g++ && rm -rf /var/lib/apt/lists/* \
-    && python -m venv /opt/selftune
+RUN apt-get update && apt-get install -y --no-install-recommends gcc g++ libgomp1 libnuma1 \
+    && rm -rf /var/lib/apt/lists/*
+
+# The images get the environment alone. It comes with its bytecode: the root of a container is read-only, and without it
+# programs would import for 20 s longer.
+FROM compiler AS build
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /opt/selftune
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY shared shared
 COPY services/__init__.py services/__init__.py
@@ -61,12 +66,6 @@ RUN if [ "$ACCELERATOR" = cpu ]; then \
       pip install -c constraints.txt ".[inference]" && pip uninstall --yes torchvision torchaudio torchcodec; \
     else pip install -c constraints.txt ".[inference-cuda]"; fi
 
-# The two with PyTorch keep a compiler: bitsandbytes, Triton and torch compile small pieces at run time.
-FROM base AS torch
-# hadolint ignore=DL3008
-RUN apt-get update && apt-get install -y --no-install-recommends gcc g++ libgomp1 libnuma1 \
-    && rm -rf /var/lib/apt/lists/*
-
 FROM base AS api
 COPY --from=build-api /opt/selftune /opt/selftune
 USER 10001:10001
@@ -77,14 +76,14 @@ HEALTHCHECK --start-period=30s --interval=10s --timeout=5s \
   CMD ["python", "-c", "from http.client import HTTPConnection as C; c = C('127.0.0.1', 8000, timeout=3); c.request('GET', '/healthz'); c.getresponse()"]
 CMD ["python", "-m", "services.api"]
 
-FROM torch AS trainer
+FROM compiler AS trainer
 COPY --from=build-trainer /opt/selftune /opt/selftune
 USER 10001:10001
 # A base model that is downloaded first takes its time.
 HEALTHCHECK --start-period=600s --interval=30s --timeout=20s CMD ["python", "-m", "services.trainer.health"]
 CMD ["python", "-m", "services.trainer"]
 
-FROM torch AS inference
+FROM compiler AS inference
 COPY --from=build-inference /opt/selftune /opt/selftune
 USER 10001:10001
 ENV SELFTUNE_INFERENCE_PORT=8001

@@ -21,7 +21,7 @@ sdks: setup      ## Fetch the other SDKs that the tests run: openai 2.x, openai 
 	@tests/sdk/setup.sh
 
 test: setup sdks ## Run every test, the real ones included
-	$(PYTHON_BIN) -m pytest
+	$(PYTHON_BIN) -m pytest --durations=15
 
 faults: setup    ## Pull 200 plugs on a real stack; SEED=… repeats a run (half an hour)
 	$(PYTHON_BIN) -m tests.faults --faults 200 $(if $(SEED),--seed $(SEED))

@@ -38,6 +38,14 @@ def new_batch_request_id() -> str:
     return f"batch_req_{_random(24)}"
 
 
+def new_eval_id() -> str:
+    return f"eval_{_random(24)}"
+
+
+def new_eval_run_id() -> str:
+    return f"evalrun_{_random(24)}"
+
+
 def new_checkpoint_id() -> str:
     return f"ftckpt_{_random(24)}"
 

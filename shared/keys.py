@@ -40,6 +40,17 @@
 | selftune:batches:{project}       | zset   | batch ids by order of creation                 | for ever       |
 | selftune:active_batches          | zset   | ids of batches that are not at their end       | for ever       |
 | selftune:batch_lease:{id}        | string | token of the api process that works on it      | lease_ttl_s    |
+| selftune:eval:{id}               | string | EvalRecord                                     | until deleted  |
+| selftune:evals:{project}         | zset   | eval ids by order of creation                  | for ever       |
+| selftune:changed_evals:{project} | zset   | the same by order of their last change         | for ever       |
+| selftune:eval_run:{id}           | hash   | record, source, version, owner, claims         | until deleted  |
+| selftune:eval_runs:{eval}        | zset   | run ids by order of creation                   | with the eval  |
+| selftune:active_eval_runs        | zset   | ids of runs that are not at their end          | for ever       |
+| selftune:eval_run_lease:{id}     | string | token of the api process that works on it      | lease_ttl_s    |
+| selftune:eval_tally:{run}        | hash   | counts, by the names in shared/eval_records    | with the run   |
+| selftune:eval_items:{run}        | hash   | row's number → OutputItem                      | eval_item_days |
+| selftune:eval_marks:{run}        | string | a byte for each row: p, f, e, or 0 if open     | eval_item_days |
+| selftune:eval_drafts:{run}       | hash   | row's number → Draft: answered, not all graded | until it ended |
 | selftune:sequence                | string | counter behind the order of creation           | for ever       |
 | selftune:bases                   | hash   | base id → BaseRecord                           | for ever       |
 | selftune:adapter:{name}          | string | AdapterRecord                                  | until deleted  |
@@ -65,6 +76,8 @@
 | selftune:completion:{id}         | hash   | project, model, metadata, body, messages       | stored_completion_days |
 | selftune:completions:{project}   | zset   | ids of stored completions by order of creation | for ever       |
 | selftune:response:{id}           | hash   | project, previous, body, items                 | stored_completion_days |
+|                                  |        | both have `counted`: bytes, of the project's   |                |
+| selftune:answers:{project}       | zset   | "{id} {bytes}" of both by the time they expire | for ever       |
 | selftune:place:{list} {id}       | string | place that a removed id had in a paged list    | one hour       |
 | selftune:alias:{project} {name}  | string | AliasRecord                                    | until deleted  |
 | selftune:aliases:{project}       | zset   | alias names by order of creation               | for ever       |
@@ -91,6 +104,7 @@ OUTCOMES = f"{_ROOT}:outcomes"
 SEQUENCE = f"{_ROOT}:sequence"
 ACTIVE_JOBS = f"{_ROOT}:active_jobs"
 ACTIVE_BATCHES = f"{_ROOT}:active_batches"
+ACTIVE_EVAL_RUNS = f"{_ROOT}:active_eval_runs"
 BASES = f"{_ROOT}:bases"
 ADAPTER_NEXT_ID = f"{_ROOT}:adapter_numbers"
 ADAPTER_CHANGES = f"{_ROOT}:adapter_changes"
@@ -185,6 +199,46 @@ def batches(project: str) -> str:
 
 def batch_lease(batch_id: str) -> str:
     return f"{_ROOT}:batch_lease:{batch_id}"
+
+
+def eval_(eval_id: str) -> str:
+    return f"{_ROOT}:eval:{eval_id}"
+
+
+def evals(project: str) -> str:
+    return f"{_ROOT}:evals:{project}"
+
+
+def changed_evals(project: str) -> str:
+    return f"{_ROOT}:changed_evals:{project}"
+
+
+def eval_run(run_id: str) -> str:
+    return f"{_ROOT}:eval_run:{run_id}"
+
+
+def eval_runs(eval_id: str) -> str:
+    return f"{_ROOT}:eval_runs:{eval_id}"
+
+
+def eval_run_lease(run_id: str) -> str:
+    return f"{_ROOT}:eval_run_lease:{run_id}"
+
+
+def eval_tally(run_id: str) -> str:
+    return f"{_ROOT}:eval_tally:{run_id}"
+
+
+def eval_items(run_id: str) -> str:
+    return f"{_ROOT}:eval_items:{run_id}"
+
+
+def eval_marks(run_id: str) -> str:
+    return f"{_ROOT}:eval_marks:{run_id}"
+
+
+def eval_drafts(run_id: str) -> str:
+    return f"{_ROOT}:eval_drafts:{run_id}"
 
 
 def adapter(name: str) -> str:
@@ -298,6 +352,11 @@ def place(listing: str, member: str) -> str:
 
 def response(response_id: str) -> str:
     return f"{_ROOT}:response:{response_id}"
+
+
+def answers(project: str) -> str:
+    """Return the key of the stored completions and responses that count towards a project's storage."""
+    return f"{_ROOT}:answers:{project}"
 
 
 def alias(project: str, name: str) -> str:

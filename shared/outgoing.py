@@ -6,8 +6,9 @@ Two questions, each asked of every call that somebody else than the operator has
     are all of its addresses public ones?         never this machine, a private network, link-local, metadata services
 
 Who connects uses one of the addresses that were checked, so that a name cannot lead elsewhere a moment later. Libraries
-that resolve names themselves are asked the first question only. Addresses that the operator has set (Redis, MLflow,
-HF_ENDPOINT, WANDB_BASE_URL, inference servers) are the operator's word and not checked.
+that resolve names themselves are asked the first question only, and so are judges, whose addresses the operator has set
+and projects choose among. Addresses that are the operator's word alone (Redis, MLflow, HF_ENDPOINT, WANDB_BASE_URL,
+inference servers) are not checked.
 """
 
 from __future__ import annotations

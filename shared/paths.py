@@ -12,6 +12,7 @@ DATA_DIR/
   files/.unrecorded/<file id>      marks of files that may lack their record
   uploads/<upload id>/<part id>/   parts of uploads under way, each with content and manifest.json
   batches/<batch id>/              input.jsonl, results/; gone when the batch has ended
+  evals/<run id>/rows.jsonl        the rows of an eval's run; gone when it has ended
   jobs/<job id>/                   spec.json, checkpoints/, tensorboard/, train.log; for some reference.json, wandb/
   tokens/<key>/                    tokenised files, kept for other jobs: shared/token_cache.py
   adapters/<base>/<sha256>/        published adapters, immutable
@@ -22,7 +23,8 @@ DATA_DIR/
   .copies/                         which folders an object store has, too: shared/blobs/marks.py
   logs/                            one file a service
 
-With an object store (shared/blobs), files/, uploads/, batches/, jobs/, adapters/ and models/ are copies of what it has.
+With an object store (shared/blobs), files/, uploads/, batches/, evals/, jobs/, adapters/ and models/ are copies of what
+it has, and records/ is there alone.
 """
 
 from __future__ import annotations
@@ -57,6 +59,7 @@ class Paths:
         self.unrecorded = home / "files" / ".unrecorded"
         self.uploads = home / "uploads"
         self.batches = home / "batches"
+        self.evals = home / "evals"
         self.jobs = home / "jobs"
         self.tokens = home / "tokens"
         self.adapters = home / "adapters"
@@ -77,6 +80,7 @@ class Paths:
             self.unrecorded,
             self.uploads,
             self.batches,
+            self.evals,
             self.jobs,
             self.tokens,
             self.adapters,
@@ -111,6 +115,12 @@ class Paths:
 
     def batch_results(self, batch_id: str) -> Path:
         return self.batch_folder(batch_id) / "results"
+
+    def eval_folder(self, run_id: str) -> Path:
+        return self.evals / _name(run_id)
+
+    def eval_rows(self, run_id: str) -> Path:
+        return self.eval_folder(run_id) / "rows.jsonl"
 
     def job_folder(self, job_id: str) -> Path:
         return self.jobs / _name(job_id)

@@ -1,72 +1,71 @@
-"""Records of the database as files beside it, so that it can be made again from the data folder alone.
+"""Records of the database beside files and models, so that it can be made again from what is kept there alone.
 
     records/database.json            which database they are of, and in which form
     records/<family>/=<name>.json    one record each: shared/store/entries.py
 
-Nothing else reads or writes there. Each file appears whole or not at all.
+They are in the data folder, or in the object store that is used instead. Nothing else reads or writes there. Each file
+appears whole or not at all.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
 import msgspec
 
+from shared.blobs.interface import Blobs
 from shared.errors import InvalidRequest
-from shared.paths import write_atomic, write_together
 from shared.store import entries
 from shared.store.entries import Entry
 from shared.store.schema import Schema
 
 _LONGEST_NAME = 150
+_AT_ONCE = 100
 _decode_schema = msgspec.json.Decoder(Schema).decode
 
 
 class RecordFiles:
-    """The files in one folder. Its methods block; OSError is raised when the disk does not take or give them."""
+    """The files of one store. Its methods raise OSError and StorageUnavailable as those of Blobs do."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._database = folder / "database.json"
+    def __init__(self, blobs: Blobs) -> None:
+        self._blobs = blobs
+        self._folder = blobs.paths.records
+        self._database = self._folder / "database.json"
 
-    def database(self) -> Schema | None:
+    async def database(self) -> Schema | None:
         """Return which database the records are of; None when there are none. Raises InvalidRequest for a bad file."""
+        data = (await self._blobs.read_files([self._database])).get(self._database)
         try:
-            return _decode_schema(self._database.read_bytes())
-        except FileNotFoundError:
-            return None
+            return None if data is None else _decode_schema(data)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise InvalidRequest(f"{self._database}: {error}") from error
 
-    def claim(self, schema: Schema) -> None:
+    async def claim(self, schema: Schema) -> None:
         """Say which database the records are of from now on."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(self._database, msgspec.json.format(msgspec.json.encode(schema)))
+        await self._blobs.write_files({self._database: msgspec.json.format(msgspec.json.encode(schema))})
 
-    def write(self, encoded: Mapping[str, bytes]) -> None:
+    async def write(self, encoded: Mapping[str, bytes]) -> None:
         """Write encoded entries, by key; the same name again replaces it."""
-        files = {self._path(key): data for key, data in encoded.items()}
-        for folder in {path.parent for path in files}:
-            folder.mkdir(parents=True, exist_ok=True)
-        write_together(files, mode=0o600)  # webhooks' secrets are among them
+        await self._blobs.write_files({self._path(key): data for key, data in encoded.items()})
 
-    def remove(self, key: str) -> None:
-        """Forget an entry; twice is the same as once."""
-        self._path(key).unlink(missing_ok=True)
+    async def remove(self, keys: Iterable[str]) -> None:
+        """Forget entries; twice is the same as once."""
+        await self._blobs.delete(*map(self._path, keys))
 
-    def read(self) -> Iterator[tuple[Path, Entry | None, bytes]]:
-        """Give each file with its entry, None if it is not one, and its bytes, in a fixed order."""
-        for path in sorted(self._folder.glob("*/*.json")):
-            if path.name.startswith("."):  # on its way when its writer died
-                continue
-            try:
-                data = path.read_bytes()
-            except FileNotFoundError:
-                continue
-            yield path, _entry(data), data
+    async def read(self) -> AsyncIterator[tuple[Path, Entry | None]]:
+        """Give each file with its entry, None if it is not one, in a fixed order."""
+        for family in sorted(await self._blobs.children(self._folder)):
+            names = sorted(await self._blobs.files(self._folder / family))
+            whole = [name for name in names if name.endswith(".json") and not name.startswith(".")]
+            for start in range(0, len(whole), _AT_ONCE):
+                some = whole[start : start + _AT_ONCE]
+                found = await self._blobs.read_files(self._folder / family / name for name in some)
+                for pair in await asyncio.to_thread(_entries, sorted(found.items())):
+                    yield pair
 
     def _path(self, key: str) -> Path:
         _, family, *rest = key.split(":", 2)
@@ -74,6 +73,10 @@ class RecordFiles:
         if len(name) > _LONGEST_NAME:
             name = f"{name[:60]}-{hashlib.sha256(key.encode()).hexdigest()}"
         return self._folder / family / f"={name}.json"
+
+
+def _entries(files: Sequence[tuple[Path, bytes]]) -> list[tuple[Path, Entry | None]]:
+    return [(path, _entry(data)) for path, data in files]
 
 
 def _entry(data: bytes) -> Entry | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from msgspec import UNSET, Struct
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from shared.model_records import Access
 from shared.projects import ALL_SCOPES, Limits
@@ -14,7 +14,21 @@ from shared.schemas.checkpoints import CheckpointPermission
 from shared.schemas.files import File, FilePurpose
 from shared.schemas.integrations import JobIntegration
 from shared.schemas.jobs import Job, JobError, JobStatus
-from shared.schemas.methods import DpoHyperparameters, DpoMethod, Method, SupervisedHyperparameters, SupervisedMethod
+from shared.schemas.methods import (
+    DpoHyperparameters,
+    DpoMethod,
+    KtoHyperparameters,
+    KtoMethod,
+    LabelWeights,
+    Method,
+    MethodName,
+    OrpoHyperparameters,
+    OrpoMethod,
+    OwnMethod,
+    RewardMethod,
+    SupervisedHyperparameters,
+    SupervisedMethod,
+)
 from shared.schemas.models import Model
 from shared.schemas.options import ShownOptions, TrainingOptions
 from shared.schemas.organization import Scope
@@ -110,10 +124,13 @@ class JobRecord(Struct, frozen=True, kw_only=True):
     """How often its files were begun to be read and not read to the end."""
     started: bool = False
     """Whether a training process was ever started for it."""
-    method: Literal["supervised", "dpo"] = "supervised"
+    method: MethodName = "supervised"
     requested_beta: float | Literal["auto"] = "auto"
     resolved_beta: float | None = None
-    """`beta` of DPO, as asked for and as used."""
+    """`beta` of DPO, KTO or ORPO, as asked for and as used."""
+    requested_weights: LabelWeights = LabelWeights()
+    resolved_weights: LabelWeights | None = None
+    """KTO's weights of the labels, as asked for and as used."""
     parent: str | None = None
     """The fine-tuned model that training goes on from; None starts at the base."""
     options: TrainingOptions = TrainingOptions()
@@ -161,34 +178,54 @@ class JobRecord(Struct, frozen=True, kw_only=True):
             result_files=self.result_files,
             trained_tokens=self.trained_tokens,
             hyperparameters=effective,
-            method=self._method(effective),
+            method=self._method(effective) or UNSET,
             seed=self.seed,
             error=self.error,
             integrations=self.integrations,
             metadata=self.metadata,
             user_provided_suffix=self.suffix,
-            selftune=self._shown_options(),
+            selftune=self._shown_options(effective),
         )
 
-    def _shown_options(self) -> ShownOptions:
+    def _shown_options(self, effective: SupervisedHyperparameters) -> ShownOptions:
         options = {name: getattr(self.options, name) for name in TrainingOptions.__struct_fields__}
         waits = self.status in (JobState.QUEUED, JobState.RUNNING)
         return ShownOptions(
             **options,
+            method=self._own_method(effective),
             estimated_memory_bytes=self.estimated_memory_bytes,
             waiting_reason=(self.waiting_reason or None) if waits else None,
         )
 
-    def _method(self, effective: SupervisedHyperparameters) -> Method:
+    @property
+    def _beta(self) -> float | Literal["auto"]:
+        return self.requested_beta if self.resolved_beta is None else self.resolved_beta
+
+    def _method(self, effective: SupervisedHyperparameters) -> Method | None:
+        """Return the method as OpenAI's clients know it; None for one of this server alone."""
         if self.method == "supervised":
             return Method(type="supervised", supervised=SupervisedMethod(hyperparameters=effective))
-        chosen = DpoHyperparameters(
-            n_epochs=effective.n_epochs,
-            batch_size=effective.batch_size,
-            learning_rate_multiplier=effective.learning_rate_multiplier,
-            beta=self.requested_beta if self.resolved_beta is None else self.resolved_beta,
-        )
-        return Method(type="dpo", dpo=DpoMethod(hyperparameters=chosen))
+        if self.method == "dpo":
+            chosen = DpoHyperparameters(**asdict(effective), beta=self._beta)
+            return Method(type="dpo", dpo=DpoMethod(hyperparameters=chosen))
+        return None
+
+    def _own_method(self, effective: SupervisedHyperparameters) -> OwnMethod | None:
+        if self.method == "kto":
+            weights = self.resolved_weights or self.requested_weights
+            kto = KtoHyperparameters(
+                **asdict(effective),
+                beta=self._beta,
+                desirable_weight=weights.desirable,
+                undesirable_weight=weights.undesirable,
+            )
+            return OwnMethod(type="kto", kto=KtoMethod(hyperparameters=kto))
+        if self.method == "orpo":
+            orpo = OrpoHyperparameters(**asdict(effective), beta=self._beta)
+            return OwnMethod(type="orpo", orpo=OrpoMethod(hyperparameters=orpo))
+        if self.method == "reward":
+            return OwnMethod(type="reward", reward=RewardMethod(hyperparameters=effective))
+        return None
 
 
 class BaseRecord(Struct, frozen=True, kw_only=True):
@@ -241,6 +278,13 @@ class AdapterRecord(Struct, frozen=True, kw_only=True):
     """What an adapter from elsewhere calls its base; empty if it does not."""
     size_bytes: int = 0
     """What it counts towards its project's storage while it is listed; 0 for one of before that was counted."""
+    kind: Literal["text", "reward"] = "text"
+    """What it is for: `text` writes, `reward` scores what others have written, and no inference server has it."""
+
+    @property
+    def served_on(self) -> str:
+        """The base whose inference servers serve it; a name that none has for what they do not serve."""
+        return self.base if self.kind == "text" else self.name
 
     def public(self, organization: str) -> Model:
         return Model(id=self.name, created=self.created_at, owned_by=organization)

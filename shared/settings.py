@@ -35,6 +35,18 @@ def _setting(description: str, **constraints: Any) -> Meta:
     return Meta(description=description, **constraints)
 
 
+class JudgeEndpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A server outside that speaks OpenAI's API, whose models may be judges; its key is in a variable or a file."""
+
+    base_url: Annotated[str, Meta(pattern=r"\Ahttps?://[^\s?#@]+\Z")]
+    key_env: str = ""
+    key_file: str = ""
+
+
+def _port(description: str, *, ge: int = 0) -> Meta:
+    return _setting(description, ge=ge, le=65535)
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that an operator can set; each field's description is what `selftune up --help` prints."""
 
@@ -61,7 +73,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         _setting("Whether graders may be Python programs of projects, run in a cage; see docs/python-graders.md."),
     ] = False
     host: Annotated[str, _setting("Address that the API listens on.")] = "127.0.0.1"
-    port: Annotated[int, _setting("Port that the API listens on.", ge=1, le=65535)] = 8000
+    port: Annotated[int, _port("Port that the API listens on.", ge=1)] = 8000
     redis_url: Annotated[
         str, _setting("Redis or Valkey to use, redis://… or unix://…; empty starts an embedded one in the data folder.")
     ] = ""
@@ -75,7 +87,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     records_interval_s: Annotated[
         float,
         _setting(
-            "Seconds after which a changed record is in the data folder, too, for `selftune rebuild`.", ge=0.1, le=3600
+            "Seconds after which a changed record lies beside the files, too, for `selftune rebuild`.", ge=0.1, le=3600
         ),
     ] = 5.0
     base_model: Annotated[
@@ -128,7 +140,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_num_seqs: Annotated[int, _setting("Requests decoded together by one inference server.", ge=1)] = 16
     kv_cache_bytes: Annotated[int, _setting("Size of the key/value cache on a CPU, in bytes.", ge=1 << 20)] = 1 << 30
     inference_host: Annotated[str, _setting("Address that the inference server listens on.")] = "127.0.0.1"
-    inference_port: Annotated[int, _setting("Port of the inference server; 0 picks a free one.", ge=0, le=65535)] = 0
+    inference_port: Annotated[int, _port("Port of the inference server; 0 picks a free one.")] = 0
     inference_url: Annotated[
         str, _setting("Where gateway and trainer reach the inference server; empty: its address and port.")
     ] = ""
@@ -184,8 +196,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     outgoing_hosts: Annotated[
         list[Annotated[str, Meta(pattern=r"\A(none|(\*\.)?[A-Za-z0-9._:-]+)\Z")]],
         _setting(
-            "Hosts that this server may call at others' word, for webhooks, hub ids and Weights & Biases: names, "
-            "*.example.com, or 'none'; JSON list; empty: every public host."
+            "Hosts that this server may call at others' word, for webhooks, hub ids, judges and Weights & Biases: "
+            "names, *.example.com, or 'none'; JSON list; empty: every public host."
         ),
     ] = []
     webhook_retry_base_s: Annotated[
@@ -229,16 +241,30 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     batch_concurrency: Annotated[
         int, _setting("Requests of batches that one API process has under way at a time.", ge=1, le=512)
     ] = 8
+    eval_concurrency: Annotated[
+        int, _setting("Requests of eval runs that one API process has under way at a time.", ge=1, le=512)
+    ] = 64
+    eval_item_days: Annotated[
+        int, _setting("Days that an ended eval run keeps the results of its rows; 0 keeps them for ever.", ge=0)
+    ] = 90
+    judge_endpoints: Annotated[
+        dict[Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_-]{1,64}\Z")], JudgeEndpoint],
+        _setting(
+            "Servers outside whose models graders may ask as name/model: JSON object of names, each with base_url and "
+            "key_env or key_file."
+        ),
+    ] = {}
+    judge_timeout_s: Annotated[float, _setting("Seconds that a judge may take to answer.", gt=0, le=3600)] = 120.0
     mlflow_tracking_uri: Annotated[
         str, _setting("MLflow server that jobs may write to, http://…; empty: none.", pattern=r"\A(https?://.+)?\Z")
     ] = ""
     metrics_host: Annotated[str, _setting("Address that metrics are read at; they name projects and models.")] = (
         "127.0.0.1"
     )
-    api_metrics_port: Annotated[int, _setting("Port of the API's metrics; 0 is none.", ge=0, le=65535)] = 9464
-    trainer_metrics_port: Annotated[int, _setting("Port of the trainer's metrics; 0 is none.", ge=0, le=65535)] = 9465
+    api_metrics_port: Annotated[int, _port("Port of the API's metrics; 0 is none.")] = 9464
+    trainer_metrics_port: Annotated[int, _port("Port of the trainer's metrics; 0 is none.")] = 9465
     inference_metrics_port: Annotated[
-        int, _setting("Port of the inference server's metrics, vLLM's and ours; 0 is none.", ge=0, le=65535)
+        int, _port("Port of the inference server's metrics, vLLM's and ours; 0 is none.")
     ] = 9466
     log_level: Annotated[str, _setting("Least level that is logged.", pattern=r"\A(DEBUG|INFO|WARNING|ERROR)\Z")] = (
         "INFO"

@@ -7,6 +7,7 @@ tokens/<key>/
   ends          int64: where each side ends among the ids
   used          int64: how many tokens of each side matter; those behind the last target have no effect
   lines         int64: the line of each row in its file
+  labels        a byte a row: 0 for one that KTO is to make less likely, else 1
 tokens/pieces-<digest>/
   ends, bytes   what each token id stands for: bytes of UTF-8, and int64 where each ends
 
@@ -30,15 +31,15 @@ from typing import Literal, Self, TypeAlias
 import msgspec
 from msgspec import Struct
 
-VERSION = 1
+VERSION = 2
 """To be raised with every change of what becomes of a row."""
 
-Format: TypeAlias = Literal["chat", "completion", "text", "preference"]
+Format: TypeAlias = Literal["chat", "completion", "text", "preference", "labelled"]
 
 PARTIAL = ".partial-"
 """How the names of folders begin that are being written or removed."""
 
-ARRAYS = ("ids", "mask", "ends", "used", "lines")
+ARRAYS = ("ids", "mask", "ends", "used", "lines", "labels")
 
 
 class Meta(Struct, frozen=True, kw_only=True):
@@ -94,7 +95,7 @@ class TokenRows:
             os.utime(folder)
         self._maps = {name: _map(folder / name) for name in ARRAYS}
         n_sides = self.meta.rows * self.meta.sides
-        sizes = (4 * self.meta.tokens, self.meta.tokens, 8 * n_sides, 8 * n_sides, 8 * self.meta.rows)
+        sizes = (4 * self.meta.tokens, self.meta.tokens, 8 * n_sides, 8 * n_sides, 8 * self.meta.rows, self.meta.rows)
         if tuple(map(len, self._maps.values())) != sizes:
             self._close_maps()
             raise ValueError("the sizes of the arrays are others")

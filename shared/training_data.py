@@ -7,7 +7,7 @@ One example a line, UTF-8, and one format a file; the first line decides which. 
     completion   {"prompt": "…", "completion": "…"}: the completion is trained on
     text         {"text": "…"}: all of it is trained on
 
-and for DPO see preference_data.py.
+for DPO, ORPO and reward models see preference_data.py, for KTO labelled_data.py.
 """
 
 from __future__ import annotations
@@ -22,20 +22,23 @@ from msgspec import Struct
 from shared.chat_data import ChatExample, Message, check_example
 from shared.errors import InvalidTrainingData
 from shared.json_lines import check_text, read_blocks, read_lines
+from shared.labelled_data import LabelledExample, check_labelled
 from shared.plain_data import CompletionExample, TextExample, check_completion, check_plain_text
 from shared.preference_data import PreferenceExample, check_preference
 from shared.quick_check import quick_check
+from shared.schemas.methods import MethodName
 from shared.token_cache import Format
 
 __all__ = ["MIN_EXAMPLES", "Census", "ChatExample", "Message", "read_examples", "validate"]
 
 MIN_EXAMPLES = 10
 
-Method: TypeAlias = Literal["supervised", "dpo"]
+Method: TypeAlias = MethodName
 FileRole: TypeAlias = Literal["training", "validation"]
 
 _decode = msgspec.json.Decoder(ChatExample).decode
 _decode_preference = msgspec.json.Decoder(PreferenceExample).decode
+_decode_labelled = msgspec.json.Decoder(LabelledExample).decode
 _decode_completion = msgspec.json.Decoder(CompletionExample).decode
 _decode_text = msgspec.json.Decoder(TextExample).decode
 _decode_keys = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -45,13 +48,28 @@ _KEYS: dict[Format, tuple[str, ...]] = {
     "completion": ("prompt", "completion"),
     "text": ("text",),
     "preference": ("input", "preferred_output", "non_preferred_output"),
+    "labelled": ("label",),
 }
-_FORMATS: dict[Method, tuple[Format, ...]] = {"supervised": ("chat", "completion", "text"), "dpo": ("preference",)}
+"""What tells a format from the others; a labelled line may have the keys of others too."""
+_FORMATS: dict[Method, tuple[Format, ...]] = {
+    "supervised": ("chat", "completion", "text"),
+    "dpo": ("preference",),
+    "kto": ("labelled",),
+    "orpo": ("preference",),
+    "reward": ("preference",),
+}
 """The first is assumed of a line that is of none."""
+_OWNERS: dict[Format, str] = {
+    "labelled": "a kto job",
+    "preference": "a dpo, orpo or reward job",
+    "chat": "a supervised job",
+    "completion": "a supervised job",
+    "text": "a supervised job",
+}
 
 
 class Census(Struct, frozen=True, kw_only=True):
-    """What a good file holds. With DPO both answers of each pair count as trained messages."""
+    """What a good file holds. Of preferences both answers of each pair count as trained messages."""
 
     examples: int
     trained_messages: int
@@ -75,7 +93,8 @@ def validate(
     """Check every line and return what the file holds; its format must be `expected`, if that is given.
 
     Raises InvalidTrainingData; its message names the first bad line, what is wrong with it, and how many lines are bad.
-    A training file needs at least 10 examples, a validation file one. Memory: a block, and the longest line.
+    A training file needs at least 10 examples, and for KTO both labels; a validation file one. Memory: a block, and the
+    longest line.
     """
     tally = _Tally(method, expected)
     for number, block in read_blocks(path):
@@ -106,6 +125,7 @@ class _Tally:
         self.format = expected
         self.examples = self.trained = self.bad = 0
         self.first = ""
+        self._labels: set[bool] = set()
 
     def add(self, number: int, block: bytes) -> None:
         """Count a block of lines, of which the first has `number`: each quickly if it is an ordinary one."""
@@ -114,7 +134,7 @@ class _Tally:
             if first is None:
                 return
             self.format = _format_of(first, self._method) or _FORMATS[self._method][0]
-        quick = _QUICK[self.format]
+        quick = self._labelled if self.format == "labelled" else _QUICK[self.format]
         for position, line in enumerate(block.split(b"\n"), number):
             try:
                 trained = quick(line)
@@ -125,6 +145,12 @@ class _Tally:
                 self.trained += trained
             elif line and not line.isspace():
                 self._look_closely(self.format, position, line)
+
+    def _labelled(self, line: bytes) -> int:
+        example = _decode_labelled(check_text(line))
+        trained = check_labelled(example)
+        self._labels.add(example.label)
+        return trained
 
     def _look_closely(self, format_: Format, number: int, line: bytes) -> None:
         try:
@@ -139,15 +165,14 @@ class _Tally:
         found = _keys_of(line)
         if not found.isdisjoint(_KEYS[format_]):
             return ""
-        other: Method = "dpo" if self._method == "supervised" else "supervised"
-        for candidate in (*_FORMATS[self._method], *_FORMATS[other]):
+        for candidate in (*_FORMATS[self._method], *_OWNERS):
             if not found.isdisjoint(_KEYS[candidate]):
                 has = ", ".join(f"'{name}'" for name in _KEYS[candidate] if name in found)
                 needs = ", ".join(f"'{name}'" for name in _KEYS[format_])
-                if candidate in _FORMATS[other]:
+                if candidate not in _FORMATS[self._method]:
                     return (
-                        f"a {self._method} job needs lines with {needs}; "
-                        f"this one has {has}, which is the format of a {other} job"
+                        f"{_an(self._method)} job needs lines with {needs}; "
+                        f"this one has {has}, which is the format of {_OWNERS[candidate]}"
                     )
                 what = "the training file" if self._expected else "the file's first line"
                 return f"{what} has {needs}, and this line has {has}; all lines of a job have one format"
@@ -161,7 +186,18 @@ class _Tally:
             return "The file is empty."
         if self.examples < least:
             return f"{role.capitalize()} file has {self.examples} example(s), but must have at least {least} examples."
+        if len(self._labels) == 1 and role == "training":
+            return one_label(next(iter(self._labels)))
         return ""
+
+
+def one_label(label: bool) -> str:
+    """Say that all rows have this label."""
+    return f"Every line has the label {str(label).lower()}, but KTO learns from the difference: both labels are needed."
+
+
+def _an(method: Method) -> str:
+    return f"an {method}" if method == "orpo" else f"a {method}"
 
 
 def _check_chat(line: bytes) -> int:
@@ -170,6 +206,10 @@ def _check_chat(line: bytes) -> int:
 
 def _check_preference(line: bytes) -> int:
     return check_preference(_decode_preference(check_text(line)))
+
+
+def _check_labelled(line: bytes) -> int:
+    return check_labelled(_decode_labelled(check_text(line)))
 
 
 def _check_completion(line: bytes) -> int:
@@ -185,6 +225,7 @@ _CAREFUL: dict[Format, Callable[[bytes], int]] = {
     "completion": _check_completion,
     "text": _check_plain_text,
     "preference": _check_preference,
+    "labelled": _check_labelled,
 }
 """Return how many messages of a line are trained on; raise ValueError with what is wrong."""
 _QUICK: dict[Format, Callable[[bytes], int]] = {**_CAREFUL, "chat": quick_check}

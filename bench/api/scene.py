@@ -46,7 +46,11 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str | float]]) -
     """Print a table in Markdown."""
     print("| " + " | ".join(columns) + " |\n" + "| --- " * len(columns) + "|")
     for row in rows:
-        print("| " + " | ".join(cell if isinstance(cell, str) else f"{cell:.3g}" for cell in row) + " |")
+        print("| " + " | ".join(cell if isinstance(cell, str) else _three_digits(cell) for cell in row) + " |")
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def percentile(values: Sequence[float], share: float) -> float:

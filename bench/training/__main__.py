@@ -1,6 +1,6 @@
 """Training against other programs, on one machine, in one run.
 
-    python -m bench.training [--rounds 3] [--only shared mixed dpo qlora] [--without SIDE] [--base FOLDER] [--quick]
+    python -m bench.training [--rounds 3] [--only shared mixed dpo kto] [--without SIDE] [--base FOLDER] [--quick]
 
 Every measurement runs each program in a process of its own, in turns, on the same rows in the same order, and shows
 medians: LoRA of rank 16 on the seven linear layers, batches of 8, float32, no dropout, loss on answers only. Programs
@@ -105,6 +105,16 @@ def _dpo(bench: Bench) -> list[Line]:
     return [speed("DPO", found, 3.0, unit="pairs/s")]
 
 
+def _kto(bench: Bench) -> list[Line]:
+    found = bench.run("judged", Side("trl"), method="kto")
+    return [speed("KTO", found, 2.0, unit="rows/s")]
+
+
+def _orpo(bench: Bench) -> list[Line]:
+    found = bench.run("pairs", Side("trl"), method="orpo")
+    return [speed("ORPO", found, 2.0, unit="pairs/s")]
+
+
 def _qlora(bench: Bench) -> list[Line]:
     found = bench.run("shared", Side("trainer_peft"), quantization="nf4")
     return [speed("QLoRA", found, 1.5), memory("QLoRA, peak memory", found, "trainer_peft", 0.8)]
@@ -132,7 +142,8 @@ def _memory(bench: Bench) -> list[Line]:
 
 
 MEASUREMENTS: dict[str, Callable[[Bench], list[Line]]] = {
-    "shared": _shared, "mixed": _mixed, "dpo": _dpo, "qlora": _qlora, "full": _full, "growth": _growth, "start": _start,
+    "shared": _shared, "mixed": _mixed, "dpo": _dpo, "kto": _kto, "orpo": _orpo, "qlora": _qlora, "full": _full,
+    "growth": _growth, "start": _start,
     "small_jobs": _small_jobs, "memory": _memory,
 }  # fmt: skip
 

@@ -33,8 +33,9 @@ def speed(measure: str, found: dict[str, Measured], aim: float, *, unit: str = "
     """Ours against the fastest of the others."""
     ours, *others = found.values()
     best = max(others, key=lambda measured: measured.tokens_per_s)
-    figures = [m.rows_per_s if unit == "pairs/s" else m.tokens_per_s for m in (ours, best)]
-    shown = [f"{value:.2f} {unit}" if unit == "pairs/s" else f"{value:.0f} {unit}" for value in figures]
+    in_tokens = unit == "tokens/s"
+    figures = [m.tokens_per_s if in_tokens else m.rows_per_s for m in (ours, best)]
+    shown = [f"{value:.0f} {unit}" if in_tokens else f"{value:.2f} {unit}" for value in figures]
     return Line(measure, shown[0], f"{best.side} {shown[1]}", figures[0] / figures[1], aim)
 
 

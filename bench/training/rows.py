@@ -3,6 +3,7 @@
     shared   32 chats that begin with one system prompt of 67 tokens; 6,049 tokens, 1,133 of them learnt
     mixed    32 chats of 60 to 600 tokens that begin differently
     pairs    32 preference pairs; prompts of 60 to 240 tokens, answers of 20 to 60
+    judged   32 chats of the same lengths, every other one with the label true
 
 The figures are those of SmolLM2's tokenizer; with another one they differ a little.
 """
@@ -175,6 +176,10 @@ def write(name: str, folder: Path, base: Path) -> Data:
         sides = [[_ids(tokenizer, row["prompt"] + row[key]) for key in ("chosen", "rejected")] for row in prepared]
         counts = tuple(sum(map(len, pair)) for pair in sides)
         learnt = sum(len(_ids(tokenizer, row[key])) for row in prepared for key in ("chosen", "rejected"))
+    elif name == "judged":
+        prepared = [_judged_text(row, tokenizer) for row in rows]
+        counts = tuple(len(_ids(tokenizer, row["prompt"] + row["completion"])) for row in prepared)
+        learnt = sum(len(_ids(tokenizer, row["completion"])) for row in prepared)
     else:
         prepared = [_labelled(row["messages"], tokenizer) for row in rows]
         counts = tuple(len(row["input_ids"]) for row in prepared)
@@ -217,7 +222,14 @@ def _pairs(order: random.Random) -> list[Row]:
     ]
 
 
-MAKERS = {"shared": lambda order: chats(32, order), "mixed": _mixed, "pairs": _pairs}
+def _judged(order: random.Random) -> list[Row]:
+    return [
+        {**_chat(" ".join(order.sample(WORDS, 8)), _text(order, 40, 220), _text(order, 20, 60)), "label": i % 2 == 0}
+        for i in range(32)
+    ]
+
+
+MAKERS = {"shared": lambda order: chats(32, order), "mixed": _mixed, "pairs": _pairs, "judged": _judged}
 
 
 def _chat(system: str, asked: str, answer: str) -> Row:
@@ -240,6 +252,12 @@ def _pair_text(row: Row, tokenizer: Any) -> Row:
     sides = {"chosen": row["preferred_output"][0], "rejected": row["non_preferred_output"][0]}
     prompt = tokenizer.decode(_prompt(row["input"]["messages"], tokenizer))
     return {"prompt": prompt, **{key: tokenizer.decode(_answer(turn, tokenizer)) for key, turn in sides.items()}}
+
+
+def _judged_text(row: Row, tokenizer: Any) -> Row:
+    *asked, answer = row["messages"]
+    prompt, completion = _prompt(asked, tokenizer), _answer(answer, tokenizer)
+    return {"prompt": tokenizer.decode(prompt), "completion": tokenizer.decode(completion), "label": row["label"]}
 
 
 def _prompt(messages: list[dict[str, str]], tokenizer: Any) -> list[int]:

@@ -24,7 +24,8 @@ class Work:
     jsonl: str
     """The rows in OpenAI's format."""
     tokens: str
-    """The same as JSON: [{input_ids, labels}] for supervised, [{prompt, chosen, rejected}] as text for dpo."""
+    """The same as JSON: [{input_ids, labels}] for supervised, [{prompt, chosen, rejected}] as text for dpo and orpo,
+    [{prompt, completion, label}] as text for kto."""
     method: str = "supervised"
     quantization: str = "none"
     finetuning_type: str = "lora"

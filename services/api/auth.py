@@ -167,13 +167,13 @@ async def require_key(connection: ASGIConnection[Any, Any, Identity, State], han
         raise
     connection.scope["auth"] = caller
     # Before the scopes, so that guessing at them is bounded, too.
-    await take_request(connection, services.limits, caller)
+    await take_request(connection, services.stores.limits, caller)
     try:
         scopes.check(caller.key.scopes, str(connection.scope.get("method", "")), connection.scope["path_template"])
     except PermissionDenied as error:
         refusals.note(key_id=caller.key.id, address=address, reason=error.code or "", project=caller.project.id)
         raise
-    await trail.begin(connection, handler, services.audit_store, caller)
+    await trail.begin(connection, handler, services.stores.audit_store, caller)
 
 
 async def is_still_let_in(connection: ASGIConnection[Any, Any, Identity, State]) -> bool:

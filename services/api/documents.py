@@ -16,6 +16,13 @@ def json_body(component: str) -> Described:
     return _content("application/json", {"$ref": f"#/components/schemas/{component}"}, required=True)
 
 
+def json_page(component: str) -> Described:
+    """Describe a page of a list by the name of its items' schema."""
+    item = {"$ref": f"#/components/schemas/{component}"}
+    schema = {**_PAGE, "properties": {**_PAGE["properties"], "data": {"type": "array", "items": item}}}
+    return _content("application/json", schema)
+
+
 def _content(kind: str, schema: Described, **more: Any) -> Described:
     return {**more, "content": {kind: {"schema": schema}}}
 
@@ -121,20 +128,18 @@ GENERATED_RESPONSE: Described = {
         "text/event-stream": {"schema": {"description": "Named events, up to response.completed."}},
     }
 }
-OBJECT_PAGE = _content(
-    "application/json",
-    {
-        "type": "object",
-        "required": ["object", "data", "has_more"],
-        "properties": {
-            "object": {"type": "string", "enum": ["list"]},
-            "data": {"type": "array", "items": {"type": "object", "additionalProperties": True}},
-            "first_id": {"type": ["string", "null"]},
-            "last_id": {"type": ["string", "null"]},
-            "has_more": {"type": "boolean"},
-        },
+_PAGE: Described = {
+    "type": "object",
+    "required": ["object", "data", "has_more"],
+    "properties": {
+        "object": {"type": "string", "enum": ["list"]},
+        "data": {"type": "array", "items": {"type": "object", "additionalProperties": True}},
+        "first_id": {"type": ["string", "null"]},
+        "last_id": {"type": ["string", "null"]},
+        "has_more": {"type": "boolean"},
     },
-)
+}
+OBJECT_PAGE = _content("application/json", _PAGE)
 
 ANTHROPIC_ERROR: Described = {
     "description": "Any error",

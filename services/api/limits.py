@@ -46,7 +46,7 @@ async def take_request(connection: ASGIConnection[Any, Any, Any, Any], limits: L
 async def read_prompt(request: Request[Any, Any, Any], *, limit: int) -> bytes:
     """Return the body of a request that generates, as `read_json` does, and count its tokens. Raises RateLimited."""
     body = await read_json(request, limit=limit)
-    await _take(request, request.app.state.services.limits, request.auth, "tokens", estimated_tokens(body))
+    await _take(request, request.app.state.services.stores.limits, request.auth, "tokens", estimated_tokens(body))
     return body
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from shared.metrics import FAST_S, Bounded, from_zero
+from shared.schemas.methods import METHODS
 
 REGISTRY = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)
@@ -57,14 +58,26 @@ STORE_SECONDS = Histogram(
 STORE_FAILURES = Counter("selftune_api_store_failures", "Calls that the database did not answer.", registry=REGISTRY)
 
 from_zero(RATE_LIMITED, ("requests", "tokens"))
-from_zero(JOBS_CREATED, ("supervised", "dpo"))
+from_zero(JOBS_CREATED, METHODS)
 from_zero(GATEWAY_RETRIES, ("unreachable", "refused"))
 from_zero(UPSTREAM_ERRORS, ("unreachable", "status", "cut"))
 from_zero(WEBHOOK_DELIVERIES, ("delivered", "failed", "given_up", "gone"))
 from_zero(BATCH_REQUESTS, ("completed", "failed"))
 
-tenant = Bounded()
-"""For the labels `project` and `model`."""
+OUTCOMES = ("answered", "refused", "failed", "cut", "lost", "no_replica", "busy", "gone")
+"""What becomes of a request to a model."""
+
+_tenant = Bounded()
+_begun = set[tuple[str, ...]]()
+
+
+def tenant(project: str, model: str) -> tuple[str, ...]:
+    """Return the labels of a project's requests to a model; from its first one on each outcome has a series."""
+    labels = _tenant(project, model)
+    if labels not in _begun:
+        _begun.add(labels)
+        from_zero(GATEWAY_REQUESTS, *([label] for label in labels), OUTCOMES)
+    return labels
 
 
 def note_store_call(seconds: float, answered: bool) -> None:

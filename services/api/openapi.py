@@ -40,8 +40,20 @@ from shared.schemas.aliases import (
 from shared.schemas.batches import Batch, CreateBatch
 from shared.schemas.checkpoints import Checkpoint, CheckpointPermission, GrantPermissions
 from shared.schemas.errors import ErrorResponse
+from shared.schemas.evals import (
+    CreateEval,
+    CreateEvalRun,
+    Eval,
+    EvalDeleted,
+    EvalRun,
+    EvalRunComparison,
+    EvalRunDeleted,
+    OutputItem,
+    UpdateEval,
+)
 from shared.schemas.events import Event
 from shared.schemas.files import File
+from shared.schemas.graders import GraderResult, RunGrader, ValidatedGrader, ValidateGrader
 from shared.schemas.jobs import CreateJob, Job
 from shared.schemas.model_settings import ModelSettings, UpdateModelSettings
 from shared.schemas.models import ImportedModel, ImportModel, Model, ModelList
@@ -75,7 +87,10 @@ _TYPES = [
     CreateBatch, Batch, Page[Batch], ImportModel, ImportedModel,
     CreateAlias, UpdateAlias, RollBackAlias, PromoteCanary, Alias, ChangedAlias, DeletedAlias, Page[Alias],
     Page[AliasRevision], AliasTraffic, Page[ShadowPair], DeletedShadowPairs,
+    CreateEval, UpdateEval, Eval, Page[Eval], EvalDeleted, CreateEvalRun, EvalRun, EvalRunDeleted, OutputItem,
+    EvalRunComparison,
     *organization.TYPES,
+    RunGrader, GraderResult, ValidateGrader, ValidatedGrader,
     Preview, UpdateCompletion, CompletionDeleted, ResponseDeleted, TokenCount, AnthropicErrorResponse,
 ]  # fmt: skip
 _REF = "#/components/schemas/{name}"
@@ -139,7 +154,8 @@ def _complete(operation: dict[str, Any], handler: HTTPRouteHandler) -> None:
         if status.startswith("2")
     }
     if "response_body" in opt:
-        operation["responses"]["200"].update(opt["response_body"])
+        answered = next(status for status in operation["responses"] if status.startswith("2"))
+        operation["responses"][answered].update({"content": opt["response_body"]["content"]})
     operation["responses"].update(opt.get("more_responses", {}))
     operation["responses"]["default"] = opt.get("error_body", _ERROR)
     if opt.get(PUBLIC):

@@ -10,13 +10,13 @@ from typing import Literal
 
 from msgspec import Struct
 
+from services.api.stores import Stores
 from shared.blobs.interface import Blobs
 from shared.errors import StorageUnavailable, StoreUnavailable, Unavailable
 from shared.paths import write_atomic
+from shared.settings import Settings
 from shared.store.client import Client
 from shared.store.persistence import look_for_losses
-from shared.store.presence import Presence
-from shared.store.registry import Registry
 
 _PROBE_S = 0.5
 _WARN_AGAIN_S = 60.0
@@ -59,26 +59,23 @@ class Readiness:
 
     def __init__(
         self,
+        settings: Settings,
         client: Client,
+        stores: Stores,
         blobs: Blobs,
-        registry: Registry,
-        presence: Presence,
         drain: asyncio.Event,
         *,
         record_objection: Callable[[], str],
-        check_secret: Callable[[], Awaitable[None]],
-        base_id: str,
-        merged_model: str = "",
     ) -> None:
         self._client = client
         self._blobs = blobs
-        self._registry = registry
-        self._presence = presence
+        self._registry = stores.registry
+        self._presence = stores.presence
         self._drain = drain
         self._record_objection = record_objection
-        self._check_secret = check_secret
-        self._base_id = base_id
-        self._merged_model = merged_model
+        self._check_secret = stores.key_store.check_secret
+        self._base_id = settings.public_base_id
+        self._merged_model = settings.merged_model
         self._warned: tuple[float, str] | None = None
         self._probed: tuple[float, Part] | None = None
 

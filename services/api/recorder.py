@@ -1,4 +1,4 @@
-"""Writes the database's records beside it, so that it can be made again from the data folder: `selftune rebuild`.
+"""Writes the database's records beside files and models, so that it can be made again: `selftune rebuild`.
 
 Redis is the truth, and what lies in `records/` follows it: a round looks at every record, writes what has changed, and
 then removes what is gone. A process that dies in between loses nothing, since the next round finds the same
@@ -12,15 +12,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 import structlog
 from msgspec.structs import replace
 
 from shared import keys
-from shared.errors import InvalidRequest, StoreUnavailable
-from shared.paths import Paths
+from shared.blobs.interface import Blobs
+from shared.errors import InvalidRequest, StorageUnavailable, StoreUnavailable
 from shared.record_files import RecordFiles
 from shared.states import TERMINAL
 from shared.store import entries
@@ -47,9 +47,10 @@ _log = structlog.get_logger()
 class Recorder:
     """Runs beside the requests until closed, and goes once more over everything then."""
 
-    def __init__(self, client: Client, paths: Paths, *, interval_s: float) -> None:
+    def __init__(self, client: Client, blobs: Blobs, *, interval_s: float) -> None:
         self._client = client
-        self._files = RecordFiles(paths.records)
+        self._files = RecordFiles(blobs)
+        self._where = "data folder" if blobs.is_local else "bucket"
         self._lock = Lock(client, keys.RECORDER_LOCK, ttl_s=_LOCK_TTL_S)
         self._interval_s = interval_s
         self._written: dict[str, bytes] | None = None
@@ -80,7 +81,7 @@ class Recorder:
                 async with asyncio.timeout(_LAST_ROUND_S):
                     await self.round()
                     await self._lock.release()
-            except (StoreUnavailable, TimeoutError, OSError) as error:
+            except (StoreUnavailable, StorageUnavailable, TimeoutError, OSError) as error:
                 _log.warning("records.left_behind", reason=type(error).__name__)
 
     async def _run(self) -> None:
@@ -93,6 +94,8 @@ class Recorder:
                 await self.round()
             except StoreUnavailable:
                 _log.warning("records.store_unavailable")
+            except StorageUnavailable:
+                self._object("records cannot be written: the object storage does not answer")
             except OSError as error:
                 self._object(f"records cannot be written: {error.strerror or type(error).__name__}")
             except Exception:  # noqa: BLE001 - one fault must not end it; the next round tries again
@@ -108,7 +111,10 @@ class Recorder:
                 await self._renewed()
 
     async def round(self) -> None:
-        """Bring the files up to date, if this process is the one that does. Raises StoreUnavailable, OSError."""
+        """Bring the files up to date, if this process is the one that does.
+
+        Raises StoreUnavailable, StorageUnavailable, OSError.
+        """
         began = time.monotonic()
         if not await self._hold():
             return
@@ -116,13 +122,16 @@ class Recorder:
         if schema is None:
             return
         if self._written is None:
-            self._written, self._settled = await asyncio.to_thread(self._read_all), set()
+            self._written, self._settled = await self._read_all(), set()
         written = self._written
+        if written is None:
+            return
         seen = await self._write_changes(written)
         if seen is None or await self._hold() is not Hold.RENEWED or await read_schema(self._client) != schema:
             return
-        await self._remove(written, written.keys() - seen)
-        await asyncio.to_thread(self._claim, schema)
+        if not await self._remove(written, sorted(written.keys() - seen)):
+            return
+        await self._claim(schema)
         self._current_at = began
         self._object("")
 
@@ -142,24 +151,24 @@ class Recorder:
     async def _matching_schema(self) -> Schema | None:
         schema = await read_schema(self._client)
         try:
-            known = await asyncio.to_thread(self._files.database)
+            known = await self._files.database()
         except InvalidRequest as error:
             self._object(error.message)
             return None
         if known is None and schema is not None:
-            await asyncio.to_thread(self._files.claim, schema)
+            await self._files.claim(schema)
         elif known is not None and (schema is None or schema.id != known.id):
             self._object(
-                "the data folder holds the records of another database, and this one's are not written there: "
+                f"the {self._where} holds the records of another database, and this one's are not written there: "
                 "see `selftune rebuild`"
             )
             return None
         return schema
 
-    def _claim(self, schema: Schema) -> None:
+    async def _claim(self, schema: Schema) -> None:
         """Note the form that the files have now, after all of them were written in it."""
-        if self._files.database() != schema:
-            self._files.claim(schema)
+        if await self._files.database() != schema:
+            await self._files.claim(schema)
 
     async def _write_changes(self, written: dict[str, bytes]) -> set[str] | None:
         """Write what differs from `written`, and return the keys of all that is there; None if the lock is lost."""
@@ -189,24 +198,31 @@ class Recorder:
         return [entry async for entry in entries.read(self._client, family, names)]
 
     async def _write(self, written: dict[str, bytes], changed: Sequence[Entry]) -> None:
-        def write() -> None:
-            self._files.write({entry.key: entries.encode(entry) for entry in changed})
-            written.update((entry.key, _fingerprint(entry)) for entry in changed)
-
         if changed:
-            await asyncio.to_thread(write)
+            encoded, fingerprints = await asyncio.to_thread(_described, changed)
+            await self._files.write(encoded)
+            written.update(fingerprints)
 
-    async def _remove(self, written: dict[str, bytes], gone: Iterable[str]) -> None:
-        def remove() -> None:
-            for key in list(gone):
-                self._files.remove(key)
+    async def _remove(self, written: dict[str, bytes], gone: Sequence[str]) -> bool:
+        """Remove what is gone; False if the lock is lost meanwhile."""
+        for start in range(0, len(gone), _AT_ONCE):
+            some = gone[start : start + _AT_ONCE]
+            await self._files.remove(some)
+            for key in some:
                 del written[key]
+            if not await self._renewed():
+                return False
+        return True
 
-        await asyncio.to_thread(remove)
-
-    def _read_all(self) -> dict[str, bytes]:
-        found = [entry for _, entry, _ in self._files.read() if entry is not None]
-        return {entry.key: _fingerprint(entry) for entry in found}
+    async def _read_all(self) -> dict[str, bytes] | None:
+        """Read what is there, by key; None if the lock is lost meanwhile."""
+        found = {}
+        async for _, entry in self._files.read():
+            if entry is not None:
+                found[entry.key] = await asyncio.to_thread(_fingerprint, entry)
+            if not await self._renewed():
+                return None
+        return found
 
     def _object(self, objection: str) -> None:
         if objection and objection != self._objection:
@@ -217,6 +233,12 @@ class Recorder:
 def _pause_s(interval_s: float, taken_s: float) -> float:
     """Return how long to wait after a round that took `taken_s`."""
     return max(interval_s, min(taken_s / _MOST_WORK, _LONGEST_PAUSE_S))
+
+
+def _described(changed: Sequence[Entry]) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """Return by key what is written of entries, and their fingerprints."""
+    encoded = {entry.key: entries.encode(entry) for entry in changed}
+    return encoded, {entry.key: _fingerprint(entry) for entry in changed}
 
 
 def _fingerprint(entry: Entry) -> bytes:

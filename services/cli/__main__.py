@@ -227,7 +227,7 @@ def restore(
 
 @app.command("rebuild")
 def rebuild(data_dir: Annotated[Path | None, _DATA_DIR] = None, config: _CONFIG = None) -> None:
-    """Make a lost database again from the data folder, with the stack stopped, and tell what was found."""
+    """Make a lost database again from the data folder, or its bucket, with the stack stopped; tell what was found."""
     from services.cli import rebuild as rebuilding
 
     with _told_errors():

@@ -7,6 +7,8 @@
 The database is read first, then the folder: what a record names was there before the record, and is copied after it.
 What is deleted in between is left out when the backup is restored; a file that is uploaded in between is restored,
 since its manifest lies beside it.
+
+With an object store, what that has stays there: the backup has the database and the rest of this host's data folder.
 """
 
 from __future__ import annotations
@@ -24,16 +26,17 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from services.cli.database import Say, need_data_folder
+from services.cli.database import Say
 from shared.errors import InvalidRequest, StoreUnavailable
-from shared.paths import fsync_folder, write_atomic
+from shared.paths import Paths, fsync_folder, write_atomic
 from shared.settings import Settings
 from shared.store import entries
 from shared.store.client import Client
 from shared.store.schema import Schema, read_schema
 
 MANIFEST, RECORDS, DATA = "backup.json", "records.jsonl", "data"
-_FORM = 1
+_FORM, _FORM_BESIDE_BUCKET = 1, 2
+"""A version that knows the first alone would restore records without their files."""
 _MADE_AGAIN = frozenset({"valkey", "tokens", "compiled", "logs", "records", "up.lock"})
 _KEPT_HIDDEN = frozenset({".unrecorded"})
 _BLOCK_BYTES = 1 << 20
@@ -52,22 +55,23 @@ class Part(Struct, frozen=True, kw_only=True):
 class Manifest(Struct, frozen=True, kw_only=True):
     """backup.json."""
 
-    form: int = _FORM
+    form: int
     selftune_version: str
     created_at: int
     database: Schema
     records: int
     files: dict[str, Part]
     """By path in the backup."""
+    storage_url: str = ""
+    """The bucket that has the files and models; empty where the backup has them."""
 
 
 def back_up(settings: Settings, dest: Path, say: Say, *, link: bool = False) -> None:
     """Write a backup to `dest`, a folder that is empty or not there.
 
     With `link` what never changes is linked instead of copied, where `dest` is on the same disk. Raises InvalidRequest,
-    also where files lie in a bucket, StoreUnavailable, OSError.
+    StoreUnavailable, OSError.
     """
-    need_data_folder(settings)
     home = settings.home
     if not home.is_dir():
         raise InvalidRequest(f"{home} is no data folder")
@@ -78,15 +82,26 @@ def back_up(settings: Settings, dest: Path, say: Say, *, link: bool = False) -> 
     dest.mkdir(parents=True, exist_ok=True, mode=0o700)
     started = int(time.time())
     schema, count = asyncio.run(_copy_records(settings, dest / RECORDS))
-    copy = _Copy(home, dest, link=link)
+    copy = _Copy(home, dest, link=link, left_out=_in_bucket(home) if settings.storage_url else frozenset())
     copy.run()
     files = {RECORDS: _describe(dest / RECORDS), **copy.parts}
     manifest = Manifest(
-        selftune_version=metadata.version("selftune"), created_at=started, database=schema, records=count, files=files
-    )
+        form=_FORM_BESIDE_BUCKET if settings.storage_url else _FORM,
+        selftune_version=metadata.version("selftune"), created_at=started, database=schema, records=count, files=files,
+        storage_url=settings.storage_url,
+    )  # fmt: skip
     write_atomic(dest / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)), mode=0o600)
     total = sum(part.size_bytes for part in files.values())
     say(f"{dest}: {count} records and {len(files) - 1} files, {total / 1e6:.1f} MB")
+    if settings.storage_url:
+        say(f"files and models stay in {settings.storage_url}, which has to keep what is deleted there from now on")
+
+
+def _in_bucket(home: Path) -> frozenset[str]:
+    """Name the folders of which an object store has what matters."""
+    paths = Paths(home)
+    kept = (paths.files, paths.uploads, paths.batches, paths.jobs, paths.adapters, paths.models, paths.fetching)
+    return frozenset(folder.name for folder in kept)
 
 
 async def _copy_records(settings: Settings, target: Path) -> tuple[Schema, int]:
@@ -120,10 +135,11 @@ def _private(path: Path) -> int:
 class _Copy:
     """Copies the data folder; `parts` says what was copied."""
 
-    def __init__(self, home: Path, dest: Path, *, link: bool) -> None:
+    def __init__(self, home: Path, dest: Path, *, link: bool, left_out: frozenset[str]) -> None:
         self._home = home
         self._dest = dest
         self._link = link
+        self._left_out = _MADE_AGAIN | left_out
         self.parts: dict[str, Part] = {}
 
     def run(self) -> None:
@@ -143,7 +159,7 @@ class _Copy:
         for path in sorted(_listed(source)):
             if path.name.startswith(".") and path.name not in _KEPT_HIDDEN:
                 continue
-            if source == self._home and path.name in _MADE_AGAIN:
+            if source == self._home and path.name in self._left_out:
                 continue
             copied = target / path.name
             if path.is_dir():
@@ -219,7 +235,7 @@ def read_manifest(backup: Path) -> Manifest:
         raise InvalidRequest(f"{backup} has no {MANIFEST}: it is no backup, or one that was not finished") from error
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"{backup / MANIFEST}: {error}") from error
-    if manifest.form != _FORM:
+    if manifest.form not in (_FORM, _FORM_BESIDE_BUCKET):
         raise InvalidRequest(f"{backup} was made by a newer version ({manifest.selftune_version})")
     if any(".." in Path(name).parts or Path(name).is_absolute() for name in manifest.files):
         raise InvalidRequest(f"{backup / MANIFEST} names files outside the backup")

@@ -23,16 +23,6 @@ _START_S = 60.0
 _STOP_S = 60.0
 
 
-def need_data_folder(settings: Settings) -> None:
-    """Raise InvalidRequest where files lie in a bucket: these commands know the data folder alone."""
-    if settings.storage_url:
-        raise InvalidRequest(
-            f"storage_url is set ({settings.storage_url}), and what lies in a bucket is not backed up, restored or "
-            "rebuilt by this command; use versions or a replica of the bucket together with the database's own "
-            "backups, see docs/storage.md"
-        )
-
-
 @contextmanager
 def database_of(settings: Settings, folder: Path) -> Iterator[str]:
     """Give the URL of the database that is set, else of the embedded one in `folder`, which runs meanwhile.

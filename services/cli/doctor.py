@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from shared.blobs.opening import open_blobs
 from shared.cpu import cpu_flags
 from shared.errors import SelftuneError
 from shared.paths import Paths
@@ -137,9 +138,10 @@ async def _form_and_losses(settings: Settings) -> list[Line]:
         lines += [Line("warning", "database", loss) for loss in losses]
         if schema is None:
             return [*lines, Line("ok", "records", "none yet")]
-        known = RecordFiles(Paths(settings.home).records).database()
+        known = await RecordFiles(open_blobs(settings, Paths(settings.home))).database()
         if known is not None and known.id != schema.id:
-            lines.append(Line("failed", "records", "the data folder's are of another database: see selftune rebuild"))
+            where = "bucket" if settings.storage_url else "data folder"
+            lines.append(Line("failed", "records", f"the {where}'s are of another database: see selftune rebuild"))
         check_version(schema.version, newest_version())
         return [*lines, Line("ok", "records", f"form {schema.version}")]
     except SelftuneError as error:

@@ -6,15 +6,17 @@ import asyncio
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
 from msgspec.structs import replace
 
 from services.cli.backup import DATA, RECORDS, Manifest, verify
-from services.cli.database import Say, database_of, need_data_folder
+from services.cli.database import Say, database_of
 from services.cli.rebuild import Tally, adopt, fill
+from shared.blobs.interface import Blobs
+from shared.blobs.opening import open_blobs
 from shared.errors import InvalidRequest
 from shared.paths import Paths, fsync_folder
 from shared.record_files import RecordFiles
@@ -32,26 +34,40 @@ def restore(settings: Settings, backup: Path, say: Say) -> None:
     """Make the data folder, which is empty or not there, and fill its database, which is empty.
 
     What is in it appears when both are complete. Raises InvalidRequest for a backup that is not whole, a folder or a
-    database that is in use, and files that belong into a bucket; SchemaTooNew for a backup of a newer version.
+    database that is in use, and files that are kept elsewhere than they were; SchemaTooNew for a backup of a newer
+    version; StorageUnavailable.
     """
-    need_data_folder(settings)
     home = settings.home
     if home.exists() and (not home.is_dir() or _content(home)):
         raise InvalidRequest(f"{home} is not empty; a backup is restored into a new data folder")
     manifest = verify(backup)
     check_version(manifest.database.version, newest_version())
+    _check_bucket(settings, backup, manifest)
     staged = _stage(home)
     try:
         _copy(backup, manifest, staged)
         placed = replace(settings, data_dir=str(staged))
         with database_of(placed, Paths(staged).valkey) as url:
-            tally = asyncio.run(_fill(url, Paths(staged), backup, manifest))
+            tally = asyncio.run(_fill(url, open_blobs(placed, Paths(staged)), backup, manifest))
         _reveal(staged, home)
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         raise
     for line in tally.lines():
         say(line)
+
+
+def _check_bucket(settings: Settings, backup: Path, manifest: Manifest) -> None:
+    if manifest.storage_url and not settings.storage_url:
+        raise InvalidRequest(
+            f"{backup} was made beside the bucket {manifest.storage_url}, which has its files and models; set "
+            "storage_url to that bucket, or to one with its content"
+        )
+    if settings.storage_url and not manifest.storage_url:
+        raise InvalidRequest(
+            f"{backup} has files and models in itself, and storage_url is set ({settings.storage_url}): restore it "
+            "into a data folder; docs/storage.md says how to move that into a bucket"
+        )
 
 
 def _content(home: Path) -> list[Path]:
@@ -85,8 +101,7 @@ def _reveal(staged: Path, home: Path) -> None:
 
 
 def _copy(backup: Path, manifest: Manifest, staged: Path) -> None:
-    paths = Paths(staged)
-    paths.prepare()
+    Paths(staged).prepare()
     for name, part in manifest.files.items():
         if name == RECORDS:
             continue
@@ -98,7 +113,6 @@ def _copy(backup: Path, manifest: Manifest, staged: Path) -> None:
         _sync(target)
     for folder in (staged, *(path for path in staged.rglob("*") if path.is_dir())):
         fsync_folder(folder)
-    RecordFiles(paths.records).claim(manifest.database)
 
 
 def _sync(path: Path) -> None:
@@ -106,20 +120,25 @@ def _sync(path: Path) -> None:
         os.fsync(handle.fileno())
 
 
-async def _fill(url: str, paths: Paths, backup: Path, manifest: Manifest) -> Tally:
+async def _fill(url: str, blobs: Blobs, backup: Path, manifest: Manifest) -> Tally:
     tally = Tally()
-    client = Client(url)
+    client, files = Client(url), RecordFiles(blobs)
     try:
+        known = await files.database()
+        if known is not None and known.id != manifest.database.id:
+            raise InvalidRequest("the bucket holds the records of another database than the backup is of")
         if await entries.find(client):
             raise InvalidRequest("the database is not empty; a backup is restored into an empty one, see redis_url")
         await adopt(client, manifest.database)
-        await fill(client, paths, _entries(backup / RECORDS), tally)
+        await fill(client, blobs, _entries(backup / RECORDS), tally)
+        if known is None:
+            await files.claim(manifest.database)
     finally:
         await client.close()
     return tally
 
 
-def _entries(path: Path) -> Iterator[Entry]:
+async def _entries(path: Path) -> AsyncIterator[Entry]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:

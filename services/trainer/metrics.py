@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from shared.errors import LeaseLost, NotFound
 from shared.metrics import FAST_S, LONG_S, Bounded, from_zero
 from shared.records import JobRecord
+from shared.schemas.methods import METHODS
 
 REGISTRY = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)
@@ -66,7 +67,6 @@ STORE_FAILURES = Counter(
     "selftune_trainer_store_failures", "Calls that the database did not answer.", registry=REGISTRY
 )
 
-METHODS = ("supervised", "dpo")
 OUTCOMES = (
     "succeeded", "failed", "cancelled", "paused", "queued", "process_died", "handed_back", "lease_lost", "gone",
 )  # fmt: skip

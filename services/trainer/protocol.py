@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from shared.overlong import Overlong
+from shared.schemas.methods import MethodName
 from shared.schemas.options import EarlyStopping
 
 SPEC_FILE = "spec.json"
@@ -45,9 +46,12 @@ class TrainSpec(Struct, frozen=True, kw_only=True):
     batch_size: Annotated[int, Meta(ge=1)]
     learning_rate_multiplier: Annotated[float, Meta(gt=0)]
     seed: int
-    method: Literal["supervised", "dpo"] = "supervised"
+    method: MethodName = "supervised"
     beta: float = 0.1
-    """Only for DPO: the pull towards the model that training starts from."""
+    """DPO, KTO: the pull towards the model that training starts from. ORPO: the odds ratio's weight."""
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+    """Only for KTO: factors on the losses of rows, by their label."""
     finetuning_type: Literal["lora", "full"] = "lora"
     """`full` trains every weight; what is said of the adapter below is without meaning then."""
     rank: int = 16
@@ -106,6 +110,12 @@ class Metrics(Struct, frozen=True, kw_only=True, omit_defaults=True):
     With DPO a loss is nats per pair, an accuracy counts the tokens of the preferred answers, and the rewards are there:
     beta times how much more likely, in nats, an answer is than for the model that training started from. The margin is
     the preferred answer's reward less the other's; rewards_accuracy is the share of pairs where it is above 0.
+
+    With ORPO they are beta times the mean log probability of an answer's tokens, with a reward model its scores. With
+    KTO a loss is a mean over rows, an accuracy counts the tokens of all answers, the rewards are means over the rows
+    with either label, and the margin is their difference; rewards_accuracy is the share of rows whose reward is on its
+    label's side of beta times `kl`, the nats by which the model is estimated to have moved. What a batch with one
+    label does not have is left out.
     """
 
     step: int
@@ -140,6 +150,9 @@ class Metrics(Struct, frozen=True, kw_only=True, omit_defaults=True):
     full_valid_rewards_rejected: float | None = None
     full_valid_rewards_margin: float | None = None
     full_valid_rewards_accuracy: float | None = None
+    kl: float | None = None
+    valid_kl: float | None = None
+    full_valid_kl: float | None = None
 
 
 class Started(Struct, frozen=True, kw_only=True, tag="started"):

@@ -5,7 +5,7 @@ Every path is one in the data folder (shared.paths). A folder is kept whole or n
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -97,8 +97,14 @@ class Blobs(Protocol):
     async def files(self, folder: Path) -> dict[str, float]:
         """List the files directly in `folder` that belong to no folder: names, and when each came (Unix time)."""
 
-    async def delete(self, file: Path) -> None:
-        """Delete a file that belongs to no folder."""
+    async def write_files(self, files: Mapping[Path, bytes]) -> None:
+        """Keep small files that belong to no folder, in place of those that were there; each is whole or as before."""
+
+    async def read_files(self, files: Iterable[Path]) -> dict[Path, bytes]:
+        """Read small files that belong to no folder; those that are not kept are left out."""
+
+    async def delete(self, *files: Path) -> None:
+        """Delete files that belong to no folder."""
 
     async def check(self) -> None:
         """See whether the store answers."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from shared import ids
 from shared.blobs.interface import Content, Kept
-from shared.paths import ASIDE, Paths, fsync_folder, publish_folder, remove_folder
+from shared.paths import ASIDE, Paths, fsync_folder, publish_folder, remove_folder, write_together
 
 _BLOCK_BYTES = 1 << 20
 
@@ -79,8 +79,14 @@ class LocalBlobs:
     async def files(self, folder: Path) -> dict[str, float]:
         return await asyncio.to_thread(_files, folder)
 
-    async def delete(self, file: Path) -> None:
-        await asyncio.to_thread(_delete, file)
+    async def write_files(self, files: Mapping[Path, bytes]) -> None:
+        await asyncio.to_thread(_write, files)
+
+    async def read_files(self, files: Iterable[Path]) -> dict[Path, bytes]:
+        return await asyncio.to_thread(_read, files)
+
+    async def delete(self, *files: Path) -> None:
+        await asyncio.to_thread(_delete, files)
 
     async def check(self) -> None:
         """Whoever asks writes to the data folder."""
@@ -168,9 +174,25 @@ def _files(folder: Path) -> dict[str, float]:
     return {name: changed_at for name, changed_at in found.items() if changed_at is not None}
 
 
-def _delete(file: Path) -> None:
-    try:
-        file.unlink()
-    except FileNotFoundError:
-        return
-    fsync_folder(file.parent)
+def _write(files: Mapping[Path, bytes]) -> None:
+    for folder in {path.parent for path in files}:
+        folder.mkdir(parents=True, exist_ok=True)
+    write_together(files, mode=0o600)  # webhooks' secrets are among them
+
+
+def _read(files: Iterable[Path]) -> dict[Path, bytes]:
+    found = {}
+    for file in files:
+        with suppress(FileNotFoundError):
+            found[file] = file.read_bytes()
+    return found
+
+
+def _delete(files: Iterable[Path]) -> None:
+    changed = set()
+    for file in files:
+        with suppress(FileNotFoundError):
+            file.unlink()
+            changed.add(file.parent)
+    for folder in changed:
+        fsync_folder(folder)

@@ -11,7 +11,7 @@ import errno
 import hashlib
 import secrets
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -29,6 +29,7 @@ from shared.paths import Paths, fsync_folder, publish_folder, remove_folder
 WHOLE = ".whole.json"
 ASIDE = ".aside.json"
 _TRIES = 5
+_SMALL_AT_ONCE = 16
 
 log = structlog.get_logger()
 
@@ -164,8 +165,24 @@ class ObjectBlobs:
         found = await self._bucket.directly_in(self._key(folder))
         return {self._path(each.key).name: each.changed_at for each in found}
 
-    async def delete(self, file: Path) -> None:
-        await self._bucket.delete([self._key(file)])
+    async def write_files(self, files: Mapping[Path, bytes]) -> None:
+        async def write(file: Path) -> None:
+            await self._bucket.put(self._key(file), files[file])
+
+        await _for_each(files, write)
+
+    async def read_files(self, files: Iterable[Path]) -> dict[Path, bytes]:
+        found: dict[Path, bytes] = {}
+
+        async def read(file: Path) -> None:
+            with suppress(FileNotFoundError):
+                found[file] = await self._bucket.read(self._key(file))
+
+        await _for_each(files, read)
+        return found
+
+    async def delete(self, *files: Path) -> None:
+        await self._bucket.delete(map(self._key, files))
 
     async def check(self) -> None:
         await self._bucket.directly_in(self._key(self.paths.unrecorded / "check"))
@@ -239,6 +256,16 @@ class ObjectBlobs:
 
     def _path(self, key: str) -> Path:
         return self.paths.home.joinpath(*map(unquote, key.split("/")))
+
+
+async def _for_each(files: Iterable[Path], work: Callable[[Path], Awaitable[None]]) -> None:
+    """Do something with each, several at once; when it fails nothing of it is still under way."""
+    waiting = list(files)
+    for start in range(0, len(waiting), _SMALL_AT_ONCE):
+        some = waiting[start : start + _SMALL_AT_ONCE]
+        for outcome in await asyncio.gather(*map(work, some), return_exceptions=True):
+            if outcome is not None:
+                raise outcome
 
 
 def _files_in(folder: Path) -> list[Path]:

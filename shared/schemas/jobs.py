@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeAlias
 
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from shared.schemas.integrations import JobIntegration, WandbIntegration
-from shared.schemas.methods import Method, SupervisedHyperparameters
+from shared.schemas.methods import Method, OwnMethod, SupervisedHyperparameters
 from shared.schemas.options import ShownOptions, TrainingOptions
 
 MetadataKey: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64)]
@@ -44,6 +44,11 @@ class CreateJob(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     metadata: Metadata | None = None
     integrations: Annotated[list[WandbIntegration], Meta(max_length=5)] | None = None
     selftune: ShownOptions | None = None
+
+    @property
+    def own_method(self) -> OwnMethod | None:
+        """The method that is asked for under `selftune`."""
+        return None if self.selftune is None else self.selftune.method
 
     @property
     def options(self) -> TrainingOptions:
@@ -84,7 +89,10 @@ class Job(Struct, frozen=True, kw_only=True):
     result_files: list[str] = []
     trained_tokens: int | None = None
     hyperparameters: SupervisedHyperparameters
-    method: Method
+    method: Annotated[
+        Method | UnsetType,
+        Meta(description="Left out for methods that OpenAI does not have; they are in `selftune.method`."),
+    ] = UNSET
     seed: int
     error: JobError | None = None
     integrations: list[JobIntegration] = []

@@ -1,8 +1,12 @@
-"""Training methods and their hyperparameters, as a request gives them."""
+"""Training methods and their hyperparameters, as a request gives them.
+
+OpenAI's methods stand under `method`; those of this server alone under `selftune.method`, so that a job shows what
+OpenAI's clients know.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from msgspec import Meta, Struct
 
@@ -12,8 +16,19 @@ LearningRateMultiplier: TypeAlias = Annotated[
     float, Meta(gt=0, description="Factor on the server's base learning rate.")
 ]
 
+MethodName: TypeAlias = Literal["supervised", "dpo", "kto", "orpo", "reward"]
+"""What a job may be."""
+METHODS: tuple[MethodName, ...] = get_args(MethodName)
+
 Beta: TypeAlias = Annotated[
     float, Meta(gt=0, le=2, description="Pull towards the model that training starts from; higher stays closer.")
+]
+
+OddsWeight: TypeAlias = Annotated[
+    float, Meta(gt=0, le=10, description="Weight of the odds ratio in the loss: the paper's lambda, TRL's beta.")
+]
+LabelWeight: TypeAlias = Annotated[
+    float, Meta(gt=0, le=1000, description="Factor on the loss of rows with this label.")
 ]
 
 
@@ -56,3 +71,60 @@ class Method(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unkno
     supervised: SupervisedMethod | None = None
     dpo: DpoMethod | None = None
     reinforcement: Annotated[dict[str, Any] | None, Meta(description="Not offered yet; ignored beside another.")] = None
+
+
+class KtoHyperparameters(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """For labelled answers; `auto` is resolved when the files have been read: the rarer label gets more weight."""
+
+    n_epochs: Literal["auto"] | Epochs = "auto"
+    batch_size: Literal["auto"] | BatchSize = "auto"
+    learning_rate_multiplier: Literal["auto"] | LearningRateMultiplier = "auto"
+    beta: Literal["auto"] | Beta = "auto"
+    desirable_weight: Literal["auto"] | LabelWeight = "auto"
+    undesirable_weight: Literal["auto"] | LabelWeight = "auto"
+
+
+class OrpoHyperparameters(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """For preferences without a reference; `auto` is resolved when the files have been read."""
+
+    n_epochs: Literal["auto"] | Epochs = "auto"
+    batch_size: Literal["auto"] | BatchSize = "auto"
+    learning_rate_multiplier: Literal["auto"] | LearningRateMultiplier = "auto"
+    beta: Literal["auto"] | OddsWeight = "auto"
+
+
+class KtoMethod(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Kahneman-Tversky optimization (Ethayarajh et al. 2024, arXiv:2402.01306): answers that are good, or bad."""
+
+    hyperparameters: KtoHyperparameters = KtoHyperparameters()
+
+
+class OrpoMethod(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Odds ratio preference optimization (Hong et al. 2024, arXiv:2403.07691): learn and prefer at once."""
+
+    hyperparameters: OrpoHyperparameters = OrpoHyperparameters()
+
+
+class RewardMethod(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A reward model (Bradley and Terry 1952; Stiennon et al. 2020, arXiv:2009.01325): give the better answer more."""
+
+    hyperparameters: SupervisedHyperparameters = SupervisedHyperparameters()
+
+
+class OwnMethod(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A method beyond OpenAI's, in place of `method`: `kto`, `orpo` or `reward`.
+
+    Settings of other methods may stand beside it and are ignored.
+    """
+
+    type: Literal["kto", "orpo", "reward"]
+    kto: KtoMethod | None = None
+    orpo: OrpoMethod | None = None
+    reward: RewardMethod | None = None
+
+
+class LabelWeights(Struct, frozen=True, kw_only=True):
+    """Factors on KTO's losses, by label."""
+
+    desirable: Literal["auto"] | float = "auto"
+    undesirable: Literal["auto"] | float = "auto"

@@ -6,6 +6,8 @@ from typing import Annotated, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
+from shared.schemas.methods import OwnMethod
+
 TargetModule: TypeAlias = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -162,7 +164,14 @@ class TrainingOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class ShownOptions(TrainingOptions, frozen=True, kw_only=True):
-    """What a job shows: its options, and what this server found out about it."""
+    """What a job shows: its options, its method if OpenAI has none like it, and what this server found out about it."""
+
+    method: (
+        Annotated[
+            OwnMethod, Meta(description="A training method that OpenAI does not have, in place of the job's `method`.")
+        ]
+        | None
+    ) = None
 
     estimated_memory_bytes: (
         Annotated[

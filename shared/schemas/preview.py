@@ -27,7 +27,7 @@ class TokenPiece(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class PreviewSide(Struct, frozen=True, kw_only=True):
-    """One sequence of a row; with DPO there are two, of which the preferred one comes first."""
+    """One sequence of a row; of a pair there are two, of which the preferred one comes first."""
 
     name: Literal["row", "preferred_output", "non_preferred_output"]
     n_tokens: Annotated[int, Meta(description="Tokens that training reads.")]

@@ -11,6 +11,7 @@ from shared import keys
 from shared.errors import NotFound
 from shared.store import index
 from shared.store.client import Argument, Client
+from shared.store.storage import Storage
 
 _decode_metadata = msgspec.json.Decoder(dict[str, str]).decode
 _encode = msgspec.json.encode
@@ -31,21 +32,32 @@ class StoredCompletion(Struct, frozen=True, kw_only=True):
 
 
 class CompletionStore:
-    """Completions by id and by project."""
+    """Completions by id and by project. They count towards its storage, whose default limit is `project_bytes`."""
 
-    def __init__(self, client: Client, *, keep_days: int) -> None:
+    def __init__(self, client: Client, *, keep_days: int, project_bytes: int | None = None) -> None:
         self._client = client
+        self._storage = Storage(client, project_bytes=project_bytes)
         self._keep_s = keep_days * 86_400
 
+    async def check_room(self, project: str, size_bytes: int) -> None:
+        """Raises RateLimited when a project's storage has no room for `size_bytes` more."""
+        await self._storage.check_room(project, size_bytes, param="store")
+
     async def keep(self, completion: StoredCompletion, *, messages: bytes) -> None:
-        """Store a completion with the messages that it answers, a JSON list. Raises StoreUnavailable."""
+        """Store a completion with the messages that it answers, a JSON list, be there room or not.
+
+        Raises StoreUnavailable.
+        """
         fields: list[Argument] = [
             *("project", completion.project, "model", completion.model),
             *("metadata", _encode(completion.metadata), "body", completion.body, "messages", messages),
         ]
         await self._client.script(
             "keep_completion",
-            [keys.completion(completion.id), keys.completions(completion.project), keys.SEQUENCE],
+            [
+                *(keys.completion(completion.id), keys.completions(completion.project), keys.SEQUENCE),
+                *(keys.answers(completion.project), keys.project_bytes(completion.project)),
+            ],
             [completion.id, self._keep_s, keys.completion(""), _places(completion.project), *fields],
         )
 
@@ -64,6 +76,11 @@ class CompletionStore:
             raise _unknown(completion_id)
         return bytes(messages)
 
+    async def messages_of(self, completion_ids: Sequence[str]) -> Sequence[bytes | None]:
+        """Return the messages of each of these requests, a JSON list, or None for one that is gone."""
+        commands: list[tuple[Argument, ...]] = [("HGET", keys.completion(one), "messages") for one in completion_ids]
+        return await self._client.together(commands) if commands else []
+
     async def describe(self, completion_id: str, metadata: Mapping[str, str], *, project: str) -> None:
         """Replace its metadata. Raises NotFound."""
         arguments: list[Argument] = [project, _encode(metadata)]
@@ -72,8 +89,9 @@ class CompletionStore:
 
     async def remove(self, completion_id: str, *, project: str) -> None:
         """Raises NotFound, also when it was removed before."""
-        places = [keys.completion(completion_id), keys.completions(project)]
-        if not await self._client.script("forget_owned", places, [project, completion_id, _places(project)]):
+        found = [keys.completion(completion_id), keys.answers(project), keys.project_bytes(project)]
+        places = [*found, keys.completions(project)]
+        if not await self._client.script("forget_answer", places, [project, completion_id, _places(project)]):
             raise _unknown(completion_id)
 
     async def list(

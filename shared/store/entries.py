@@ -99,6 +99,10 @@ def _key_list(record: Record) -> str:
     return keys.project_keys(record["project"]) if record.get("kind", "project") == "project" else keys.ADMIN_KEYS
 
 
+def _counted_answer(name: str, stored: Record) -> Sequence[Where]:
+    return [(keys.answers(stored["project"]), f"{name} {stored['counted']}")] if "counted" in stored else []
+
+
 KINDS: Mapping[str, Kind] = {
     keys.family(keys.former_key("")): Kind("string"),
     "job": Kind(
@@ -121,6 +125,23 @@ KINDS: Mapping[str, Kind] = {
         ],
         memberships=lambda name, batch: [(keys.file_batches(batch["input_file_id"]), name)],
         unkept_fields=("owner", "claims"),
+    ),
+    "eval_run": Kind(
+        "hash",
+        companions=lambda name, _: [
+            (keys.eval_tally(name), "hash"),
+            (keys.eval_items(name), "hash"),
+            (keys.eval_marks(name), "string"),
+            (keys.eval_drafts(name), "hash"),
+        ],
+        ranks=lambda name, run: [(keys.eval_runs(run["eval_id"]), name), (keys.ACTIVE_EVAL_RUNS, name)],
+        mirrored=False,
+        unkept_fields=("owner", "claims"),
+        at_once=1,
+    ),
+    "eval": Kind(
+        "string",
+        ranks=lambda name, one: [(keys.evals(one["project"]), name), (keys.changed_evals(one["project"]), name)],
     ),
     "alias": Kind(
         "string",
@@ -149,9 +170,12 @@ KINDS: Mapping[str, Kind] = {
         ],
     ),
     "completion": Kind(
-        "hash", ranks=lambda name, stored: [(keys.completions(stored["project"]), name)], mirrored=False, at_once=20
+        "hash",
+        ranks=lambda name, stored: [(keys.completions(stored["project"]), name), *_counted_answer(name, stored)],
+        mirrored=False,
+        at_once=20,
     ),
-    "response": Kind("hash", mirrored=False, at_once=20),
+    "response": Kind("hash", ranks=lambda name, stored: _counted_answer(name, stored), mirrored=False, at_once=20),
     "idempotency": Kind("string", mirrored=False),
     "webhook": Kind("string", ranks=lambda name, webhook: [(keys.webhooks(webhook["project"]), name)]),
     "webhook_delivery": Kind("string", ranks=lambda name, _: [(keys.WEBHOOK_QUEUE, name)], mirrored=False),
@@ -180,9 +204,12 @@ _LISTED = frozenset(
     for key in (
         *(keys.jobs(""), keys.OUTCOMES, keys.ACTIVE_JOBS, keys.project_jobs(""), keys.job_events("")),
         *(keys.job_checkpoints(""), keys.batches(""), keys.ACTIVE_BATCHES, keys.file_batches("")),
+        *(keys.eval_runs(""), keys.ACTIVE_EVAL_RUNS, keys.eval_tally(""), keys.eval_items(""), keys.eval_marks("")),
+        *(keys.eval_drafts(""), keys.evals(""), keys.changed_evals("")),
         *(keys.alias_history(""), keys.aliases(""), keys.upload_parts(""), keys.UPLOADS, keys.files("")),
         *(keys.EXPIRING_FILES, keys.permissions(""), keys.model_settings(""), keys.adapters(""), keys.models("")),
         *(keys.PINNED_ADAPTERS, keys.shared_models(""), keys.completions(""), keys.webhooks("")),
+        keys.answers(""),
         *(keys.WEBHOOK_QUEUE, keys.key_digest(""), keys.project_keys(""), keys.ADMIN_KEYS, keys.account_keys("")),
         *(keys.accounts(""), keys.PROJECTS),
     )
@@ -193,6 +220,7 @@ LEFT_OUT = frozenset(
     keys.family(key)
     for key in (
         *(keys.SCHEMA, keys.SCHEMA_LOCK, keys.RECORDER_LOCK, keys.job_lease(""), keys.batch_lease("")),
+        *(keys.eval_run_lease(""),),
         *(keys.request_bucket(""), keys.token_bucket(""), keys.place("", ""), keys.alias_traffic("", 0)),
         *(keys.ADAPTER_CHANGES, keys.residency(""), keys.REPLICAS, keys.replica(""), keys.WORKERS, keys.worker("")),
         *(keys.key_used(""), keys.project_bytes(""), keys.shadow_pairs("")),

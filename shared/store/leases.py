@@ -2,7 +2,8 @@
 
 The token of the last claim is kept in the hash of the job or batch as its `owner`, and each write of a worker is
 compared with it, in the same step (M. Kleppmann, "How to do distributed locking", 2016). An expired lease may be
-claimed by others; until one does, its holder is still the only one, and takes it again by renewing it.
+claimed by others; until one does, its holder is still the only one, and takes it again by renewing it. Where the clock
+was put back, a lease that nobody renews ends all the same: whoever looks at it shortens it to its usual time.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class LeaseStore:
 
     async def held(self, object_id: str) -> bool:
         """Tell whether anybody holds it."""
-        return bool(await self._client.call("EXISTS", self._key(object_id)))
+        return bool(await self._client.script("is_leased", [self._key(object_id)], [self._ttl_ms]))
 
     def _keys(self, object_id: str) -> list[str]:
         return [self._key(object_id), self._owned(object_id)]

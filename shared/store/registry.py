@@ -114,7 +114,7 @@ class Registry:
                 adapter.sha256,
                 head + b'"int_id":',
                 tail,
-                _encode(AdapterChange(name=adapter.name, base=adapter.base, action="published")),
+                _encode(AdapterChange(name=adapter.name, base=adapter.served_on, action="published")),
                 int(adapter.listed),
                 fence,
                 adapter.size_bytes,
@@ -199,7 +199,7 @@ class Registry:
                 adapter.name,
                 int(pinned),
                 -1 if limit is None else limit,
-                _encode(AdapterChange(name=adapter.name, base=adapter.base, action="wanted")),
+                _encode(AdapterChange(name=adapter.name, base=adapter.served_on, action="wanted")),
             ],
         )
         if outcome == -1:
@@ -276,14 +276,15 @@ class Registry:
         return sorted(await self._many(names), key=lambda adapter: (-adapter.created_at, adapter.name))
 
     async def snapshot(self, base: str) -> tuple[str, Sequence[AdapterRecord]]:
-        """Return all adapters that should exist on a base, and the place in the change stream from where to go on.
-
-        A base that a job has made is no adapter on itself.
-        """
+        """Return all adapters that a base's servers should have, and the place in the change stream to go on from."""
         last = await self._client.call("XREVRANGE", keys.ADAPTER_CHANGES, "+", "-", "COUNT", 1)
         cursor = last[0][0].decode() if last else "0-0"
+        return cursor, [adapter for adapter in await self.on_base(base) if adapter.served_on == base]
+
+    async def on_base(self, base: str) -> Sequence[AdapterRecord]:
+        """Return all adapters on a base, served or not. A base that a job has made is no adapter on itself."""
         names = [member.decode() for member in await self._client.call("SMEMBERS", keys.adapters(base))]
-        return cursor, [adapter for adapter in await self._many(names) if not adapter.whole]
+        return [adapter for adapter in await self._many(names) if not adapter.whole]
 
     async def changes(self, cursor: str, *, block_ms: int) -> tuple[str, Sequence[AdapterChange]]:
         """Wait up to `block_ms` for changes behind `cursor`; returns the new cursor and them.
@@ -332,7 +333,7 @@ class Registry:
 
 def _change(adapter: AdapterRecord, action: Literal["retired", "wanted"]) -> tuple[str | int | bytes, ...]:
     """Form the command that tells the replicas."""
-    change = _encode(AdapterChange(name=adapter.name, base=adapter.base, action=action))
+    change = _encode(AdapterChange(name=adapter.name, base=adapter.served_on, action=action))
     return ("XADD", keys.ADAPTER_CHANGES, "MAXLEN", "~", 10000, "*", "change", change)
 
 

@@ -9,6 +9,7 @@ from msgspec import Struct
 from shared import keys
 from shared.errors import InvalidRequest, NotFound
 from shared.store.client import Argument, Client
+from shared.store.storage import Storage
 
 _MAX_CHAIN = 1000
 _FIELDS = ("project", "previous", "body", "items")
@@ -28,22 +29,28 @@ class StoredResponse(Struct, frozen=True, kw_only=True):
 
 
 class ResponseStore:
-    """Responses by id."""
+    """Responses by id. They count towards their project's storage; `project_bytes` is the default limit of that."""
 
-    def __init__(self, client: Client, *, keep_days: int, max_conversation_bytes: int) -> None:
+    def __init__(
+        self, client: Client, *, keep_days: int, max_conversation_bytes: int, project_bytes: int | None = None
+    ) -> None:
         self._client = client
+        self._storage = Storage(client, project_bytes=project_bytes)
         self._max_conversation_bytes = max_conversation_bytes
         self._keep_s = keep_days * 86_400
 
+    async def check_room(self, project: str, size_bytes: int) -> None:
+        """Raises RateLimited when a project's storage has no room for `size_bytes` more."""
+        await self._storage.check_room(project, size_bytes, param="store")
+
     async def keep(self, response: StoredResponse) -> None:
-        """Raises StoreUnavailable."""
-        key = keys.response(response.id)
+        """Store a response, be there room or not. Raises StoreUnavailable."""
         fields: list[Argument] = [
             *("project", response.project, "previous", response.previous),
             *("body", response.body, "items", response.items),
         ]
-        expiry: list[tuple[Argument, ...]] = [("EXPIRE", key, self._keep_s)] if self._keep_s else []
-        await self._client.together([("DEL", key), ("HSET", key, *fields), *expiry])
+        places = _places(response.id, response.project)
+        await self._client.script("keep_response", places, [response.id, self._keep_s, *fields])
 
     async def get(self, response_id: str, *, project: str) -> StoredResponse:
         """Raises NotFound when it is unknown, has expired, or belongs to another project."""
@@ -80,5 +87,9 @@ class ResponseStore:
 
     async def remove(self, response_id: str, *, project: str) -> None:
         """Raises NotFound, also when it was removed before."""
-        if not await self._client.script("forget_owned", [keys.response(response_id)], [project, response_id]):
+        if not await self._client.script("forget_answer", _places(response_id, project), [project, response_id]):
             raise NotFound(f"Response with id '{response_id}' not found.", param="response_id")
+
+
+def _places(response_id: str, project: str) -> list[str]:
+    return [keys.response(response_id), keys.answers(project), keys.project_bytes(project)]

@@ -1,7 +1,8 @@
 """How many bytes a project keeps on this server, and whether it has room for more.
 
-Its files count, its fine-tuned models, the parts of its uploads under way, and files that were deleted while batches
-hold their bytes. The scripts that store and remove them count in the same step.
+Its files count, its fine-tuned models, its stored completions and responses, the parts of its uploads under way, and
+files that were deleted while batches hold their bytes. The scripts that store and remove them count in the same step;
+what has expired is given back when somebody asks, or when there is no room.
 """
 
 from __future__ import annotations
@@ -37,31 +38,34 @@ class Storage:
         """
         limit = self._project_bytes if limited and self._project_bytes is not None else -1
         outcome = await attempt(limit)
-        if outcome == _NEVER_COUNTED:
+        if outcome in (_NEVER_COUNTED, _NO_ROOM):
             await self.used_bytes(project)
             outcome = await attempt(limit)
         if outcome == _NO_ROOM:
             raise _no_room(size_bytes)
         return outcome
 
-    async def check_room(self, project: str, size_bytes: int) -> None:
-        """Raises RateLimited when `size_bytes` more would not fit now; `claim` decides."""
+    async def check_room(self, project: str, size_bytes: int, *, param: str | None = None) -> None:
+        """Raises RateLimited, which names `param`, when `size_bytes` more would not fit now; `claim` decides."""
         if self._project_bytes is None:
             return
         raw = await self._client.call("GET", keys.project(project))
         own = _decode_project(raw).limits.storage_bytes if raw is not None else None
         limit = self._project_bytes if own is None else own
         if limit and await self.used_bytes(project) + size_bytes > limit:
-            raise _no_room(size_bytes)
+            raise _no_room(size_bytes, param)
 
     async def used_bytes(self, project: str) -> int:
         """Return how many bytes a project keeps."""
-        found = [keys.files(project), keys.project_bytes(project), keys.models(project)]
+        found = [keys.files(project), keys.project_bytes(project), keys.models(project), keys.answers(project)]
         return int(await self._client.script("count_files", found, [keys.file(""), keys.adapter("")]))
 
 
-def _no_room(size_bytes: int) -> RateLimited:
+def _no_room(size_bytes: int, param: str | None = None) -> RateLimited:
+    instead = "send 'store': false, delete" if param == "store" else "delete"
     return RateLimited(
-        f"The project's storage has no room for {size_bytes:,} bytes more; delete files, or have its limit raised.",
+        f"The project's storage has no room for {size_bytes:,} bytes more; {instead} files, models or stored answers, "
+        "or have its limit raised.",
         code="storage_limit_exceeded",
+        param=param,
     )

@@ -80,6 +80,18 @@ def test_openais_paths_are_all_there(spec: dict[str, Any]) -> None:
     }  # fmt: skip
 
 
+def test_paths_of_evals_are_all_there(spec: dict[str, Any]) -> None:
+    methods = {(method, path) for path, operations in spec["paths"].items() for method in operations}
+    one = "/v1/evals/{eval_id}"
+    run = one + "/runs/{run_id}"
+    assert methods >= {
+        ("post", "/v1/evals"), ("get", "/v1/evals"), ("get", one), ("post", one), ("delete", one),
+        ("post", one + "/runs"), ("get", one + "/runs"), ("get", run), ("post", run), ("post", run + "/cancel"),
+        ("delete", run), ("get", run + "/output_items"), ("get", run + "/output_items/{output_item_id}"),
+        ("get", run + "/comparison"),
+    }  # fmt: skip
+
+
 def test_paths_of_aliases_are_all_there(spec: dict[str, Any]) -> None:
     methods = {(method, path) for path, operations in spec["paths"].items() for method in operations}
     one = "/v1/aliases/{alias}"

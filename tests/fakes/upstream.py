@@ -95,11 +95,15 @@ class Upstream:
             await self._stream(request["model"], send)
         else:
             await self._start(send, self.status, "application/json")
-            whole = _echoed(self.answer, request) or json.dumps(_completion(request["model"])).encode()
+            whole = self._whole(request)
             if self.behaviour == "cut":
                 await send({"type": "http.response.body", "body": whole[:20], "more_body": True})
                 return
             await send({"type": "http.response.body", "body": whole})
+
+    def _whole(self, request: dict[str, Any]) -> bytes:
+        """Form the body of an answer that is no stream."""
+        return _echoed(self.answer, request) or json.dumps(_completion(request["model"])).encode()
 
     async def _stream(self, model: str, send: Send) -> None:
         await self._start(send, 200, "text/event-stream; charset=utf-8")

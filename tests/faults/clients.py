@@ -3,40 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import random
-from typing import Any
+from collections.abc import Sequence
 
-import httpx2
-
-from tests.faults.ledger import KnownAlias, KnownFile, KnownJob, Ledger
+from tests.faults.batch_client import BatchClient
+from tests.faults.calls import Calls
+from tests.faults.ledger import KnownAlias, KnownJob, Ledger
+from tests.faults.parts_client import PartsClient
 from tests.faults.recipes import RECIPES
 from tests.integration.inference_stack import BASE_ID
 
-Answer = dict[str, Any]
 MOST_JOBS = 6
 """Unfinished jobs at a time, of all clients."""
-_EXCUSED = frozenset({502, 503, 504, 507})
-"""What a fault may be answered with."""
 
 
 class Client:
-    """One of several; `name` is in everything that it makes."""
+    """One of several; `name` is in everything that it makes, `urls` are those of the api processes."""
 
-    def __init__(self, name: str, url: str, key: str, ledger: Ledger, dice: random.Random) -> None:
+    def __init__(self, name: str, urls: Sequence[str], key: str, ledger: Ledger, dice: random.Random) -> None:
         self.name = name
         self.ledger = ledger
+        self.calls = Calls(name, urls, key, ledger, dice)
         self._dice = dice
-        self._count = 0
-        self._http = httpx2.AsyncClient(
-            base_url=f"{url}/v1", headers={"authorization": f"Bearer {key}"}, timeout=20, trust_env=False
-        )
+        self._batches = BatchClient(self.calls)
+        self._parts = PartsClient(self.calls)
 
     async def work(self, stop: asyncio.Event) -> None:
         """Do one thing after another until `stop`."""
         actions = {
-            self.upload: 3, self.train: 3, self.chat: 5, self.look: 5, self.delete: 1, self.cancel: 0.4,
-            self.pause: 0.6, self.resume: 1.5, self.move_alias: 1.5,
+            self.calls.upload: 2, self._parts.send: 1.5, self.train: 3, self.chat: 5, self.look: 5, self.delete: 1,
+            self.cancel: 0.4, self.pause: 0.6, self.resume: 1.5, self.move_alias: 1.5, self._batches.start: 1.5,
+            self._batches.look: 1.5,
         }  # fmt: skip
         while not stop.is_set():
             action = self._dice.choices(list(actions), list(actions.values()))[0]
@@ -44,49 +41,20 @@ class Client:
             await asyncio.sleep(self._dice.uniform(0.05, 0.6))
 
     async def close(self) -> None:
-        await self._http.aclose()
-
-    async def ask(self, method: str, path: str, *, fine: tuple[int, ...] = (200,), **more: Any) -> Answer | None:
-        """Return the answer; None for one that did not come or came as a fault's, or with another status in `fine`."""
-        try:
-            response = await self._http.request(method, path, **more)
-        except httpx2.HTTPError:
-            self.ledger.unavailable += 1
-            return None
-        if response.status_code == 200:
-            return dict(response.json())
-        if response.status_code in _EXCUSED:
-            self.ledger.unavailable += 1
-        elif response.status_code not in fine:
-            self.ledger.blame(method, path, "was answered", response.status_code, response.text[:300])
-        return None
-
-    async def upload(self, content: bytes | None = None, *, in_use: bool = False) -> str | None:
-        """Upload a file; returns its id if that was acknowledged."""
-        name = self._new_name("file")
-        content = content if content is not None else f'{{"n": "{name}"}}\n'.encode() * self._dice.randint(1, 4000)
-        purpose = "fine-tune" if in_use else "user_data"
-        self.ledger.maybe_files.add(name)
-        made = await self.ask("POST", "/files", data={"purpose": purpose}, files={"file": (name, content)})
-        if made is None:
-            return None
-        self.ledger.maybe_files.discard(name)
-        digest = hashlib.sha256(content).hexdigest()
-        self.ledger.files[made["id"]] = KnownFile(digest, in_use=in_use)
-        return str(made["id"])
+        await self.calls.close()
 
     async def train(self) -> None:
         """Upload a recipe's rows and create a job on them, asking again with the same key when no answer came."""
         if sum(not job.ended_as for job in self.ledger.jobs.values()) >= MOST_JOBS:
             return
         recipe = self._dice.choice(RECIPES)
-        file_id = await self.upload(recipe.content(), in_use=True)
+        file_id = await self.calls.upload(recipe.content(), purpose="fine-tune")
         if file_id is None:
             return
-        tag = self._new_name("job")
+        tag = self.calls.new_name("job")
         self.ledger.maybe_jobs.add(tag)
-        for _ in range(10):
-            made = await self.ask(
+        for _ in range(4):
+            made = await self.calls.ask(
                 "POST", "/fine_tuning/jobs", json=recipe.job(file_id, tag), headers={"idempotency-key": tag}
             )
             if made is not None:
@@ -102,7 +70,7 @@ class Client:
             "model": self._dice.choice(models), "messages": [{"role": "user", "content": "colour 3 of 1?"}],
             "max_tokens": 4, "temperature": 0,
         }  # fmt: skip
-        answer = await self.ask("POST", "/chat/completions", json=body, fine=(200, 429))
+        answer = await self.calls.ask("POST", "/chat/completions", json=body, fine=(429,))
         if answer is not None:
             self.ledger.answers += 1
             if answer["usage"]["completion_tokens"] < 1:
@@ -113,14 +81,15 @@ class Client:
         job_id = self._any_job()
         if job_id is None:
             return
-        job = await self.ask("GET", f"/fine_tuning/jobs/{job_id}")
+        known_before = self.ledger.jobs[job_id].ended_as
+        job = await self.calls.ask("GET", f"/fine_tuning/jobs/{job_id}")
         if job is not None:
-            self.ledger.note_end(job_id, job)
-        events = await self.ask("GET", f"/fine_tuning/jobs/{job_id}/events", params={"limit": 50})
+            self.ledger.note_end(job_id, job, known_before)
+        events = await self.calls.ask("GET", f"/fine_tuning/jobs/{job_id}/events", params={"limit": 50})
         if events is not None:
             self.ledger.note_events(job_id, events["data"])
         if job is not None and job["status"] == "succeeded":
-            found = await self.ask("GET", f"/fine_tuning/jobs/{job_id}/checkpoints")
+            found = await self.calls.ask("GET", f"/fine_tuning/jobs/{job_id}/checkpoints")
             if found is not None:
                 self.ledger.jobs[job_id].checkpoints |= {point["id"] for point in found["data"]}
 
@@ -131,26 +100,29 @@ class Client:
             return
         file_id = self._dice.choice(unused)
         self.ledger.files[file_id].delete_asked = True
-        if await self.ask("DELETE", f"/files/{file_id}") is not None:
+        if await self.calls.ask("DELETE", f"/files/{file_id}", fine_again=(404,)) is not None:
             self.ledger.files[file_id].deleted = True
 
     async def cancel(self) -> None:
         job_id = self._any_job()
         if job_id is not None:
             self.ledger.jobs[job_id].cancel_asked = True
-            if await self.ask("POST", f"/fine_tuning/jobs/{job_id}/cancel", fine=(400,)) is not None:
+            if await self.calls.ask("POST", f"/fine_tuning/jobs/{job_id}/cancel", fine=(400,)) is not None:
                 self.ledger.jobs[job_id].cancelled = True
 
     async def pause(self) -> None:
         job_id = self._any_job()
         if job_id is not None:
             self.ledger.jobs[job_id].paused = True
-            await self.ask("POST", f"/fine_tuning/jobs/{job_id}/pause", fine=(400,))
+            await self.calls.ask("POST", f"/fine_tuning/jobs/{job_id}/pause", fine=(400,))
 
     async def resume(self) -> None:
         """Resume a job that was asked to pause; 400 says that it was not paused."""
         for job_id, job in list(self.ledger.jobs.items()):
-            if job.paused and await self.ask("POST", f"/fine_tuning/jobs/{job_id}/resume", fine=(400,)) is not None:
+            if (
+                job.paused
+                and await self.calls.ask("POST", f"/fine_tuning/jobs/{job_id}/resume", fine=(400,)) is not None
+            ):
                 job.paused = False
                 return
 
@@ -164,17 +136,13 @@ class Client:
         known.maybe.add(target)
         body = {"model": target, "wait_warm": False}
         if known.model:
-            moved = await self.ask("POST", f"/aliases/{name}", json=body)
+            moved = await self.calls.ask("POST", f"/aliases/{name}", json=body)
         else:
-            moved = await self.ask("POST", "/aliases", json={"name": name, **body}, fine=(400,))
-            moved = moved or await self.ask("POST", f"/aliases/{name}", json=body, fine=(404,))
+            moved = await self.calls.ask("POST", "/aliases", json={"name": name, **body}, fine=(400,))
+            moved = moved or await self.calls.ask("POST", f"/aliases/{name}", json=body, fine=(404,))
         if moved is not None:
             known.model, known.maybe = target, set()
 
     def _any_job(self) -> str | None:
         jobs = list(self.ledger.jobs)
         return self._dice.choice(jobs[-12:]) if jobs else None
-
-    def _new_name(self, what: str) -> str:
-        self._count += 1
-        return f"{what}-{self.name}-{self._count}"

@@ -23,7 +23,9 @@ class Kind(StrEnum):
     """The date jumps, for every process of the stack."""
 
 
-PROCESSES = ("api", "trainer", "other_trainer", "training", "inference", "engine", "valkey", "launcher")
+PROCESSES = (
+    "api", "other_api", "trainer", "other_trainer", "training", "inference", "engine", "valkey", "launcher",
+)  # fmt: skip
 """What may be killed or frozen; see site.Site.processes()."""
 
 
@@ -47,12 +49,13 @@ class Fault:
 
 
 _WEIGHTS: Sequence[tuple[Kind, str, int]] = (
-    (Kind.KILL, "api", 8), (Kind.KILL, "trainer", 8), (Kind.KILL, "other_trainer", 6), (Kind.KILL, "training", 8),
-    (Kind.KILL, "inference", 3), (Kind.KILL, "engine", 3), (Kind.KILL, "valkey", 8), (Kind.KILL, "launcher", 2),
-    (Kind.STOP, "trainer", 4), (Kind.STOP, "other_trainer", 4), (Kind.STOP, "api", 3), (Kind.STOP, "valkey", 2),
-    (Kind.FREEZE, "api", 3), (Kind.FREEZE, "trainer", 5), (Kind.FREEZE, "other_trainer", 5),
-    (Kind.FREEZE, "training", 3), (Kind.FREEZE, "inference", 2), (Kind.FREEZE, "engine", 2),
-    (Kind.FREEZE, "valkey", 5), (Kind.FILL_DISK, "", 5), (Kind.CUT_REDIS, "", 6), (Kind.MOVE_CLOCK, "", 5),
+    (Kind.KILL, "api", 6), (Kind.KILL, "other_api", 5), (Kind.KILL, "trainer", 8), (Kind.KILL, "other_trainer", 6),
+    (Kind.KILL, "training", 8), (Kind.KILL, "inference", 3), (Kind.KILL, "engine", 3), (Kind.KILL, "valkey", 8),
+    (Kind.KILL, "launcher", 2), (Kind.STOP, "api", 2), (Kind.STOP, "other_api", 2), (Kind.STOP, "trainer", 4),
+    (Kind.STOP, "other_trainer", 4), (Kind.STOP, "valkey", 2), (Kind.FREEZE, "api", 2), (Kind.FREEZE, "other_api", 2),
+    (Kind.FREEZE, "trainer", 5), (Kind.FREEZE, "other_trainer", 5), (Kind.FREEZE, "training", 3),
+    (Kind.FREEZE, "inference", 2), (Kind.FREEZE, "engine", 2), (Kind.FREEZE, "valkey", 5), (Kind.FILL_DISK, "", 5),
+    (Kind.CUT_REDIS, "", 6), (Kind.MOVE_CLOCK, "", 5),
 )  # fmt: skip
 
 

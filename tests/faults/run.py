@@ -17,6 +17,7 @@ import psutil
 from shared.store.client import Client as StoreClient
 from shared.store.registry import Registry
 from tests.faults import plugs
+from tests.faults.calls import Calls
 from tests.faults.clients import Client
 from tests.faults.ledger import KnownJob, Ledger
 from tests.faults.plan import PROCESSES, Fault, Kind, draw
@@ -50,8 +51,10 @@ class Outcome:
             + ", ".join(f"{count} {what}" for what, count in self.pulled.most_common()),
             (
                 f"acknowledged: {len(known.files)} files, {len(known.jobs)} jobs ({dict(self.ends)}), "
-                f"{sum(len(job.events) for job in known.jobs.values())} events, {len(known.aliases)} aliases, "
-                f"{known.answers} chats; {known.unavailable} requests met a fault"
+                f"{sum(len(job.events) for job in known.jobs.values())} events, {len(known.batches)} batches "
+                f"({dict(Counter(batch.ended_as for batch in known.batches.values()))}), {len(known.uploads)} uploads "
+                f"in parts, {len(known.aliases)} aliases, {known.answers} chats; {known.unavailable} tries met a "
+                f"fault, {known.given_up} requests were given up"
             ),
             f"wrong: {len(self.wrong)}",
         ]
@@ -84,22 +87,22 @@ def run(count: int, *, seed: int, n_clients: int, say: Say, kept_logs: Path | No
 
 async def _undisturbed(place: Site, ledger: Ledger, say: Say) -> dict[int, str]:
     """Train every recipe once in peace; returns the digests of the models, by the recipe's number."""
-    client = Client("peace", place.url, place.key, ledger, random.Random(0))
+    calls = Calls("peace", place.urls, place.key, ledger, random.Random(0))
     store = StoreClient(place.redis_url)
     digests: dict[int, str] = {}
     for recipe in RECIPES:
-        file_id = await client.upload(recipe.content(), in_use=True)
-        made = await client.ask("POST", "/fine_tuning/jobs", json=recipe.job(file_id or "", f"peace-{recipe.number}"))
+        file_id = await calls.upload(recipe.content(), purpose="fine-tune")
+        made = await calls.ask("POST", "/fine_tuning/jobs", json=recipe.job(file_id or "", f"peace-{recipe.number}"))
         assert made is not None, ledger.wrong
         ledger.jobs[made["id"]] = KnownJob(recipe.number, f"peace-{recipe.number}")
-        while (job := await client.ask("GET", f"/fine_tuning/jobs/{made['id']}")) and job["status"] != "succeeded":
+        while (job := await calls.ask("GET", f"/fine_tuning/jobs/{made['id']}")) and job["status"] != "succeeded":
             assert job["status"] not in ("failed", "cancelled"), job
             await asyncio.sleep(0.2)
         assert job is not None
         adapter = await Registry(store).get(job["fine_tuned_model"])
         assert adapter is not None
         digests[recipe.number] = adapter.sha256
-    await client.close()
+    await calls.close()
     await store.close()
     say(f"undisturbed: {digests}")
     return digests
@@ -110,7 +113,7 @@ async def _disturb(
 ) -> None:
     stop = asyncio.Event()
     clients = [
-        Client(str(number), place.url, place.key, ledger, random.Random(f"{seed}-{number}"))
+        Client(str(number), place.urls, place.key, ledger, random.Random(f"{seed}-{number}"))
         for number in range(n_clients)
     ]
     working = [asyncio.create_task(client.work(stop)) for client in clients]
@@ -118,6 +121,7 @@ async def _disturb(
     try:
         for number, fault in enumerate(faults, 1):
             await asyncio.sleep(fault.pause_s)
+            ledger.clock_moves += fault.kind is Kind.MOVE_CLOCK
             await _pull(place, fault)
             pulled[f"{fault.kind.value} {fault.target}".strip()] += 1
             say(f"{number:4d} {fault}")
@@ -140,7 +144,7 @@ async def _pull(place: Site, fault: Fault) -> None:
 
 
 async def _watch(place: Site, stop: asyncio.Event) -> None:
-    """Be the operator's supervisor: start the launcher and the other trainer again when they have ended."""
+    """Be the operator's supervisor: start the launcher and what runs beside it again when they have ended."""
     while not stop.is_set():
         await asyncio.to_thread(place.start)
         await asyncio.sleep(WATCH_S)
@@ -156,14 +160,15 @@ def _judge(place: Site, ledger: Ledger, digests: dict[int, str], say: Say, *, di
     verdict = Verdict(place, ledger, digests, disk_was_full=disk_was_full)
     try:
         verdict.settle()
-        say("every job is at its end")
+        say("every job and batch is at its end")
         verdict.sweep()
         verdict.judge()
+        for left in place.stop():
+            ledger.blame("a process is left:", left)
+        verdict.judge_disk()
+        verdict.judge_rebuilt()
     finally:
         verdict.close()
-    for left in place.stop():
-        ledger.blame("a process is left:", left)
-    verdict.judge_disk()
     return Counter(job.ended_as for job in ledger.jobs.values())
 
 

@@ -1,4 +1,8 @@
-"""The stack under test, and what it stands on: two trainers, a tiny base, a small disk, a clock that can be moved."""
+"""The stack under test, and what it stands on: a tiny base, a small disk, a clock that can be moved.
+
+`selftune up` runs one api and one trainer; beside it are another api and another trainer, which nobody but `start()`
+starts again.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ from pathlib import Path
 import psutil
 import redis
 
+from services.cli.database import database_of
 from shared import embedded_valkey
 from shared.paths import Paths
 from shared.settings import Settings
@@ -25,6 +30,7 @@ from tests.integration.inference_stack import BASE_ID, make_base
 
 DISK_BYTES = 512 << 20
 LEASE_S = 5.0
+_OTHERS = {"other_api": "services.api", "other_trainer": "services.trainer"}
 _ROOT = Path(__file__).parents[2]
 
 
@@ -38,10 +44,13 @@ class Site:
         self._disk = folder / "disk"
         self._clock = folder / "clock"
         self.paths = Paths(self._disk / "data")
-        self._port = free_port()
+        self._port, self._other_port = free_port(), free_port()
         self._launcher: subprocess.Popen[bytes] | None = None
-        self._other: subprocess.Popen[bytes] | None = None
-        self.url = f"http://127.0.0.1:{self._port}"
+        self._others: dict[str, subprocess.Popen[bytes]] = {}
+        self._latest_ns = 0
+        """How far the date has been ahead at most."""
+        self.urls = tuple(f"http://127.0.0.1:{port}" for port in (self._port, self._other_port))
+        """Of the two api processes, the launcher's first."""
         self.settings = Settings(
             data_dir=str(self.paths.home), base_model=str(folder / BASE_ID), port=self._port, lease_ttl_s=LEASE_S,
             lora_rank=4, max_lora_rank=4, max_model_len=256, max_num_seqs=4, kv_cache_bytes=16 << 20, threads=1,
@@ -69,16 +78,22 @@ class Site:
         self.paths.home.mkdir(parents=True, exist_ok=True)
         if self._launcher is None or self._launcher.poll() is not None:
             self._launcher = launch(self.paths.home, self._port, self._environment(), log=self.folder / "up.log")
-        if self._other is None or self._other.poll() is not None:
-            wait_for(self.paths.internal_key.exists, 60)
-            with (self.folder / "other.log").open("ab") as log:
-                self._other = subprocess.Popen(
-                    [sys.executable, "-m", "services.trainer"], cwd=_ROOT, stdin=subprocess.DEVNULL, stdout=log,
-                    stderr=log, start_new_session=True, env={**os.environ, **self._environment()},
-                )  # fmt: skip
+        wait_for(self.paths.internal_key.exists, 60)
+        for name, service in _OTHERS.items():
+            if name not in self._others or self._others[name].poll() is not None:
+                self._others[name] = self._start_other(name, service)
+
+    def _start_other(self, name: str, service: str) -> subprocess.Popen[bytes]:
+        port = {"SELFTUNE_PORT": str(self._other_port)}
+        with (self.folder / f"{name}.log").open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", service], cwd=_ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True, env={**os.environ, **self._environment(), **port},
+            )  # fmt: skip
 
     def wait_until_ready(self) -> None:
-        self._stack().wait_until_ready()
+        for url in self.urls:
+            self._stack(url).wait_until_ready()
 
     def processes(self, target: str) -> list[psutil.Process]:
         """Return what runs of a target of plan.PROCESSES; nothing while it is being started."""
@@ -88,12 +103,12 @@ class Site:
         return []
 
     def _family(self, target: str) -> list[psutil.Process]:
-        assert self._launcher is not None and self._other is not None
+        assert self._launcher is not None
         match target:
             case "launcher":
                 return [psutil.Process(self._launcher.pid)]
-            case "other_trainer":
-                return [psutil.Process(self._other.pid)]
+            case "other_api" | "other_trainer":
+                return [psutil.Process(self._others[target].pid)]
             case "training":
                 trainers = [*self.processes("trainer"), *self.processes("other_trainer")]
                 everything = [child for trainer in trainers for child in trainer.children(recursive=True)]
@@ -124,33 +139,64 @@ class Site:
     def move_clock(self, seconds: int) -> None:
         """Move the date for every process of the site, from where it is."""
         (moved_ns,) = struct.unpack("q", self._clock.read_bytes())
+        self._set_clock(moved_ns + seconds * 1_000_000_000)
+
+    def move_clock_beyond(self, seconds: int) -> None:
+        """Move the date to `seconds` after the latest that any process of the site has seen, or the file system."""
+        self._set_clock(self._latest_ns + seconds * 1_000_000_000)
+
+    def _set_clock(self, moved_ns: int) -> None:
+        self._latest_ns = max(self._latest_ns, moved_ns)
         with self._clock.open("r+b") as file:
-            file.write(struct.pack("q", moved_ns + seconds * 1_000_000_000))
+            file.write(struct.pack("q", moved_ns))
 
     def stop(self) -> list[str]:
         """Stop it as Ctrl-C does; returns what is left of it after that."""
-        assert self._launcher is not None and self._other is not None
+        assert self._launcher is not None
         descendants = [
             process
-            for one in (self._launcher, self._other)
+            for one in (self._launcher, *self._others.values())
             if one.poll() is None
             for process in psutil.Process(one.pid).children(recursive=True)
         ]
-        self._other.terminate()
-        self._other.wait(timeout=60)
+        for other in self._others.values():
+            _end(other)
         self._launcher.send_signal(2)
         self._launcher.wait(timeout=120)
         return still_alive(descendants, 10.0)
 
+    @contextmanager
+    def rebuilt(self) -> Iterator[str]:
+        """With everything stopped, lose the database, make it again from the data folder, and run the other api on it.
+
+        Gives what `selftune rebuild` has printed.
+        """
+        shutil.rmtree(self.paths.valkey)
+        command = [sys.executable, "-m", "services.cli", "rebuild", "--data-dir", str(self.paths.home)]
+        done = subprocess.run(
+            command, cwd=_ROOT, capture_output=True, text=True, timeout=300, check=False,
+            env={**os.environ, **self._environment()},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        with database_of(self.settings, self.paths.valkey):
+            api = self._others["other_api"] = self._start_other("other_api", _OTHERS["other_api"])
+            wait_for(self._other_api_has_database, 60)
+            yield done.stdout
+            _end(api)
+
+    def _other_api_has_database(self) -> bool:
+        _, report = self._stack(self.urls[1]).readiness()
+        return bool(report and report["redis"]["ready"])
+
     def kill(self) -> None:
         """End it, whatever state it is in."""
-        for process in (self._other, self._launcher):
+        for process in (*self._others.values(), self._launcher):
             if process is not None:
                 kill_tree(process)
 
-    def _stack(self) -> RunningStack:
+    def _stack(self, url: str) -> RunningStack:
         assert self._launcher is not None
-        return RunningStack(self.url, self.paths.home, self._launcher)
+        return RunningStack(url, self.folder, self._launcher)  # where its log is
 
     def _environment(self) -> dict[str, str]:
         moved = {"LD_PRELOAD": str(self.folder / "clock.so"), "MOVED_CLOCK": str(self._clock)} if self.can_move else {}
@@ -159,6 +205,11 @@ class Site:
             name: value for name, value in self.settings.to_env().items() if value and name != "SELFTUNE_SETTINGS"
         }
         return {**chosen, **moved}
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    process.wait(timeout=60)
 
 
 def _words(process: psutil.Process) -> str:

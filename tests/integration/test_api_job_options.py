@@ -50,6 +50,91 @@ def move(redis_url: str, job_id: str, *states: JobState) -> None:
     with_store(redis_url, go)
 
 
+OWN_METHODS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    (
+        {"type": "kto", "kto": {"hyperparameters": {"beta": 0.2, "n_epochs": 2, "desirable_weight": 1.5}}},
+        {"type": "kto", "kto": {"hyperparameters": {
+            "n_epochs": 2, "batch_size": "auto", "learning_rate_multiplier": "auto", "beta": 0.2,
+            "desirable_weight": 1.5, "undesirable_weight": "auto",
+        }}},
+    ),
+    (
+        {"type": "orpo"},
+        {"type": "orpo", "orpo": {"hyperparameters": {
+            "n_epochs": "auto", "batch_size": "auto", "learning_rate_multiplier": "auto", "beta": "auto",
+        }}},
+    ),
+    (
+        {"type": "reward", "reward": {"hyperparameters": {"batch_size": 8}}, "kto": {}},
+        {"type": "reward", "reward": {"hyperparameters": {
+            "n_epochs": "auto", "batch_size": 8, "learning_rate_multiplier": "auto",
+        }}},
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("asked", "shown"), OWN_METHODS)
+def test_own_methods_are_shown_beside_openai_s_fields(
+    create: Callable[..., Any], sdk: openai.OpenAI, asked: dict[str, Any], shown: dict[str, Any]
+) -> None:
+    job = create(extra_body={"selftune": {"method": asked}})
+    strict = openai.OpenAI(base_url=sdk.base_url, api_key=sdk.api_key, _strict_response_validation=True)
+    parsed = strict.fine_tuning.jobs.retrieve(job.id)
+    assert parsed.method is None and "method" not in parsed.to_dict()
+    assert parsed.selftune["method"] == shown  # type: ignore[attr-defined]
+    again = create(extra_body={"selftune": parsed.selftune})  # type: ignore[attr-defined]
+    assert again.selftune["method"] == shown
+
+
+WRONG_METHODS: list[tuple[dict[str, Any], str]] = [
+    ({"method": {"type": "kto", "kto": {"hyperparameters": {"beta": 9}}}}, "selftune.method.kto.hyperparameters.beta"),
+    ({"method": {"type": "kto", "kto": {"hyperparameters": {"desirable_weight": 0}}}},
+     "selftune.method.kto.hyperparameters.desirable_weight"),
+    ({"method": {"type": "grpo"}}, "selftune.method.type"),
+    ({"method": {}}, "selftune.method.type"),
+    ({"method": {"type": "reward"}, "finetuning_type": "full"}, "selftune.finetuning_type"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "param"), WRONG_METHODS)
+def test_wrong_values_of_own_methods_are_named(create: Callable[..., Any], options: dict[str, Any], param: str) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        create(extra_body={"selftune": options})
+    assert caught.value.param == param
+
+
+def test_two_methods_at_once_are_refused(create: Callable[..., Any]) -> None:
+    with pytest.raises(openai.BadRequestError, match="has a 'method' too") as caught:
+        create(method={"type": "dpo"}, extra_body={"selftune": {"method": {"type": "kto"}}})
+    assert caught.value.param == "selftune.method"
+
+
+def test_reward_model_neither_writes_nor_is_gone_on_from(
+    create: Callable[..., Any], sdk: openai.OpenAI, redis_url: str
+) -> None:
+    name = f"ft:{BASE}:acme:judge:reward00"
+
+    async def offer(client: Client) -> None:
+        registry = Registry(client)
+        await registry.publish(make_adapter(name, kind="reward"))
+        _, served = await registry.snapshot(BASE)
+        assert name not in {adapter.name for adapter in served}
+        assert name in {adapter.name for adapter in await registry.on_base(BASE)}
+        _, changes = await registry.changes("0-0", block_ms=1)
+        assert [change.base for change in changes if change.name == name] == [name], "no server of the base is told"
+
+    with_store(redis_url, offer)
+    assert name in {model.id for model in sdk.models.list()}
+    with pytest.raises(openai.BadRequestError, match="is a reward model: it scores answers") as caught:
+        sdk.chat.completions.create(model=name, messages=[{"role": "user", "content": "dog?"}])
+    assert (caught.value.code, caught.value.param) == ("unsupported_endpoint", "model")
+    with pytest.raises(openai.BadRequestError, match="training does not go on from one") as caught:
+        create(model=name)
+    assert caught.value.param == "model"
+    sdk.models.delete(name)
+    assert name not in {model.id for model in sdk.models.list()}
+
+
 def test_dpo_job_shows_its_method(create: Callable[..., Any]) -> None:
     job = create(method={"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2, "n_epochs": 2}}})
     shared = {"n_epochs": 2, "batch_size": "auto", "learning_rate_multiplier": "auto"}
@@ -215,15 +300,6 @@ def test_only_a_paused_job_is_resumed(create: Callable[..., Any], sdk: openai.Op
     with pytest.raises(openai.BadRequestError) as caught:
         sdk.fine_tuning.jobs.resume(create().id)
     assert "only a paused job" in caught.value.message
-
-
-@pytest.mark.parametrize("action", ["run", "validate"])
-def test_graders_say_that_they_are_not_offered(sdk: openai.OpenAI, action: str) -> None:
-    grader: Any = {"type": "string_check", "name": "n", "input": "i", "operation": "eq", "reference": "r"}
-    calls = sdk.fine_tuning.alpha.graders
-    with pytest.raises(openai.BadRequestError) as caught:
-        calls.run(grader=grader, model_sample="x") if action == "run" else calls.validate(grader=grader)
-    assert caught.value.code == "unsupported_method"
 
 
 def test_ended_jobs_are_noted_once(create: Callable[..., Any], sdk: openai.OpenAI, redis_url: str) -> None:

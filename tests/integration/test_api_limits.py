@@ -26,10 +26,12 @@ from shared.projects import Limits
 from shared.records import FileRecord
 from shared.store.batches import BatchStore
 from shared.store.client import Client
+from shared.store.completions import CompletionStore, StoredCompletion
 from shared.store.files import FileStore
 from shared.store.limits import Bucket, LimitStore
 from shared.store.projects import ProjectStore
 from shared.store.registry import Registry
+from shared.store.responses import ResponseStore, StoredResponse
 from shared.store.uploads import PartRecord, UploadRecord, UploadStore
 from tests.api_server import BASE, ApiServer, know_key, make_adapter, make_base, wait_until, with_store
 
@@ -374,6 +376,63 @@ def test_models_are_counted_where_the_sum_is_lost(redis_url: str) -> None:
         assert await files.used_bytes("p") == 400
 
     with_store(redis_url, story)
+
+
+def test_stored_answers_count_until_they_are_deleted_or_expire(redis_url: str) -> None:
+    async def story(client: Client) -> None:
+        files = FileStore(client, project_bytes=1000)
+        completions = CompletionStore(client, keep_days=1, project_bytes=1000)
+        responses = ResponseStore(client, keep_days=1, max_conversation_bytes=1000, project_bytes=1000)
+        await files.add(a_file(1, 400))
+        completion = StoredCompletion(id="chatcmpl-1", project="p", model="m", metadata={}, body=b"x" * 100)
+        response = StoredResponse(id="resp_1", project="p", body=b"x" * 200, items=b"[]")
+        one, two = len("p") + len("m") + len("{}") + 100 + len("[]"), len("p") + 200 + len("[]")
+        for _ in range(2):
+            await completions.keep(completion, messages=b"[]")
+            await responses.keep(response)
+            assert await files.used_bytes("p") == 400 + one + two
+        await client.call("DEL", keys.project_bytes("p"))  # as after a restore
+        assert await files.used_bytes("p") == 400 + one + two
+        await completions.check_room("p", 600 - one - two)
+        with pytest.raises(RateLimited) as refused:
+            await responses.check_room("p", 601 - one - two)
+        assert (refused.value.code, refused.value.param) == ("storage_limit_exceeded", "store")
+        with pytest.raises(RateLimited):
+            await files.add(a_file(2, 600 - two))
+        await completions.remove("chatcmpl-1", project="p")
+        with pytest.raises(NotFound):
+            await completions.remove("chatcmpl-1", project="p")
+        assert await files.used_bytes("p") == 400 + two
+
+        expiry = await client.call("EXPIRETIME", keys.response("resp_1"))
+        [member, scored] = await client.call("ZRANGE", keys.answers("p"), 0, -1, "WITHSCORES")
+        assert float(scored) == pytest.approx(expiry, abs=2)
+        await client.call("DEL", keys.response("resp_1"))  # as when it has expired
+        await client.call("ZADD", keys.answers("p"), 1, member)
+        await files.add(a_file(2, 600))
+        assert await files.used_bytes("p") == 1000
+        await completions.keep(completion, messages=b"[]")  # the model has answered
+        assert await files.used_bytes("p") == 1000 + one
+
+    with_store(redis_url, story)
+
+
+def test_what_would_be_stored_is_refused_where_there_is_no_room(api: ApiServer) -> None:
+    client = openai.OpenAI(
+        base_url=f"{api.url}/v1", api_key=new_key(api, new_project(api, storage_bytes=10)), max_retries=0
+    )
+
+    def chat(*, store: bool) -> object:
+        return client.chat.completions.create(model="nobody", messages=[{"role": "user", "content": "hi"}], store=store)
+
+    for call in (lambda: client.responses.create(model="nobody", input="hi"), lambda: chat(store=True)):
+        with pytest.raises(openai.RateLimitError) as refused:
+            call()
+        assert (refused.value.code, refused.value.param) == ("storage_limit_exceeded", "store")
+        assert "'store': false" in str(refused.value)
+    for call in (lambda: client.responses.create(model="nobody", input="hi", store=False), lambda: chat(store=False)):
+        with pytest.raises(openai.NotFoundError):
+            call()
 
 
 def a_batch(number: int, file: FileRecord) -> BatchRecord:

@@ -20,16 +20,17 @@ import pytest
 from services.api.files.chunked_uploads import ChunkedUploads
 from services.api.files.sweeper import Sweeper
 from services.api.files.uploads import Uploads
+from shared.blobs.interface import Content
 from shared.blobs.local import LocalBlobs
 from shared.errors import Unavailable
 from shared.paths import Paths
 from shared.records import FileRecord
-from shared.schemas.uploads import MAX_PART_BYTES, CreateUpload
+from shared.schemas.uploads import MAX_PART_BYTES, CompleteUpload, CreateUpload
 from shared.settings import Settings
 from shared.store.audit import AuditStore
 from shared.store.client import Client
 from shared.store.files import FileStore
-from shared.store.uploads import UploadStore
+from shared.store.uploads import PartRecord, UploadStore
 from tests.api_server import ApiServer, know_key, with_store
 
 CONTENT = os.urandom(300_000)
@@ -163,6 +164,37 @@ def test_cancelling_marks_the_file_that_it_takes_back(redis_url: str, tmp_path: 
         assert mark.exists()
         await uploads.cancel(upload.id, project="p")
         assert not mark.exists()
+
+    with_store(redis_url, story)
+
+
+def test_completing_is_right_for_both_who_do_it_at_once(redis_url: str, tmp_path: Path) -> None:
+    paths = Paths(tmp_path)
+    paths.prepare()
+
+    async def story(client: Client) -> None:
+        store, settings = UploadStore(client), Settings(data_dir=str(tmp_path))
+        first = ChunkedUploads(store, FileStore(client), LocalBlobs(paths), settings)
+        upload = await first.begin(
+            CreateUpload(filename="a", purpose="fine-tune", bytes=1, mime_type="text/plain"), project="p"
+        )
+        part = PartRecord(id="part_1", upload_id=upload.id, size_bytes=1, created_at=1)
+        folder = paths.upload_part(upload.id, part.id)
+        folder.mkdir(parents=True)
+        (folder / "content").write_bytes(b"x")
+        await store.add_part(await store.get(upload.id, project="p"), part)
+        wanted, done = CompleteUpload(part_ids=[part.id]), []
+
+        class Late(LocalBlobs):
+            """Reads the parts when the first has completed the upload, and removed them."""
+
+            async def read(self, file: Path) -> Content:
+                done.append(await first.complete(upload.id, wanted, project="p"))
+                return await super().read(file)
+
+        second = ChunkedUploads(store, FileStore(client), Late(paths), settings)
+        assert await second.complete(upload.id, wanted, project="p") == done[0]
+        assert done[0].status == "completed" and done[0].file
 
     with_store(redis_url, story)
 

@@ -144,6 +144,26 @@ def test_marks_and_single_files(blobs: Blobs) -> None:
     play(story)
 
 
+def test_small_files_are_written_read_and_deleted_together(blobs: Blobs) -> None:
+    folder = blobs.paths.records / "alias"
+    files = {folder / f"=a%2F{ODD}-{number}.json": b"%d" % number for number in range(40)}
+    [first, second, *_] = files
+
+    async def story() -> None:
+        await blobs.write_files(files)
+        await blobs.write_files({first: b"again"})
+        assert await blobs.read_files([*files, folder / "no.json"]) == {**files, first: b"again"}
+        assert set(await blobs.children(blobs.paths.records)) == {"alias"}
+        assert set(await blobs.files(folder)) == {file.name for file in files}
+        if blobs.is_local:
+            assert first.stat().st_mode & 0o777 == 0o600
+        await blobs.delete(first, second, folder / "no.json")
+        await blobs.delete(first)
+        assert (await blobs.read_files(files)).keys() == files.keys() - {first, second}
+
+    play(story)
+
+
 def test_another_host_fetches_once_what_it_lacks_and_compares_it(object_store: ObjectStore, tmp_path: Path) -> None:
     content = os.urandom(20_000_000)  # three pieces
 

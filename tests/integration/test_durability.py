@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -12,17 +13,25 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 import redis
 
 from services.cli import restore as restoring
 from shared import keys
+from shared.blobs.interface import Blobs
+from shared.blobs.opening import open_blobs
 from shared.paths import Paths
+from shared.record_files import RecordFiles
 from shared.settings import Settings
 from shared.store import entries
-from tests.api_server import ROOT, wait_until
+from shared.store.schema import Schema
+from tests.api_server import ROOT, ApiServer, wait_until
 from tests.durable_scene import MODEL, populate, recorded, seen, server, stored, upload, valkey
+from tests.object_store import ObjectStore, object_store
+
+__all__ = ["object_store"]
 
 KEYS = "/v1/organization/projects/proj_default/api_keys"
 
@@ -121,13 +130,97 @@ def test_folder_that_is_there_is_filled_from_inside_or_stays_empty(tmp_path: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["files", "jobs", "records"]
 
 
-@pytest.mark.parametrize("command", [["backup", "copy"], ["restore", "copy"], ["rebuild"]])
-def test_commands_that_know_the_folder_alone_refuse_a_bucket(tmp_path: Path, command: list[str]) -> None:
-    config = tmp_path / "selftune.toml"
+class Bucket:
+    """A part of a bucket, and the settings file of the hosts that use it."""
+
+    def __init__(self, store: ObjectStore, folder: Path) -> None:
+        self.config = folder / "bucket.toml"
+        self.options = {"key_secret": "0" * 64, "internal_key": "k", **store.settings(folder.name)}
+        self.config.write_text("".join(f'{name} = "{value}"\n' for name, value in self.options.items()))
+        self._store, self._prefix = store, folder.name
+
+    def populate(self, api: ApiServer) -> dict[str, str]:
+        """Fill a server; its adapter goes where a trainer would have put it."""
+        of = populate(api)
+        [folder] = api.paths.adapters.glob("*/*")
+        asyncio.run(self.blobs(api.paths).keep(folder))
+        return of
+
+    def blobs(self, paths: Paths) -> Blobs:
+        return open_blobs(Settings(data_dir=str(paths.home), **self.options), paths)
+
+    def names(self) -> list[str]:
+        return [unquote(key.removeprefix(f"{self._prefix}/")) for key in self._store.keys(self._prefix)]
+
+
+def _in_any_order(what: dict[str, Any]) -> dict[str, Any]:
+    """Files of the same second are listed in any order: a bucket's clock has whole seconds."""
+    files = what["/v1/files?limit=100"]["data"]
+    return {**what, "/v1/files?limit=100": sorted(files, key=lambda file: str(file["id"]))}
+
+
+def test_a_fresh_host_is_rebuilt_from_the_bucket_alone(object_store: ObjectStore, tmp_path: Path) -> None:
+    bucket, home, new = Bucket(object_store, tmp_path), tmp_path / "home", tmp_path / "new"
+    with valkey() as url:
+        nothing = selftune("rebuild", "--data-dir", new, "--config", bucket.config, redis_url=url)
+        assert "nothing says what the records are of" in told(nothing, status=2)
+        with server(home, url, **bucket.options) as api:
+            of = bucket.populate(api)
+            with api.client() as http:
+                assert http.delete("/v1/aliases/support-2").is_success
+            before = seen(api, of["key"])
+        assert not list(home.glob("records/*"))
+        assert len([key for key in bucket.names() if key.startswith("records/job/=ftjob-")]) == 2
+        shutil.rmtree(home)
+        with redis.Redis.from_url(url) as client:
+            client.flushall()
+        out = told(selftune("rebuild", "--data-dir", new, "--config", bucket.config, redis_url=url))
+        assert "job: 2 put back, 0 there already" in out and "file: 5 put back" in out and "left out" not in out
+        again = told(selftune("rebuild", "--data-dir", new, "--config", bucket.config, redis_url=url))
+        assert "job: 0 put back, 2 there already" in again
+        with server(new, url, **bucket.options) as api:
+            assert _in_any_order(seen(api, of["key"])) == _in_any_order(before)
+
+
+def test_a_backup_beside_a_bucket_is_restored_beside_it(object_store: ObjectStore, tmp_path: Path) -> None:
+    bucket, home, backup, new = Bucket(object_store, tmp_path), tmp_path / "home", tmp_path / "backup", tmp_path / "new"
+    with valkey() as url, server(home, url, **bucket.options) as api:
+        of = bucket.populate(api)
+        before = seen(api, of["key"])
+        out = told(selftune("backup", backup, "--data-dir", home, "--config", bucket.config, redis_url=url))
+        assert f"files and models stay in {bucket.options['storage_url']}" in out
+    assert {path.name for path in (backup / "data").iterdir()} == {"admin.key", "api.log", "bases", "folder.id"}
+    assert "was made beside the bucket" in told(selftune("restore", backup, "--data-dir", new), status=2)
+    options = ("--data-dir", new, "--config", bucket.config)
+    with valkey() as url:
+        assert "left out" not in told(selftune("restore", backup, *options, redis_url=url))
+        with server(new, url, **bucket.options) as api:
+            assert seen(api, of["key"]) == before
+    shutil.rmtree(new)
+    paths = Paths(new)
+    blobs = bucket.blobs(paths)
+    [adapter] = asyncio.run(blobs.folders(paths.adapters, depth=2))
+    for folder in (adapter.folder, paths.file_folder(of["file"])):
+        asyncio.run(blobs.remove(folder))
+    with valkey() as url:
+        out = told(selftune("restore", backup, *options, redis_url=url))
+        assert f"left out: {of['file']}: its bytes are not in the bucket" in out
+        assert f"left out: {MODEL}: its folder {paths.relative(adapter.folder)} is not in the bucket" in out
+    shutil.rmtree(new)
+    asyncio.run(RecordFiles(blobs).claim(Schema(id="another", version=1)))
+    with valkey() as url:
+        assert "the records of another database" in told(selftune("restore", backup, *options, redis_url=url), status=2)
+    assert not new.exists()
+
+
+def test_a_backup_of_a_folder_is_not_restored_into_a_bucket(tmp_path: Path) -> None:
+    backup, config = tmp_path / "backup", tmp_path / "bucket.toml"
     config.write_text('storage_url = "s3://tuning/production"\n')
-    done = selftune(*command, "--data-dir", tmp_path / "home", "--config", config)
-    assert "storage_url is set (s3://tuning/production)" in told(done, status=2)
-    assert [path.name for path in tmp_path.iterdir()] == ["selftune.toml"]
+    with valkey() as url, server(tmp_path / "home", url):
+        told(selftune("backup", backup, "--data-dir", tmp_path / "home", redis_url=url))
+    refused = selftune("restore", backup, "--data-dir", tmp_path / "new", "--config", config)
+    assert "storage_url is set (s3://tuning/production)" in told(refused, status=2)
+    assert not (tmp_path / "new").exists()
 
 
 def test_half_a_backup_and_a_changed_byte_are_refused(tmp_path: Path) -> None:
@@ -200,7 +293,7 @@ def test_registry_is_rebuilt_from_the_folder_alone_and_twice_the_same(tmp_path: 
         second = told(selftune("rebuild", "--data-dir", home, redis_url=url))
         assert "job: 0 put back, 2 there already" in second
         assert stored(url) == rebuilt
-        lost = entries.LEFT_OUT | {"completion", "completions", "audit", "audit_pending"}
+        lost = entries.LEFT_OUT | {"completion", "completions", "answers", "audit", "audit_pending"}
         assert set(database) - set(rebuilt) - {"selftune:sequence"} <= {
             name for name in database if keys.family(name) in lost
         }

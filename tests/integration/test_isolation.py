@@ -118,7 +118,7 @@ def _key(admin: httpx2.Client, project: str, name: str, options: dict[str, Any])
 
 
 def _answered(answer: httpx2.Response) -> dict[str, Any]:
-    assert answer.status_code == 200, answer.text
+    assert answer.status_code in (200, 201), answer.text
     found: dict[str, Any] = answer.json()
     return found
 
@@ -187,6 +187,16 @@ def _plant(
     ids["batch_id"] = _answered(http.post("/v1/batches", json=batch | {"metadata": {"team": mark}}))["id"]
     path = f"/v1/batches/{ids['batch_id']}"  # what it writes is to be there before anybody looks
     wait_until(lambda: _answered(http.get(path))["status"] in ("completed", "failed"), timeout_s=30)
+    check = {"type": "string_check", "name": mark, "input": "{{ item.q }}", "reference": mark, "operation": "eq"}
+    logs = {"type": "logs", "metadata": {"team": mark}}
+    wanted = {"name": f"{mark} eval", "data_source_config": logs, "testing_criteria": [check]}
+    ids["eval_id"] = _answered(http.post("/v1/evals", json=wanted))["id"]
+    source = {"type": "jsonl", "source": {"type": "file_content", "content": [{"item": {"q": mark}}]}}
+    runs = f"/v1/evals/{ids['eval_id']}/runs"
+    ids["run_id"] = _answered(http.post(runs, json={"name": mark, "data_source": source}))["id"]
+    run = f"{runs}/{ids['run_id']}"
+    wait_until(lambda: _answered(http.get(run))["status"] == "completed", timeout_s=30)
+    ids["output_item_id"] = _answered(http.get(f"{run}/output_items"))["data"][0]["id"]
     hook = {"name": f"{mark} hook", "url": f"http://127.0.0.1:9/{mark}", "event_types": ["batch.completed"]}
     ids["webhook_endpoint_id"] = _answered(http.post("/v1/webhook_endpoints", json=hook))["id"]
 
@@ -278,6 +288,11 @@ BODIES: dict[str, Bodies] = {
     "/v1/batches": lambda ids: [
         {"input_file_id": ids["batch_file_id"], "endpoint": "/v1/chat/completions", "completion_window": "24h"}
     ],
+    "/v1/fine_tuning/alpha/graders/run": _NOTHING,
+    "/v1/fine_tuning/alpha/graders/validate": _NOTHING,
+    "/v1/evals": _NOTHING,
+    "/v1/evals/{eval_id}": lambda ids: [{"name": "x"}],
+    "/v1/evals/{eval_id}/runs": lambda ids: [{"data_source": _eval_source(ids["file_id"], BASE)}],
     "/v1/webhook_endpoints": _NOTHING,
     "/v1/webhook_endpoints/{webhook_endpoint_id}": lambda ids: [{"name": "x"}],
     "/v1/webhook_endpoints/{webhook_endpoint_id}/rotate_secret": _NOTHING,
@@ -292,11 +307,15 @@ PLACES = {
     "/v1/fine_tuning/checkpoints/{model}/permissions": "permission_id", "/v1/aliases/{alias}/history": "revision",
     "/v1/aliases/{alias}/shadow_pairs": "event_id", "/v1/responses/{response_id}/input_items": "item_id",
     "/v1/chat/completions/{completion_id}/messages": "message_id",
+    "/v1/evals": "eval_id", "/v1/evals/{eval_id}/runs": "run_id",
+    "/v1/evals/{eval_id}/runs/{run_id}/output_items": "output_item_id",
 }  # fmt: skip
 """What `after` holds in a list."""
 HARMLESS = {
     "limit",
     "order",
+    "order_by",
+    "status",
     "purpose",
     "stream",
     "file",
@@ -308,8 +327,14 @@ HARMLESS = {
 """Query parameters that name nothing of anybody's."""
 IN_PATH = {
     "file_id", "upload_id", "job_id", "model", "permission_id", "alias", "completion_id", "response_id", "batch_id",
-    "webhook_endpoint_id",
+    "webhook_endpoint_id", "eval_id", "run_id", "output_item_id",
 }  # fmt: skip
+
+
+def _eval_source(file_id: str, model: str) -> dict[str, Any]:
+    messages = {"type": "item_reference", "item_reference": "item.input"}
+    source = {"type": "file_id", "id": file_id}
+    return {"type": "completions", "source": source, "model": model, "input_messages": messages}
 
 
 def _adapter_files(config: str, weights: str) -> dict[str, str]:
@@ -331,6 +356,8 @@ def _queries(path: str, operation: dict[str, Any]) -> list[Callable[[Ids], dict[
             continue
         if name == "after":
             found.append(lambda ids, place=PLACES[path]: {"after": ids[place]})  # type: ignore[misc]
+        elif name == "against":
+            found.append(lambda ids: {"against": ids["run_id"]})
         elif name in ("model", "project_id"):
             found.append(lambda ids, name=name: {name: ids[name]})  # type: ignore[misc]
         elif name == "metadata":
@@ -439,6 +466,12 @@ def test_anothers_places_and_parts_in_ones_own_things(world: World) -> None:
     walk.compare(
         world.other, "POST", lambda _: f"/v1/uploads/{upload}/complete", body=lambda ids: {"part_ids": [ids["part_id"]]}
     )
+    runs = f"/v1/evals/{world.own['eval_id']}/runs"
+    for model, file in (("model", "own_file_id"), ("own_model", "file_id")):
+        walk.compare(
+            world.other, "POST", lambda _: runs,
+            body=lambda ids, model=model, file=file: {"data_source": _eval_source(ids[file], ids[model])},  # type: ignore[misc]
+        )  # fmt: skip
     own_model = world.own["model"]
     walk.compare(
         world.other, "DELETE",

@@ -64,7 +64,9 @@ class Hosts:
         ]
 
     def stored(self) -> list[str]:
-        return [key.removeprefix(f"{self.prefix}/") for key in self.store.keys(self.prefix)]
+        """List what is in the store but for the database's records."""
+        found = [key.removeprefix(f"{self.prefix}/") for key in self.store.keys(self.prefix)]
+        return [key for key in found if not key.startswith("records/")]
 
     def on_disk(self) -> list[str]:
         """List files of users on both hosts' disks."""

@@ -14,6 +14,8 @@ import pytest
 from services.api import recorder
 from services.api.recorder import Recorder
 from shared import keys
+from shared.blobs.local import LocalBlobs
+from shared.errors import StorageUnavailable
 from shared.paths import Paths
 from shared.record_files import RecordFiles
 from shared.store.client import Client
@@ -32,7 +34,7 @@ def play(url: str, home: Path, story: Story, *, interval_s: float = 5.0) -> None
         await create_schema(client)
         try:
             async with asyncio.timeout(60):
-                await story(client, *(Recorder(client, paths, interval_s=interval_s) for _ in range(2)))
+                await story(client, *(Recorder(client, LocalBlobs(paths), interval_s=interval_s) for _ in range(2)))
         finally:
             await client.close()
 
@@ -44,8 +46,9 @@ async def put(client: Client, *names: str) -> None:
         await client.call("SET", keys.account(name), json.dumps({"id": name, "project": "p"}))
 
 
-def written(home: Path) -> set[str]:
-    return {entry.key.rpartition(":")[2] for _, entry, _ in RecordFiles(Paths(home).records).read() if entry}
+async def written(home: Path) -> set[str]:
+    found = RecordFiles(LocalBlobs(Paths(home))).read()
+    return {entry.key.rpartition(":")[2] async for _, entry in found if entry}
 
 
 def test_what_another_wrote_is_removed_by_who_takes_over(redis_url: str, tmp_path: Path) -> None:
@@ -54,13 +57,13 @@ def test_what_another_wrote_is_removed_by_who_takes_over(redis_url: str, tmp_pat
         await one.round()
         await put(client, "second")
         await two.round()
-        assert written(tmp_path) == {"first"}
+        assert await written(tmp_path) == {"first"}
         await client.call("DEL", keys.RECORDER_LOCK)
         await two.round()
-        assert written(tmp_path) == {"first", "second"}
+        assert await written(tmp_path) == {"first", "second"}
         await client.call("DEL", keys.RECORDER_LOCK, keys.account("second"))
         await one.round()
-        assert written(tmp_path) == {"first"}
+        assert await written(tmp_path) == {"first"}
 
     play(redis_url, tmp_path, story)
 
@@ -82,7 +85,7 @@ def test_round_ends_where_the_lock_is_lost(redis_url: str, tmp_path: Path, monke
 
         monkeypatch.setattr(one, "_write", lose)
         await one.round()
-        assert written(tmp_path) == {"old", "new-1"}
+        assert await written(tmp_path) == {"old", "new-1"}
 
     play(redis_url, tmp_path, story)
 
@@ -99,7 +102,7 @@ def test_lock_is_kept_while_its_holder_rests(redis_url: str, tmp_path: Path, mon
             assert await client.call("GET", keys.RECORDER_LOCK) == one._lock.token.encode()
         await put(client, "last")
         await one.close()
-        assert written(tmp_path) == {"last"}
+        assert await written(tmp_path) == {"last"}
         assert await client.call("GET", keys.RECORDER_LOCK) is None
 
     play(redis_url, tmp_path, story, interval_s=50.0)
@@ -132,7 +135,7 @@ def test_story_of_an_unfinished_job_is_read_only_when_the_rest_changed(
         assert await streams_read() == 1
         await client.call("XADD", keys.job_events("ftjob-1"), "5-3", "event", "c")
         assert await streams_read() == 1
-        [(_, entry, _)] = RecordFiles(Paths(tmp_path).records).read()
+        [(_, entry)] = [pair async for pair in RecordFiles(LocalBlobs(Paths(tmp_path))).read()]
         assert entry is not None
         assert [len(value.rows) for value in entry.values if value.type == "stream"] == [3]
 
@@ -155,3 +158,27 @@ def test_rounds_come_at_least_every_minute_and_what_is_late_is_told(redis_url: s
         assert one.objection == ""
 
     play(redis_url, tmp_path, story)
+
+
+def test_an_object_store_that_is_away_is_told_and_caught_up_with(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder, "_MOST_WORK", 100.0)
+
+    async def story(client: Client, one: Recorder, two: Recorder) -> None:
+        async def fail(*_: Any) -> None:
+            raise StorageUnavailable("away")
+
+        await put(client, "first")
+        with monkeypatch.context() as away:
+            away.setattr(LocalBlobs, "write_files", fail)
+            one.start()
+            while not one.objection:
+                await asyncio.sleep(0.02)
+            assert one.objection == "records cannot be written: the object storage does not answer"
+        while one.objection:
+            await asyncio.sleep(0.02)
+        assert await written(tmp_path) == {"first"}
+        await one.close()
+
+    play(redis_url, tmp_path, story, interval_s=0.1)

@@ -16,6 +16,7 @@ import redis
 
 from services.cli.doctor import examine
 from shared import keys
+from shared.blobs.local import LocalBlobs
 from shared.errors import SchemaTooNew
 from shared.paths import Paths
 from shared.record_files import RecordFiles
@@ -191,7 +192,7 @@ def test_doctor_tells_the_form_and_what_the_database_would_lose(database: str, t
     assert lines() == [*expected, ("ok", "records", "none yet")]
     with_store(database, lambda client: ensure_schema(client, settings))
     assert lines() == [*expected, ("ok", "records", f"form {newest_version()}")]
-    RecordFiles(Paths(tmp_path).records).claim(Schema(id="another", version=1))
+    asyncio.run(RecordFiles(LocalBlobs(Paths(tmp_path))).claim(Schema(id="another", version=1)))
     other = "the data folder's are of another database: see selftune rebuild"
     assert lines()[2:] == [("failed", "records", other), ("ok", "records", f"form {newest_version()}")]
     with redis.Redis.from_url(database) as client:

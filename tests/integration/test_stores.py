@@ -30,6 +30,7 @@ from shared.store.client import Client
 from shared.store.files import FileStore
 from shared.store.jobs import JobStore, event
 from shared.store.leases import LeaseStore
+from shared.store.lock import Hold, Lock
 from shared.store.presence import REMEMBERED_S, Presence
 from shared.store.registry import CursorLost, Registry
 from shared.store.shadow_pairs import PairStore, StoredPair
@@ -132,6 +133,24 @@ def test_worker_without_the_lease_cannot_write(redis_url: str) -> None:
         await leases.release("ftjob-1", token)
         assert await leases.held("ftjob-1"), "the other one's lease is not given back"
         assert [item.message for item in (await jobs.events("ftjob-1"))[0]] == ["mine"]
+
+    run(redis_url, story)
+
+
+def test_leases_and_locks_of_the_dead_end_soon_also_when_the_clock_was_put_back(redis_url: str) -> None:
+    async def story(client: Client) -> None:
+        jobs, leases = JobStore(client), LeaseStore(client, ttl_s=2)
+        await jobs.create(a_job(), [])
+        assert await leases.claim("ftjob-1")
+        held, other = Lock(client, "selftune:test_lock", ttl_s=2), Lock(client, "selftune:test_lock", ttl_s=2)
+        assert await held.hold()
+        for key in (keys.job_lease("ftjob-1"), "selftune:test_lock"):
+            await client.call("PEXPIRE", key, 5_400_000)  # as if the clock had been put back by ninety minutes
+        assert await leases.held("ftjob-1") and not await other.hold()
+        for key in (keys.job_lease("ftjob-1"), "selftune:test_lock"):
+            assert 0 < await client.call("PTTL", key) <= 2000
+        await other.release()
+        assert await held.hold() is Hold.RENEWED
 
     run(redis_url, story)
 

@@ -27,6 +27,8 @@ from tests.integration.trainer_stack import (
     SHORT,
     Client,
     TrainerProcess,
+    lasting_settings,
+    lasting_trainer,
     settings,
     tiny_base,
     trainer,
@@ -34,7 +36,7 @@ from tests.integration.trainer_stack import (
 )
 from tests.unit.trainer.tiny import training_rows
 
-__all__ = ["settings", "tiny_base", "trainer"]
+__all__ = ["lasting_settings", "lasting_trainer", "settings", "tiny_base", "trainer"]
 
 
 def test_job_succeeds_without_a_replica_and_says_that_serving_is_pending(
@@ -187,7 +189,7 @@ def test_job_goes_on_when_its_process_is_killed_and_fails_with_the_signal_the_th
     ids=["empty", "not utf-8", "no messages"],
 )
 def test_bad_training_file_fails_the_job(
-    trainer: TrainerProcess, settings: Settings, content: bytes, message: str
+    lasting_trainer: TrainerProcess, lasting_settings: Settings, content: bytes, message: str
 ) -> None:
     async def story(client: Client) -> None:
         record = await client.ended(await client.submit(await client.upload(content)))
@@ -195,11 +197,11 @@ def test_bad_training_file_fails_the_job(
         assert (record.error.code, record.error.param) == ("invalid_training_file", "training_file")
         assert message in record.error.message
 
-    with_client(settings, story)
+    with_client(lasting_settings, story)
 
 
 def test_rows_over_the_model_s_length_fail_the_job_with_their_lines(
-    trainer: TrainerProcess, settings: Settings
+    lasting_trainer: TrainerProcess, lasting_settings: Settings
 ) -> None:
     async def story(client: Client) -> None:
         rows = training_rows(12)
@@ -208,10 +210,12 @@ def test_rows_over_the_model_s_length_fail_the_job_with_their_lines(
         assert record.error is not None and record.error.code == "invalid_training_file"
         assert "line 5: " in record.error.message and "more than the 128" in record.error.message
 
-    with_client(settings, story)
+    with_client(lasting_settings, story)
 
 
-def test_job_that_was_never_queued_is_found_and_done(trainer: TrainerProcess, settings: Settings) -> None:
+def test_job_that_was_never_queued_is_found_and_done(
+    lasting_trainer: TrainerProcess, lasting_settings: Settings
+) -> None:
     async def story(client: Client) -> None:
         async def lose_the_message(_job_id: str, **_place: object) -> None:
             return
@@ -220,7 +224,7 @@ def test_job_that_was_never_queued_is_found_and_done(trainer: TrainerProcess, se
         job_id = await client.submit(await client.upload(training_rows(12)))
         assert (await client.ended(job_id)).status is JobState.SUCCEEDED
 
-    with_client(settings, story)
+    with_client(lasting_settings, story)
 
 
 def test_model_that_no_server_can_load_fails_the_job(trainer: TrainerProcess, settings: Settings) -> None:
@@ -282,7 +286,7 @@ def test_model_that_answers_differently_fails_the_job(trainer: TrainerProcess, s
     with_client(settings, story)
 
 
-def test_heartbeat_says_what_the_trainer_does(trainer: TrainerProcess, settings: Settings) -> None:
+def test_heartbeat_says_what_the_trainer_does(lasting_trainer: TrainerProcess, lasting_settings: Settings) -> None:
     async def story(client: Client) -> None:
         async def idle() -> bool:
             return any(worker.state == "idle" for worker in await client.stores.presence.workers())
@@ -298,7 +302,7 @@ def test_heartbeat_says_what_the_trainer_does(trainer: TrainerProcess, settings:
         await client.until(training, "a heartbeat of the training worker")
         await client.stores.jobs.finish(job_id, JobState.CANCELLED)
 
-    with_client(settings, story)
+    with_client(lasting_settings, story)
 
 
 def test_worker_process_imports_no_model_library() -> None:

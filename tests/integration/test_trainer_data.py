@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -13,31 +12,32 @@ from shared.records import JobRecord
 from shared.schemas.options import TrainingOptions
 from shared.settings import Settings
 from shared.states import JobState
-from tests.api_server import ApiServer, know_key
-from tests.integration.test_trainer import (  # noqa: F401 - fixtures
+from tests.api_server import ApiServer
+from tests.integration.test_trainer_options import finished, job, submitted
+from tests.integration.trainer_stack import (
     Client,
     TrainerProcess,
-    settings,
+    lasting_settings,
+    lasting_trainer,
     tiny_base,
-    trainer,
     with_client,
 )
-from tests.integration.test_trainer_options import finished, job, submitted
 from tests.unit.trainer.tiny import preference_rows, tiny_tokenizer, training_rows
+
+__all__ = ["lasting_settings", "lasting_trainer", "tiny_base"]
 
 T = TypeVar("T")
 
 
-@pytest.fixture
-def server(settings: Settings, redis_url: str) -> Iterator[ApiServer]:  # noqa: F811
+@pytest.fixture(scope="module")
+def server(lasting_settings: Settings) -> Iterator[ApiServer]:
     """The api on the trainer's data folder."""
-    server = ApiServer(settings.home, redis_url)
-    know_key(redis_url, server.key)
+    server = ApiServer(lasting_settings.home, lasting_settings.redis_url)
     yield server
     server.stop()
 
 
-def result_of(settings: Settings, scenario: Callable[[Client], Awaitable[T]]) -> T:  # noqa: F811
+def result_of(settings: Settings, scenario: Callable[[Client], Awaitable[T]]) -> T:
     results: list[T] = []
 
     async def go(client: Client) -> None:
@@ -68,9 +68,7 @@ def long_row(words: int) -> dict[str, Any]:
 
 
 def test_rows_are_shown_as_they_are_trained_on(
-    trainer: TrainerProcess,  # noqa: F811
-    settings: Settings,  # noqa: F811
-    server: ApiServer,
+    lasting_trainer: TrainerProcess, lasting_settings: Settings, server: ApiServer
 ) -> None:
     rows = [*training_rows(10), long_row(200)]
     rows[0]["messages"][0]["content"] = "is 🙂 a dog?"
@@ -80,7 +78,7 @@ def test_rows_are_shown_as_they_are_trained_on(
         training, held_out = await client.upload(rows), await client.upload(training_rows(2))
         return await finished(client, job(training, validation_file=held_out, options=options))
 
-    record = result_of(settings, scenario)
+    record = result_of(lasting_settings, scenario)
     first = looked_at(server, record, limit=2)
     assert (first["total_rows"], first["has_more"]) == (11, True)
     assert [(row["row"], row["line"]) for row in first["data"]] == [(0, 1), (1, 2)]
@@ -105,9 +103,7 @@ def test_rows_are_shown_as_they_are_trained_on(
 
 
 def test_pairs_show_both_sides_and_dropped_rows_are_told(
-    trainer: TrainerProcess,  # noqa: F811
-    settings: Settings,  # noqa: F811
-    server: ApiServer,
+    lasting_trainer: TrainerProcess, lasting_settings: Settings, server: ApiServer
 ) -> None:
     rows = preference_rows(12)
     for index in (4, 7):
@@ -118,7 +114,7 @@ def test_pairs_show_both_sides_and_dropped_rows_are_told(
         record = await finished(client, job(await client.upload(rows), method="dpo", options=options))
         return record, await client.story(record.id)
 
-    record, story = result_of(settings, scenario)
+    record, story = result_of(lasting_settings, scenario)
     assert any("2 rows of the training file" in line and "lines 5, 8" in line for line in story), story
     kept, dropped = (looked_at(server, record, row=row)["data"][0]["sides"] for row in (0, 4))
     assert [(side["name"], trained(side)) for side in kept] == [
@@ -128,9 +124,7 @@ def test_pairs_show_both_sides_and_dropped_rows_are_told(
 
 
 def test_files_without_conversations_are_trained_on_and_bad_ones_fail_before_the_queue(
-    trainer: TrainerProcess,  # noqa: F811
-    settings: Settings,  # noqa: F811
-    server: ApiServer,
+    lasting_trainer: TrainerProcess, lasting_settings: Settings, server: ApiServer
 ) -> None:
     completions = [{"prompt": f"a dog is an {n}", "completion": " animal"} for n in range(12)]
 
@@ -149,7 +143,7 @@ def test_files_without_conversations_are_trained_on_and_bad_ones_fail_before_the
         ]
         return both, [await client.ended(await submitted(client, record)) for record in bad]
 
-    record, failed = result_of(settings, scenario)
+    record, failed = result_of(lasting_settings, scenario)
     [side] = looked_at(server, record)["data"][0]["sides"]
     assert trained(side) == " animal<|im_end|>"
     said = [
@@ -170,15 +164,16 @@ def test_files_without_conversations_are_trained_on_and_bad_ones_fail_before_the
 
 
 def test_a_second_job_finds_the_tokens_of_the_first(
-    trainer: TrainerProcess,  # noqa: F811
-    settings: Settings,  # noqa: F811
+    lasting_trainer: TrainerProcess, lasting_settings: Settings
 ) -> None:
     async def scenario(client: Client) -> list[JobRecord]:
         training = await client.upload(training_rows(12))
         same = await client.upload(training_rows(12))
         return [await finished(client, job(file)) for file in (training, training, same)]
 
-    records = result_of(settings, scenario)
+    before = set((lasting_settings.home / "tokens").glob("*"))
+    records = result_of(lasting_settings, scenario)
     assert len({record.training_tokens for record in records}) == 1
-    folders = sorted(path.name for path in Path(settings.home / "tokens").iterdir())
-    assert len(folders) == 2 and folders[1].startswith("pieces-")
+    found = set((lasting_settings.home / "tokens").iterdir())
+    pieces = {path for path in found if path.name.startswith("pieces-")}
+    assert (len(pieces), len(found - before - pieces)) == (1, 1)

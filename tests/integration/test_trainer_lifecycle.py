@@ -23,6 +23,8 @@ from tests.integration.trainer_stack import (
     LONG,
     Client,
     TrainerProcess,
+    lasting_settings,
+    lasting_trainer,
     settings,
     tiny_base,
     trainer,
@@ -30,7 +32,7 @@ from tests.integration.trainer_stack import (
 )
 from tests.unit.trainer.tiny import training_rows
 
-__all__ = ["settings", "tiny_base", "trainer"]
+__all__ = ["lasting_settings", "lasting_trainer", "settings", "tiny_base", "trainer"]
 
 MANY = SupervisedHyperparameters(n_epochs=30, batch_size=2, learning_rate_multiplier=1.0)
 COMPLETED = "The job has successfully completed"
@@ -57,7 +59,7 @@ async def waiting(client: Client, queue_name: str) -> list[bytes]:
 
 
 def test_paused_job_frees_the_worker_and_goes_on_with_the_same_losses(
-    trainer: TrainerProcess, settings: Settings
+    lasting_trainer: TrainerProcess, lasting_settings: Settings
 ) -> None:
     async def story(client: Client) -> None:
         rows = await client.upload(training_rows(24))
@@ -81,14 +83,17 @@ def test_paused_job_frees_the_worker_and_goes_on_with_the_same_losses(
         assert await losses(client, job_id) == await losses(client, unbroken)
         told = await client.story(job_id)
         assert told.count("Fine-tuning job started") == told.count("Fine-tuning job resumed") == 1
-        assert f'"resumed_from_step":{step}' in trainer.log.read_text().replace('": ', '":')
+        assert f'"resumed_from_step":{step}' in lasting_trainer.log.read_text().replace('": ', '":')
 
-    with_client(settings, story)
+    with_client(lasting_settings, story)
 
 
-def test_resuming_a_job_that_is_still_being_put_down_is_not_lost(trainer: TrainerProcess, settings: Settings) -> None:
+def test_resuming_a_job_that_is_still_being_put_down_is_not_lost(
+    lasting_trainer: TrainerProcess, lasting_settings: Settings
+) -> None:
     async def story(client: Client) -> None:
         job_id = await client.submit(await client.upload(training_rows(24)), MANY)
+        before = lasting_trainer.log.read_text().count("job.putting_down")
         for count in (1, 2, 3):
             await running(client, job_id)
             await client.reached(job_id, 5)
@@ -96,7 +101,7 @@ def test_resuming_a_job_that_is_still_being_put_down_is_not_lost(trainer: Traine
             if count > 1:  # else the worker sees the job queued, never paused
 
                 async def is_saving(count: int = count) -> bool:
-                    return trainer.log.read_text().count("job.putting_down") == count
+                    return lasting_trainer.log.read_text().count("job.putting_down") == before + count
 
                 await client.until(is_saving, "the worker's look at the record")
             await client.resume(job_id)
@@ -105,10 +110,10 @@ def test_resuming_a_job_that_is_still_being_put_down_is_not_lost(trainer: Traine
         assert await client.steps(job_id) == list(range(1, 361))
         assert (await client.story(job_id)).count("Fine-tuning job resumed") == 3
 
-    with_client(settings, story)
+    with_client(lasting_settings, story)
 
 
-def test_pauses_do_not_count_as_deaths(trainer: TrainerProcess, settings: Settings) -> None:
+def test_pauses_do_not_count_as_deaths(lasting_trainer: TrainerProcess, lasting_settings: Settings) -> None:
     async def story(client: Client) -> None:
         job_id = await client.submit(await client.upload(training_rows(40)), LONG)
         for _ in range(6):  # one more than the deaths after which a job is given up
@@ -120,10 +125,10 @@ def test_pauses_do_not_count_as_deaths(trainer: TrainerProcess, settings: Settin
         assert (await client.stores.jobs.get(job_id)).error is None
         await client.control.cancel(job_id, project=DEFAULT_PROJECT)
 
-    with_client(settings, story)
+    with_client(lasting_settings, story)
 
 
-def test_paused_job_can_be_cancelled(trainer: TrainerProcess, settings: Settings) -> None:
+def test_paused_job_can_be_cancelled(lasting_trainer: TrainerProcess, lasting_settings: Settings) -> None:
     async def story(client: Client) -> None:
         job_id = await client.submit(await client.upload(training_rows(40)), LONG)
         await client.reached(job_id, 3)
@@ -132,11 +137,11 @@ def test_paused_job_can_be_cancelled(trainer: TrainerProcess, settings: Settings
         await client.control.cancel(job_id, project=DEFAULT_PROJECT)
         with pytest.raises(TransitionRefused):
             await client.resume(job_id)
-        assert not trainer.children()
+        assert not lasting_trainer.children()
         assert (await client.stores.jobs.get(job_id)).status is JobState.CANCELLED
         assert job_id not in await client.stores.jobs.active()
 
-    with_client(settings, story)
+    with_client(lasting_settings, story)
 
 
 @pytest.mark.parametrize(("number", "deaths"), [(signal.SIGKILL, 1), (signal.SIGTERM, 0)], ids=["killed", "stopped"])
@@ -176,14 +181,14 @@ async def assert_whole(client: Client, job_id: str) -> None:
     assert told.count(COMPLETED) == told.count(f"New fine-tuned model created: {record.model_name}") == 1
     checkpoints = await client.stores.jobs.checkpoints(job_id)
     assert len({checkpoint.step_number for checkpoint in checkpoints}) == len(checkpoints)
-    listed = {a.name for a in await client.stores.registry.listed(DEFAULT_PROJECT) if a.job_id == job_id}
+    listed = await client.models_of(job_id)
     assert record.model_name in listed
     assert listed == {checkpoint.fine_tuned_model_checkpoint for checkpoint in checkpoints}
 
 
 @pytest.mark.parametrize("step", [5, 6])
 def test_job_paused_at_its_last_step_is_paused_or_has_succeeded(
-    trainer: TrainerProcess, settings: Settings, step: int
+    lasting_trainer: TrainerProcess, lasting_settings: Settings, step: int
 ) -> None:
     async def story(client: Client) -> None:
         job_id = await client.submit(await client.upload(training_rows(24)))
@@ -200,15 +205,15 @@ def test_job_paused_at_its_last_step_is_paused_or_has_succeeded(
         record = await client.released(job_id)
         assert (record.status, record.fine_tuned_model) == (JobState.PAUSED, None)
         assert COMPLETED not in await client.story(job_id)
-        assert await client.stores.registry.listed(DEFAULT_PROJECT) == []
+        assert not await client.models_of(job_id)
         await client.resume(job_id)
         await assert_whole(client, job_id)
 
-    with_client(settings, story)
+    with_client(lasting_settings, story)
 
 
 def test_job_paused_while_its_model_is_awaited_takes_it_back_and_publishes_it_later(
-    trainer: TrainerProcess, settings: Settings
+    lasting_trainer: TrainerProcess, lasting_settings: Settings
 ) -> None:
     async def story(client: Client) -> None:
         replica = ReplicaRecord(id="r1", url="http://127.0.0.1:9", base=BASE_ID, state="ready")
@@ -227,7 +232,7 @@ def test_job_paused_while_its_model_is_awaited_takes_it_back_and_publishes_it_la
         await client.resume(job_id)
         await assert_whole(client, job_id)
 
-    with_client(settings, story)
+    with_client(lasting_settings, story)
 
 
 @pytest.mark.parametrize("content", [None, b"no json\n" * 12], ids=["good file", "bad file"])

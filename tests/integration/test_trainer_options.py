@@ -1,4 +1,4 @@
-"""The trainer process with jobs beyond the plain ones: parents, early stopping, preferences, a quantised base."""
+"""The trainer process with jobs beyond the plain ones: parents, early stopping, other methods, a quantised base."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ from msgspec.structs import replace
 from shared import ids
 from shared.adapters import CONFIG_NAME
 from shared.records import DEFAULT_PROJECT, AdapterRecord, JobRecord
+from shared.schemas.methods import LabelWeights
 from shared.schemas.options import EarlyStopping, TrainingOptions
 from shared.settings import Settings
 from shared.states import JobState
 from shared.store.jobs import event
-from tests.integration.test_trainer import (  # noqa: F401 - fixtures
+from tests.integration.trainer_stack import (
     BASE_ID,
     SHORT,
     Client,
     TrainerProcess,
-    settings,
+    lasting_settings,
+    lasting_trainer,
     tiny_base,
-    trainer,
     with_client,
 )
-from tests.unit.trainer.tiny import preference_rows, training_rows
+from tests.unit.trainer.tiny import labelled_rows, preference_rows, training_rows
+
+__all__ = ["lasting_settings", "lasting_trainer", "tiny_base"]
 
 
 def job(training_file: str, **changes: Any) -> JobRecord:
@@ -57,8 +60,7 @@ async def adapter_of(client: Client, record: JobRecord) -> AdapterRecord:
 
 
 def test_job_goes_on_from_a_fine_tuned_model_with_its_shape(
-    trainer: TrainerProcess,  # noqa: F811
-    settings: Settings,  # noqa: F811
+    lasting_trainer: TrainerProcess, lasting_settings: Settings
 ) -> None:
     async def story(client: Client) -> None:
         file_id = await client.upload(training_rows(12))
@@ -71,13 +73,13 @@ def test_job_goes_on_from_a_fine_tuned_model_with_its_shape(
 
         parent, child = await adapter_of(client, first), await adapter_of(client, second)
         assert (child.rank, child.base) == (2, BASE_ID) and child.sha256 != parent.sha256
-        folder = settings.home / child.folder
+        folder = lasting_settings.home / child.folder
         config = msgspec.json.decode((folder / CONFIG_NAME).read_bytes())
         assert (config["r"], config["lora_alpha"], config["use_rslora"]) == (2, 3, True)
         manifest = msgspec.json.decode((folder / "manifest.json").read_bytes())
         assert manifest["parent_sha256"] == parent.sha256
 
-    with_client(settings, story)
+    with_client(lasting_settings, story)
 
 
 def filled(options: TrainingOptions) -> dict[str, Any]:
@@ -91,8 +93,7 @@ def filled(options: TrainingOptions) -> dict[str, Any]:
 
 
 def test_parent_that_was_deleted_before_training_fails_the_job(
-    trainer: TrainerProcess,  # noqa: F811
-    settings: Settings,  # noqa: F811
+    lasting_trainer: TrainerProcess, lasting_settings: Settings
 ) -> None:
     async def story(client: Client) -> None:
         file_id = await client.upload(training_rows(12))
@@ -103,12 +104,11 @@ def test_parent_that_was_deleted_before_training_fails_the_job(
             assert (record.error.code, record.error.param) == ("model_not_found", "model")
             assert gone in record.error.message
 
-    with_client(settings, story)
+    with_client(lasting_settings, story)
 
 
 def test_best_epoch_is_published_once_under_the_model_s_name(
-    trainer: TrainerProcess,  # noqa: F811
-    settings: Settings,  # noqa: F811
+    lasting_trainer: TrainerProcess, lasting_settings: Settings
 ) -> None:
     async def story(client: Client) -> None:
         swapped = {"fruit": "animal", "animal": "fruit"}
@@ -129,15 +129,13 @@ def test_best_epoch_is_published_once_under_the_model_s_name(
         checkpoints = await client.stores.jobs.checkpoints(record.id)
         assert [checkpoint.step_number for checkpoint in checkpoints] == [best, last, last - 6]
         assert checkpoints[0].fine_tuned_model_checkpoint == record.fine_tuned_model == record.model_name
-        listed = {adapter.name for adapter in await client.stores.registry.listed(DEFAULT_PROJECT)}
-        assert listed == {checkpoint.fine_tuned_model_checkpoint for checkpoint in checkpoints}
+        assert await client.models_of(record.id) == {point.fine_tuned_model_checkpoint for point in checkpoints}
 
-    with_client(settings, story)
+    with_client(lasting_settings, story)
 
 
 def test_preferences_are_learnt_on_a_quantised_base(
-    trainer: TrainerProcess,  # noqa: F811
-    settings: Settings,  # noqa: F811
+    lasting_trainer: TrainerProcess, lasting_settings: Settings
 ) -> None:
     async def story(client: Client) -> None:
         training, validation = await client.upload(preference_rows(12)), await client.upload(preference_rows(4))
@@ -149,24 +147,63 @@ def test_preferences_are_learnt_on_a_quantised_base(
         steps = [told.data for told in reversed(page) if told.type == "metrics"]
         assert abs(steps[0]["train_loss"] - 0.6931) < 1e-4
         assert {"rewards_margin", "rewards_accuracy", "full_valid_rewards_margin"} <= steps[-1].keys()
-        assert (Path(settings.home) / "jobs" / ended.id / "reference.json").exists()
+        assert (Path(lasting_settings.home) / "jobs" / ended.id / "reference.json").exists()
         [changed] = [told for told in page if "requantized" in told.data]
         assert changed.message.startswith(
             "Trained on the base in 4 bits, served on the base as it is: the loss of 4 held-"
         )
-        points = Path(settings.home) / "jobs" / ended.id / "checkpoints"
+        points = Path(lasting_settings.home) / "jobs" / ended.id / "checkpoints"
 
         async def dropped() -> bool:
             return not points.exists()
 
         await client.until(dropped, "the end of resume points that nobody goes on from")
 
+    with_client(lasting_settings, story)
+
+
+def test_own_methods_train_one_after_the_other(
+    trainer: TrainerProcess,
+    settings: Settings,
+) -> None:
+    async def story(client: Client) -> None:
+        rows, pairs = await client.upload(labelled_rows(12)), await client.upload(preference_rows(12))
+        held_out = await client.upload(labelled_rows(4))
+        asked = [
+            job(rows, validation_file=held_out, method="kto"), job(pairs, method="orpo", requested_beta=0.3),
+            job(pairs, method="reward"),
+        ]  # fmt: skip
+        kto, orpo, reward = [await finished(client, record) for record in asked]
+        assert kto.resolved_weights == LabelWeights(desirable=1.0, undesirable=2.0)  # 8 good rows, 4 bad ones
+        assert (kto.resolved_beta, orpo.resolved_beta, reward.resolved_beta) == (0.1, 0.3, None)
+        folder = Path(settings.home) / "jobs" / kto.id
+        spec = msgspec.json.decode((folder / "spec.json").read_bytes())
+        assert (spec["desirable_weight"], spec["undesirable_weight"]) == (1.0, 2.0)
+        assert (folder / "reference.json").exists()
+        assert {"kl", "rewards_accuracy", "full_valid_kl"} <= (await last_step(client, kto)).keys()
+        assert {"rewards_margin", "rewards_accuracy"} <= (await last_step(client, orpo)).keys()
+        scored = await last_step(client, reward)
+        assert scored["train_mean_token_accuracy"] == scored["rewards_accuracy"]
+        judge = await adapter_of(client, reward)
+        assert (judge.kind, judge.listed, (await adapter_of(client, kto)).kind) == ("reward", True, "text")
+        assert any("is a reward model" in told for told in await client.story(reward.id))
+        config = msgspec.json.decode((Path(settings.home) / judge.folder / CONFIG_NAME).read_bytes())
+        assert config["task_type"] == "SEQ_CLS"
+
+        alike = await client.upload([{**row, "label": True} for row in labelled_rows(12)])
+        refused = await client.ended(await submitted(client, job(alike, method="kto")))
+        assert refused.error is not None and "both labels are needed" in refused.error.message
+
     with_client(settings, story)
 
 
+async def last_step(client: Client, record: JobRecord) -> dict[str, Any]:
+    page, _ = await client.stores.jobs.events(record.id, limit=100)
+    return next(told.data for told in page if told.type == "metrics")
+
+
 def test_diverged_job_fails_with_its_reason_and_keeps_its_last_resume_point(
-    trainer: TrainerProcess,  # noqa: F811
-    settings: Settings,  # noqa: F811
+    lasting_trainer: TrainerProcess, lasting_settings: Settings
 ) -> None:
     async def story(client: Client) -> None:
         asked = replace(SHORT, learning_rate_multiplier=1e30)
@@ -178,6 +215,6 @@ def test_diverged_job_fails_with_its_reason_and_keeps_its_last_resume_point(
         points = sorted((client.stores.paths.job_folder(record.id) / "checkpoints").iterdir())
         steps = await client.steps(record.id)
         assert points[-1].name == f"step-{steps[-1]:08d}"
-        assert await client.stores.registry.listed(DEFAULT_PROJECT) == []
+        assert await client.models_of(record.id) == set()
 
-    with_client(settings, story)
+    with_client(lasting_settings, story)

@@ -39,13 +39,15 @@ from shared.states import JobState
 from tests.integration.trainer_stack import LONG, Client, TrainerProcess, tiny_base, trainer, with_client
 from tests.unit.trainer.test_trainer_dpo import dpo_spec
 from tests.unit.trainer.test_trainer_dpo import train as train_dpo
+from tests.unit.trainer.test_trainer_kto import kto_spec
+from tests.unit.trainer.test_trainer_kto import train as train_kto
 from tests.unit.trainer.test_trainer_loop import train
 from tests.unit.trainer.tiny import make_spec, training_rows
 
 __all__ = ["tiny_base", "trainer"]
 
 MEASURED = ("train_loss", "train_mean_token_accuracy", "grad_norm", "valid_loss", "full_valid_loss", "rewards_margin",
-            "full_valid_rewards_chosen", "tokens", "supervised_tokens")  # fmt: skip
+            "kl", "full_valid_rewards_chosen", "tokens", "supervised_tokens")  # fmt: skip
 TOLERANCE = 1e-5
 
 
@@ -199,6 +201,21 @@ def test_preferences_are_learnt_in_shares_where_one_process_has_fewer_pieces(tin
     alone = train_dpo(dpo_spec(tiny_base, tmp_path / "a", **changes), tmp_path / "a")
     together = train_together(dpo_spec(tiny_base, tmp_path / "b", **changes), tmp_path / "b")
     assert together.status == 0
+    assert_same(together, alone.steps, alone.exports[-1])
+
+
+@pytest.mark.parametrize("finetuning_type", ["lora", "full"])
+def test_labels_are_learnt_in_shares_that_are_of_different_size(
+    tiny_base: Path, tmp_path: Path, finetuning_type: str
+) -> None:
+    changes: dict[str, Any] = {
+        "finetuning_type": finetuning_type, "batch_size": 3, "gradient_accumulation_steps": 3, "n_epochs": 1,
+        "learning_rate_multiplier": 40.0,
+    }  # fmt: skip
+    alone = train_kto(kto_spec(tiny_base, tmp_path / "a", **changes), tmp_path / "a")
+    together = train_together(kto_spec(tiny_base, tmp_path / "b", **changes), tmp_path / "b")
+    assert together.status == 0
+    assert any(metrics.kl for metrics in alone.steps)
     assert_same(together, alone.steps, alone.exports[-1])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +14,19 @@ from shared.schemas.integrations import JobIntegration, WandbRun
 from shared.schemas.methods import SupervisedHyperparameters
 from shared.settings import Settings
 from shared.states import JobState
-from tests.integration.trainer_stack import Client, TrainerProcess, settings, tiny_base, trainer, with_client
+from tests.integration.trainer_stack import (
+    Client,
+    TrainerProcess,
+    lasting_settings,
+    lasting_trainer,
+    running_trainer,
+    settings,
+    tiny_base,
+    with_client,
+)
 from tests.unit.trainer.tiny import training_rows
 
-__all__ = ["settings", "tiny_base", "trainer"]
+__all__ = ["lasting_settings", "lasting_trainer", "settings", "tiny_base"]
 
 MANY = SupervisedHyperparameters(n_epochs=20, batch_size=2, learning_rate_multiplier=1.0)
 INTEGRATION = JobIntegration(wandb=WandbRun(project="pets", name="first", entity="team", tags=["a"]))
@@ -71,7 +79,9 @@ async def warnings(client: Client, job_id: str) -> list[str]:
     return [told.message for told in reversed(page) if told.level == "warn" and "Weights" in told.message]
 
 
-def test_offline_run_holds_every_step_across_a_pause(trainer: TrainerProcess, settings: Settings) -> None:
+def test_offline_run_holds_every_step_across_a_pause(
+    lasting_trainer: TrainerProcess, lasting_settings: Settings
+) -> None:
     async def story(client: Client) -> None:
         rows, held_out = await client.upload(training_rows(24)), await client.upload(training_rows(6))
         job_id = await client.submit(rows, MANY, held_out, integrations=[INTEGRATION])
@@ -100,13 +110,11 @@ def test_offline_run_holds_every_step_across_a_pause(trainer: TrainerProcess, se
         assert "a" in run.tags and f"selftune/{job_id}" in run.tags
         assert not list(client.stores.paths.job_folder(job_id).rglob("requirements.txt"))
 
-    with_client(settings, story)
+    with_client(lasting_settings, story)
 
 
-def test_server_out_of_reach_is_a_warning_and_the_run_is_kept(trainer: TrainerProcess, settings: Settings) -> None:
+def test_server_out_of_reach_is_a_warning_and_the_run_is_kept(settings: Settings, tmp_path: Path) -> None:
     async def story(client: Client) -> None:
-        trainer.signal(signal.SIGTERM)
-        trainer.start(WANDB_API_KEY="a" * 40, WANDB_BASE_URL="http://127.0.0.1:9")
         job_id = await client.submit(await client.upload(training_rows(24)), integrations=[INTEGRATION])
         record = await client.ended(job_id)
         assert (record.status, record.error) == (JobState.SUCCEEDED, None)
@@ -115,42 +123,50 @@ def test_server_out_of_reach_is_a_warning_and_the_run_is_kept(trainer: TrainerPr
         [folder] = (client.stores.paths.job_folder(job_id) / "wandb").glob(f"offline-run-*-{job_id}")
         assert [step["step"] for step in metrics(folder)] == list(range(1, 7))
 
-    with_client(settings, story)
+    with running_trainer(settings, tmp_path, WANDB_API_KEY="a" * 40, WANDB_BASE_URL="http://127.0.0.1:9"):
+        with_client(settings, story)
 
 
-def test_death_of_the_process_is_a_warning_and_training_goes_on(trainer: TrainerProcess, settings: Settings) -> None:
+def test_death_of_the_process_is_a_warning_and_training_goes_on(
+    lasting_trainer: TrainerProcess, lasting_settings: Settings
+) -> None:
     async def story(client: Client) -> None:
         job_id = await client.submit(await client.upload(training_rows(24)), MANY, integrations=[INTEGRATION])
         await client.reached(job_id, 3)
-        [process] = [child for child in trainer.children() if "services.trainer.tracking.child" in child.cmdline()]
+        [process] = [
+            child for child in lasting_trainer.children() if "services.trainer.tracking.child" in child.cmdline()
+        ]
         process.kill()
         assert (await client.ended(job_id)).status is JobState.SUCCEEDED
         assert await warnings(client, job_id) == [
             "Weights & Biases: the process that writes there has ended with status -9; the training goes on without it"
         ]
 
-    with_client(settings, story)
+    with_client(lasting_settings, story)
 
 
-def test_job_without_integrations_starts_no_such_process(trainer: TrainerProcess, settings: Settings) -> None:
+def test_job_without_integrations_starts_no_such_process(
+    lasting_trainer: TrainerProcess, lasting_settings: Settings
+) -> None:
     async def story(client: Client) -> None:
         job_id = await client.submit(await client.upload(training_rows(24)), MANY)
         await client.reached(job_id, 3)
-        assert not [child for child in trainer.children() if "services.trainer.tracking.child" in child.cmdline()]
+        assert not [
+            child for child in lasting_trainer.children() if "services.trainer.tracking.child" in child.cmdline()
+        ]
         assert (await client.ended(job_id)).status is JobState.SUCCEEDED
         assert not (client.stores.paths.job_folder(job_id) / "wandb").exists()
 
-    with_client(settings, story)
+    with_client(lasting_settings, story)
 
 
-def test_host_that_may_not_be_called_keeps_the_run_in_files(trainer: TrainerProcess, settings: Settings) -> None:
+def test_host_that_may_not_be_called_keeps_the_run_in_files(settings: Settings, tmp_path: Path) -> None:
     async def story(client: Client) -> None:
-        trainer.start(WANDB_API_KEY="a" * 40, SELFTUNE_OUTGOING_HOSTS='["none"]')
         job_id = await client.submit(await client.upload(training_rows(24)), integrations=[INTEGRATION])
         assert (await client.ended(job_id)).status is JobState.SUCCEEDED
         [warning] = await warnings(client, job_id)
         assert warning.startswith("Weights & Biases: the runs are kept in files: its host 'api.wandb.ai' is none of")
         assert f"Weights & Biases: run {job_id} is kept in files for `wandb sync`" in await client.story(job_id)
 
-    trainer.signal(signal.SIGTERM)
-    with_client(settings, story)
+    with running_trainer(settings, tmp_path, WANDB_API_KEY="a" * 40, SELFTUNE_OUTGOING_HOSTS='["none"]'):
+        with_client(settings, story)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +28,7 @@ from shared.settings import Settings
 from shared.states import TERMINAL
 from shared.store.jobs import event
 from tests.api_server import NO_METRICS
+from tests.conftest import start_valkey
 from tests.unit.trainer.tiny import save_tiny_base, write_rows
 
 DEADLINE_S = 120.0
@@ -41,8 +44,12 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def settings(tmp_path: Path, redis_url: str, tiny_base: Path) -> Settings:
+    return trainer_settings(tmp_path / "data", redis_url, tiny_base)
+
+
+def trainer_settings(home: Path, redis_url: str, base: Path) -> Settings:
     return Settings(
-        data_dir=str(tmp_path / "data"), redis_url=redis_url, base_model=str(tiny_base), lora_rank=4,
+        data_dir=str(home), redis_url=redis_url, base_model=str(base), lora_rank=4,
         lease_ttl_s=2.0, threads=1, max_model_len=128, **NO_METRICS,
     )  # fmt: skip
 
@@ -76,10 +83,10 @@ class TrainerProcess:
 
 
 @contextmanager
-def running_trainer(settings: Settings, folder: Path) -> Iterator[TrainerProcess]:
+def running_trainer(settings: Settings, folder: Path, **environment: str) -> Iterator[TrainerProcess]:
     """Run a trainer, whose log is in `folder`; the test may have stopped it before the end."""
     process = TrainerProcess(settings, folder / "trainer.log")
-    process.start()
+    process.start(**environment)
     try:
         yield process
     finally:
@@ -91,6 +98,24 @@ def running_trainer(settings: Settings, folder: Path) -> Iterator[TrainerProcess
 @pytest.fixture
 def trainer(settings: Settings, tmp_path: Path) -> Iterator[TrainerProcess]:
     with running_trainer(settings, tmp_path) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def lasting_settings(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[Settings]:
+    """Settings of a trainer that a module's tests share, on a database that no other test empties."""
+    folder = Path(tempfile.mkdtemp(prefix="st-lasting-"))
+    valkey = start_valkey(folder)
+    yield trainer_settings(tmp_path_factory.mktemp("lasting") / "data", f"unix://{folder}/valkey.sock", tiny_base)
+    valkey.terminate()
+    valkey.wait(timeout=20)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def lasting_trainer(lasting_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainerProcess]:
+    """A trainer for tests that leave it as it is: starting one means importing PyTorch anew."""
+    with running_trainer(lasting_settings, tmp_path_factory.mktemp("log")) as process:
         yield process
 
 
@@ -170,6 +195,11 @@ class Client:
             return any(told.data.get("step", 0) >= step for told in page)
 
         await self.until(check, f"step {step}")
+
+    async def models_of(self, job_id: str) -> set[str]:
+        """Return the names of a job's models."""
+        listed = await self.stores.registry.listed(DEFAULT_PROJECT)
+        return {model.name for model in listed if model.job_id == job_id}
 
     async def story(self, job_id: str) -> list[str]:
         page, more = await self.stores.jobs.events(job_id, limit=1000)

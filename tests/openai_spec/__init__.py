@@ -36,6 +36,11 @@ DEVIATIONS = (
     Deviation("stored messages", r"GET /chat/completions/\{completion_id\}/messages", r"data/\d+/role"),
     # OpenAI's own answers have null where nothing has happened yet.
     Deviation("empty fields of a batch", r"(GET|POST) /batches", r"(data/\d+/)?(\w+_at|model|errors|\w+_file_id)"),
+    # A message with a plain text is both of two kinds of which the document wants it to be one.
+    Deviation("messages of an eval run", r"(GET|POST) /evals/\{eval_id\}/runs", r"(data/\d+/)?data_source"),
+    Deviation("several graders", r"POST /fine_tuning/alpha/graders/validate", r"grader"),
+    # A message with a plain text is both of two kinds of which the document wants it to be one.
+    Deviation("messages of an eval run", r"(GET|POST) /evals/\{eval_id\}/runs", r"(data/\d+/)?data_source"),
     Deviation("purpose evals", r"(GET|POST) /(files|uploads)", r"((data/\d+/)|file/)?purpose"),
 )
 

@@ -16,7 +16,7 @@ import yaml
 
 ROUTES = (
     "/files", "/uploads", "/fine_tuning", "/models", "/chat/completions", "/completions", "/embeddings", "/responses",
-    "/batches",
+    "/batches", "/evals",
 )  # fmt: skip
 PROSE = {"description", "example", "examples", "title", "summary", "externalDocs", "deprecated"}
 

@@ -127,8 +127,9 @@ def jobs(client: Any, training_file: str) -> None:
     )
     grader = {"type": "string_check", "name": "n", "input": "i", "operation": "eq", "reference": "r"}
     graders = client.fine_tuning.alpha.graders
-    refused(lambda: graders.validate(grader=grader), openai.BadRequestError, "unsupported_method")
-    refused(lambda: graders.run(grader=grader, model_sample="s"), openai.BadRequestError, "unsupported_method")
+    assert graders.validate(grader=grader).grader.to_dict() == grader
+    assert graders.run(grader=grader, model_sample="s", item={}).reward == 0.0
+    refused(lambda: graders.validate(grader=grader | {"input": "{{ x }}"}), openai.BadRequestError, "invalid_value")
 
 
 def pausing(calls: Any, training_file: str) -> None:
@@ -291,6 +292,43 @@ def batches(client: Any) -> None:
     assert failed["custom_id"] == "2" and failed["response"]["status_code"] == 404
 
 
+def evals(client: Any) -> None:
+    """Lists page by cursors; a run is done, another cancelled."""
+    exact = {"type": "string_check", "name": "said", "operation": "ne", "input": "{{ sample.output_text }}"}
+    exact["reference"] = ""
+    schema = {"type": "object", "required": ["thing"]}
+    config = {"type": "custom", "item_schema": schema, "include_sample_schema": True}
+    made = client.evals.create(name="walk", data_source_config=config, testing_criteria=[exact], metadata={"walk": "1"})
+    assert client.evals.retrieve(made.id).name == "walk" and made.testing_criteria[0].name == "said"
+    assert client.evals.update(made.id, name="walked").name == "walked"
+    assert made.id in [one.id for one in client.evals.list(limit=1, order="desc", order_by="updated_at")]
+    rows = [{"item": {"thing": thing}} for thing in ("sky", "grass", "snow")]
+    asked = {"type": "template", "template": [{"role": "user", "content": "Colour of {{ item.thing }}?"}]}
+    source = {"type": "file_content", "content": rows}
+    asking = {"type": "completions", "source": source, "input_messages": asked, "model": TUNED}
+    asking["sampling_params"] = {"max_completion_tokens": 4}
+    run, other = (client.evals.runs.create(made.id, data_source=asking, name=str(n)) for n in range(2))
+    try:
+        assert client.evals.runs.cancel(other.id, eval_id=made.id).status == "canceled"
+    except openai.BadRequestError:  # it was faster
+        assert client.evals.runs.retrieve(other.id, eval_id=made.id).status == "completed"
+    deadline = time.monotonic() + 120
+    while client.evals.runs.retrieve(run.id, eval_id=made.id).status not in {"completed", "failed", "canceled"}:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    done = client.evals.runs.retrieve(run.id, eval_id=made.id)
+    assert (done.status, done.result_counts.total, done.result_counts.errored) == ("completed", 3, 0), done
+    assert done.per_model_usage[0].invocation_count == 3 and done.error.code == ""
+    assert [one.id for one in client.evals.runs.list(made.id, limit=1)] == [run.id, other.id]
+    items = list(client.evals.runs.output_items.list(run.id, eval_id=made.id, limit=1))
+    assert [one.datasource_item["thing"] for one in items] == ["sky", "grass", "snow"]
+    again = client.evals.runs.output_items.retrieve(items[0].id, eval_id=made.id, run_id=run.id)
+    assert again.sample.usage.completion_tokens > 0
+    assert client.evals.runs.delete(other.id, eval_id=made.id).run_id == other.id
+    assert client.evals.delete(made.id).deleted
+    refused(lambda: client.evals.retrieve(made.id), openai.NotFoundError)
+
+
 def webhooks(client: Any) -> None:
     secret = b"a key of thirty-two random bytes"
     event = {
@@ -332,6 +370,7 @@ def walk(client: Any) -> None:
     responses(client)
     aliases(client)
     batches(client)
+    evals(client)
     webhooks(client)
     refused(lambda: openai.OpenAI(api_key="wrong", max_retries=0).models.list(), openai.AuthenticationError)
 

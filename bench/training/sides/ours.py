@@ -27,7 +27,33 @@ def train(work: Work) -> Answer:
         preference = Preference(reader, work.beta)
         pairs = with_reference(load_pairs(spec), preference, Path(work.jsonl).with_suffix(".reference"), lambda: False)
         return repeat(work, TrainingSession(preference), pairs.train)
+    if work.method == "orpo":
+        from services.trainer.training.orpo import Orpo
+
+        return repeat(work, TrainingSession(Orpo(reader, work.beta)), load_pairs(spec).train)
+    if work.method == "kto":
+        return judged(work, spec, reader)
     return repeat(work, TrainingSession(Supervised(reader)), load_data(spec).train)
+
+
+def judged(work: Work, spec, reader) -> Answer:
+    """KTO, whose rows get each other's answers batch by batch, as TRL has it, so that both do the same work."""
+    from services.trainer.data.dataset import Dataset
+    from services.trainer.data.labelled import with_mismatched
+    from services.trainer.training.references import with_reference
+    from services.trainer.training.run_job import load_labelled, make_kto
+    from services.trainer.training.session import TrainingSession
+
+    loaded = load_labelled(spec).train
+    rows = []
+    for at in range(0, len(loaded), work.batch_size):
+        batch = loaded[at : at + work.batch_size]
+        rows += with_mismatched(
+            [row.example for row in batch], [row.is_desirable for row in batch], max_length=spec.max_length
+        )
+    kto = make_kto(spec, reader)
+    known = with_reference(Dataset(rows, []), kto, Path(work.jsonl).with_suffix(".reference"), lambda: False)
+    return repeat(work, TrainingSession(kto), known.train)
 
 
 def spec_of(work: Work):

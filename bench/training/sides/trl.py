@@ -1,8 +1,8 @@
-"""TRL's SFTTrainer and DPOTrainer with its defaults, but float32 and no gradient checkpointing.
+"""TRL's SFTTrainer, DPOTrainer, KTOTrainer and ORPOTrainer with its defaults, but float32 and no checkpointing.
 
 TRL turns bf16 and checkpointing on by itself; both would be slower here (a CPU without bf16 products, memory enough).
 Its assistant_only_loss needs generation markers in the chat template, which the base's template does not have, so
-SFTTrainer gets tokens and labels. DPOTrainer takes text only; it comes to the same tokens. The reference's log
+SFTTrainer gets tokens and labels. The others take text only; it comes to the same tokens. A reference's log
 probabilities are computed once, before the first step, with precompute_ref_log_probs.
 """
 
@@ -30,6 +30,19 @@ def train(work: Work) -> Answer:
             return timed(
                 DPOTrainer(peft_model(work), args=config, train_dataset=rows, processing_class=tokenizer), work
             )
+        if work.method == "kto":
+            from trl import KTOConfig, KTOTrainer
+
+            kto = KTOConfig(
+                folder, beta=work.beta, precompute_ref_log_probs=True, precompute_ref_batch_size=work.batch_size,
+                max_length=2048, **arguments(work),
+            )  # fmt: skip
+            return timed(KTOTrainer(peft_model(work), args=kto, train_dataset=rows, processing_class=tokenizer), work)
+        if work.method == "orpo":
+            from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+            orpo = ORPOConfig(folder, beta=work.beta, max_length=2048, **arguments(work))
+            return timed(ORPOTrainer(peft_model(work), args=orpo, train_dataset=rows, processing_class=tokenizer), work)
         settings = SFTConfig(folder, max_length=2048, **arguments(work))
         return timed(SFTTrainer(peft_model(work), settings, train_dataset=rows, processing_class=tokenizer), work)
 

@@ -18,6 +18,7 @@ import structlog
 from services.api.aliases.answer_text import said, shortened
 from services.api.aliases.counting import Counting
 from services.api.aliases.trip import Outcome, Trip
+from services.api.background import Background
 from services.api.errors import UpstreamError
 from services.api.gateway.model_names import Meaning
 from services.api.gateway.outgoing import Asking, Opener
@@ -50,7 +51,7 @@ class Shadowing:
         self._pairs = pairs
         self._counting = counting
         self._running: Counter[str] = Counter()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background()
 
     def draws(self, alias: AliasRecord, asking: Asking) -> bool:
         """Tell whether the shadow is to answer a request, too."""
@@ -71,15 +72,11 @@ class Shadowing:
             self._counting.add(alias, alias.revision, shadow.target, "skipped")
             return
         self._running[alias.uid] += 1
-        task = asyncio.create_task(self._run(alias, shadow, asking, model, outcome, send))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._background.start(self._run(alias, shadow, asking, model, outcome, send))
 
     async def close(self) -> None:
         """Give up what is under way."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._background.close()
 
     async def _run(
         self, alias: AliasRecord, shadow: Meaning, asking: Asking, model: str, outcome: Outcome, send: Opener

@@ -63,7 +63,7 @@ class Warming:
 
     async def _servers(self, model: BaseRecord | AdapterRecord) -> list[ReplicaRecord]:
         """Return the servers that take requests for the model."""
-        base, name = (model.id, model.id) if isinstance(model, BaseRecord) else (model.base, model.name)
+        base, name = (model.id, model.id) if isinstance(model, BaseRecord) else (model.served_on, model.name)
         alive = await self._presence.replicas()
         able = [one for one in alive if may_answer(one, base=base, model=name)]
         return [one for one in able if one.state == "ready" and one.url]

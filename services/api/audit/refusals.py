@@ -11,6 +11,7 @@ import time
 import structlog
 from msgspec.structs import replace
 
+from services.api.background import Background
 from shared.audit_records import AuditRecord
 from shared.errors import Unavailable
 from shared.store.audit import AuditStore
@@ -29,7 +30,7 @@ class Refusals:
         self._store = store
         self._period_s = period_s
         self._counts: dict[AuditRecord, int] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background()
 
     def note(self, *, key_id: str, address: str, reason: str, project: str = "") -> None:
         """Count a refusal, whose `reason` is the code of its error."""
@@ -42,15 +43,11 @@ class Refusals:
             self._counts[kind] += 1
             return
         self._counts[kind] = 0
-        task = asyncio.create_task(self._tell(kind))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._background.start(self._tell(kind))
 
     async def close(self) -> None:
         """Enter what has been counted."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._background.close()
 
     async def _tell(self, kind: AuditRecord) -> None:
         await self._enter(kind, 1)

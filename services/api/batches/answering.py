@@ -64,24 +64,28 @@ class Answering:
         self._slots = slots
 
     async def result(self, number: int, request: Request, endpoint: BatchEndpoint, *, access: Access) -> Result:
-        """Return the answer, or the refusal when asking again does not help.
+        """Return the answer, or the refusal when asking again does not help. Raises as answer() does."""
+        request_id = ids.new_request_id()
+        status, body = await self.answer(endpoint, bytes(request.body), access=access, request_id=request_id)
+        return _result(number, request.custom_id, request_id, status, body)
+
+    async def answer(
+        self, endpoint: BatchEndpoint, body: bytes, *, access: Access, request_id: str
+    ) -> tuple[int, bytes]:
+        """Return status and body of the answer, or of the refusal when asking again does not help.
 
         As long as the servers of the model are too busy, this goes on asking. Raises NoReplica when there is none; but
         where one broke down on the request it is given time to come back, so that the losses are counted.
         """
-        request_id = ids.new_request_id()
         with structlog.contextvars.bound_contextvars(request_id=request_id):
-            return await self._result(number, request, endpoint, access, request_id)
+            return await self._answer(endpoint, body, access, request_id)
 
-    async def _result(
-        self, number: int, request: Request, endpoint: BatchEndpoint, access: Access, request_id: str
-    ) -> Result:
+    async def _answer(self, endpoint: BatchEndpoint, body: bytes, access: Access, request_id: str) -> tuple[int, bytes]:
         tries, losses, lost_at = 0, 0, -math.inf
         while True:
             try:
                 async with self._slots.of(access.project):
-                    body = await self._ask(endpoint, bytes(request.body), access, request_id)
-                return _result(number, request.custom_id, request_id, 200, body)
+                    return 200, await self._ask(endpoint, body, access, request_id)
             except (SelftuneError, UpstreamError) as error:
                 status, refusal = _shown(error)
                 tries += 1
@@ -90,12 +94,11 @@ class Answering:
                 elif isinstance(error, NoReplica) and time.monotonic() - lost_at >= _COMING_BACK_S:
                     raise
                 if status not in _AGAIN or losses >= _MAX_LOSSES:
-                    refused = msgspec.json.encode(ErrorResponse(error=refusal))
-                    return _result(number, request.custom_id, request_id, status, refused)
+                    return status, msgspec.json.encode(ErrorResponse(error=refusal))
                 _log.info("batch.request_again", request_id=request_id, status=status, tries=tries)
             except Exception as error:  # noqa: BLE001 - fails this request, not the thousands beside it
                 _log.error("batch.request_failed", request_id=request_id, exc_info=error)
-                return _result(number, request.custom_id, request_id, 500, _BROKEN)
+                return 500, _BROKEN
             await asyncio.sleep(_wait_s(tries))
 
     async def is_away(self, endpoint: BatchEndpoint, model: str, access: Access) -> bool:

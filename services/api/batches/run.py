@@ -19,14 +19,18 @@ from services.api.batches.ending import ENDS, counted, fill
 from services.api.batches.input_file import InputFile, read_input
 from services.api.batches.output_files import OutputFiles
 from services.api.batches.results import Results
+from services.api.batches.slots import Slots
 from services.api.batches.turns import is_over
 from services.api.batches.working import Working
+from services.api.gateway.forwarding import Gateway
+from services.api.stores import Stores
 from shared.batch_records import BatchRecord
 from shared.batch_states import ENDED, BatchState
 from shared.blobs.interface import Blobs
 from shared.blobs.local import LocalBlobs
 from shared.errors import NoReplica, StorageUnavailable, StoreUnavailable
 from shared.schemas.batches import BatchError, BatchRequestCounts
+from shared.settings import Settings
 from shared.store.batches import BatchStore, Change
 from shared.store.leases import LeaseStore
 
@@ -49,6 +53,19 @@ class Tools:
     blobs: Blobs
     concurrency: int
     max_line_bytes: int
+
+    @classmethod
+    def of(cls, settings: Settings, stores: Stores, blobs: Blobs, gateway: Gateway) -> Tools:
+        slots = Slots(settings.batch_concurrency)
+        return cls(
+            batches=stores.batch_store,
+            leases=stores.batch_leases,
+            answering=Answering(gateway, stores.completions, stores.responses, slots),
+            files=OutputFiles(stores.files, blobs),
+            blobs=blobs,
+            concurrency=settings.batch_concurrency,
+            max_line_bytes=settings.max_body_bytes,
+        )
 
 
 class Run:

@@ -8,13 +8,11 @@ turns for the places, and what is cancelled or late is ended beside them.
 from __future__ import annotations
 
 import asyncio
-import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import structlog
 from msgspec.structs import replace
@@ -22,9 +20,10 @@ from msgspec.structs import replace
 from services.api.batches.run import Run, Tools
 from services.api.batches.turns import Turns, is_over
 from services.api.draining import pause
+from services.api.leftovers import tidy
 from shared.batch_records import BatchRecord
 from shared.batch_states import ALLOWED, BatchState
-from shared.errors import LeaseLost, NoReplica, StorageUnavailable, StoreUnavailable, TransitionRefused, Unavailable
+from shared.errors import LeaseLost, NoReplica, StoreUnavailable, TransitionRefused, Unavailable
 from shared.schemas.batches import BatchError
 
 _log = structlog.get_logger()
@@ -91,7 +90,8 @@ class Runner:
         await self._begin_some([record for record in waiting if not is_over(record, now)])
         if time.monotonic() - self._tidied_at > _TIDY_S or not self._tidied_at:
             self._tidied_at = time.monotonic()
-            await self._tidy(frozenset(active), time.time() - _TIDY_S)
+            blobs = self._tools.blobs
+            await tidy(blobs, blobs.paths.batches, needed=frozenset(active), before=time.time() - _TIDY_S)
 
     async def _end_some(self, over: Sequence[BatchRecord]) -> None:
         for record in over:
@@ -182,25 +182,6 @@ class Runner:
 
         with suppress(StoreUnavailable, LeaseLost, TransitionRefused):
             await self._tools.batches.update(batch_id, fail, fence=token)
-
-    async def _tidy(self, active: frozenset[str], before: float) -> None:
-        """Delete folders that their batch did not need any more, or never got to need, when a process died."""
-        await asyncio.to_thread(_tidy_disk, self._tools.blobs.paths.batches, active, before)
-        if self._tools.blobs.is_local:
-            return
-        with suppress(StorageUnavailable):
-            for batch_id, changed_at in (await self._tools.blobs.children(self._tools.blobs.paths.batches)).items():
-                if batch_id not in active and changed_at < before:
-                    await self._tools.blobs.remove(self._tools.blobs.paths.batch_folder(batch_id))
-                    _log.info("batch.tidied", batch_id=batch_id)
-
-
-def _tidy_disk(batches: Path, active: frozenset[str], before: float) -> None:
-    for folder in batches.iterdir():
-        with suppress(FileNotFoundError):  # another process was faster
-            if folder.name not in active and folder.stat().st_mtime < before:
-                shutil.rmtree(folder, ignore_errors=True)
-                _log.info("batch.tidied", batch_id=folder.name)
 
 
 def _report(task: asyncio.Task[None]) -> None:

@@ -6,12 +6,23 @@ import heapq
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
+from typing import Protocol, TypeVar
 
 from shared.batch_records import BatchRecord
 from shared.batch_states import BatchState
 
 _FIRST_REST_S = 2.0
 _LONGEST_REST_S = 30.0
+
+
+class Waiting(Protocol):
+    """A batch, or what else waits for its project's turn."""
+
+    @property
+    def project(self) -> str: ...
+
+
+W = TypeVar("W", bound=Waiting)
 
 
 def is_over(record: BatchRecord, now: float) -> bool:
@@ -28,18 +39,18 @@ class Turns:
         self._rests: dict[str, tuple[float, float]] = {}
         """By batch until when it rests, on the monotonic clock, and how long that rest is in seconds."""
 
-    def order(self, waiting: Iterable[BatchRecord], held: Mapping[str, int]) -> Sequence[BatchRecord]:
+    def order(self, waiting: Iterable[W], held: Mapping[str, int]) -> Sequence[W]:
         """Sort batches by whose turn it is; `held` has how many places each project has already.
 
         The next is always of a project with the fewest places, of those the one that was served longest ago, and of a
         project's batches the first in `waiting`.
         """
-        queues: dict[str, deque[BatchRecord]] = defaultdict(deque)
+        queues: dict[str, deque[W]] = defaultdict(deque)
         for record in waiting:
             queues[record.project].append(record)
         heap = [(held.get(project, 0), self._last.get(project, 0), project) for project in queues]
         heapq.heapify(heap)
-        ordered: list[BatchRecord] = []
+        ordered: list[W] = []
         while heap:
             places, last, project = heapq.heappop(heap)
             ordered.append(queues[project].popleft())

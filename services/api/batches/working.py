@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from typing import Any
 
 from services.api import metrics
 from services.api.batches.answering import Answering
 from services.api.batches.input_file import InputFile
 from services.api.batches.results import Result, Results
+from services.api.batches.side_by_side import side_by_side
 from shared.batch_records import BatchRecord
 from shared.errors import NoReplica
 
@@ -34,18 +34,7 @@ class Working:
         result.
         """
         todo = iter([number for number in range(len(self._found.places)) if number not in self._results])
-        workers = {asyncio.create_task(self._answer(todo)) for _ in range(concurrency)}
-        stopping, waiting = asyncio.create_task(stop.wait()), set[asyncio.Task[Any]](workers)
-        try:
-            while waiting and not stopping.done():
-                done, waiting = await asyncio.wait({*waiting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-                waiting.discard(stopping)
-                for task in done:
-                    task.result()
-        finally:
-            for task in (*workers, stopping):
-                task.cancel()
-            await asyncio.gather(*workers, stopping, return_exceptions=True)
+        await side_by_side(lambda: self._answer(todo), count=concurrency, stop=stop)
         await self._write()
         if self._absent and not stop.is_set():
             raise NoReplica(f"no inference server is there for {', '.join(sorted(self._absent))}")

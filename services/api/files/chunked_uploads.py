@@ -102,15 +102,26 @@ class ChunkedUploads:
         record = await self._uploads.get(upload_id, project=project)
         if record.status != "completed":
             _check_pending(record)
-            sources = await self._ordered(record, wanted.part_ids)
-            await self._assemble(record, sources, wanted.md5)
-            record = await self._uploads.end(record, "completed")
-            if record.status != "completed":
-                await self._take_back(record)
-                raise Conflict(f"Upload {upload_id} was cancelled while it was being completed.")
-            _log.info("upload.completed", upload_id=upload_id, file_id=record.file_id)
+            record = await self._make(record, wanted)
         await self._remove(self._paths.upload_folder(upload_id))
         return record.public(await self._file(record))
+
+    async def _make(self, record: UploadRecord, wanted: CompleteUpload) -> UploadRecord:
+        """Make the file and end the upload, unless another request for the same has done so meanwhile."""
+        sources = await self._ordered(record, wanted.part_ids)
+        try:
+            await self._assemble(record, sources, wanted.md5)
+        except FileNotFoundError as error:  # the parts go when an upload has ended
+            ended = await self._uploads.get(record.id, project=record.project)
+            if ended.status != "completed":
+                raise Conflict(f"Upload {record.id} has ended meanwhile.") from error
+            return ended
+        ended = await self._uploads.end(record, "completed")
+        if ended.status != "completed":
+            await self._take_back(ended)
+            raise Conflict(f"Upload {record.id} was cancelled while it was being completed.")
+        _log.info("upload.completed", upload_id=record.id, file_id=record.file_id)
+        return ended
 
     async def cancel(self, upload_id: str, *, project: str) -> Upload:
         """Give an upload up; twice is the same as once. Raises NotFound, InvalidRequest for one that was completed."""
@@ -147,7 +158,8 @@ class ChunkedUploads:
     async def _assemble(self, record: UploadRecord, sources: Sequence[Path], md5: str | None) -> None:
         """Make the file: bytes first, then its record.
 
-        Raises InvalidRequest for a wrong MD5, Unavailable, NotFound, Conflict when somebody else made another file.
+        Raises InvalidRequest for a wrong MD5, FileNotFoundError when the upload has ended meanwhile, Unavailable,
+        Conflict when somebody else made another file.
         """
         partial = PartialFile(
             self._paths.partial / f"{record.file_id}.{secrets.token_hex(4)}", limit=self._settings.max_file_bytes
@@ -169,8 +181,6 @@ class ChunkedUploads:
             await self._unrecorded.mark(file.id)
             await partial.publish(self._blobs, self._paths.file_folder(file.id), msgspec.json.encode(file))
             file = await self._published(file)
-        except FileNotFoundError as error:  # completed or cancelled by somebody else meanwhile
-            raise Conflict(f"Upload {record.id} has ended meanwhile.") from error
         finally:
             await asyncio.to_thread(partial.discard)
         try:

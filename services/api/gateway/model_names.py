@@ -32,7 +32,7 @@ class Meaning(Struct, frozen=True):
 
     @property
     def base(self) -> str:
-        return self.model.id if isinstance(self.model, BaseRecord) else self.model.base
+        return self.model.id if isinstance(self.model, BaseRecord) else self.model.served_on
 
 
 class ModelNames:

@@ -23,7 +23,7 @@ from services.api.gateway.relay import is_stream
 from services.api.gateway.upstream_errors import may_go_well_elsewhere, shape
 from shared.errors import InvalidRequest, ReplicaLost, Unavailable
 from shared.internal_headers import PROJECT_HEADER
-from shared.records import ReplicaRecord
+from shared.records import AdapterRecord, ReplicaRecord
 from shared.store.presence import Presence
 
 _log = structlog.get_logger()
@@ -71,6 +71,12 @@ class Replicas:
         With `at_leisure` only those that have the model in memory and much room. Raises NoReplica when none is there,
         InvalidRequest when none can do what the endpoint is for.
         """
+        if isinstance(meaning.model, AdapterRecord) and meaning.model.kind == "reward":
+            raise InvalidRequest(
+                f"The model '{asked_for}' is a reward model: it scores answers and writes none.",
+                code="unsupported_endpoint",
+                param="model",
+            )
         alive = await self._presence.replicas()
         found = routing.candidates(alive, self._loads, base=meaning.base, model=meaning.target)
         if at_leisure:

@@ -49,6 +49,12 @@ class Residencies:
                 code="base_model",
                 param="model",
             )
+        if meaning.model.kind == "reward":
+            raise InvalidRequest(
+                f"'{name}' is a reward model, which no inference server has in memory.",
+                code="reward_model",
+                param="model",
+            )
         await self._registry.ask_to_warm(meaning.model)
         return await self.show(name, access)
 

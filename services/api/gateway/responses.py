@@ -90,6 +90,11 @@ class Turn:
     def kept(self) -> bool:
         return self._view.store is not False
 
+    async def check_room(self) -> None:
+        """Raises RateLimited when the response is to be kept, and its project's storage has no room for it."""
+        if self.kept:
+            await self._store.check_room(self._project, len(self._request))
+
     async def upstream_body(self, without: Collection[str] = ()) -> bytes:
         """Form what the inference server gets: the whole conversation, under an id of ours, less some fields.
 

@@ -8,30 +8,51 @@ from typing import Literal
 from shared.errors import InvalidRequest, UnsupportedMethod
 from shared.schemas.integrations import JobIntegration, WandbIntegration, WandbRun
 from shared.schemas.jobs import CreateJob
-from shared.schemas.methods import DpoHyperparameters, SupervisedHyperparameters
+from shared.schemas.methods import (
+    DpoHyperparameters,
+    KtoHyperparameters,
+    LabelWeights,
+    MethodName,
+    OrpoHyperparameters,
+    OwnMethod,
+    SupervisedHyperparameters,
+)
 from shared.schemas.options import TrainingOptions
 from shared.settings import Settings
 
 _ADAPTER_SHAPE = ("alpha", "target_modules", "use_rslora")
+
+BALANCED = LabelWeights()
+"""Both weights are found from the data."""
 
 
 @dataclass(frozen=True)
 class Asked:
     """Method and hyperparameters of a request, wherever in it they stood."""
 
-    method: Literal["supervised", "dpo"]
+    method: MethodName
     hyperparameters: SupervisedHyperparameters
     beta: float | Literal["auto"] = "auto"
+    weights: LabelWeights = BALANCED
 
 
 def asked(request: CreateJob) -> Asked:
-    """Read `method`; where it has no hyperparameters, the deprecated ones count. Raises UnsupportedMethod."""
+    """Read `method` and `selftune.method`; where there are no hyperparameters, the deprecated ones count.
+
+    Raises UnsupportedMethod, and InvalidRequest for two methods.
+    """
     old = request.hyperparameters or SupervisedHyperparameters()
+    if request.own_method is not None:
+        if request.method is not None:
+            _refuse("method", "the request has a 'method' too; give one of them")
+        return _own(request.own_method, old)
     if request.method is None:
         return Asked("supervised", old)
     if request.method.type == "reinforcement":
         raise UnsupportedMethod(
-            "The method 'reinforcement' is not offered by this server; use 'supervised' or 'dpo'.", param="method.type"
+            "The method 'reinforcement' is not offered by this server; use 'supervised' or 'dpo', or one of its own as "
+            "selftune.method.",
+            param="method.type",
         )
     if request.method.type == "dpo":
         if request.method.dpo is None:
@@ -40,10 +61,25 @@ def asked(request: CreateJob) -> Asked:
     return Asked("supervised", old if request.method.supervised is None else request.method.supervised.hyperparameters)
 
 
-def _common(dpo: DpoHyperparameters) -> SupervisedHyperparameters:
+def _own(method: OwnMethod, old: SupervisedHyperparameters) -> Asked:
+    """Read a method that OpenAI does not have."""
+    if method.type == "kto" and method.kto is not None:
+        kto = method.kto.hyperparameters
+        weights = LabelWeights(desirable=kto.desirable_weight, undesirable=kto.undesirable_weight)
+        return Asked("kto", _common(kto), kto.beta, weights)
+    if method.type == "orpo" and method.orpo is not None:
+        return Asked("orpo", _common(method.orpo.hyperparameters), method.orpo.hyperparameters.beta)
+    if method.type == "reward" and method.reward is not None:
+        return Asked("reward", method.reward.hyperparameters)
+    return Asked(method.type, old)
+
+
+def _common(chosen: DpoHyperparameters | KtoHyperparameters | OrpoHyperparameters) -> SupervisedHyperparameters:
     """Pick the hyperparameters that every method has."""
     return SupervisedHyperparameters(
-        n_epochs=dpo.n_epochs, batch_size=dpo.batch_size, learning_rate_multiplier=dpo.learning_rate_multiplier
+        n_epochs=chosen.n_epochs,
+        batch_size=chosen.batch_size,
+        learning_rate_multiplier=chosen.learning_rate_multiplier,
     )
 
 
@@ -55,6 +91,8 @@ def check_options(request: CreateJob, settings: Settings, *, context_length: int
     options = request.options
     if options.finetuning_type == "full":
         _check_full(options, parent_rank)
+        if asked(request).method == "reward":
+            _refuse("finetuning_type", "a reward model is an adapter with a head; leave the option out")
     _check_rank(options, settings, parent_rank)
     longest = min(settings.max_model_len, context_length)
     if options.max_length is not None and options.max_length > longest:

@@ -87,6 +87,12 @@ class Submission:
         base = await self._registry.base(model.base)
         if base is None:
             raise unknown_model(name)
+        if model.kind == "reward":
+            raise InvalidRequest(
+                f"Invalid value for 'model': '{name}' is a reward model, and training does not go on from one.",
+                code="invalid_value",
+                param="model",
+            )
         named_after = base.origin or base.id
         return _Start(base.id, base.context_length, named_after, parent=model.name, parent_rank=model.rank)
 
@@ -130,6 +136,7 @@ class Submission:
             method=wanted.method,
             requested=wanted.hyperparameters,
             requested_beta=wanted.beta,
+            requested_weights=wanted.weights,
             options=request.options,
             integrations=shown_integrations(request.integrations),
             metadata=request.metadata,

@@ -94,6 +94,8 @@ class ModelSettingsAdmin:
         """Pin an adapter, or let go of it; tells whether that is a change."""
         if pinned and model.whole:
             raise _invalid("pinned", f"'{model.name}' is a base of its own, and in memory wherever it is served")
+        if pinned and model.kind == "reward":
+            raise _invalid("pinned", f"'{model.name}' is a reward model, which no inference server has in memory")
         return await self._registry.pin(model, pinned=pinned, limit=self._pins_per_base)
 
     async def _check_keys(self, model: AdapterRecord, changed: ModelSettingsRecord, *, known: Collection[str]) -> None:

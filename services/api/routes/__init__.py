@@ -7,6 +7,7 @@ from services.api.routes import (
     audit_logs,
     batches,
     docs,
+    evals,
     files,
     graders,
     health,
@@ -33,6 +34,7 @@ GROUPS = {
     "Generation": [*inference.ROUTES, *responses.ROUTES, *messages.ROUTES],
     "Stored completions": stored_completions.ROUTES,
     "Batches": batches.ROUTES,
+    "Evals": evals.ROUTES,
     "Webhooks": webhooks.ROUTES,
     "Organization": [
         *projects.ROUTES,

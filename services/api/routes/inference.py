@@ -42,6 +42,7 @@ async def create_chat_completion(
     view = decode(body, _CHAT)
     if not view.store:
         return await _forward("/v1/chat/completions", request, gateway, body, view)
+    await completions.check_room(caller.project, len(body))
     request_id = request_id_of(request.scope)
     stored = StoredChat(completions, body, view, project=caller.project, request_id=request_id)
     answer = await ask(request, gateway, "/v1/chat/completions", body, view, on_sent=stored.asked)

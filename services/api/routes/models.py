@@ -112,7 +112,7 @@ async def delete_model(
 
 async def _check_unused(name: str, registry: Registry, settings: Settings) -> None:
     """Raise InvalidRequest for a whole model that others stand on: without it they could never be served again."""
-    _, adapters = await registry.snapshot(name)
+    adapters = await registry.on_base(name)
     if adapters:
         raise InvalidRequest(
             f"'{name}' is the base of {len(adapters)} fine-tuned model(s), which could not be served without it; "

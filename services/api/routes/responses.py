@@ -47,6 +47,7 @@ async def create_response(
     body = await read_prompt(request, limit=settings.max_body_bytes)
     view = decode(body, _VIEW)
     turn = Turn(responses, body, view, project=caller.project)
+    await turn.check_room()
     answer = await ask(request, gateway, "/v1/responses", await turn.upstream_body(), view)
     if not isinstance(answer, bytes):
         return Relay(answer, turn)

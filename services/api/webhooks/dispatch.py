@@ -19,6 +19,7 @@ import structlog
 from msgspec.structs import replace
 
 from services.api import metrics
+from services.api.background import Background
 from services.api.draining import pause
 from services.api.webhooks.sender import TIMEOUT_S, Undeliverable, WebhookSender
 from shared.errors import StoreUnavailable
@@ -60,6 +61,14 @@ class Family:
 
     name: str
     look_up: Callable[[str], Awaitable[Subject]]
+
+
+def families_of(jobs: JobStore, batches: BatchStore) -> dict[str, Family]:
+    """Return what can end, by the prefix of its id."""
+    return {
+        "ftjob-": Family("fine_tuning.job", jobs_ending(jobs)),
+        "batch_": Family("batch", batches_ending(batches)),
+    }
 
 
 def jobs_ending(jobs: JobStore) -> Callable[[str], Awaitable[Subject]]:
@@ -111,7 +120,7 @@ class Dispatcher:
         self._families = families
         self._retry_base_s = retry_base_s
         self._drain = drain
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background()
         self._running: Counter[str] = Counter()
         self._loop: asyncio.Task[None] | None = None
 
@@ -125,11 +134,7 @@ class Dispatcher:
         if self._loop is not None:
             await asyncio.wait({self._loop}, timeout=_PATIENCE_S)
             self._loop.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=_PATIENCE_S)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._background.close(patience_s=_PATIENCE_S)
         await self._sender.close()
 
     async def _run(self) -> None:
@@ -143,7 +148,7 @@ class Dispatcher:
 
     async def _round(self) -> bool:
         """Take up what is due; True when there was something."""
-        room = _AT_ONCE - len(self._tasks)
+        room = _AT_ONCE - len(self._background)
         if room <= 0:
             return True
         outcomes = await self._deliveries.claim_outcomes(limit=room, lease_s=_LEASE_S)
@@ -163,10 +168,7 @@ class Dispatcher:
         self._spawn(self._deliver(delivery_id, endpoint_id))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(_report)
+        self._background.start(work).add_done_callback(_report)
 
     async def _expand(self, outcome: str) -> None:
         object_id, _, status = outcome.partition(" ")

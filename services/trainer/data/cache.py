@@ -139,6 +139,7 @@ def tokenize_in_memory(path: Path, format_: Format, tokenizer: Any, param: str) 
         arrays["ends"],
         arrays["used"],
         arrays["lines"],
+        arrays["labels"],
         tokenizer.bos_token_id,
     )
 
@@ -160,6 +161,7 @@ def map_table(folder: Path) -> TokenTable:
         ends_S=mapped("ends", np.int64),
         used_S=mapped("used", np.int64),
         lines_R=mapped("lines", np.int64),
+        labels_R=mapped("labels", np.uint8),
         bos_id=meta.bos_id,
     )
     folder.touch()

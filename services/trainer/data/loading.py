@@ -44,7 +44,7 @@ class TokenSource:
         return key, self._cache.find(key) or self._cache.build(key, file, format_, param)
 
     def _check(self, format_: Format) -> None:
-        if format_ in ("chat", "preference") and not self._tokenizer.chat_template:
+        if format_ in ("chat", "preference", "labelled") and not self._tokenizer.chat_template:
             raise TrainingFailed(
                 f"The base model in {self._base_folder.name} has no chat template, so it cannot be fine-tuned on "
                 "conversations; it can be on lines with 'prompt' and 'completion', or with 'text'.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from msgspec.structs import replace
 
 from services.trainer.data.chat import ChatTokenizer, Example, tokenize_rows
 from shared.chat_data import ChatExample, Message
+from shared.labelled_data import unlearnt
 from shared.preference_data import PreferenceExample, PreferenceInput
 
 
@@ -46,6 +48,15 @@ class Pair:
         return 2
 
     @property
+    def compared(self) -> tuple[Example, Example]:
+        """What the reference is asked about, in the order of its numbers."""
+        return self.chosen, self.rejected
+
+    def referring(self, chosen: float, rejected: float) -> Pair:
+        """Return the pair with its references."""
+        return dataclasses.replace(self, reference_chosen=chosen, reference_rejected=rejected)
+
+    @property
     def prompt(self) -> list[int]:
         """The tokens before the preferred answer."""
         return self.chosen.prompt
@@ -79,10 +90,6 @@ def sides_of(row: PreferenceExample) -> tuple[ChatExample, ChatExample]:
 
 def _answered(asked: PreferenceInput, output: Sequence[Message]) -> ChatExample:
     """Put an answer behind its conversation; the answer's last message alone is compared."""
-    context = [_unlearnt(message) for message in [*asked.messages, *output[:-1]]]
+    context = [unlearnt(message) for message in [*asked.messages, *output[:-1]]]
     answer = replace(output[-1], weight=None)
     return ChatExample(messages=[*context, answer], tools=asked.tools, parallel_tool_calls=asked.parallel_tool_calls)
-
-
-def _unlearnt(message: Message) -> Message:
-    return replace(message, weight=0) if message.role == "assistant" else message

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from services.trainer.data.chat import Example, refuse
+from services.trainer.data.labelled import Labelled, with_mismatched
 from services.trainer.data.lines import Block
 from services.trainer.data.pairs import Pair
 from shared.overlong import DROPPED, REFUSED, Overlong, first_kept, tokens_to_cut
@@ -26,6 +27,7 @@ class TokenTable:
     ends_S: NDArray[np.int64]
     used_S: NDArray[np.int64]
     lines_R: NDArray[np.int64]
+    labels_R: NDArray[np.uint8]
     bos_id: int | None = None
 
     @property
@@ -53,6 +55,7 @@ class Builder:
     lengths: list[int] = field(default_factory=list)
     used: list[int] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
+    labels: bytearray = field(default_factory=bytearray)
     problems: list[tuple[int, str]] = field(default_factory=list)
     n_problems: int = 0
     _next_line: int = 1
@@ -64,15 +67,21 @@ class Builder:
         self.lengths += block.lengths
         self.used += block.used
         self.lines += [self._next_line + line for line in block.lines]
+        self.labels += block.labels
         self.n_problems += len(block.problems)
         self.problems = self.problems or [(self._next_line + line, what) for line, what in block.problems]
         self._next_line += block.n_lines
 
-    def arrays(self, param: str) -> dict[str, NDArray[np.int64]]:
-        """Return `ends`, `used` and `lines`. Raises InvalidTrainingData when something was wrong with a line."""
+    def arrays(self, param: str) -> dict[str, NDArray[Any]]:
+        """Return `ends`, `used`, `lines`, `labels`. Raises InvalidTrainingData if something was wrong with a line."""
         refuse(self.problems[:1], param, self.n_problems)
         ends = np.cumsum(np.array(self.lengths, np.int64))
-        return {"ends": ends, "used": np.array(self.used, np.int64), "lines": np.array(self.lines, np.int64)}
+        return {
+            "ends": ends,
+            "used": np.array(self.used, np.int64),
+            "lines": np.array(self.lines, np.int64),
+            "labels": np.frombuffer(bytes(self.labels), np.uint8),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,3 +135,14 @@ def pairs(table: TokenTable, fitting: Fitting) -> list[Pair]:
         for row, line in enumerate(lines)
         if (cut := fitting.cuts.get(row, 0)) != DROPPED
     ]
+
+
+def labelled(table: TokenTable, fitting: Fitting, max_length: int) -> list[Labelled]:
+    """Return the rows of a table with one side and their labels, each with an answer of another row's."""
+    labels = [bool(label) for row, label in enumerate(table.labels_R) if fitting.cuts.get(row, 0) != DROPPED]
+    return with_mismatched(examples(table, fitting), labels, max_length=max_length)
+
+
+def count_desirable(table: TokenTable, fitting: Fitting) -> int:
+    """Count the rows with the label true, without those that were dropped."""
+    return sum(bool(label) for row, label in enumerate(table.labels_R) if fitting.cuts.get(row, 0) != DROPPED)

@@ -17,7 +17,7 @@ from services.trainer.launch.observed import configure_lines
 from services.trainer.protocol import Failed, encode_line
 from services.trainer.shortages import is_disk_full, is_out_of_memory
 from shared.errors import InvalidTrainingData, SelftuneError
-from shared.training_data import MIN_EXAMPLES
+from shared.training_data import MIN_EXAMPLES, one_label
 
 log = structlog.get_logger()
 
@@ -26,7 +26,7 @@ def tokenize(request: Request) -> Tokenized:
     """Tokenise and judge both files. Raises InvalidTrainingData, TrainingFailed."""
     from services.trainer.data.heaviest import Reading, heaviest_piece
     from services.trainer.data.loading import TokenSource
-    from services.trainer.data.table import FIRST_LINES, Fitting, TokenTable, fit
+    from services.trainer.data.table import FIRST_LINES, Fitting, TokenTable, count_desirable, fit
 
     source = TokenSource(request.base_folder, request.tokens_folder, request.method, is_alone=True)
 
@@ -41,9 +41,13 @@ def tokenize(request: Request) -> Tokenized:
                 code=f"invalid_{param}",
                 param=param,
             )
+        n_desirable = count_desirable(table, fitting)
+        if request.method == "kto" and least > 1 and n_desirable in (0, rows):
+            raise InvalidTrainingData(one_label(n_desirable > 0), code=f"invalid_{param}", param=param)
         file = FileTokens(
             key=key,
             rows=rows,
+            n_desirable=n_desirable,
             n_dropped=len(fitting.dropped),
             n_cut=len(fitting.cut),
             dropped_lines=fitting.dropped[:FIRST_LINES],

@@ -34,6 +34,8 @@ class FileTokens(Struct, frozen=True, kw_only=True):
     key: str
     rows: int
     """Rows to train on."""
+    n_desirable: int = 0
+    """Rows with the label true; without labels, all."""
     n_dropped: int = 0
     n_cut: int = 0
     dropped_lines: list[int] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import structlog
@@ -22,7 +23,7 @@ from shared import ids, tracing
 from shared.errors import InvalidTrainingData, NotFound, StorageUnavailable
 from shared.paths import write_atomic
 from shared.records import AdapterRecord, BaseRecord, FileRecord, JobRecord
-from shared.schemas.methods import SupervisedHyperparameters
+from shared.schemas.methods import LabelWeights, SupervisedHyperparameters
 from shared.schemas.options import TrainingOptions
 from shared.training_data import validate
 
@@ -149,6 +150,8 @@ def _first_spec(
         seed=record.seed,
         method=record.method,
         beta=resolve_beta(record.requested_beta) if record.resolved_beta is None else record.resolved_beta,
+        desirable_weight=_weight(record.resolved_weights, "desirable"),
+        undesirable_weight=_weight(record.resolved_weights, "undesirable"),
         parent_sha256=None if parent is None else parent.sha256,
         quantization=options.quantization,
         packing=bool(options.packing),
@@ -167,6 +170,12 @@ def _first_spec(
         memory_parts=record.memory_parts,
     )
     return replace(spec, finetuning_type="full") if options.finetuning_type == "full" else _with_adapter(spec, options)
+
+
+def _weight(weights: LabelWeights | None, label: Literal["desirable", "undesirable"]) -> float:
+    """Return the weight of KTO's rows with a label; it is settled before a job is queued."""
+    weight: float | Literal["auto"] = "auto" if weights is None else getattr(weights, label)
+    return 1.0 if weight == "auto" else weight
 
 
 def _with_adapter(spec: TrainSpec, options: TrainingOptions) -> TrainSpec:

@@ -98,6 +98,15 @@ def whole_model_event(name: str, folder: str) -> Event:
     return event(message, data={"serving": "own_server", "folder": folder})
 
 
+def reward_model_event(name: str, folder: str) -> Event:
+    """Tell what a reward model is for: nobody can ask it for text."""
+    message = (
+        f"{name} is a reward model, in {folder} of the data folder: it scores answers, and is not served as a model "
+        "that writes"
+    )
+    return event(message, data={"serving": "none", "folder": folder})
+
+
 def checkpoint_metrics(exported: Exported) -> CheckpointMetrics:
     values = msgspec.to_builtins(exported.metrics)
     return CheckpointMetrics(**{name: values.get(name) for name in CheckpointMetrics.__struct_fields__})

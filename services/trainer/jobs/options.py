@@ -30,11 +30,14 @@ from services.trainer.jobs.hyperparameters import resolve
 from services.trainer.jobs.parents import AdapterShape, find_parent, read_shape
 from services.trainer.stores import Stores
 from shared.records import BaseRecord, JobRecord
+from shared.schemas.methods import LabelWeights
 from shared.schemas.options import TargetModule, TrainingOptions
 from shared.settings import Settings
 
 AUTO_BETA = 0.1
-"""`beta` of Rafailov et al. 2023 (arXiv:2305.18290, section 6)."""
+"""`beta` of Rafailov et al. 2023 (arXiv:2305.18290, section 6); KTO's and ORPO's authors have the same."""
+MOST_WEIGHT = 1000.0
+"""Largest weight that a label may have."""
 
 _TARGETS: tuple[TargetModule, ...] = (
     "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
@@ -112,15 +115,39 @@ async def offered_base(stores: Stores, record: JobRecord) -> BaseRecord:
     return placed
 
 
-def settle(record: JobRecord, n_examples: int, options: TrainingOptions) -> JobRecord:
-    """Write down what a job will train with, so that it shows it from the queue on."""
-    beta = resolve_beta(record.requested_beta) if record.method == "dpo" else None
+def settle(record: JobRecord, n_examples: int, options: TrainingOptions, *, n_desirable: int = 0) -> JobRecord:
+    """Write down what a job will train with, so that it shows it from the queue on.
+
+    `n_desirable` of the examples have the label true; it matters for KTO alone.
+    """
+    beta = resolve_beta(record.requested_beta) if record.method in ("dpo", "kto", "orpo") else None
+    weights = None
+    if record.method == "kto":
+        weights = resolve_weights(record.requested_weights, n_desirable, n_examples - n_desirable)
     chosen = resolve(record.requested, n_examples)
     assert chosen.batch_size != "auto"
     pieces = min(options.gradient_accumulation_steps or 1, chosen.batch_size)
     options = replace(options, gradient_accumulation_steps=pieces)
-    return replace(record, resolved=chosen, resolved_beta=beta, options=options)
+    return replace(record, resolved=chosen, resolved_beta=beta, resolved_weights=weights, options=options)
 
 
 def resolve_beta(asked: float | Literal["auto"]) -> float:
     return AUTO_BETA if asked == "auto" else float(asked)
+
+
+def resolve_weights(asked: LabelWeights, n_desirable: int, n_undesirable: int) -> LabelWeights:
+    """Replace each `auto` so that both labels weigh alike: the lower end of arXiv:2402.01306's range (equation 8).
+
+    With both `auto` the commoner label has the weight 1. There is at least one row of each label.
+    """
+    alike = n_undesirable / n_desirable
+    if asked.desirable != "auto":
+        desirable = asked.desirable
+    else:
+        desirable = max(1.0, alike) if asked.undesirable == "auto" else asked.undesirable * alike
+    undesirable = desirable / alike if asked.undesirable == "auto" else asked.undesirable
+    return LabelWeights(desirable=_as_weight(desirable), undesirable=_as_weight(undesirable))
+
+
+def _as_weight(weight: float) -> float:
+    return min(MOST_WEIGHT, float(f"{weight:.4g}"))

@@ -25,6 +25,7 @@ from services.trainer.jobs.narration import (
     parity_event,
     pending_event,
     result_csv,
+    reward_model_event,
     whole_model_event,
 )
 from services.trainer.jobs.serving import AdapterRefused, Answers, Serving
@@ -101,6 +102,10 @@ class Publication:
         if self._is_whole:
             await self._offer_as_base(exported, adapter)
             told = whole_model_event(adapter.name, adapter.folder)
+            if not await self._is_in_story(told):
+                await self._say(told)
+        elif adapter.kind == "reward":
+            told = reward_model_event(adapter.name, adapter.folder)
             if not await self._is_in_story(told):
                 await self._say(told)
         else:
@@ -220,6 +225,7 @@ class Publication:
             created_at=int(time.time()),
             listed=listed,
             size_bytes=folder_bytes(Path(exported.folder)),
+            kind="reward" if self._spec.method == "reward" else "text",
         )
 
     async def _store_result(self) -> str:

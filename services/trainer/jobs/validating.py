@@ -35,8 +35,8 @@ log = structlog.get_logger()
 MAX_VALIDATIONS = 5
 """A job whose files took down so many workers is given up."""
 _FOUND = (
-    "resolved", "resolved_beta", "options", "training_tokens", "validation_tokens", "estimated_memory_bytes",
-    "memory_parts",
+    "resolved", "resolved_beta", "resolved_weights", "options", "training_tokens", "validation_tokens",
+    "estimated_memory_bytes", "memory_parts",
 )  # fmt: skip
 """What validation finds out about a job."""
 PUT_DOWN_S = 2.0
@@ -118,6 +118,7 @@ async def _prepare(stores: Stores, record: JobRecord) -> tuple[Tokenized, JobRec
         ),
         tokens.training.rows,
         options,
+        n_desirable=tokens.training.n_desirable,
     )
     assert settled.resolved is not None and settled.resolved.batch_size != "auto"
     processes = process_count(settled.resolved.batch_size, stores.settings)

@@ -64,6 +64,11 @@ async def find(model: str, settings: Settings, paths: Paths, base: Path | None) 
         await open_blobs(settings, paths).fetch(paths.home / record.folder)
         if registered.origin and base is None:
             await open_blobs(settings, paths).fetch(Path(registered.placed(paths.home).path))
+    if record.kind == "reward":
+        raise ExportRefused(
+            f"{record.name} is a reward model, which is no model that writes; its adapter and its head are in "
+            f"{paths.home / record.folder}, in PEFT's form"
+        )
     if record.whole:
         return _whole(record, paths, base)
     adapter = paths.home / record.folder

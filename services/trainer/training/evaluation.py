@@ -64,9 +64,11 @@ class Evaluation(Generic[R]):
 
 
 def rewards(measured: Measured, prefix: str) -> dict[str, float]:
-    """Name the rewards of DPO as Metrics does; empty for other methods."""
+    """Name the rewards of preferences as Metrics does; empty for supervised training."""
     found = measured.rewards
     if found is None:
         return {}
     names = ("chosen", "rejected", "margin", "accuracy")
-    return {f"{prefix}rewards_{name}": getattr(found, name) for name in names}
+    named = {f"{prefix}rewards_{name}": getattr(found, name) for name in names}
+    named[f"{prefix}kl"] = measured.divergence
+    return {name: value for name, value in named.items() if value is not None}

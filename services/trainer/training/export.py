@@ -19,7 +19,7 @@ from torch import Tensor
 
 from services.trainer.protocol import Metrics, TrainSpec
 from services.trainer.standalone.trained import write_whole
-from services.trainer.training.model import TrainableModel
+from services.trainer.training.model import SCORE_NAME, TrainableModel
 from shared.adapters import CONFIG_NAME, WEIGHTS_NAME, adapter_digest
 from shared.paths import publish_folder
 
@@ -67,7 +67,7 @@ def export_model(
     staged.mkdir(parents=True)
     try:
         if isinstance(model.module, PeftModel):
-            digest = _write_adapter(model.module, spec, staged)
+            digest = _write_adapter(model.module, model.score, spec, staged)
         else:
             digest = write_whole(whole_weights, Path(spec.base_folder), staged)
         (staged / "manifest.json").write_bytes(_pretty(_manifest(spec, metrics)))
@@ -79,18 +79,23 @@ def export_model(
         raise
 
 
-def _write_adapter(peft: PeftModel, spec: TrainSpec, staged: Path) -> str:
+def _write_adapter(peft: PeftModel, score: Tensor | None, spec: TrainSpec, staged: Path) -> str:
+    """Write an adapter; with a head, in PEFT's form for sequence classification."""
     state = get_peft_model_state_dict(peft, save_embedding_layers=False)
     weights = {name: tensor.contiguous().cpu() for name, tensor in state.items()}
+    classified: dict[str, Any] = {}
+    if score is not None:
+        weights[SCORE_NAME] = score.detach().contiguous().cpu()
+        classified = {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
     save_file(weights, staged / WEIGHTS_NAME, metadata={"format": "pt"})
-    (staged / CONFIG_NAME).write_bytes(_config(peft, spec.base_id))
+    (staged / CONFIG_NAME).write_bytes(_config(peft, spec.base_id, classified))
     return adapter_digest(staged)
 
 
-def _config(peft: PeftModel, base_id: str) -> bytes:
+def _config(peft: PeftModel, base_id: str, changes: Mapping[str, Any]) -> bytes:
     """PEFT's own configuration, sorted, with the public base name: a local path would leak."""
     config = peft.peft_config["default"].to_dict()
-    config |= {"base_model_name_or_path": base_id, "inference_mode": True}
+    config |= {"base_model_name_or_path": base_id, "inference_mode": True, **changes}
     return _pretty({key: _plain(config[key]) for key in sorted(config)})
 
 
@@ -139,12 +144,16 @@ def _lora(spec: TrainSpec) -> dict[str, Any]:
 
 
 def _hyperparameters(spec: TrainSpec) -> dict[str, float]:
-    common = {
+    common: dict[str, float] = {
         "n_epochs": spec.n_epochs,
         "batch_size": spec.batch_size,
         "learning_rate_multiplier": spec.learning_rate_multiplier,
     }
-    return {**common, "beta": spec.beta} if spec.method == "dpo" else common
+    if spec.method in ("dpo", "kto", "orpo"):
+        common["beta"] = spec.beta
+    if spec.method == "kto":
+        common |= {"desirable_weight": spec.desirable_weight, "undesirable_weight": spec.undesirable_weight}
+    return common
 
 
 def _readme(spec: TrainSpec, metrics: Metrics) -> str:
@@ -157,9 +166,13 @@ def _readme(spec: TrainSpec, metrics: Metrics) -> str:
             "\nLoad it with `transformers.AutoModelForCausalLM.from_pretrained(folder)`.\n"
             "What it was trained on, how and with which versions stands in manifest.json.\n"
         )
+    what, base = "LoRA adapter", "base_model"
+    if spec.method == "reward":
+        what = "Reward model: a LoRA adapter and a head"
+        base = "transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)"
     return (
-        f"# LoRA adapter for {spec.base_id}\n\n"
+        f"# {what} for {spec.base_id}\n\n"
         f"Trained by job {spec.job_id}: {metrics.step} steps, rank {spec.rank}, seed {spec.seed}.\n{held_out}"
-        "\nLoad it with `peft.PeftModel.from_pretrained(base_model, folder)`.\n"
+        f"\nLoad it with `peft.PeftModel.from_pretrained({base}, folder)`.\n"
         "What it was trained on, how and with which versions stands in manifest.json.\n"
     )

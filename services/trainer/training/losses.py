@@ -65,6 +65,40 @@ def dpo_losses(chosen_P: Tensor, rejected_P: Tensor, reference_P: Tensor, beta: 
     return -torch.nn.functional.logsigmoid(margins_P), margins_P
 
 
+def kto_losses(logratios_E: Tensor, desirable_E: Tensor, divergence: float, beta: float) -> Tensor:
+    """Compute the loss of Kahneman-Tversky optimisation (arXiv:2402.01306, equation 7), E examples.
+
+    `logratios_E` says how much more likely, in nats, the model finds whole answers than the reference does,
+    `divergence` the same of answers that do not belong to their prompts, on average and not below 0. Returns losses_E
+    from 0 to 1, before they are weighted.
+    """
+    gains_E = torch.where(desirable_E, logratios_E - divergence, divergence - logratios_E)
+    return 1.0 - torch.sigmoid(beta * gains_E)
+
+
+MOST_CERTAIN = -1e-6
+"""Mean log probability from which on an answer counts as certain: its odds would be infinite, and have no gradient."""
+
+
+def orpo_losses(chosen_P: Tensor, rejected_P: Tensor) -> Tensor:
+    """Compute the odds ratio's part of ORPO's loss (arXiv:2403.07691, equations 3, 4 and 7), P pairs.
+
+    `chosen_P` and `rejected_P` are mean log probabilities of the answers' tokens. Returns losses_P in nats.
+    """
+    return -torch.nn.functional.logsigmoid(_log_odds(chosen_P) - _log_odds(rejected_P))
+
+
+def _log_odds(logprobs_P: Tensor) -> Tensor:
+    """Return log(p / (1 - p)) of p = exp(logprobs_P)."""
+    logprobs_P = logprobs_P.clamp(max=MOST_CERTAIN)
+    return logprobs_P - torch.log(-torch.expm1(logprobs_P))
+
+
+def bradley_terry_losses(chosen_P: Tensor, rejected_P: Tensor) -> Tensor:
+    """Compute -log(sigmoid(how much higher the preferred answer's score is)), in nats, of P pairs."""
+    return -torch.nn.functional.logsigmoid(chosen_P - rejected_P)
+
+
 @dataclass(frozen=True, slots=True)
 class Scores:
     """Token by token: log probability of the target and of the most likely token, in nats, and which token that is."""

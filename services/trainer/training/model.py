@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,12 +22,15 @@ from services.trainer.fast.proof import install_if_equal
 from services.trainer.protocol import TrainSpec
 from services.trainer.standalone.trained import TrainedWeights
 from services.trainer.training.losses import OutputLayer
-from shared.adapters import WEIGHTS_NAME
+from shared.adapters import PREFIX, WEIGHTS_NAME
 
 if TYPE_CHECKING:
     from services.trainer.training.bases import LoadBase
 
 
+SCORE_NAME = PREFIX + "score.weight"
+"""What PEFT calls a reward model's head in an adapter's file."""
+_SCORE = "score"
 _CHECKED_TOKENS = 4
 _CLOSE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """How far logits may be from the model's own, relative to the largest: products are rounded alike, or nearly."""
@@ -63,6 +67,11 @@ class TrainableModel:
             segments=segments or Segments(batch.segments),
         )
         return output.last_hidden_state[0]  # type: ignore[no-any-return]
+
+    @property
+    def score(self) -> nn.Parameter | None:
+        """The head of a reward model, of shape (1, D) in float32; None for a model that writes text."""
+        return dict(self.module.named_parameters(recurse=False)).get(_SCORE)
 
     @property
     def is_whole(self) -> bool:
@@ -130,7 +139,21 @@ def build_model(spec: TrainSpec, *, why_plain: str = "", load: LoadBase | None =
     backbone = getattr(causal, causal.base_model_prefix)
     model = TrainableModel(module, backbone, _output_layer(head.weight, causal.config), device, dtype, why_plain)
     _check_logits(model, causal)
-    return model if why_plain else replace(model, plain_because=install_if_equal(model))
+    if not why_plain:
+        model = replace(model, plain_because=install_if_equal(model))
+    if spec.method == "reward":
+        _add_score(model, spec)
+    return model
+
+
+def _add_score(model: TrainableModel, spec: TrainSpec) -> None:
+    """Give the model a head: the parent's if it has one, else a random one (Stiennon et al. 2020, arXiv:2009.01325)."""
+    width = model.head.weight_VD.shape[1]
+    generator = torch.Generator().manual_seed(spec.seed)
+    start_1D = torch.randn(1, width, generator=generator) / math.sqrt(width + 1)
+    if spec.parent_folder:
+        start_1D = load_file(Path(spec.parent_folder) / WEIGHTS_NAME).get(SCORE_NAME, start_1D)
+    model.module.register_parameter(_SCORE, nn.Parameter(start_1D.float().to(model.device)))
 
 
 def _output_layer(weight_VD: Tensor, config: Any) -> OutputLayer:
@@ -189,6 +212,11 @@ def load_adapter(peft: PeftModel, folder: Path) -> None:
         raise TrainingFailed(
             f"The adapter {folder.name} is not in the data folder any more.", code="model_not_found"
         ) from error
+    score = dict(peft.named_parameters(recurse=False)).get(_SCORE)
+    start_1D = weights.pop(SCORE_NAME, None)
+    if score is not None and start_1D is not None:
+        with torch.no_grad():
+            score.copy_(start_1D)
     outcome = set_peft_model_state_dict(peft, weights)
     missing = [name for name in outcome.missing_keys if "lora_" in name]
     if outcome.unexpected_keys or missing:

@@ -1,4 +1,4 @@
-"""What is learnt: answers (supervised), or which of two answers is better (DPO)."""
+"""What is learnt: answers (supervised), or which of two answers is better (DPO). See kto.py, orpo.py and reward.py."""
 
 from __future__ import annotations
 
@@ -21,11 +21,14 @@ RowT_contra = TypeVar("RowT_contra", bound=Row, contravariant=True)
 
 @dataclass(frozen=True, slots=True)
 class Rewards:
-    """Means over pairs, in nats but for the accuracy, which is a share from 0 to 1; see protocol.Metrics."""
+    """Means over pairs, in nats but for the accuracy, which is a share from 0 to 1; see protocol.Metrics.
 
-    chosen: float
-    rejected: float
-    margin: float
+    None is what a batch of KTO's rows does not have, which may all have one label.
+    """
+
+    chosen: float | None
+    rejected: float | None
+    margin: float | None
     accuracy: float
 
 
@@ -37,6 +40,8 @@ class Measured:
     accuracy: float
     n_tokens: int
     rewards: Rewards | None = None
+    divergence: float | None = None
+    """KTO's estimate of how far the model has moved, in nats."""
 
 
 class Objective(Protocol[RowT_contra]):
@@ -71,7 +76,7 @@ class Supervised:
             hidden_ND, batch = self.reader.read(piece)
             loss, hits = chunked_nll(hidden_ND, self.reader.model.head, batch.targets_N)
             if backward:
-                _backward(loss / n_supervised)
+                add_gradient(loss / n_supervised)
             loss_sum += float(loss.detach())
             n_hits += hits
             n_tokens += batch.n_tokens
@@ -80,13 +85,25 @@ class Supervised:
 
 
 @dataclass(frozen=True, slots=True)
-class _Answers:
-    """What the model gives P pairs' answers: summed log probabilities, and hits among the preferred ones' tokens."""
+class ReadTargets:
+    """What the model makes of E examples: log probabilities of their N targets in nats, and which are most likely."""
 
-    chosen_P: Tensor
-    rejected_P: Tensor
-    n_hits: int
+    logprobs_N: Tensor
+    hits_N: Tensor
+    counts: tuple[int, ...]
+    """Targets of each example."""
     n_tokens: int
+
+    def sums(self) -> Tensor:
+        """Return sums_E, the log probability of each example's targets together."""
+        return torch.stack([part.sum() for part in torch.split(self.logprobs_N, list(self.counts))])
+
+
+def read_targets(reader: Reader, examples: Sequence[Example]) -> ReadTargets:
+    """Let the model read examples, all at once."""
+    hidden_ND, batch = reader.read(examples)
+    logprobs_N, hits_N = chunked_logprobs(hidden_ND, reader.model.head, batch.targets_N)
+    return ReadTargets(logprobs_N, hits_N, batch.counts, batch.n_tokens)
 
 
 class Preference:
@@ -107,42 +124,32 @@ class Preference:
             if piece is None:
                 keep_up(self.reader, [pair.chosen for pair in rows], backward=backward)
                 continue
-            answers = self._answers(piece)
-            reference_2P = _reference(piece).to(answers.chosen_P)
-            losses_P, margins_P = dpo_losses(
-                answers.chosen_P, answers.rejected_P, reference_2P[0] - reference_2P[1], self.beta
-            )
+            answers = read_targets(self.reader, sides(piece))
+            policy_2P = answers.sums().view(2, -1)
+            reference_2P = _reference(piece).to(policy_2P)
+            losses_P, margins_P = dpo_losses(policy_2P[0], policy_2P[1], reference_2P[0] - reference_2P[1], self.beta)
             if backward:
-                _backward(losses_P.sum() / len(rows))
+                add_gradient(losses_P.sum() / len(rows))
             loss_sum += float(losses_P.detach().sum())
-            n_hits += answers.n_hits
+            n_hits += int(answers.hits_N[: sum(answers.counts[: len(piece)])].sum())
             n_tokens += answers.n_tokens
-            policy_2P = torch.stack((answers.chosen_P, answers.rejected_P)).detach()
-            rewards_4 += _summed_rewards(self.beta * (policy_2P - reference_2P), margins_P.detach())
+            rewards_4 += summed_rewards(self.beta * (policy_2P.detach() - reference_2P), margins_P.detach())
         loss_sum, correct, tokens, *rewards = self.group.sum([loss_sum, n_hits, n_tokens, *rewards_4.tolist()])
         n_supervised = sum(pair.chosen.n_supervised for pair in rows)
         mean_rewards = Rewards(*(reward / len(rows) for reward in rewards))
         return Measured(loss_sum / len(rows), correct / n_supervised, int(tokens), mean_rewards)
 
-    def logprobs(self, pairs: Sequence[Pair]) -> list[tuple[float, float]]:
-        """Return the summed log probabilities (chosen, rejected) of each pair of one piece, without gradient."""
-        with torch.no_grad():
-            answers = self._answers(pairs)
-        return list(zip(answers.chosen_P.tolist(), answers.rejected_P.tolist(), strict=True))
 
-    def _answers(self, pairs: Sequence[Pair]) -> _Answers:
-        hidden_ND, batch = self.reader.read([*(pair.chosen for pair in pairs), *(pair.rejected for pair in pairs)])
-        logprobs_N, hits_N = chunked_logprobs(hidden_ND, self.reader.model.head, batch.targets_N)
-        sums = torch.stack([part.sum() for part in torch.split(logprobs_N, list(batch.counts))])
-        n_chosen = sum(batch.counts[: len(pairs)])
-        return _Answers(sums[: len(pairs)], sums[len(pairs) :], int(hits_N[:n_chosen].sum()), batch.n_tokens)
+def sides(pairs: Sequence[Pair]) -> list[Example]:
+    """Put all preferred sides before all others."""
+    return [*(pair.chosen for pair in pairs), *(pair.rejected for pair in pairs)]
 
 
 def _reference(pairs: Sequence[Pair]) -> Tensor:
     return torch.tensor([[p.reference_chosen for p in pairs], [p.reference_rejected for p in pairs]])
 
 
-def _summed_rewards(rewards_2P: Tensor, margins_P: Tensor) -> Tensor:
+def summed_rewards(rewards_2P: Tensor, margins_P: Tensor) -> Tensor:
     """Add up over pairs what Rewards has, in its order."""
     return torch.cat((rewards_2P, margins_P[None], (margins_P > 0)[None])).double().sum(dim=1).cpu()
 
@@ -151,8 +158,9 @@ def keep_up(reader: Reader, examples: Sequence[Example], *, backward: bool) -> N
     """Run the layers once, for the other processes; what is learnt from it is nothing."""
     hidden_ND, _ = reader.read([min(examples, key=lambda example: example.n_tokens)])
     if backward:
-        _backward(0.0 * hidden_ND.sum())
+        add_gradient(0.0 * hidden_ND.sum())
 
 
-def _backward(loss: Tensor) -> None:
+def add_gradient(loss: Tensor) -> None:
+    """Add the gradient of a loss to the parameters'."""
     loss.backward()  # type: ignore[no-untyped-call]

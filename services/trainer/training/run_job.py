@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 from msgspec.structs import replace
@@ -15,9 +15,10 @@ from msgspec.structs import replace
 from services.trainer.data.chat import Example
 from services.trainer.data.cutting import R
 from services.trainer.data.dataset import Dataset
+from services.trainer.data.labelled import Labelled
 from services.trainer.data.loading import TokenSource
 from services.trainer.data.pairs import Pair
-from services.trainer.data.table import Fitting, TokenTable, examples, fit, pairs
+from services.trainer.data.table import Fitting, TokenTable, examples, fit, labelled, pairs
 from services.trainer.protocol import (
     REFERENCE_FILE,
     SPEC_FILE,
@@ -33,19 +34,24 @@ from services.trainer.protocol import (
 )
 from services.trainer.training.bases import LoadBase
 from services.trainer.training.following import Follower
+from services.trainer.training.kto import Kto
 from services.trainer.training.loop import TrainingLoop
 from services.trainer.training.model import TrainableModel, build_model, load_base
 from services.trainer.training.objectives import Objective, Preference, Supervised
+from services.trainer.training.orpo import Orpo
 from services.trainer.training.parallel import ALONE, Group
 from services.trainer.training.parity import measure_parity
 from services.trainer.training.reading import Reader
 from services.trainer.training.references import with_reference
 from services.trainer.training.rehearsal import few_rows
+from services.trainer.training.reward import BradleyTerry
 from services.trainer.training.session import TrainingSession
 from shared import tracing
 
 SAMPLE_TOKENS = 1024
 """Tokens of the rows by which a model in 4 bits is compared with what is served."""
+
+MakeObjective: TypeAlias = Callable[[Reader], Objective[R]]
 
 ShouldStop = Callable[[], bool]
 """Asked between steps, and wherever else a job may be put down; in a shared process others compute meanwhile."""
@@ -134,20 +140,42 @@ def _trained(
     spec: TrainSpec, folder: Path, report: Reporter, should_stop: ShouldStop, load: LoadBase, group: Group
 ) -> _Finished | None:
     started = time.monotonic()
-    if spec.method == "dpo":
-        pairs = group.first_one_first(lambda: load_pairs(spec))
-        preference = Preference(_reader(spec, load, group), spec.beta, group)
-        pairs = with_reference(pairs, preference, folder / REFERENCE_FILE, should_stop)
-        done = _run(_loop(_session(spec, preference), spec, pairs, folder, report), started, should_stop)
-        sample = _sample(spec, pairs, lambda reader: Preference(reader, spec.beta))
-        return None if done is None else _Finished(done, sample)
-    data = group.first_one_first(lambda: load_data(spec))
-    supervised = Supervised(_reader(spec, load, group), group)
-    done = _run(_loop(_session(spec, supervised), spec, data, folder, report), started, should_stop)
-    return None if done is None else _Finished(done, _sample(spec, data, Supervised))
+
+    def finished(data: Dataset[R], objective: Objective[R], alone: MakeObjective[R]) -> _Finished | None:
+        done = _run(_loop(_session(spec, objective), spec, data, folder, report), started, should_stop)
+        return None if done is None else _Finished(done, _sample(spec, data, alone))
+
+    if spec.method == "supervised":
+        data = group.first_one_first(lambda: load_data(spec))
+        return finished(data, Supervised(_reader(spec, load, group), group), Supervised)
+    if spec.method == "kto":
+        rows = group.first_one_first(lambda: load_labelled(spec))
+        kto = make_kto(spec, _reader(spec, load, group), group)
+        rows = with_reference(rows, kto, folder / REFERENCE_FILE, should_stop)
+        return finished(rows, kto, lambda reader: make_kto(spec, reader))
+    pairs = group.first_one_first(lambda: load_pairs(spec))
+    reader = _reader(spec, load, group)
+    if spec.method == "orpo":
+        return finished(pairs, Orpo(reader, spec.beta, group), lambda reader: Orpo(reader, spec.beta))
+    if spec.method == "reward":
+        return finished(pairs, BradleyTerry(reader, group), BradleyTerry)
+    preference = Preference(reader, spec.beta, group)
+    pairs = with_reference(pairs, preference, folder / REFERENCE_FILE, should_stop)
+    return finished(pairs, preference, lambda reader: Preference(reader, spec.beta))
 
 
-def _sample(spec: TrainSpec, data: Dataset[R], objective: Callable[[Reader], Objective[R]]) -> _Sample:
+def make_kto(spec: TrainSpec, reader: Reader, group: Group = ALONE) -> Kto:
+    """Make the objective of a KTO job."""
+    return Kto(
+        reader,
+        beta=spec.beta,
+        desirable_weight=spec.desirable_weight,
+        undesirable_weight=spec.undesirable_weight,
+        group=group,
+    )
+
+
+def _sample(spec: TrainSpec, data: Dataset[R], objective: MakeObjective[R]) -> _Sample:
     rows = few_rows(data.valid or data.train, SAMPLE_TOKENS)
 
     def loss(model: TrainableModel) -> float:
@@ -215,6 +243,11 @@ def load_data(spec: TrainSpec) -> Dataset[Example]:
 def load_pairs(spec: TrainSpec) -> Dataset[Pair]:
     """The same for preferences."""
     return _load(spec, pairs)
+
+
+def load_labelled(spec: TrainSpec) -> Dataset[Labelled]:
+    """The same for labelled answers, each with one of another row's."""
+    return _load(spec, lambda table, fitting: labelled(table, fitting, spec.max_length))
 
 
 def _load(spec: TrainSpec, rows_of: Callable[[TokenTable, Fitting], list[R]]) -> Dataset[R]:

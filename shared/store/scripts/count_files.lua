@@ -1,5 +1,7 @@
--- Return the bytes of a project's files and of the models that it lists, adding them up if nobody has yet.
--- KEYS: files of the project, bytes of the project, models of the project.  ARGV: prefixes of file and of adapter keys.
+-- Return the bytes of a project's files, stored answers and of the models that it lists, adding them up if nobody has.
+-- KEYS: files of the project, bytes of the project, its models, its stored answers
+-- ARGV: prefixes of file and of adapter keys
+drop_expired(KEYS[4], KEYS[2])
 local used = redis.call('GET', KEYS[2])
 if used then return tonumber(used) end
 local sum = 0
@@ -10,6 +12,9 @@ end
 for _, name in ipairs(redis.call('SMEMBERS', KEYS[3])) do
   local raw = redis.call('GET', ARGV[2] .. name)
   if raw then sum = sum + (cjson.decode(raw)['size_bytes'] or 0) end
+end
+for _, member in ipairs(redis.call('ZRANGE', KEYS[4], 0, -1)) do
+  sum = sum + tonumber(string.match(member, ' (%d+)$'))
 end
 redis.call('SET', KEYS[2], string.format('%.0f', sum))
 return sum

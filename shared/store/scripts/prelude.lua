@@ -22,6 +22,13 @@ end
 local function is_fenced_off(owned, token)
   return token ~= '' and redis.call('HGET', owned, 'owner') ~= token
 end
+-- Whether a key is there that its holder has to renew within `ms`. Where the clock was put back it would outlast its
+-- holder by as much; then it gets `ms` from now. (Some room, since others may hold theirs for longer.)
+local function is_held(key, ms)
+  local left = redis.call('PTTL', key)
+  if left > 4 * ms then redis.call('PEXPIRE', key, ms) end
+  return left ~= -2
+end
 -- Take the value of an API key out of use; for 30 days it is still known as what it was.
 -- `valid_until` is the Unix time until which it works all the same, '0' for not at all. The others are the beginnings of
 -- the keys of records, times of use and former values.
@@ -52,4 +59,37 @@ local function begin_turn(turns, place)
     local number = string.sub(fields[i], 1, 3) == 'at ' and string.sub(fields[i], 4) or fields[i + 1]
     if fields[i] ~= 'now' and tonumber(number) <= turn then redis.call('HDEL', turns, fields[i]) end
   end
+end
+-- Stop counting those of a project's stored answers that have expired.
+-- `answers` has "{id} {bytes}" by the Unix time at which they expire, 0 for never; `used` is the project's bytes.
+local function drop_expired(answers, used)
+  local sum = 0
+  for _, member in ipairs(redis.call('ZRANGEBYSCORE', answers, '(0', redis.call('TIME')[1], 'LIMIT', 0, 1000)) do
+    sum = sum + tonumber(string.match(member, ' (%d+)$'))
+    redis.call('ZREM', answers, member)
+  end
+  if redis.call('EXISTS', used) == 1 then redis.call('DECRBY', used, string.format('%.0f', sum)) end
+end
+-- Stop counting one, if it counts.
+local function uncount_answer(hash, answers, used, id)
+  local counted = redis.call('HGET', hash, 'counted')
+  if not counted or redis.call('ZREM', answers, id .. ' ' .. counted) == 0 then return end
+  if redis.call('EXISTS', used) == 1 then redis.call('DECRBY', used, counted) end
+end
+-- Store an answer in place of what its id had before, for so many seconds or, with '0', for ever, and count its bytes.
+-- `fields` are field, value, ...
+local function keep_answer(hash, answers, used, id, keep_s, fields)
+  drop_expired(answers, used)
+  uncount_answer(hash, answers, used, id)
+  local size, expires_at = 0, 0
+  for i = 2, #fields, 2 do size = size + #fields[i] end
+  size = string.format('%.0f', size)
+  redis.call('DEL', hash)
+  redis.call('HSET', hash, 'counted', size, unpack(fields))
+  if tonumber(keep_s) > 0 then
+    redis.call('EXPIRE', hash, keep_s)
+    expires_at = redis.call('TIME')[1] + keep_s
+  end
+  redis.call('ZADD', answers, expires_at, id .. ' ' .. size)
+  if redis.call('EXISTS', used) == 1 then redis.call('INCRBY', used, size) end
 end

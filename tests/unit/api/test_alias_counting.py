@@ -108,7 +108,7 @@ def test_a_shadow_that_comes_to_nothing_gives_its_place_back(send: Opener, skipp
     async def run() -> None:
         for _ in range(2):
             shadows.start(alias, Meaning("v2", make_base("v2")), asking, "v1", ANSWERED, send)
-            await asyncio.gather(*shadows._tasks)
+            await shadows._background.close(patience_s=60)
             assert not shadows._running
         await counting._flush()
 

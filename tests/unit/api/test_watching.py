@@ -6,6 +6,7 @@ import asyncio
 
 import httpx2
 import pytest
+from msgspec.structs import replace
 
 from services.api import metrics
 from services.api.errors import UpstreamError
@@ -45,6 +46,19 @@ def test_a_request_without_an_answer_counts_by_its_reason(error: BaseException, 
     watch.failed(error)
     watch.end()
     assert counted(outcome) == before + 1
+    assert outcome in metrics.OUTCOMES
+
+
+def test_each_outcome_has_a_series_before_the_first_request_ends() -> None:
+    watch = Watch(replace(ASKING, project="proj_first"), "m")
+    found = {
+        sample.labels["outcome"]: sample.value
+        for family in metrics.REGISTRY.collect()
+        for sample in family.samples
+        if sample.name == "selftune_gateway_requests_total" and sample.labels["project"] == "proj_first"
+    }
+    assert found == dict.fromkeys(metrics.OUTCOMES, 0.0)
+    watch.end()
 
 
 @pytest.mark.parametrize("whole", [True, False])

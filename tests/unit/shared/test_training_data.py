@@ -205,4 +205,58 @@ def test_pairs_are_no_supervised_examples(tmp_path: Path) -> None:
     with pytest.raises(InvalidTrainingData) as caught:
         validate(written(tmp_path, *[pair()] * 10))
     assert "line 1: a supervised job needs lines with 'messages'; this one has 'input', " in caught.value.message
-    assert "the format of a dpo job. 10 of 10 lines are invalid." in caught.value.message
+    assert "the format of a dpo, orpo or reward job. 10 of 10 lines are invalid." in caught.value.message
+
+
+# --- labelled answers
+
+
+ANSWERED = [{"role": "user", "content": "dog?"}, {"role": "assistant", "content": "animal"}]
+
+
+def labelled(label: object = True, **changes: object) -> dict[str, object]:
+    return {"messages": ANSWERED, "label": label, **changes}
+
+
+def test_good_labelled_answers_are_counted_in_both_shapes(tmp_path: Path) -> None:
+    split = {"prompt": ANSWERED[:1], "completion": ANSWERED[1:], "label": False}
+    path = written(tmp_path, *[labelled()] * 9, split)
+    assert validate(path, method="kto") == Census(examples=10, trained_messages=10, format="labelled")
+
+
+@pytest.mark.parametrize("label", [True, False])
+def test_file_with_one_label_is_refused_for_training_alone(tmp_path: Path, label: bool) -> None:
+    path = written(tmp_path, *[labelled(label)] * 10)
+    with pytest.raises(InvalidTrainingData, match=f"Every line has the label {str(label).lower()}.*both labels"):
+        validate(path, method="kto")
+    assert validate(path, method="kto", role="validation").examples == 10
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ({"messages": ANSWERED}, "needs lines with 'label'; this one has 'messages', which is the format of a "),
+        (pair(), "which is the format of a dpo, orpo or reward job"),
+        (labelled("yes"), "Expected `bool`, got `str` - at `$.label`"),
+        (labelled(1), "Expected `bool`, got `int` - at `$.label`"),
+        (labelled(prompt=ANSWERED[:1]), "give the conversation once"),
+        (labelled(messages=ANSWERED[1:]), "messages has one message"),
+        (labelled(messages=ANSWERED[::-1]), "messages must end with an assistant message"),
+        ({"label": True, "prompt": ANSWERED[:1]}, "expected messages, or prompt and completion"),
+        ({"label": True, "prompt": ANSWERED[:1], "completion": ANSWERED[:1]}, "completion must end with an assistant"),
+        ({"label": True, "prompt": "dog?", "completion": "animal"}, "at `$.prompt`"),
+        (labelled(score=3), "unknown field `score`"),
+    ],
+)  # fmt: skip
+def test_bad_label_is_named_with_what_is_wrong(tmp_path: Path, line: object, complaint: str) -> None:
+    with pytest.raises(InvalidTrainingData) as caught:
+        validate(written(tmp_path, *[labelled()] * 5, *[labelled(False)] * 5, line), method="kto")
+    assert complaint in caught.value.message
+    assert caught.value.message.endswith("1 of 11 lines are invalid.")
+
+
+def test_labelled_answers_are_named_in_other_jobs(tmp_path: Path) -> None:
+    with pytest.raises(InvalidTrainingData, match=r"an orpo job needs lines with 'input'.*the format of a kto job"):
+        validate(written(tmp_path, *[labelled()] * 10), method="orpo")
+    with pytest.raises(InvalidTrainingData, match="unknown field `label`"):
+        validate(written(tmp_path, *[labelled()] * 10))

@@ -6,7 +6,7 @@ attention is transformers' eager one, the logits are whole, and autograd does th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ TOLERANCE = 1e-4
 """Relative, of a loss and of each parameter's gradient as a whole."""
 
 Gradients = dict[str, Tensor]
+Move = Callable[[Mapping[str, torch.nn.Parameter]], None]
+"""Gives parameters other values, the same whoever built them."""
 
 
 def plain_model(spec: TrainSpec) -> Any:
@@ -58,6 +60,15 @@ def move_away_from_base(parameters: Mapping[str, torch.nn.Parameter]) -> None:
             parameters[name].copy_(torch.randn(parameters[name].shape, generator=generator) * 0.1)
 
 
+def move_a_little(parameters: Mapping[str, torch.nn.Parameter], sign: float) -> None:
+    """Move so little that what becomes likelier with one sign becomes less likely with the other."""
+    move_away_from_base(parameters)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if "lora_B" in name:
+                parameter.mul_(sign / 5)
+
+
 def trainable(model: Any) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
@@ -78,11 +89,11 @@ def dpo_loss(model: Any, pairs: Sequence[Pair], beta: float) -> Tensor:
 def start_logprobs(model: Any, pairs: Sequence[Pair]) -> Tensor:
     """What a model says of the preferred answers, then of the others, before it is trained."""
     with torch.no_grad():
-        return _answer_logprobs(model, _sides(pairs))
+        return answer_logprobs(model, _sides(pairs))
 
 
 def dpo_loss_from(model: Any, pairs: Sequence[Pair], reference: Tensor, beta: float) -> Tensor:
-    chosen, rejected = (_answer_logprobs(model, _sides(pairs)) - reference).chunk(2)
+    chosen, rejected = (answer_logprobs(model, _sides(pairs)) - reference).chunk(2)
     return -torch.nn.functional.logsigmoid(beta * (chosen - rejected)).mean()
 
 
@@ -126,7 +137,7 @@ def _padded(examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
     return inputs, mask, labels
 
 
-def _answer_logprobs(model: Any, examples: Sequence[Example]) -> Tensor:
+def answer_logprobs(model: Any, examples: Sequence[Example]) -> Tensor:
     """The log probability of each row's supervised tokens together, in nats."""
     inputs, mask, labels = _padded(examples)
     logprobs = model(input_ids=inputs, attention_mask=mask).logits[:, :-1].log_softmax(-1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from services.trainer.training.references import with_reference
 from services.trainer.training.run_job import load_data, load_pairs
 from services.trainer.training.session import TrainingSession
 from tests.unit.trainer import reference
-from tests.unit.trainer.reference import Gradients, assert_equal
+from tests.unit.trainer.reference import Gradients, Move, assert_equal
 from tests.unit.trainer.test_trainer_dpo import dpo_spec, never
 from tests.unit.trainer.tiny import make_spec
 from tests.unit.trainer.tiny_models import ARCHITECTURES, save_tiny_model
@@ -30,7 +30,6 @@ TRAINED = tuple(name for name in ARCHITECTURES if name not in REFUSED)
 BATCH = 6
 FLAT = ("flat", "flat, row by row", "flat, nothing shared")
 WAYS = (*FLAT, "padded", "packed")
-Move = Callable[[Mapping[str, torch.nn.Parameter]], None]
 
 
 @pytest.fixture(scope="session", params=TRAINED)

@@ -36,7 +36,8 @@ def table_of(rows: Sequence[Sequence[int]], *, sides: int = 1) -> TokenTable:
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
     ids = np.concatenate([np.asarray(row, dtype=np.int32) for row in rows])
     mask = np.ones(len(ids), dtype=np.uint8)
-    return TokenTable(ids, mask, lengths.cumsum(), lengths, np.arange(1, len(rows) // sides + 1))
+    lines = np.arange(1, len(rows) // sides + 1)
+    return TokenTable(ids, mask, lengths.cumsum(), lengths, lines, np.ones_like(lines, dtype=np.uint8))
 
 
 def test_weights_and_adapter_are_counted_as_the_model_has_them(tiny_base: Path, tmp_path: Path) -> None:

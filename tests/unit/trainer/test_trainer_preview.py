@@ -50,7 +50,7 @@ def test_long_rows_are_shown_from_both_ends(tmp_path: Path, tiny_base: Path, mon
     assert sum(len(side.tokens) for side in sides) <= 101
 
 
-ARRAYS = ["ids", "mask", "ends", "used", "lines", "pieces/ends", "pieces/bytes"]
+ARRAYS = ["ids", "mask", "ends", "used", "lines", "labels", "pieces/ends", "pieces/bytes"]
 DAMAGES = [("ends", "wild"), ("used", "wild"), *((name, how) for name in ARRAYS for how in ("odd", "short", "empty"))]
 
 

@@ -105,6 +105,18 @@ def preference_rows(count: int) -> list[dict[str, Any]]:
     ]
 
 
+def labelled_rows(count: int) -> list[dict[str, Any]]:
+    """The same questions: two in three with the right answer and the label true, the others with the wrong one."""
+    rows = preference_rows(count)
+    return [
+        {
+            "messages": [*row["input"]["messages"], *row["non_preferred_output" if i % 3 == 1 else "preferred_output"]],
+            "label": i % 3 != 1,
+        }
+        for i, row in enumerate(rows)
+    ]
+
+
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))

@@ -6,20 +6,21 @@ A tiny random Llama answers, so the tests are about shapes, constraints and what
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import anthropic
 import httpx2
 import openai
 import pytest
 
+from shared.grading.judging import score_format
 from tests.api_server import ApiServer
-from tests.integration.inference_stack import BASE_ID, KEY, InferenceStack, inference_stack, make_adapter, make_base
+from tests.integration.engine.names import ALIAS, TUNED
+from tests.integration.inference_stack import BASE_ID, InferenceStack
 from tests.openai_spec import violations
 
-TUNED = f"ft:{BASE_ID}:acme:style:AbCdEfGh"
-ALIAS = "gpt-4o-mini"
 MESSAGES: list[Any] = [{"role": "user", "content": "what is the capital of france?"}]
 CITY = {
     "type": "object",
@@ -28,25 +29,6 @@ CITY = {
     "additionalProperties": False,
 }
 TOOL: Any = {"type": "function", "function": {"name": "get_weather", "description": "Weather", "parameters": CITY}}
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InferenceStack]:
-    base = make_base(tmp_path_factory.mktemp("base"))
-    adapter = make_adapter(tmp_path_factory.mktemp("adapter"), base, seed=1)
-    with inference_stack(base, max_loras=2, max_cpu_loras=3) as stack:
-        stack.register_base()
-        stack.publish(TUNED, adapter, listed=True)
-        stack.start()
-        stack.wait_ready()
-        yield stack
-
-
-@pytest.fixture(scope="module")
-def engine_api(stack: InferenceStack) -> Iterator[ApiServer]:
-    server = ApiServer(stack.home, stack.settings.redis_url, internal_key=KEY, model_aliases={ALIAS: TUNED})
-    yield server
-    server.stop()
 
 
 @pytest.fixture
@@ -164,7 +146,7 @@ def test_a_forced_tool_call_obeys_the_tools_schema(sdk: openai.OpenAI, choice: A
 
 
 def test_tools_that_are_not_called_leave_the_text(sdk: openai.OpenAI) -> None:
-    answer = sdk.chat.completions.create(model=BASE_ID, messages=MESSAGES, tools=[TOOL], max_tokens=4)
+    answer = sdk.chat.completions.create(model=BASE_ID, messages=MESSAGES, tools=[TOOL], max_tokens=4, temperature=0)
     assert not answer.choices[0].message.tool_calls
     assert answer.choices[0].message.content
 
@@ -389,6 +371,27 @@ def test_the_engines_refusals_name_the_field(
     assert (answer.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param)
     assert error["code"] == code
     assert words in error["message"] and "parameter=" not in error["message"]
+
+
+def test_a_model_of_this_stack_is_a_judge(sdk: openai.OpenAI) -> None:
+    """A random model judges at random, but in no other form than it is asked for, and what it costs is counted."""
+    said = sdk.chat.completions.create(
+        model=TUNED, messages=MESSAGES, max_tokens=30, response_format=cast("Any", score_format())
+    )
+    assert re.match(r'\s*\{\s*("|$)', said.choices[0].message.content or "")
+    grader: Any = {
+        "type": "score_model", "name": "judged", "model": TUNED, "range": [2, 3], "sampling_params": {
+            "temperature": 1, "seed": 1, "max_completions_tokens": 40
+        },
+        "input": [{"role": "developer", "content": "Rate."}, {"role": "user", "content": "{{ sample.output_text }}"}],
+    }  # fmt: skip
+    result = sdk.fine_tuning.alpha.graders.run(grader=grader, model_sample="the quick brown fox", item={})
+    errors = result.metadata.errors.to_dict()
+    assert {name for name, value in errors.items() if value} <= {"model_grader_parse_error"}
+    assert 2 <= result.reward <= 3 if not any(errors.values()) else result.reward == 0
+    usage: Any = result.api_model_grader_token_usage_per_model[TUNED]
+    assert usage["prompt_tokens"] > 0 and 0 < usage["completion_tokens"] <= 40
+    assert result.metadata.token_usage == usage["total_tokens"] and result.metadata.sampled_model_name == TUNED
 
 
 @pytest.mark.parametrize("call", ["chat", "responses", "messages"])

@@ -13,9 +13,9 @@ import pytest
 
 from tests.alias_scene import answered
 from tests.api_server import ApiServer, wait_until
-from tests.integration.inference_stack import BASE_ID, KEY, InferenceStack, inference_stack, make_adapter, make_base
+from tests.integration.engine.names import V1, V2, V3
+from tests.integration.inference_stack import InferenceStack
 
-V1, V2, V3 = (f"ft:{BASE_ID}:acme:bot:{letter * 8}" for letter in "ABC")
 TEXT = {"prompt": [20, 30, 40, 50], "max_tokens": 12, "temperature": 0}
 MESSAGES: list[Any] = [{"role": "user", "content": "what is the capital of france?"}]
 REQUESTS: list[tuple[str, dict[str, Any]]] = [
@@ -27,24 +27,9 @@ REQUESTS: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InferenceStack]:
-    """A server with two places for three adapters, so that most moves have to load."""
-    base = make_base(tmp_path_factory.mktemp("base"))
-    with inference_stack(base, max_loras=2, max_cpu_loras=2) as stack:
-        stack.register_base()
-        for seed, name in enumerate((V1, V2, V3), start=1):
-            stack.publish(name, make_adapter(tmp_path_factory.mktemp("adapter"), base, seed=seed), listed=True)
-        stack.start()
-        stack.wait_ready()
-        yield stack
-
-
-@pytest.fixture(scope="module")
-def http(stack: InferenceStack) -> Iterator[httpx2.Client]:
-    server = ApiServer(stack.home, stack.settings.redis_url, internal_key=KEY)
-    with server.client() as client:
+def http(engine_api: ApiServer) -> Iterator[httpx2.Client]:
+    with engine_api.client() as client:
         yield client
-    server.stop()
 
 
 def text(http: httpx2.Client, model: str) -> tuple[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import openai
@@ -10,32 +9,18 @@ import pytest
 
 from tests.api_server import ApiServer
 from tests.batch_requests import content, ended, start
-from tests.integration.inference_stack import BASE_ID, KEY, InferenceStack, inference_stack, make_adapter, make_base
+from tests.integration.engine.names import TUNED
+from tests.integration.inference_stack import BASE_ID
 from tests.openai_spec import violations
 
-TUNED = f"ft:{BASE_ID}:acme:style:AbCdEfGh"
 MESSAGES: list[Any] = [{"role": "user", "content": "what is the capital of france?"}]
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InferenceStack]:
-    base = make_base(tmp_path_factory.mktemp("base"))
-    adapter = make_adapter(tmp_path_factory.mktemp("adapter"), base, seed=1)
-    with inference_stack(base, max_loras=2, max_cpu_loras=3) as stack:
-        stack.register_base()
-        stack.publish(TUNED, adapter, listed=True)
-        stack.start()
-        stack.wait_ready()
-        yield stack
-
-
-@pytest.fixture(scope="module")
-def sdk(stack: InferenceStack) -> Iterator[openai.OpenAI]:
-    server = ApiServer(stack.home, stack.settings.redis_url, internal_key=KEY)
-    yield openai.OpenAI(
-        base_url=f"{server.url}/v1", api_key=server.key, max_retries=0, _strict_response_validation=True
+def sdk(engine_api: ApiServer) -> openai.OpenAI:
+    return openai.OpenAI(
+        base_url=f"{engine_api.url}/v1", api_key=engine_api.key, max_retries=0, _strict_response_validation=True
     )
-    server.stop()
 
 
 def requests(endpoint: str, *bodies: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,0 +1,164 @@
+"""Two runs of one eval beside each other, over the rows that both have a result for."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+from msgspec import Raw, Struct
+
+from shared.errors import InvalidRequest
+from shared.eval_records import EvalRunRecord
+from shared.eval_states import EvalRunState
+from shared.grading.statistics import SIGNIFICANT, mcnemar, paired_interval
+from shared.schemas.evals import (
+    CriterionComparison,
+    EvalRunComparison,
+    PassComparison,
+    ScoreComparison,
+    Verdict,
+)
+from shared.store.eval_runs import EvalRunStore
+
+
+class Graded(Struct, frozen=True):
+    """A criterion's word on a row."""
+
+    score: float
+    passed: bool
+
+
+class GradedRow(Struct, frozen=True):
+    """As much of a row's result as is compared."""
+
+    datasource_item: Raw
+    results: list[Graded]
+    status: str
+
+    @property
+    def passed(self) -> bool:
+        return self.status == "pass"
+
+
+_decode = msgspec.json.Decoder(GradedRow).decode
+
+
+class Pair(NamedTuple):
+    """A row in both runs."""
+
+    here: GradedRow
+    other: GradedRow
+
+
+class Comparisons:
+    """Compares runs."""
+
+    def __init__(self, runs: EvalRunStore) -> None:
+        self._runs = runs
+
+    async def compare(self, run_id: str, against: str, *, eval_id: str, project: str) -> EvalRunComparison:
+        """Raises NotFound, and InvalidRequest for runs that are not completed or have nothing in common."""
+        here = (await self._runs.find(run_id, eval_id=eval_id, project=project)).record
+        other = (await self._runs.find(against, eval_id=eval_id, project=project)).record
+        _check_completed(here, "run_id")
+        _check_completed(other, "against")
+        marks = [await self._runs.marks(one.id) for one in (here, other)]
+        both = range(min(map(len, marks)))
+        shared = [number for number in both if all(chr(mark[number]) in "pf" for mark in marks)]
+        rows = [await self._runs.items(one.id, shared) for one in (here, other)]
+        if not shared or not all(len(found) == len(shared) for found in rows):
+            raise InvalidRequest(
+                "The runs have no graded rows in common, or do not keep them any more.",
+                code="nothing_to_compare",
+                param="against",
+            )
+        return await asyncio.to_thread(_compared, here, other, *rows)
+
+
+def _check_completed(record: EvalRunRecord, param: str) -> None:
+    if record.status is not EvalRunState.COMPLETED:
+        raise InvalidRequest(
+            f"Run '{record.id}' has status '{record.status.value}'; only completed runs are compared.",
+            code="invalid_run_state",
+            param=param,
+        )
+
+
+def _compared(
+    here: EvalRunRecord, other: EvalRunRecord, rows: Sequence[bytes], others: Sequence[bytes]
+) -> EvalRunComparison:
+    pairs = [Pair(_decode(one), _decode(another)) for one, another in zip(rows, others, strict=True)]
+    pairs = [pair for pair in pairs if pair.here.datasource_item == pair.other.datasource_item]
+    if not pairs:
+        raise InvalidRequest("The runs have no rows in common.", code="nothing_to_compare", param="against")
+    passing = passing_of([pair.here.passed for pair in pairs], [pair.other.passed for pair in pairs])
+    return EvalRunComparison(
+        eval_id=here.eval_id,
+        run_id=here.id,
+        against=other.id,
+        verdict=verdict_of(passing),
+        rows=len(pairs),
+        rows_left_out=max(here.rows, other.rows) - len(pairs),
+        passing=passing,
+        per_testing_criteria=[_criterion(name, place, pairs) for place, name in enumerate(here.criteria)],
+    )
+
+
+def _criterion(name: str, place: int, pairs: Sequence[Pair]) -> CriterionComparison:
+    here = [pair.here.results[place] for pair in pairs]
+    other = [pair.other.results[place] for pair in pairs]
+    passing = passing_of([one.passed for one in here], [one.passed for one in other])
+    scores = scores_of([one.score for one in here], [one.score for one in other])
+    return CriterionComparison(
+        testing_criteria=name, verdict=verdict_of(passing, scores), passing=passing, scores=scores
+    )
+
+
+def passing_of(here: Sequence[bool], other: Sequence[bool]) -> PassComparison:
+    """Compare which rows pass; both have the same rows in the same order."""
+    only_here = sum(one and not another for one, another in zip(here, other, strict=True))
+    only_other = sum(another and not one for one, another in zip(here, other, strict=True))
+    return PassComparison(
+        passed=sum(here),
+        passed_in_other=sum(other),
+        only_here=only_here,
+        only_in_other=only_other,
+        p_value=mcnemar(only_here, only_other),
+    )
+
+
+def scores_of(here: Sequence[float], other: Sequence[float]) -> ScoreComparison:
+    """Compare the scores of rows, at least one; both have the same rows in the same order."""
+    differences = [one - another for one, another in zip(here, other, strict=True)]
+    return ScoreComparison(
+        mean=math.fsum(here) / len(here),
+        mean_in_other=math.fsum(other) / len(other),
+        difference=math.fsum(differences) / len(differences),
+        interval=list(paired_interval(differences)),
+    )
+
+
+def verdict_of(passing: PassComparison, scores: ScoreComparison | None = None) -> Verdict:
+    """Say better or worse only if everything says so that can: passing where it differs, scores where there are any."""
+    said: set[Verdict] = set()
+    if scores is None or passing.only_here or passing.only_in_other:
+        said.add(_by_passing(passing))
+    if scores is not None:
+        said.add(_by_scores(scores))
+    return said.pop() if len(said) == 1 else "no_difference_shown"
+
+
+def _by_passing(passing: PassComparison) -> Verdict:
+    if passing.p_value >= SIGNIFICANT:
+        return "no_difference_shown"
+    return "better" if passing.only_here > passing.only_in_other else "worse"
+
+
+def _by_scores(scores: ScoreComparison) -> Verdict:
+    lower, upper = scores.interval
+    if lower <= 0 <= upper:
+        return "no_difference_shown"
+    return "better" if lower > 0 else "worse"

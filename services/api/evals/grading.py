@@ -1,0 +1,84 @@
+"""An eval's criteria, applied to a row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from msgspec import UNSET
+from msgspec.structs import asdict
+
+from services.api.batches.answering import PRIORITY, Answering
+from services.api.batches.slots import Slots
+from services.api.graders.running import Graders
+from shared.errors import NoReplica
+from shared.grading.run import Grade, grade
+from shared.model_records import Access
+from shared.schemas.evals import EvalError, ItemResult, ModelUsage
+from shared.schemas.graders import Grader, LabelModelGrader, ScoreModelGrader
+
+
+class Grading:
+    """Grades rows of one run. Judges are asked as its creator may, later than live requests, within the same slots as
+    the model that answers."""
+
+    def __init__(
+        self, criteria: Sequence[Grader], graders: Graders, answering: Answering, slots: Slots, access: Access
+    ) -> None:
+        self.criteria = criteria
+        self._means = graders.means(access, priority=PRIORITY)
+        self._answering = answering
+        self._slots = slots
+        self._access = access
+
+    def is_paid(self, place: int) -> bool:
+        """Tell whether a criterion asks a model."""
+        return isinstance(self.criteria[place], ScoreModelGrader | LabelModelGrader)
+
+    async def grade(
+        self, place: int, *, item: dict[str, Any], spoken: dict[str, Any]
+    ) -> tuple[ItemResult, Sequence[ModelUsage]]:
+        """Return what a criterion says of a row, and what that has cost. Raises NoReplica when a judge is away."""
+        grader = self.criteria[place]
+        if isinstance(grader, ScoreModelGrader | LabelModelGrader):
+            found = await self._judged(grader, item, spoken)
+        else:
+            found = await grade(grader, item=item, sample=spoken, means=self._means)
+        return _result(found), _usage(found)
+
+    async def _judged(
+        self, grader: ScoreModelGrader | LabelModelGrader, item: dict[str, Any], spoken: dict[str, Any]
+    ) -> Grade:
+        async with self._slots.of(self._access.project):
+            found = await grade(grader, item=item, sample=spoken, means=self._means)
+        if found.errors.model_grader_server_error and await self._is_away(grader.model):
+            raise NoReplica(f"no inference server is there for '{grader.model}'")
+        return found
+
+    async def _is_away(self, model: str) -> bool:
+        return await self._answering.is_away("/v1/chat/completions", model, self._access)
+
+
+def _usage(found: Grade) -> list[ModelUsage]:
+    return [ModelUsage(model_name=model, invocation_count=1, **asdict(tokens)) for model, tokens in found.usage.items()]
+
+
+def _result(found: Grade) -> ItemResult:
+    error = _error(found)
+    return ItemResult(
+        name=found.name,
+        type=found.type,
+        score=found.reward,
+        passed=not error and found.passed is not False,
+        error=error or UNSET,
+    )
+
+
+def _error(found: Grade) -> EvalError | None:
+    """Return the first of a grader's errors with what is told about it, or None."""
+    told = asdict(found.errors)
+    codes = [name for name, value in told.items() if value is True]
+    if not codes:
+        return None
+    details = [value for value in told.values() if isinstance(value, str) and value]
+    return EvalError(code=codes[0], message="; ".join(details) or f"The grader failed with {codes[0]}.")

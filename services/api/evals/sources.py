@@ -1,0 +1,160 @@
+"""Where the rows of a run come from: each source is made into the run's own file of rows when the run is created.
+
+Whatever happens to files and stored completions afterwards, the run has its rows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import msgspec
+from msgspec import Raw, Struct
+
+from services.api.evals.questions import output_text
+from services.api.evals.rows import Row, encoded, fault_in
+from shared.blobs.interface import Blobs
+from shared.errors import InvalidRequest, NotFound, Unavailable
+from shared.eval_records import EvalRecord
+from shared.paths import write_atomic
+from shared.schemas.evals import (
+    MAX_ROWS,
+    CustomDataSource,
+    EvalFileContent,
+    EvalFileId,
+    EvalStoredCompletions,
+)
+from shared.store.completions import CompletionStore, StoredCompletion
+from shared.store.files import FileStore
+
+MAX_FILE_BYTES = 200 << 20
+_AT_ONCE = 100
+
+Source = EvalFileContent | EvalFileId | EvalStoredCompletions
+
+
+class _Created(Struct, frozen=True):
+    created: int = 0
+
+
+_decode_created = msgspec.json.Decoder(_Created).decode
+_decode_messages = msgspec.json.decode
+
+
+class Sources:
+    """Writes files of rows."""
+
+    def __init__(self, files: FileStore, completions: CompletionStore, blobs: Blobs) -> None:
+        self._files = files
+        self._completions = completions
+        self._blobs = blobs
+
+    async def take(self, source: Source, eval_: EvalRecord, run_id: str) -> None:
+        """Give a run its rows. Raises InvalidRequest that names the field, NotFound, Unavailable."""
+        path = self._blobs.paths.eval_rows(run_id)
+        try:
+            if isinstance(source, EvalFileId):
+                await self._take_file(source, eval_.project, path)
+                return
+            rows = _given(source, eval_) if isinstance(source, EvalFileContent) else await self._stored(source, eval_)
+            await asyncio.to_thread(_write, path, rows)
+            await self._blobs.keep_file(path)
+        except OSError as error:
+            raise Unavailable("The server's storage does not take the run.", code="storage_unavailable") from error
+
+    async def _take_file(self, source: EvalFileId, project: str, path: Path) -> None:
+        """Give the file's bytes a second name; its lines are read by whoever works on the run."""
+        where = "data_source.source.id"
+        try:
+            record = await self._files.get(source.id, project=project)
+            if record.purpose != "evals":
+                raise InvalidRequest(
+                    f"File {source.id} was uploaded with purpose '{record.purpose}'; upload it with purpose 'evals'.",
+                    code="invalid_file_purpose",
+                    param=where,
+                )
+            if record.size_bytes > MAX_FILE_BYTES:
+                raise InvalidRequest(
+                    f"File {source.id} has {record.size_bytes:,} bytes; a run takes at most {MAX_FILE_BYTES:,}.",
+                    code="file_too_large",
+                    param=where,
+                )
+            await self._blobs.copy_file(self._blobs.paths.file_content(source.id), path)
+        except (NotFound, FileNotFoundError) as error:
+            raise NotFound(f"No such File object: {source.id}", param=where) from error
+
+    async def _stored(self, source: EvalStoredCompletions, eval_: EvalRecord) -> Sequence[Row]:
+        """Return rows of the completions that both the eval and the run ask for, newest first."""
+        config = eval_.data_source_config
+        if isinstance(config, CustomDataSource):
+            raise InvalidRequest(
+                "This eval's rows are its own ('custom'); stored completions need a data_source_config of type 'logs'.",
+                code="invalid_value",
+                param="data_source.source.type",
+            )
+        most = source.limit or MAX_ROWS
+        rows: list[Row] = []
+        async for found in self._pages(source, eval_.project, config.metadata or {}):
+            wanted = [one for one in found if _is_between(one, source)]
+            messages = await self._completions.messages_of([one.id for one in wanted])
+            rows += [_row(one, asked) for one, asked in zip(wanted, messages, strict=True) if asked is not None]
+            if len(rows) >= most:
+                break
+        if not rows:
+            raise InvalidRequest(
+                "No stored chat completion is as this run wants them; store some with 'store': true, or ask for less.",
+                code="no_stored_completions",
+                param="data_source.source",
+            )
+        return rows[:most]
+
+    async def _pages(
+        self, source: EvalStoredCompletions, project: str, metadata: dict[str, str]
+    ) -> AsyncIterator[Sequence[StoredCompletion]]:
+        after, more = None, True
+        wanted = {**metadata, **(source.metadata or {})}
+        if not metadata.items() <= wanted.items():
+            return  # they contradict each other
+        while more:
+            found, more = await self._completions.list(
+                project, model=source.model, metadata=wanted, after=after, limit=_AT_ONCE, newest_first=True
+            )
+            if found:
+                after = found[-1].id
+                yield found
+
+
+def _given(source: EvalFileContent, eval_: EvalRecord) -> Sequence[Row]:
+    for place, row in enumerate(source.content):
+        if fault := fault_in(row.item, eval_.data_source_config):
+            raise InvalidRequest(
+                f"Invalid value for 'data_source.source.content[{place}].item': {fault}.",
+                code="invalid_value",
+                param=f"data_source.source.content[{place}].item",
+            )
+    return [Row(item=row.item, sample=row.sample) for row in source.content]
+
+
+def _is_between(completion: StoredCompletion, source: EvalStoredCompletions) -> bool:
+    if source.created_after is None and source.created_before is None:
+        return True
+    created = _decode_created(completion.body).created
+    is_late_enough = source.created_after is None or created >= source.created_after
+    return is_late_enough and (source.created_before is None or created <= source.created_before)
+
+
+def _row(completion: StoredCompletion, messages: bytes) -> Row:
+    item = {
+        "id": completion.id,
+        "model": completion.model,
+        "metadata": completion.metadata,
+        "input": _decode_messages(messages),
+        "output": output_text(completion.body),
+    }
+    return Row(item=item, answer=Raw(completion.body))
+
+
+def _write(path: Path, rows: Sequence[Row]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, encoded(rows))

@@ -1,0 +1,1 @@
+"""Graders at the API: checked, run, and given the judges that they ask."""

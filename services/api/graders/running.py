@@ -1,0 +1,72 @@
+"""Graders as requests bring them: refused where they could not grade, else run."""
+
+from __future__ import annotations
+
+import asyncio
+
+from services.api.graders.judges import Judges
+from shared.errors import InvalidRequest
+from shared.grading.means import Cage, Means
+from shared.grading.parts import parts_of
+from shared.grading.run import Grade, check, grade
+from shared.grading.samples import sample_of
+from shared.model_records import Access
+from shared.schemas.graders import (
+    Grader,
+    GraderMetadata,
+    GraderResult,
+    MultiGrader,
+    PythonGrader,
+    RunGrader,
+)
+
+NO_CAGE = "they are turned off on this server"
+
+
+class Graders:
+    """Has graders grade. Without a `cage` graders in Python are refused, with the reason `why_no_cage`."""
+
+    def __init__(self, judges: Judges, cage: Cage | None = None, *, why_no_cage: str = NO_CAGE) -> None:
+        self._judges = judges
+        self._cage = cage
+        self._why_no_cage = why_no_cage
+
+    def means(self, access: Access, *, priority: int = 0) -> Means:
+        """Return what a key's graders may use; judges answer live requests with a smaller `priority` first."""
+        return Means(judge=self._judges.of(access, priority=priority), cage=self._cage)
+
+    async def check(self, grader: Grader, *, where: str = "grader") -> None:
+        """Raise InvalidRequest, naming the field, for a grader that is not sound or that needs what is not here."""
+        await asyncio.to_thread(check, grader, where=where)
+        parts = parts_of(grader, where=where).values() if isinstance(grader, MultiGrader) else [grader]
+        if self._cage is None and any(isinstance(part, PythonGrader) for part in parts):
+            raise InvalidRequest(
+                f"Python graders cannot be run: {self._why_no_cage}.", code="python_graders_unavailable", param=where
+            )
+
+    async def run(self, asked: RunGrader, access: Access) -> GraderResult:
+        """Grade one sample. Raises as check() does; what goes wrong later is in the result."""
+        await self.check(asked.grader)
+        sample = sample_of(asked.model_sample)
+        return _result(await grade(asked.grader, item=asked.item, sample=sample, means=self.means(access)))
+
+    async def close(self) -> None:
+        await self._judges.close()
+
+
+def _result(done: Grade) -> GraderResult:
+    tokens = [usage.total_tokens for usage in done.usage.values()]
+    return GraderResult(
+        reward=done.reward,
+        metadata=GraderMetadata(
+            name=done.name,
+            type=done.type,
+            errors=done.errors,
+            execution_time=done.seconds,
+            scores=done.sub_rewards or {done.name: done.reward},
+            token_usage=sum(tokens) if tokens else None,
+            sampled_model_name=done.sampled_model_name,
+        ),
+        sub_rewards=done.sub_rewards,
+        model_grader_token_usage_per_model=done.usage,
+    )

@@ -1,0 +1,102 @@
+"""The database as the API reads and writes it: every store, on one client."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shared import keys
+from shared.key_hash import KeyHash
+from shared.settings import Settings
+from shared.store.alias_traffic import TrafficStore
+from shared.store.aliases import AliasStore
+from shared.store.api_keys import KeyStore
+from shared.store.audit import AuditStore
+from shared.store.batches import BatchStore
+from shared.store.client import Client
+from shared.store.completions import CompletionStore
+from shared.store.eval_runs import EvalRunStore
+from shared.store.evals import EvalStore
+from shared.store.files import FileStore
+from shared.store.idempotency import IdempotencyStore
+from shared.store.jobs import JobStore
+from shared.store.leases import LeaseStore
+from shared.store.limits import LimitStore
+from shared.store.model_settings import ModelSettingsStore
+from shared.store.permissions import PermissionStore
+from shared.store.presence import Presence
+from shared.store.projects import ProjectStore, ServiceAccountStore
+from shared.store.registry import Registry
+from shared.store.responses import ResponseStore
+from shared.store.shadow_pairs import PairStore
+from shared.store.uploads import UploadStore
+from shared.store.webhooks import DeliveryStore, WebhookStore
+
+
+@dataclass(frozen=True)
+class Stores:
+    """Handlers ask for one by its name here."""
+
+    files: FileStore
+    upload_store: UploadStore
+    jobs: JobStore
+    idempotency: IdempotencyStore
+    permissions: PermissionStore
+    registry: Registry
+    presence: Presence
+    model_settings_store: ModelSettingsStore
+    alias_store: AliasStore
+    alias_traffic: TrafficStore
+    shadow_pairs: PairStore
+    completions: CompletionStore
+    responses: ResponseStore
+    batch_store: BatchStore
+    batch_leases: LeaseStore
+    eval_store: EvalStore
+    eval_run_store: EvalRunStore
+    eval_run_leases: LeaseStore
+    webhook_store: WebhookStore
+    deliveries: DeliveryStore
+    limits: LimitStore
+    key_store: KeyStore
+    projects: ProjectStore
+    service_accounts: ServiceAccountStore
+    audit_store: AuditStore
+
+    @classmethod
+    def on(cls, client: Client, settings: Settings, key_hash: KeyHash) -> Stores:
+        """Return the stores, none of which connects before its first use."""
+        kept_days, project_bytes = settings.stored_completion_days, settings.project_storage_bytes
+        return cls(
+            files=FileStore(client, project_bytes=project_bytes),
+            upload_store=UploadStore(client, project_bytes=project_bytes),
+            jobs=JobStore(client),
+            idempotency=IdempotencyStore(client),
+            permissions=PermissionStore(client),
+            registry=Registry(client),
+            presence=Presence(client),
+            model_settings_store=ModelSettingsStore(client),
+            alias_store=AliasStore(client),
+            alias_traffic=TrafficStore(client),
+            shadow_pairs=PairStore(client),
+            completions=CompletionStore(client, keep_days=kept_days, project_bytes=project_bytes),
+            responses=ResponseStore(
+                client,
+                keep_days=kept_days,
+                max_conversation_bytes=settings.max_body_bytes,
+                project_bytes=project_bytes,
+            ),
+            batch_store=BatchStore(client),
+            batch_leases=LeaseStore(client, ttl_s=settings.lease_ttl_s, key=keys.batch_lease, owned=keys.batch),
+            eval_store=EvalStore(client),
+            eval_run_store=EvalRunStore(client, item_days=settings.eval_item_days),
+            eval_run_leases=LeaseStore(
+                client, ttl_s=settings.lease_ttl_s, key=keys.eval_run_lease, owned=keys.eval_run
+            ),
+            webhook_store=WebhookStore(client),
+            deliveries=DeliveryStore(client),
+            limits=LimitStore(client),
+            key_store=KeyStore(client, key_hash),
+            projects=ProjectStore(client),
+            service_accounts=ServiceAccountStore(client),
+            audit_store=AuditStore(client),
+        )

@@ -1,0 +1,228 @@
+"""Running a grader: whatever its kind, whatever a sample does to it, a Grade comes out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from functools import reduce
+from operator import add
+from typing import Any
+
+from msgspec import Struct, UnsetType, field
+from msgspec.structs import replace
+
+from shared.grading import formula
+from shared.grading.checking import check
+from shared.grading.formula import FormulaError
+from shared.grading.judging import Unreadable, label_format, messages_for, read_label, read_score, score_format
+from shared.grading.means import Answer, Cage, Judge, JudgeFailed, Means, Outcome
+from shared.grading.parts import parts_of
+from shared.grading.similarity import MAX_CHARS, similarity
+from shared.grading.templates import TooLong, UnknownVariable, render
+from shared.schemas.graders import (
+    Grader,
+    GraderErrors,
+    JudgeUsage,
+    LabelModelGrader,
+    MultiGrader,
+    PythonGrader,
+    SamplingParams,
+    ScoreModelGrader,
+    StringCheckGrader,
+    TextSimilarityGrader,
+)
+
+__all__ = ["Answer", "Cage", "Grade", "Judge", "JudgeFailed", "Means", "Outcome", "check", "grade"]
+
+_MAX_DETAIL_CHARS = 2000
+_NO_CAGE = "Python graders are turned off on this server"
+
+
+class Grade(Struct, frozen=True, kw_only=True):
+    """What a grader made of a sample."""
+
+    name: str
+    type: str
+    reward: float
+    """Finite; 0 when `errors` has any."""
+    passed: bool | None
+    """None where the grader has nothing that says what passes."""
+    sub_rewards: dict[str, float]
+    """Of a multi grader: each grader's score by its name in the formula."""
+    errors: GraderErrors
+    usage: dict[str, JudgeUsage]
+    """By judge."""
+    sampled_model_name: str | None
+    """The judge; None without one, or with several."""
+    seconds: float
+
+
+class _Score(Struct, frozen=True, kw_only=True):
+    """A grade in the making."""
+
+    reward: float = 0.0
+    errors: GraderErrors = GraderErrors()
+    usage: dict[str, JudgeUsage] = field(default_factory=dict)
+    parts: dict[str, float] = field(default_factory=dict)
+
+
+_Namespaces = dict[str, dict[str, Any]]
+
+
+async def grade(grader: Grader, *, item: dict[str, Any], sample: dict[str, Any], means: Means) -> Grade:
+    """Grade one sample with a grader that check() has found sound.
+
+    What sample, item, judge or program cause is in the grade's `errors`; nothing is raised for it.
+    """
+    start = time.perf_counter()
+    score = await _score(grader, {"item": item, "sample": sample}, means)
+    reward = 0.0 if score.errors else score.reward
+    return Grade(
+        name=grader.name,
+        type=str(grader.__struct_config__.tag),
+        reward=reward,
+        passed=_passed(grader, reward, failed=bool(score.errors)),
+        sub_rewards=score.parts,
+        errors=score.errors,
+        usage=score.usage,
+        sampled_model_name=next(iter(score.usage)) if len(score.usage) == 1 else None,
+        seconds=time.perf_counter() - start,
+    )
+
+
+async def _score(grader: Grader, namespaces: _Namespaces, means: Means) -> _Score:
+    try:
+        match grader:
+            case StringCheckGrader():
+                return _Score(reward=_compared(grader, namespaces))
+            case TextSimilarityGrader():
+                return await _similar(grader, namespaces)
+            case ScoreModelGrader() | LabelModelGrader():
+                return await _judged(grader, namespaces, means.judge)
+            case PythonGrader():
+                return await _run(grader, namespaces, means.cage)
+            case MultiGrader():
+                return await _combined(grader, namespaces, means)
+    except UnknownVariable as error:
+        in_json = error.path[:2] == ("sample", "output_json") and "output_json" not in namespaces["sample"]
+        return _failed(sample_parse_error=True) if in_json else _failed(invalid_variable_error=True)
+    except TooLong:
+        return _failed(other_error=True)
+
+
+def _failed(**errors: Any) -> _Score:
+    return _Score(errors=GraderErrors(**errors))
+
+
+def _passed(grader: Grader, reward: float, *, failed: bool) -> bool | None:
+    """A grade that failed passes nowhere."""
+    match grader:
+        case StringCheckGrader() | LabelModelGrader():
+            return reward == 1.0
+        case MultiGrader():
+            return None
+    threshold = grader.pass_threshold
+    return None if threshold is None or isinstance(threshold, UnsetType) else reward >= threshold and not failed
+
+
+def _compared(grader: StringCheckGrader, namespaces: _Namespaces) -> float:
+    text, reference = render(grader.input, namespaces), render(grader.reference, namespaces)
+    match grader.operation:
+        case "eq":
+            return float(text == reference)
+        case "ne" | "neq":
+            return float(text != reference)
+        case "like":
+            return float(reference in text)
+        case "ilike":
+            return float(reference.casefold() in text.casefold())
+
+
+async def _similar(grader: TextSimilarityGrader, namespaces: _Namespaces) -> _Score:
+    text, reference = render(grader.input, namespaces), render(grader.reference, namespaces)
+    if max(len(text), len(reference)) > MAX_CHARS:
+        return _failed(other_error=True)
+    return _Score(reward=await asyncio.to_thread(similarity, grader.evaluation_metric, text, reference))
+
+
+async def _judged(grader: ScoreModelGrader | LabelModelGrader, namespaces: _Namespaces, judge: Judge | None) -> _Score:
+    messages = messages_for(grader.input, namespaces)
+    if judge is None:
+        return _judge_failed("no judge can be asked here")
+    wanted = label_format(grader.labels) if isinstance(grader, LabelModelGrader) else score_format()
+    try:
+        answer = await judge.ask(grader.model, messages, grader.sampling_params or SamplingParams(), wanted)
+    except JudgeFailed as error:
+        return _judge_failed(str(error))
+    usage = {grader.model: _usage(answer)}
+    if answer.refusal:
+        return _Score(errors=GraderErrors(model_grader_refusal_error=True), usage=usage)
+    try:
+        return _Score(reward=_verdict(grader, answer.text), usage=usage)
+    except Unreadable:
+        return _Score(errors=GraderErrors(model_grader_parse_error=True), usage=usage)
+
+
+def _verdict(grader: ScoreModelGrader | LabelModelGrader, text: str) -> float:
+    if isinstance(grader, LabelModelGrader):
+        return float(read_label(text, grader.labels) in grader.passing_labels)
+    return read_score(text, grader.bounds)
+
+
+def _judge_failed(details: str) -> _Score:
+    return _failed(model_grader_server_error=True, model_grader_server_error_details=details[:_MAX_DETAIL_CHARS])
+
+
+def _usage(answer: Answer) -> JudgeUsage:
+    return JudgeUsage(
+        prompt_tokens=answer.prompt_tokens,
+        completion_tokens=answer.completion_tokens,
+        total_tokens=answer.prompt_tokens + answer.completion_tokens,
+        cached_tokens=answer.cached_tokens,
+    )
+
+
+async def _run(grader: PythonGrader, namespaces: _Namespaces, cage: Cage | None) -> _Score:
+    if cage is None:
+        return _cage_failed("unavailable", _NO_CAGE)
+    outcome = await cage.grade(grader.source, namespaces["sample"], namespaces["item"])
+    if outcome.score is not None:
+        return _Score(reward=outcome.score)
+    if outcome.problem in ("runtime_error", "invalid_value"):
+        details = outcome.details[:_MAX_DETAIL_CHARS]
+        return _failed(python_grader_runtime_error=True, python_grader_runtime_error_details=details)
+    return _cage_failed(outcome.problem, outcome.details)
+
+
+def _cage_failed(problem: str, details: str) -> _Score:
+    """The contract has a text for the program's errors alone; what the cage has to say goes there, too."""
+    return _failed(
+        python_grader_server_error=True,
+        python_grader_server_error_type=problem,
+        python_grader_runtime_error_details=details[:_MAX_DETAIL_CHARS],
+        unresponsive_reward_error=problem == "timeout",
+    )
+
+
+async def _combined(grader: MultiGrader, namespaces: _Namespaces, means: Means) -> _Score:
+    """Grade with all parts at a time; where one failed, the whole has."""
+    parts = parts_of(grader)
+    scores = await asyncio.gather(*(_score(part, namespaces, means) for part in parts.values()))
+    rewards = {name: 0.0 if score.errors else score.reward for name, score in zip(parts, scores, strict=True)}
+    errors = reduce(_merged, (score.errors for score in scores))
+    combined = _Score(errors=errors, usage=_total(scores), parts=rewards)
+    try:
+        return replace(combined, reward=formula.compute(grader.calculate_output, rewards))
+    except FormulaError:
+        # What a part's failure does to the formula is no error of the formula's.
+        return combined if errors else replace(combined, errors=replace(errors, formula_parse_error=True))
+
+
+def _merged(one: GraderErrors, other: GraderErrors) -> GraderErrors:
+    """Every flag that either has, and the first of each text."""
+    return GraderErrors(**{name: getattr(one, name) or getattr(other, name) for name in one.__struct_fields__})
+
+
+def _total(scores: list[_Score]) -> dict[str, JudgeUsage]:
+    models = dict.fromkeys(model for score in scores for model in score.usage)
+    return {model: reduce(add, (score.usage[model] for score in scores if model in score.usage)) for model in models}

@@ -1,0 +1,204 @@
+"""Runs of evals with the results of their rows. Every change of a run is compare-and-set.
+
+Results are kept by the row's number, with a byte for each row beside them that says what it came to: so a page is read
+without an index, and one look tells which rows are still to be worked on. What a result adds to the run's counts is
+added in the same step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import msgspec
+from msgspec import Raw
+
+from shared import keys
+from shared.errors import LeaseLost, NotFound, TransitionRefused
+from shared.eval_records import EvalRunRecord
+from shared.eval_states import ENDED, check_run_transition
+from shared.store import index
+from shared.store.client import Argument, Client
+
+Mark = Literal["p", "f", "e"]
+"""The row passed, failed, or errored."""
+MARKS: dict[str, Mark] = {"pass": "p", "fail": "f", "error": "e"}
+Change = Callable[[EvalRunRecord], EvalRunRecord]
+
+_decode = msgspec.json.Decoder(EvalRunRecord).decode
+_encode = msgspec.json.Encoder().encode
+_GONE, _REPLACED = -1, -2
+_AT_ONCE = 500
+
+
+class Found(NamedTuple):
+    """A run with its counts, and its data source as it was posted."""
+
+    record: EvalRunRecord
+    tally: Mapping[str, int]
+    source: Raw
+
+
+class Entry(NamedTuple):
+    """A row's result, or a draft of it where `mark` is empty; `counts` is what it adds to the run's."""
+
+    number: int
+    mark: Mark | Literal[""]
+    text: bytes
+    counts: Mapping[str, int]
+
+
+class EvalRunStore:
+    """The only writer of runs. `fence` is the token of the run's lease, see LeaseStore."""
+
+    def __init__(self, client: Client, *, item_days: int) -> None:
+        self._client = client
+        self._keep_s = item_days * 86_400
+
+    async def create(self, record: EvalRunRecord, *, source: bytes) -> None:
+        """Store a new run; nothing happens if one has its id already. Raises NotFound when its eval is gone."""
+        created = await self._client.script(
+            "create_eval_run",
+            [
+                keys.eval_run(record.id), keys.eval_runs(record.eval_id), keys.ACTIVE_EVAL_RUNS, keys.SEQUENCE,
+                keys.eval_(record.eval_id),
+            ],
+            [record.id, _encode(record), source],
+        )  # fmt: skip
+        if created == _GONE:
+            raise NotFound(f"No eval found with id '{record.eval_id}'.", param="eval_id")
+
+    async def get(self, run_id: str) -> EvalRunRecord:
+        """Raises NotFound."""
+        return (await self._read(run_id))[0]
+
+    async def find(self, run_id: str, *, eval_id: str, project: str) -> Found:
+        """Raises NotFound when it is unknown, belongs to another eval, or to another project."""
+        found = (await self._found([run_id]))[0]
+        if found is None or (found.record.eval_id, found.record.project) != (eval_id, project):
+            raise _unknown(run_id)
+        return found
+
+    async def list(
+        self, eval_id: str, *, status: str | None, after: str | None, limit: int, newest_first: bool
+    ) -> tuple[Sequence[Found], bool]:
+        """Return a page of an eval's runs, of those with a status if one is given, and whether there are more."""
+        found: list[Found] = []
+        more = True
+        while more and len(found) <= limit:
+            ids, more = await index.page(
+                self._client, keys.eval_runs(eval_id), after=after, limit=limit, newest_first=newest_first
+            )
+            after = ids[-1] if ids else after
+            runs = await self._found(ids) if ids else []
+            found += [run for run in runs if run is not None and status in (None, run.record.status.value)]
+        return found[:limit], more or len(found) > limit
+
+    async def ids(self, eval_id: str, *, limit: int) -> Sequence[str]:
+        """List the first ids of an eval's runs."""
+        return [one.decode() for one in await self._client.call("ZRANGE", keys.eval_runs(eval_id), 0, limit - 1)]
+
+    async def active(self) -> Sequence[str]:
+        """List ids of the runs that are not at their end, oldest first."""
+        return [one.decode() for one in await self._client.call("ZRANGE", keys.ACTIVE_EVAL_RUNS, 0, -1)]
+
+    async def read(self, ids: Sequence[str]) -> Sequence[EvalRunRecord]:
+        """Return the runs of these ids in the same order, without those that are unknown."""
+        raws = await self._client.together([("HGET", keys.eval_run(one), "record") for one in ids]) if ids else []
+        return [_decode(raw) for raw in raws if raw is not None]
+
+    async def update(self, run_id: str, change: Change, *, fence: str = "") -> EvalRunRecord:
+        """Apply `change` to the newest record, again whenever others write meanwhile.
+
+        Raises NotFound, LeaseLost, or TransitionRefused when `change` asks for a state that is not allowed from here.
+        """
+        while True:
+            current, version = await self._read(run_id)
+            changed = change(current)
+            check_run_transition(current.status, changed.status)
+            if changed == current:
+                return current
+            outcome = await self._client.script(
+                "commit_eval_run",
+                [
+                    keys.eval_run(run_id), keys.ACTIVE_EVAL_RUNS, keys.eval_drafts(run_id), keys.eval_items(run_id),
+                    keys.eval_marks(run_id),
+                ],
+                [version, _encode(changed), fence, run_id, int(changed.status in ENDED), self._keep_s],
+            )  # fmt: skip
+            if outcome == 1:
+                return changed
+            if outcome == _GONE:
+                raise _unknown(run_id)
+            if outcome == _REPLACED:
+                raise LeaseLost(f"{run_id} is worked on by another process now")
+
+    async def remove(self, run_id: str, *, eval_id: str) -> None:
+        """Delete a run with the results of its rows; whoever works on it finds it gone."""
+        doomed = [
+            keys.eval_run(run_id), keys.eval_tally(run_id), keys.eval_items(run_id), keys.eval_marks(run_id),
+            keys.eval_drafts(run_id), keys.eval_run_lease(run_id),
+        ]  # fmt: skip
+        runs = keys.eval_runs(eval_id)
+        await self._client.script(
+            "delete_eval_run", [runs, keys.ACTIVE_EVAL_RUNS, *doomed], [run_id, keys.place(runs, "")]
+        )
+
+    async def keep(self, run_id: str, entries: Sequence[Entry], *, fence: str) -> None:
+        """Keep results and drafts; those that are kept already are left out.
+
+        Raises TransitionRefused when the run is at its end or gone, LeaseLost.
+        """
+        arguments: list[Argument] = [fence, run_id]
+        for entry in entries:
+            arguments += [entry.number, entry.mark, entry.text, len(entry.counts)]
+            for name, count in entry.counts.items():
+                arguments += [name, count]
+        found = [
+            keys.eval_run(run_id), keys.ACTIVE_EVAL_RUNS, keys.eval_items(run_id), keys.eval_marks(run_id),
+            keys.eval_drafts(run_id), keys.eval_tally(run_id),
+        ]  # fmt: skip
+        outcome = await self._client.script("keep_eval_items", found, arguments)
+        if outcome == _GONE:
+            raise TransitionRefused(f"{run_id} is at its end", code="invalid_run_state")
+        if outcome == _REPLACED:
+            raise LeaseLost(f"{run_id} is worked on by another process now")
+
+    async def marks(self, run_id: str) -> bytes:
+        """Return a byte for each row, see Mark; rows without a result have a 0, or none at the end."""
+        return bytes(await self._client.call("GET", keys.eval_marks(run_id)) or b"")
+
+    async def drafts(self, run_id: str) -> dict[int, bytes]:
+        """Return what was begun, by the row's number."""
+        found = await self._client.call("HGETALL", keys.eval_drafts(run_id))
+        return {int(number): bytes(text) for number, text in found.items()}
+
+    async def items(self, run_id: str, numbers: Sequence[int]) -> Sequence[bytes]:
+        """Return the results of these rows in the same order, without those that are not there."""
+        found: list[bytes] = []
+        for start in range(0, len(numbers), _AT_ONCE):
+            wanted = numbers[start : start + _AT_ONCE]
+            texts = await self._client.call("HMGET", keys.eval_items(run_id), *wanted)
+            found += [bytes(text) for text in texts if text is not None]
+        return found
+
+    async def _found(self, ids: Sequence[str]) -> Sequence[Found | None]:
+        commands: list[tuple[Argument, ...]] = []
+        for one in ids:
+            commands += [("HMGET", keys.eval_run(one), "record", "source"), ("HGETALL", keys.eval_tally(one))]
+        answers = await self._client.together(commands)
+        found: list[Found | None] = []
+        for (record, source), counts in zip(answers[::2], answers[1::2], strict=True):
+            tally = {name.decode(): int(count) for name, count in counts.items()}
+            found.append(None if record is None else Found(_decode(record), tally, Raw(source)))
+        return found
+
+    async def _read(self, run_id: str) -> tuple[EvalRunRecord, int]:
+        raw, version = await self._client.call("HMGET", keys.eval_run(run_id), "record", "version")
+        if raw is None:
+            raise _unknown(run_id)
+        return _decode(raw), int(version)
+
+
+def _unknown(run_id: str) -> NotFound:
+    return NotFound(f"No eval run found with id '{run_id[:100]}'.", param="run_id")

@@ -1,0 +1,89 @@
+"""Whether one run is better than another: against values from textbooks, and by trying it out."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from services.api.evals.comparison import passing_of, scores_of, verdict_of
+from shared.grading.statistics import mcnemar, paired_interval
+
+ROWS, TRIALS = 300, 200
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [(0, 0, 1.0), (5, 5, 1.0), (0, 1, 1.0), (0, 6, 2 / 2**6), (1, 9, 22 / 2**10), (9, 1, 22 / 2**10)],
+)
+def test_mcnemar_is_twice_the_binomial_tail(first: int, second: int, expected: float) -> None:
+    assert mcnemar(first, second) == pytest.approx(expected)
+
+
+def test_mcnemar_of_many_rows_is_what_exact_numbers_give() -> None:
+    exact = 2 * sum(math.comb(2000, place) for place in range(941)) / 2**2000
+    assert mcnemar(940, 1060) == pytest.approx(exact, rel=1e-9)
+
+
+def test_interval_is_that_of_the_normal_distribution_where_there_are_many_rows() -> None:
+    drawing = random.Random(1)
+    for count in (400, 3000):
+        differences = [drawing.gauss(0.3, 1.0) for _ in range(count)]
+        mean = math.fsum(differences) / count
+        half = 1.96 * math.sqrt(math.fsum((one - mean) ** 2 for one in differences) / (count - 1) / count)
+        lower, upper = paired_interval(differences)
+        assert (lower, upper) == pytest.approx((mean - half, mean + half), abs=0.15 * half)
+        assert paired_interval(differences) == (lower, upper), "the same rows give the same interval"
+
+
+def test_interval_of_equal_differences_is_a_point() -> None:
+    assert paired_interval([0.25]) == (0.25, 0.25)
+    assert paired_interval([0.0] * 50) == (0.0, 0.0)
+
+
+def trial(seed: int, gain: float) -> tuple[list[bool], list[bool]]:
+    """Return which rows two runs pass: rows differ in how hard they are, and each run has its own luck."""
+    drawing = random.Random(seed)
+    chances = [drawing.betavariate(0.6, 0.6) * (1 - gain) for _ in range(ROWS)]
+    here = [drawing.random() < chance + gain for chance in chances]
+    other = [drawing.random() < chance for chance in chances]
+    return here, other
+
+
+def said_of(seed: int, gain: float) -> str:
+    """Return what is said of a trial where passing and scores both have a say, as everywhere with a threshold."""
+    here, other = trial(seed, gain)
+    passing = passing_of(here, other)
+    if verdict_of(passing) == "no_difference_shown":
+        return "no_difference_shown"
+    return verdict_of(passing, scores_of([float(one) for one in here], [float(one) for one in other]))
+
+
+def test_runs_that_are_alike_have_a_winner_in_five_trials_of_a_hundred_at_most() -> None:
+    said = [verdict_of(passing_of(*trial(seed, 0.0))) for seed in range(TRIALS)]
+    assert TRIALS - said.count("no_difference_shown") <= 0.05 * TRIALS
+
+
+def test_ten_points_more_on_300_rows_are_found_in_four_trials_of_five_at_least() -> None:
+    said = [verdict_of(passing_of(*trial(seed, 0.1))) for seed in range(TRIALS)]
+    assert said.count("better") >= 0.8 * TRIALS and "worse" not in said
+
+
+def test_scores_beside_passing_make_it_no_less_likely_to_be_found() -> None:
+    said = [said_of(seed, 0.1) for seed in range(TRIALS // 4)]
+    assert said.count("better") >= 0.8 * len(said)
+
+
+def test_scores_alone_are_told_apart_as_carefully() -> None:
+    """Where everything passes, the interval decides."""
+
+    def said(seed: int, gain: float) -> str:
+        drawing = random.Random(seed)
+        hard = [drawing.random() for _ in range(80)]
+        here = [min(1.0, max(0.0, one + gain + drawing.gauss(0, 0.2))) for one in hard]
+        other = [min(1.0, max(0.0, one + drawing.gauss(0, 0.2))) for one in hard]
+        return verdict_of(passing_of([True] * 80, [True] * 80), scores_of(here, other))
+
+    assert sum(said(seed, 0.0) != "no_difference_shown" for seed in range(TRIALS)) <= 0.05 * TRIALS
+    assert sum(said(seed, 0.1) == "better" for seed in range(TRIALS // 4)) >= 0.8 * TRIALS // 4

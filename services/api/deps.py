@@ -38,6 +38,7 @@ from services.api.gateway.forwarding import Gateway
 from services.api.gateway.model_names import ModelNames
 from services.api.gateway.replicas import Replicas
 from services.api.gateway.residency import Residencies
+from services.api.graders.caging import Caging
 from services.api.graders.judges import Judges
 from services.api.graders.outside import OutsideJudges
 from services.api.graders.running import Graders
@@ -127,7 +128,8 @@ class Services:
         outgoing = Outgoing(settings.outgoing_hosts, allow_private=settings.webhook_allow_private)
         sender = WebhookSender(outgoing)
         outside = OutsideJudges(settings.judge_endpoints, outgoing)
-        graders = Graders(Judges(gateway, outside, timeout_s=settings.judge_timeout_s))
+        judges = Judges(gateway, outside, timeout_s=settings.judge_timeout_s)
+        graders = Graders(judges, Caging(turned_on=settings.python_graders))
         rows = Sources(at.files, at.completions, blobs)
         eval_runs = EvalRuns(at.eval_store, at.eval_run_store, rows, names, blobs)
         recorder = Recorder(client, blobs, interval_s=settings.records_interval_s)

@@ -14,6 +14,7 @@ import pytest
 from services.api.graders import judges
 from services.api.graders.judges import Judges
 from services.api.graders.outside import OutsideJudges
+from shared.grading.cage import why_not
 from shared.grading.run import Answer, JudgeFailed
 from shared.model_records import Access
 from shared.outgoing import Outgoing
@@ -268,3 +269,24 @@ def test_a_key_that_may_not_have_models_answer_runs_no_grader(api: ApiServer, sd
             body = {"grader": EQ, "model_sample": "x"}
             assert limited.post("/v1/fine_tuning/alpha/graders/run", json=body).status_code == 403
             assert limited.post("/v1/fine_tuning/alpha/graders/validate", json={"grader": EQ}).status_code == 200
+
+
+GRADE: Any = {"type": "python", "name": "py", "source": "def grade(sample, item):\n"
+              "    return 1.0 if sample['output_text'] == item['answer'] else 1 / len(item['answer'])\n"}  # fmt: skip
+
+
+@pytest.mark.skipif(bool(why_not()), reason="no cage can be built here")
+def test_programs_grade_where_the_server_lets_them(redis_url: str, tmp_path: Path) -> None:
+    server = ApiServer(tmp_path, redis_url, python_graders=True)
+    try:
+        sdk = openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.key, max_retries=0)
+        sdk.fine_tuning.alpha.graders.validate(grader=GRADE)
+        assert run(sdk, GRADE).reward == 1.0
+        assert run(sdk, GRADE, "London").reward == 0.2
+        both = {"type": "multi", "graders": {"eq": EQ, "py": GRADE}, "calculate_output": "eq + 10 * py"}
+        assert run(sdk, both, "London").reward == 2.0
+        failed = run(sdk, GRADE, "", {"answer": []})
+        assert (failed.reward, flags(failed)) == (0.0, {"python_grader_runtime_error"})
+        assert "ZeroDivisionError" in failed.metadata.errors.python_grader_runtime_error_details
+    finally:
+        server.stop()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+from services.api.graders.caging import Caging
 from services.api.graders.judges import Judges
 from shared.errors import InvalidRequest
-from shared.grading.means import Cage, Means
+from shared.grading.means import Means
 from shared.grading.parts import parts_of
 from shared.grading.run import Grade, check, grade
 from shared.grading.samples import sample_of
@@ -20,28 +21,25 @@ from shared.schemas.graders import (
     RunGrader,
 )
 
-NO_CAGE = "they are turned off on this server"
-
 
 class Graders:
-    """Has graders grade. Without a `cage` graders in Python are refused, with the reason `why_no_cage`."""
+    """Has graders grade; those in Python are refused with the reason where no cage is to be had."""
 
-    def __init__(self, judges: Judges, cage: Cage | None = None, *, why_no_cage: str = NO_CAGE) -> None:
+    def __init__(self, judges: Judges, caging: Caging) -> None:
         self._judges = judges
-        self._cage = cage
-        self._why_no_cage = why_no_cage
+        self._caging = caging
 
     def means(self, access: Access, *, priority: int = 0) -> Means:
         """Return what a key's graders may use; judges answer live requests with a smaller `priority` first."""
-        return Means(judge=self._judges.of(access, priority=priority), cage=self._cage)
+        return Means(judge=self._judges.of(access, priority=priority), cage=self._caging.cage)
 
     async def check(self, grader: Grader, *, where: str = "grader") -> None:
         """Raise InvalidRequest, naming the field, for a grader that is not sound or that needs what is not here."""
         await asyncio.to_thread(check, grader, where=where)
         parts = parts_of(grader, where=where).values() if isinstance(grader, MultiGrader) else [grader]
-        if self._cage is None and any(isinstance(part, PythonGrader) for part in parts):
+        if any(isinstance(part, PythonGrader) for part in parts) and (reason := await self._caging.why_not()):
             raise InvalidRequest(
-                f"Python graders cannot be run: {self._why_no_cage}.", code="python_graders_unavailable", param=where
+                f"Python graders cannot be run: {reason}.", code="python_graders_unavailable", param=where
             )
 
     async def run(self, asked: RunGrader, access: Access) -> GraderResult:
@@ -52,6 +50,7 @@ class Graders:
 
     async def close(self) -> None:
         await self._judges.close()
+        await self._caging.close()
 
 
 def _result(done: Grade) -> GraderResult:

@@ -7,6 +7,7 @@ import hashlib
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from shared.record_files import RecordFiles
@@ -89,8 +90,13 @@ class Verdict:
         self._judge_models()
         self._judge_aliases()
 
-    def _left_on_disk(self) -> Iterator[Path]:
-        """Give what is swept once it is an hour old, if an hour can pass."""
+    def _left_on_disk(self) -> list[Path]:
+        """Return what is swept once it is an hour old, if an hour can pass."""
+        while True:
+            with suppress(FileNotFoundError):  # a folder was swept while it was looked through
+                return list(self._found_on_disk())
+
+    def _found_on_disk(self) -> Iterator[Path]:
         home = self._site.paths.home
         for pattern in _PASSING if self._site.can_move else ():
             for left in home.glob(pattern):
@@ -283,7 +289,7 @@ class Verdict:
             time.sleep(_SWEPT_S[0])
         self._named = {file["id"] for file in self._asker.all("/files")} | asyncio.run(self._registered())
         deadline = time.monotonic() + _SWEPT_S[1]
-        while any(self._left_on_disk()) and time.monotonic() < deadline:
+        while self._left_on_disk() and time.monotonic() < deadline:
             time.sleep(1)
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from shared.blobs.local import LocalBlobs
 from shared.record_files import RecordFiles
 from shared.records import AdapterRecord
 from shared.store import entries
@@ -273,7 +274,8 @@ class Verdict:
                     held |= {entry.key: entry async for entry in entries.read(client, family, names)}
         finally:
             await client.close()
-        found = {entry.key: entry for _, entry, _ in RecordFiles(self._site.paths.records).read() if entry is not None}
+        files = RecordFiles(LocalBlobs(self._site.paths))
+        found = {entry.key: entry async for _, entry in files.read() if entry is not None}
         return {key for key in held.keys() | found.keys() if held.get(key) != found.get(key)}
 
     def sweep(self) -> None:

@@ -301,3 +301,14 @@ def test_graders_of_another_shape_are_none(grader: dict[str, Any]) -> None:
 def test_graders_are_echoed_as_they_were_sent(grader: dict[str, Any]) -> None:
     for sent in (grader, {"type": "multi", "name": "m", "graders": {"a": grader}, "calculate_output": "a"}):
         assert json.loads(msgspec.json.encode(msgspec.convert(sent, Grader))) == sent
+
+
+def test_texts_that_are_too_long_together_are_asked_of_no_judge() -> None:
+    judge = Said('{"result": 1}')
+    message = {"role": "user", "content": ["{{ item.answer }}"] * 8}
+    done = graded(SCORE | {"input": [message]}, item={"answer": "a" * 1_000_000}, judge=judge)
+    assert done.errors.other_error and not judge.asked
+    parts = {f"part_{place}": SCORE | {"name": f"part_{place}", "input": [message]} for place in range(8)}
+    multi = {"type": "multi", "name": "all", "graders": parts, "calculate_output": "part_0"}
+    done = graded(multi, item={"answer": "a" * 300_000}, judge=judge)
+    assert done.errors.other_error and len(judge.asked) == 1, "the parts share the room"

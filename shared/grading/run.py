@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
 from operator import add
 from typing import Any
@@ -17,7 +18,7 @@ from shared.grading.formula import FormulaError
 from shared.grading.judging import Unreadable, label_format, messages_for, read_label, read_score, score_format
 from shared.grading.means import Answer, Cage, Judge, JudgeFailed, Means, Outcome
 from shared.grading.parts import parts_of
-from shared.grading.similarity import MAX_CHARS, similarity
+from shared.grading.similarity import MAX_CHARS, MAX_PAIRS, similarity
 from shared.grading.templates import Room, TooLong, UnknownVariable, render
 from shared.schemas.graders import (
     Grader,
@@ -35,6 +36,8 @@ from shared.schemas.graders import (
 __all__ = ["Answer", "Cage", "Grade", "Judge", "JudgeFailed", "Means", "Outcome", "check", "grade"]
 
 _MAX_DETAIL_CHARS = 2000
+_comparing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="similarity")
+"""A thread of its own: however many texts wait to be compared, uploads find the shared ones free."""
 _NO_CAGE = "Python graders are turned off on this server"
 
 
@@ -141,9 +144,11 @@ def _compared(grader: StringCheckGrader, namespaces: _Namespaces, room: Room) ->
 
 async def _similar(grader: TextSimilarityGrader, namespaces: _Namespaces, room: Room) -> _Score:
     text, reference = render(grader.input, namespaces, room), render(grader.reference, namespaces, room)
-    if max(len(text), len(reference)) > MAX_CHARS:
+    if max(len(text), len(reference)) > MAX_CHARS or len(text) * len(reference) > MAX_PAIRS:
         return _failed(other_error=True)
-    return _Score(reward=await asyncio.to_thread(similarity, grader.evaluation_metric, text, reference))
+    loop = asyncio.get_running_loop()
+    reward = await loop.run_in_executor(_comparing, similarity, grader.evaluation_metric, text, reference)
+    return _Score(reward=reward)
 
 
 async def _judged(

@@ -12,7 +12,7 @@ import pytest
 from shared.errors import InvalidRequest
 from shared.grading.run import Answer, Grade, JudgeFailed, Means, check, grade
 from shared.grading.samples import sample_of
-from shared.schemas.graders import Grader, SamplingParams
+from shared.schemas.graders import Grader, GraderErrors, SamplingParams
 
 EQ = {"type": "string_check", "name": "eq", "input": "{{ sample.output_text }}", "reference": "{{ item.answer }}",
       "operation": "eq"}  # fmt: skip
@@ -312,3 +312,8 @@ def test_texts_that_are_too_long_together_are_asked_of_no_judge() -> None:
     multi = {"type": "multi", "name": "all", "graders": parts, "calculate_output": "part_0"}
     done = graded(multi, item={"answer": "a" * 300_000}, judge=judge)
     assert done.errors.other_error and len(judge.asked) == 1, "the parts share the room"
+
+
+def test_texts_that_would_take_long_are_not_compared() -> None:
+    assert graded(FUZZY, "a" * 90_000, item={"answer": "a" * 11_000}).errors == GraderErrors()
+    assert graded(FUZZY, "a" * 90_000, item={"answer": "a" * 12_000}).errors.other_error

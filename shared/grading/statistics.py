@@ -64,7 +64,7 @@ def _share_of_signs(ranks: Sequence[int], least: int) -> float:
     for rank in ranks:
         for place in range(least, rank - 1, -1):
             ways[place] += ways[place - rank]
-    return sum(ways) / 2 ** len(ranks)
+    return float(sum(ways) / 2 ** len(ranks))
 
 
 def paired_interval(differences: Sequence[float], *, level: float = 0.95, seed: int = 0) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from shared.grading.templates import render
+from shared.grading.templates import Room, render
 from shared.schemas.graders import GraderMessage, InputAudio, InputImage, Part
 
 _ROLES = {"developer": "system"}
@@ -29,10 +29,10 @@ class _Verdict(msgspec.Struct):
 _decode = msgspec.json.Decoder(_Verdict).decode
 
 
-def messages_for(templates: Sequence[GraderMessage], namespaces: Mapping[str, Any]) -> list[dict[str, Any]]:
+def messages_for(templates: Sequence[GraderMessage], namespaces: Mapping[str, Any], room: Room) -> list[dict[str, Any]]:
     """Fill in the texts and bring the messages into chat completions' form. Raises as templates.render does."""
     return [
-        {"role": _ROLES.get(message.role, message.role), "content": _content(message.content, namespaces)}
+        {"role": _ROLES.get(message.role, message.role), "content": _content(message.content, namespaces, room)}
         for message in templates
     ]
 
@@ -71,21 +71,24 @@ def _result(text: str) -> Any:
         raise Unreadable("the judge's answer is no JSON object with a result") from error
 
 
-def _content(content: str | Part | list[str | Part], namespaces: Mapping[str, Any]) -> str | list[dict[str, Any]]:
+def _content(
+    content: str | Part | list[str | Part], namespaces: Mapping[str, Any], room: Room
+) -> str | list[dict[str, Any]]:
     parts = content if isinstance(content, list) else [content]
-    filled = [_part(part, namespaces) for part in parts]
+    filled = [_part(part, namespaces, room) for part in parts]
     only = filled[0] if len(filled) == 1 else {}
     return str(only["text"]) if "text" in only else filled
 
 
-def _part(part: str | Part, namespaces: Mapping[str, Any]) -> dict[str, Any]:
+def _part(part: str | Part, namespaces: Mapping[str, Any], room: Room) -> dict[str, Any]:
     if isinstance(part, InputImage):
-        image = {"url": render(part.image_url, namespaces)}
+        image = {"url": render(part.image_url, namespaces, room)}
         return {"type": "image_url", "image_url": image | ({"detail": part.detail} if part.detail else {})}
     if isinstance(part, InputAudio):
         sound = part.input_audio
-        return {"type": "input_audio", "input_audio": {"data": render(sound.data, namespaces), "format": sound.format}}
-    return {"type": "text", "text": render(part if isinstance(part, str) else part.text, namespaces)}
+        data = render(sound.data, namespaces, room)
+        return {"type": "input_audio", "input_audio": {"data": data, "format": sound.format}}
+    return {"type": "text", "text": render(part if isinstance(part, str) else part.text, namespaces, room)}
 
 
 def _format(name: str, result: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
 from operator import add
 from typing import Any
@@ -17,8 +18,8 @@ from shared.grading.formula import FormulaError
 from shared.grading.judging import Unreadable, label_format, messages_for, read_label, read_score, score_format
 from shared.grading.means import Answer, Cage, Judge, JudgeFailed, Means, Outcome
 from shared.grading.parts import parts_of
-from shared.grading.similarity import MAX_CHARS, similarity
-from shared.grading.templates import TooLong, UnknownVariable, render
+from shared.grading.similarity import MAX_CHARS, MAX_PAIRS, similarity
+from shared.grading.templates import Room, TooLong, UnknownVariable, render
 from shared.schemas.graders import (
     Grader,
     GraderErrors,
@@ -35,6 +36,8 @@ from shared.schemas.graders import (
 __all__ = ["Answer", "Cage", "Grade", "Judge", "JudgeFailed", "Means", "Outcome", "check", "grade"]
 
 _MAX_DETAIL_CHARS = 2000
+_comparing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="similarity")
+"""A thread of its own: however many texts wait to be compared, uploads find the shared ones free."""
 _NO_CAGE = "Python graders are turned off on this server"
 
 
@@ -75,7 +78,7 @@ async def grade(grader: Grader, *, item: dict[str, Any], sample: dict[str, Any],
     What sample, item, judge or program cause is in the grade's `errors`; nothing is raised for it.
     """
     start = time.perf_counter()
-    score = await _score(grader, {"item": item, "sample": sample}, means)
+    score = await _score(grader, {"item": item, "sample": sample}, means, Room())
     reward = 0.0 if score.errors else score.reward
     return Grade(
         name=grader.name,
@@ -90,19 +93,20 @@ async def grade(grader: Grader, *, item: dict[str, Any], sample: dict[str, Any],
     )
 
 
-async def _score(grader: Grader, namespaces: _Namespaces, means: Means) -> _Score:
+async def _score(grader: Grader, namespaces: _Namespaces, means: Means, room: Room) -> _Score:
+    """Grade; all parts of a multi grader share the room that their texts take."""
     try:
         match grader:
             case StringCheckGrader():
-                return _Score(reward=_compared(grader, namespaces))
+                return _Score(reward=_compared(grader, namespaces, room))
             case TextSimilarityGrader():
-                return await _similar(grader, namespaces)
+                return await _similar(grader, namespaces, room)
             case ScoreModelGrader() | LabelModelGrader():
-                return await _judged(grader, namespaces, means.judge)
+                return await _judged(grader, namespaces, means.judge, room)
             case PythonGrader():
                 return await _run(grader, namespaces, means.cage)
             case MultiGrader():
-                return await _combined(grader, namespaces, means)
+                return await _combined(grader, namespaces, means, room)
     except UnknownVariable as error:
         in_json = error.path[:2] == ("sample", "output_json") and "output_json" not in namespaces["sample"]
         return _failed(sample_parse_error=True) if in_json else _failed(invalid_variable_error=True)
@@ -125,8 +129,8 @@ def _passed(grader: Grader, reward: float, *, failed: bool) -> bool | None:
     return None if threshold is None or isinstance(threshold, UnsetType) else reward >= threshold and not failed
 
 
-def _compared(grader: StringCheckGrader, namespaces: _Namespaces) -> float:
-    text, reference = render(grader.input, namespaces), render(grader.reference, namespaces)
+def _compared(grader: StringCheckGrader, namespaces: _Namespaces, room: Room) -> float:
+    text, reference = render(grader.input, namespaces, room), render(grader.reference, namespaces, room)
     match grader.operation:
         case "eq":
             return float(text == reference)
@@ -138,15 +142,19 @@ def _compared(grader: StringCheckGrader, namespaces: _Namespaces) -> float:
             return float(reference.casefold() in text.casefold())
 
 
-async def _similar(grader: TextSimilarityGrader, namespaces: _Namespaces) -> _Score:
-    text, reference = render(grader.input, namespaces), render(grader.reference, namespaces)
-    if max(len(text), len(reference)) > MAX_CHARS:
+async def _similar(grader: TextSimilarityGrader, namespaces: _Namespaces, room: Room) -> _Score:
+    text, reference = render(grader.input, namespaces, room), render(grader.reference, namespaces, room)
+    if max(len(text), len(reference)) > MAX_CHARS or len(text) * len(reference) > MAX_PAIRS:
         return _failed(other_error=True)
-    return _Score(reward=await asyncio.to_thread(similarity, grader.evaluation_metric, text, reference))
+    loop = asyncio.get_running_loop()
+    reward = await loop.run_in_executor(_comparing, similarity, grader.evaluation_metric, text, reference)
+    return _Score(reward=reward)
 
 
-async def _judged(grader: ScoreModelGrader | LabelModelGrader, namespaces: _Namespaces, judge: Judge | None) -> _Score:
-    messages = messages_for(grader.input, namespaces)
+async def _judged(
+    grader: ScoreModelGrader | LabelModelGrader, namespaces: _Namespaces, judge: Judge | None, room: Room
+) -> _Score:
+    messages = messages_for(grader.input, namespaces, room)
     if judge is None:
         return _judge_failed("no judge can be asked here")
     wanted = label_format(grader.labels) if isinstance(grader, LabelModelGrader) else score_format()
@@ -204,10 +212,10 @@ def _cage_failed(problem: str, details: str) -> _Score:
     )
 
 
-async def _combined(grader: MultiGrader, namespaces: _Namespaces, means: Means) -> _Score:
+async def _combined(grader: MultiGrader, namespaces: _Namespaces, means: Means, room: Room) -> _Score:
     """Grade with all parts at a time; where one failed, the whole has."""
     parts = parts_of(grader)
-    scores = await asyncio.gather(*(_score(part, namespaces, means) for part in parts.values()))
+    scores = await asyncio.gather(*(_score(part, namespaces, means, room) for part in parts.values()))
     rewards = {name: 0.0 if score.errors else score.reward for name, score in zip(parts, scores, strict=True)}
     errors = reduce(_merged, (score.errors for score in scores))
     combined = _Score(errors=errors, usage=_total(scores), parts=rewards)

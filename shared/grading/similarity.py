@@ -26,7 +26,9 @@ from rapidfuzz import fuzz
 from rapidfuzz.distance import LCSseq
 
 MAX_CHARS = 100_000
-"""Longest text that is compared; the slowest measures take time in proportion to the product of both lengths."""
+"""Longest text that is compared."""
+MAX_PAIRS = 1_000_000_000
+"""Greatest product of both lengths: the slowest measures take time in proportion to it, and hold the interpreter."""
 
 _WORD = re.compile(r"[^\W_]+")
 _LONGEST_GRAM = 4

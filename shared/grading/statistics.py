@@ -3,7 +3,8 @@
 McNemar's exact test for what passes (Q. McNemar, Psychometrika 12, 1947): of the rows that only one run passes, as many
 should be the one's as the other's if neither is better. A paired bootstrap for scores (B. Efron and R. Tibshirani, "An
 Introduction to the Bootstrap", 1993, chapter 13): rows are drawn with their difference, so what makes a row hard for
-both does not count.
+both does not count. Where few rows differ, a bootstrap sees less luck than there is; so those have to pass Wilcoxon's
+signed-rank test as well (F. Wilcoxon, Biometrics Bulletin 1, 1945).
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 SIGNIFICANT = 0.05
 _RESAMPLES = 2000
+_MOST_RANKED = 50
 _MOST_BLOCKS = 256
 """More rows are put into so many blocks, which are drawn instead: as good for a mean, and the time stays bounded. A
 random byte draws one of them."""
@@ -30,6 +33,38 @@ def mcnemar(only_first: int, only_second: int) -> float:
         for place in range(min(only_first, only_second) + 1)
     )
     return min(1.0, 2 * tail)
+
+
+def wilcoxon(differences: Sequence[float]) -> float | None:
+    """Return the exact two-sided p value of these differences, of which those that are 0 say nothing.
+
+    None where more than 50 others are left: a bootstrap of so many is good enough by itself.
+    """
+    ranks = _doubled_ranks([one for one in differences if one])
+    if len(ranks) > _MOST_RANKED:
+        return None
+    only_ranks = [rank for rank, _ in ranks]
+    total, positive = sum(only_ranks), sum(rank for rank, difference in ranks if difference > 0)
+    least = min(positive, total - positive)
+    return min(1.0, 2 * _share_of_signs(only_ranks, least))
+
+
+def _doubled_ranks(differences: Sequence[float]) -> list[tuple[int, float]]:
+    """Return twice the rank of each difference by its size, with the difference; equal ones have their mean rank."""
+    ranked: list[tuple[int, float]] = []
+    for _, group in groupby(sorted(differences, key=abs), key=abs):
+        equal = list(group)
+        ranked += [(2 * len(ranked) + len(equal) + 1, one) for one in equal]
+    return ranked
+
+
+def _share_of_signs(ranks: Sequence[int], least: int) -> float:
+    """Return how many of all ways to give ranks a sign have positive ones with a sum of `least` or less."""
+    ways = [1] + [0] * least
+    for rank in ranks:
+        for place in range(least, rank - 1, -1):
+            ways[place] += ways[place - rank]
+    return float(sum(ways) / 2 ** len(ranks))
 
 
 def paired_interval(differences: Sequence[float], *, level: float = 0.95, seed: int = 0) -> tuple[float, float]:

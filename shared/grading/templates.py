@@ -16,6 +16,8 @@ import msgspec
 
 MAX_RENDERED_CHARS = 1 << 20
 """Longest text that a template may become."""
+MAX_REQUEST_CHARS = 4 << 20
+"""Longest text that all templates of one request may become together."""
 
 Step: TypeAlias = str | int
 Path: TypeAlias = tuple[Step, ...]
@@ -44,7 +46,20 @@ class UnknownVariable(Exception):
 
 
 class TooLong(Exception):
-    """The text would be longer than MAX_RENDERED_CHARS, or is nested too deeply to be written."""
+    """The text would be longer than there is room for, or is nested too deeply to be written."""
+
+
+class Room:
+    """How much text the templates of one request may still become, in characters."""
+
+    def __init__(self, chars: int = MAX_REQUEST_CHARS) -> None:
+        self._left = chars
+
+    def take(self, chars: int) -> None:
+        """Raises TooLong when there is no room for so many."""
+        self._left -= chars
+        if self._left < 0:
+            raise TooLong("its templates become longer than a request may be")
 
 
 def shown(path: Path) -> str:
@@ -67,18 +82,19 @@ def parse(template: str) -> tuple[str | Path, ...]:
     return (*pieces, template[at:])
 
 
-def render(template: str, namespaces: Mapping[str, Any]) -> str:
+def render(template: str, namespaces: Mapping[str, Any], room: Room | None = None) -> str:
     """Put values in the place of their paths: texts as they are, everything else as JSON.
 
+    What it becomes takes its place in `room`, which the templates of one request share.
     Raises TemplateError, UnknownVariable for a path that leads nowhere, TooLong.
     """
     texts: list[str] = []
-    left = MAX_RENDERED_CHARS
+    own = Room(MAX_RENDERED_CHARS)
     for piece in parse(template):
         text = piece if isinstance(piece, str) else _as_text(_found(piece, namespaces))
-        left -= len(text)
-        if left < 0:
-            raise TooLong
+        own.take(len(text))
+        if room is not None:
+            room.take(len(text))
         texts.append(text)
     return "".join(texts)
 
@@ -128,7 +144,7 @@ def _as_text(value: Any) -> str:
     try:
         return value if isinstance(value, str) else msgspec.json.encode(value).decode()
     except RecursionError as error:
-        raise TooLong from error
+        raise TooLong("a value is nested too deeply") from error
 
 
 def _shortened(text: str) -> str:

@@ -328,19 +328,25 @@ class PassComparison(Struct, frozen=True, kw_only=True):
 
 
 class ScoreComparison(Struct, frozen=True, kw_only=True):
-    """Scores of the same rows in both runs; paired bootstrap."""
+    """Scores of the same rows in both runs; paired bootstrap, and Wilcoxon's test where few differ."""
 
     mean: float
     mean_in_other: float
     difference: Annotated[float, Meta(description="Mean of this run's score less the other's, over the rows.")]
     interval: Annotated[list[float], Meta(description="95 % interval of the difference: lower and upper end.")]
+    p_value: Annotated[
+        float | None,
+        Meta(description="Chance of ranks so uneven where neither run is better; null if more than 50 rows differ."),
+    ]
 
 
 class CriterionComparison(Struct, frozen=True, kw_only=True):
     """One criterion in both runs."""
 
     testing_criteria: str
-    verdict: Annotated[Verdict, Meta(description="`better` or `worse` only if interval and p value both say so.")]
+    verdict: Annotated[
+        Verdict, Meta(description="`better` or `worse` only if the interval and the p values all say so.")
+    ]
     passing: PassComparison
     scores: ScoreComparison
 

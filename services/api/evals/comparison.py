@@ -13,7 +13,7 @@ from msgspec import Raw, Struct
 from shared.errors import InvalidRequest
 from shared.eval_records import EvalRunRecord
 from shared.eval_states import EvalRunState
-from shared.grading.statistics import SIGNIFICANT, mcnemar, paired_interval
+from shared.grading.statistics import SIGNIFICANT, mcnemar, paired_interval, wilcoxon
 from shared.schemas.evals import (
     CriterionComparison,
     EvalRunComparison,
@@ -138,6 +138,7 @@ def scores_of(here: Sequence[float], other: Sequence[float]) -> ScoreComparison:
         mean_in_other=math.fsum(other) / len(other),
         difference=math.fsum(differences) / len(differences),
         interval=list(paired_interval(differences)),
+        p_value=wilcoxon(differences),
     )
 
 
@@ -159,6 +160,7 @@ def _by_passing(passing: PassComparison) -> Verdict:
 
 def _by_scores(scores: ScoreComparison) -> Verdict:
     lower, upper = scores.interval
-    if lower <= 0 <= upper:
+    is_luck = scores.p_value is not None and scores.p_value >= SIGNIFICANT
+    if is_luck or lower <= 0 <= upper:
         return "no_difference_shown"
     return "better" if lower > 0 else "worse"

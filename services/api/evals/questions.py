@@ -12,7 +12,7 @@ from services.api.batches.usage import usage_of
 from services.api.evals.rows import Row
 from shared.errors import InvalidRequest
 from shared.grading.samples import sample_of
-from shared.grading.templates import TemplateError, TooLong, UnknownVariable, parse, render
+from shared.grading.templates import Room, TemplateError, TooLong, UnknownVariable, parse, render
 from shared.schemas.batches import BatchUsage
 from shared.schemas.errors import ErrorResponse
 from shared.schemas.evals import (
@@ -219,7 +219,8 @@ def _spoken_message(text: str, calls: list[dict[str, Any]] | None) -> SampleMess
 
 def _messages(wanted: InputMessages, item: Mapping[str, Any]) -> list[Any]:
     if isinstance(wanted, MessageTemplate):
-        return [_filled(message, item) for message in wanted.template]
+        room = Room()
+        return [_filled(message, item, room) for message in wanted.template]
     found: Any = item
     for name in _path(wanted):
         found = found.get(name) if isinstance(found, dict) else None
@@ -230,14 +231,14 @@ def _messages(wanted: InputMessages, item: Mapping[str, Any]) -> list[Any]:
     return found
 
 
-def _filled(message: TemplateMessage, item: Mapping[str, Any]) -> dict[str, Any]:
+def _filled(message: TemplateMessage, item: Mapping[str, Any], room: Room) -> dict[str, Any]:
     """Put a row's values into a message. Raises InvalidRequest when the row has none of that name."""
     try:
-        text = "".join(render(part, {"item": item}) for part in _texts(message))
+        text = "".join(render(part, {"item": item}, room) for part in _texts(message))
     except UnknownVariable as error:
         raise InvalidRequest(f"The row has nothing at '{error}'.", code="invalid_variable") from error
     except TooLong as error:
-        raise InvalidRequest(f"The row makes a message that is too long: {error}.", code="message_too_long") from error
+        raise InvalidRequest(f"The row makes messages that are too long: {error}.", code="message_too_long") from error
     return {"role": message.role, "content": text}
 
 

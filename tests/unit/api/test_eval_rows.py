@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from services.api.evals.item_schema import fault_of
@@ -88,3 +89,13 @@ def test_messages_of_an_item_are_found_by_their_path() -> None:
 def test_names_of_output_items_hold_the_rows_number(wrong: str) -> None:
     assert output_item_number("evalrun_abc", output_item_id("evalrun_abc", 12)) == 12
     assert output_item_number("evalrun_abc", wrong) is None
+
+
+def test_messages_that_are_too_long_together_are_refused() -> None:
+    template = {"type": "template", "template": [{"role": "user", "content": "{{ item.a }}"}] * 8}
+    asked = {"type": "completions", "model": "m", "source": {"type": "file_id", "id": "file-x"}}
+    questions = Questions(msgspec.convert(asked | {"input_messages": template}, CompletionsRun))
+    questions.body_for(Row(item={"a": "a" * 500_000}))
+    with pytest.raises(InvalidRequest) as refused:
+        questions.body_for(Row(item={"a": "a" * 600_000}))
+    assert refused.value.code == "message_too_long"

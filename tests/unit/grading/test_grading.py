@@ -12,7 +12,7 @@ import pytest
 from shared.errors import InvalidRequest
 from shared.grading.run import Answer, Grade, JudgeFailed, Means, check, grade
 from shared.grading.samples import sample_of
-from shared.schemas.graders import Grader, SamplingParams
+from shared.schemas.graders import Grader, GraderErrors, SamplingParams
 
 EQ = {"type": "string_check", "name": "eq", "input": "{{ sample.output_text }}", "reference": "{{ item.answer }}",
       "operation": "eq"}  # fmt: skip
@@ -301,3 +301,19 @@ def test_graders_of_another_shape_are_none(grader: dict[str, Any]) -> None:
 def test_graders_are_echoed_as_they_were_sent(grader: dict[str, Any]) -> None:
     for sent in (grader, {"type": "multi", "name": "m", "graders": {"a": grader}, "calculate_output": "a"}):
         assert json.loads(msgspec.json.encode(msgspec.convert(sent, Grader))) == sent
+
+
+def test_texts_that_are_too_long_together_are_asked_of_no_judge() -> None:
+    judge = Said('{"result": 1}')
+    message = {"role": "user", "content": ["{{ item.answer }}"] * 8}
+    done = graded(SCORE | {"input": [message]}, item={"answer": "a" * 1_000_000}, judge=judge)
+    assert done.errors.other_error and not judge.asked
+    parts = {f"part_{place}": SCORE | {"name": f"part_{place}", "input": [message]} for place in range(8)}
+    multi = {"type": "multi", "name": "all", "graders": parts, "calculate_output": "part_0"}
+    done = graded(multi, item={"answer": "a" * 300_000}, judge=judge)
+    assert done.errors.other_error and len(judge.asked) == 1, "the parts share the room"
+
+
+def test_texts_that_would_take_long_are_not_compared() -> None:
+    assert graded(FUZZY, "a" * 90_000, item={"answer": "a" * 11_000}).errors == GraderErrors()
+    assert graded(FUZZY, "a" * 90_000, item={"answer": "a" * 12_000}).errors.other_error

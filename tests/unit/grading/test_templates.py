@@ -10,6 +10,8 @@ import pytest
 from shared.grading.samples import sample_of
 from shared.grading.templates import (
     MAX_RENDERED_CHARS,
+    MAX_REQUEST_CHARS,
+    Room,
     TemplateError,
     TooLong,
     UnknownVariable,
@@ -112,3 +114,11 @@ def test_a_sample_has_its_json_and_tools_only_where_there_are_any() -> None:
     assert sample_of("1.5")["output_json"] == 1.5
     assert sample_of("[" * 100_000).keys() == {"output_text", "choices"}
     assert sample_of("", [TOOL])["output_tools"] == [TOOL]
+
+
+def test_templates_of_one_request_share_its_room() -> None:
+    room, namespaces = Room(), {"item": {"x": "a" * 1000}}
+    for _ in range(MAX_REQUEST_CHARS // 1000):
+        render("{{item.x}}", namespaces, room)
+    with pytest.raises(TooLong):
+        render("{{item.x}}", namespaces, room)

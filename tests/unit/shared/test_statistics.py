@@ -8,7 +8,7 @@ import random
 import pytest
 
 from services.api.evals.comparison import passing_of, scores_of, verdict_of
-from shared.grading.statistics import mcnemar, paired_interval
+from shared.grading.statistics import mcnemar, paired_interval, wilcoxon
 
 ROWS, TRIALS = 300, 200
 
@@ -40,6 +40,43 @@ def test_interval_is_that_of_the_normal_distribution_where_there_are_many_rows()
 def test_interval_of_equal_differences_is_a_point() -> None:
     assert paired_interval([0.25]) == (0.25, 0.25)
     assert paired_interval([0.0] * 50) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("differences", "expected"),
+    [
+        ([0.0] * 9, 1.0),
+        ([0.5], 1.0),
+        ([0.1, 0.2, 0.3, 0.4], 2 / 2**4),
+        ([1.0] * 6 + [0.0] * 50, 2 / 2**6),
+        ([-1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 4 / 2**6),
+    ],
+)
+def test_wilcoxon_counts_the_ways_to_give_ranks_a_sign(differences: list[float], expected: float) -> None:
+    assert wilcoxon(differences) == pytest.approx(expected)
+    assert wilcoxon([-one for one in differences]) == pytest.approx(expected)
+
+
+def test_wilcoxon_leaves_many_rows_to_the_bootstrap() -> None:
+    assert wilcoxon([1.0] * 33 + [-1.0] * 17) == pytest.approx(mcnemar(33, 17))
+    assert wilcoxon([1.0] * 51) is None
+
+
+@pytest.mark.parametrize("differing", [1, 2, 4, 5])
+def test_few_rows_that_differ_make_no_winner(differing: int) -> None:
+    for rows in (differing, 300):
+        here = [0.9] * differing + [0.5] * (rows - differing)
+        verdict = verdict_of(passing_of([True] * rows, [True] * rows), scores_of(here, [0.5] * rows))
+        assert verdict == "no_difference_shown"
+
+
+def test_runs_that_differ_in_few_rows_by_luck_are_told_apart_as_seldom() -> None:
+    def said(seed: int) -> str:
+        drawing = random.Random(seed)
+        here = [drawing.gauss(0, 1) for _ in range(8)] + [0.0] * 32
+        return verdict_of(passing_of([True] * 40, [True] * 40), scores_of(here, [0.0] * 40))
+
+    assert sum(said(seed) != "no_difference_shown" for seed in range(TRIALS)) <= 0.05 * TRIALS
 
 
 def trial(seed: int, gain: float) -> tuple[list[bool], list[bool]]:
@@ -76,7 +113,7 @@ def test_scores_beside_passing_make_it_no_less_likely_to_be_found() -> None:
 
 
 def test_scores_alone_are_told_apart_as_carefully() -> None:
-    """Where everything passes, the interval decides."""
+    """Where everything passes, scores decide."""
 
     def said(seed: int, gain: float) -> str:
         drawing = random.Random(seed)

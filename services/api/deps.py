@@ -127,9 +127,10 @@ class Services:
         outgoing = Outgoing(settings.outgoing_hosts, allow_private=settings.webhook_allow_private)
         sender = WebhookSender(outgoing)
         outside = OutsideJudges(settings.judge_endpoints, outgoing)
-        graders = Graders(Judges(gateway, outside, timeout_s=settings.judge_timeout_s))
+        judges = Judges(gateway, outside, timeout_s=settings.judge_timeout_s)
+        graders = Graders(judges)
         rows = Sources(at.files, at.completions, blobs)
-        eval_runs = EvalRuns(at.eval_store, at.eval_run_store, rows, names, blobs)
+        eval_runs = EvalRuns(at.eval_store, at.eval_run_store, rows, names, judges, blobs)
         recorder = Recorder(client, blobs, interval_s=settings.records_interval_s)
         return cls(
             settings=settings,

@@ -13,11 +13,12 @@ from msgspec.structs import replace
 
 from services.api.batches.answering import Answering
 from services.api.batches.slots import Slots
+from services.api.evals.failing import RunFailed
 from services.api.evals.grading import Grading
 from services.api.evals.keeping import Keeping
 from services.api.evals.questions import Questions
 from services.api.evals.rows import Rows
-from services.api.evals.working import RunFailed, Working
+from services.api.evals.working import Working
 from services.api.gateway.forwarding import Gateway
 from services.api.graders.running import Graders
 from services.api.stores import Stores

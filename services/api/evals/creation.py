@@ -91,7 +91,7 @@ class EvalRuns:
                 )
             return replace(current, status=EvalRunState.CANCELED, ended_at=int(time.time()))
 
-        await self._runs.find(run_id, eval_id=eval_id, project=project)
+        await self._runs.find_record(run_id, eval_id=eval_id, project=project)
         await self._runs.update(run_id, stop)
         _log.info("eval_run.cancelled", run_id=run_id)
         await self._blobs.remove(self._blobs.paths.eval_folder(run_id))
@@ -99,7 +99,7 @@ class EvalRuns:
 
     async def delete(self, run_id: str, *, eval_id: str, project: str) -> None:
         """Delete a run with the results of its rows, whatever it is at. Raises NotFound."""
-        await self._runs.find(run_id, eval_id=eval_id, project=project)
+        await self._runs.find_record(run_id, eval_id=eval_id, project=project)
         await self._runs.remove(run_id, eval_id=eval_id)
         _log.info("eval_run.deleted", run_id=run_id)
         await self._blobs.remove(self._blobs.paths.eval_folder(run_id))

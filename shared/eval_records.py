@@ -107,6 +107,10 @@ class EvalRunRecord(Struct, frozen=True, kw_only=True):
     """The key that created it, with which it asks for models."""
     is_admin: bool = False
     """Whether that key had the scope `admin`."""
+    tries: int = 0
+    """How often in a row a process took it up, got no row further, and did not give it back: it died, or is at it."""
+    tried_at: int = 0
+    """How many rows had their results at the last of these tries."""
 
     @property
     def access(self) -> Access:

@@ -131,7 +131,7 @@ class Services:
         judges = Judges(gateway, outside, timeout_s=settings.judge_timeout_s)
         graders = Graders(judges, Caging(turned_on=settings.python_graders))
         rows = Sources(at.files, at.completions, blobs)
-        eval_runs = EvalRuns(at.eval_store, at.eval_run_store, rows, names, blobs)
+        eval_runs = EvalRuns(at.eval_store, at.eval_run_store, rows, names, judges, blobs)
         recorder = Recorder(client, blobs, interval_s=settings.records_interval_s)
         return cls(
             settings=settings,

@@ -8,6 +8,7 @@ added in the same step.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -29,6 +30,8 @@ _decode = msgspec.json.Decoder(EvalRunRecord).decode
 _encode = msgspec.json.Encoder().encode
 _GONE, _REPLACED = -1, -2
 _AT_ONCE = 500
+MAX_PAGE_BYTES = 32 << 20
+"""Of the sources of runs that are listed together."""
 
 
 class Found(NamedTuple):
@@ -72,27 +75,47 @@ class EvalRunStore:
         """Raises NotFound."""
         return (await self._read(run_id))[0]
 
-    async def find(self, run_id: str, *, eval_id: str, project: str) -> Found:
+    async def find_record(self, run_id: str, *, eval_id: str, project: str) -> EvalRunRecord:
         """Raises NotFound when it is unknown, belongs to another eval, or to another project."""
-        found = (await self._found([run_id]))[0]
-        if found is None or (found.record.eval_id, found.record.project) != (eval_id, project):
-            raise _unknown(run_id)
-        return found
+        for record in await self.read([run_id]):
+            if (record.eval_id, record.project) == (eval_id, project):
+                return record
+        raise _unknown(run_id)
+
+    async def find(self, run_id: str, *, eval_id: str, project: str) -> Found:
+        """Return a run with its source, which may be large. Raises as find_record does."""
+        await self.find_record(run_id, eval_id=eval_id, project=project)
+        for found in await self._found([run_id]):
+            return found
+        raise _unknown(run_id)
 
     async def list(
         self, eval_id: str, *, status: str | None, after: str | None, limit: int, newest_first: bool
     ) -> tuple[Sequence[Found], bool]:
-        """Return a page of an eval's runs, of those with a status if one is given, and whether there are more."""
-        found: list[Found] = []
+        """Return a page of an eval's runs, of those with a status if one is given, and whether there are more.
+
+        A page whose sources are large has fewer than `limit`.
+        """
+        ids: list[str] = []
         more = True
-        while more and len(found) <= limit:
-            ids, more = await index.page(
+        while more and len(ids) <= limit:
+            page, more = await index.page(
                 self._client, keys.eval_runs(eval_id), after=after, limit=limit, newest_first=newest_first
             )
-            after = ids[-1] if ids else after
-            runs = await self._found(ids) if ids else []
-            found += [run for run in runs if run is not None and status in (None, run.record.status.value)]
-        return found[:limit], more or len(found) > limit
+            after = page[-1] if page else after
+            ids += [run.id for run in await self.read(page) if status in (None, run.status.value)]
+        shown = await self._small_enough(ids[:limit])
+        return await self._found(shown), more or len(ids) > len(shown)
+
+    async def _small_enough(self, ids: Sequence[str]) -> Sequence[str]:
+        """Return the first of these runs whose sources are within the limit together, and the very first always."""
+        sizes = await self._client.together([("HSTRLEN", keys.eval_run(one), "source") for one in ids]) if ids else []
+        totals = accumulate(int(size) for size in sizes)
+        return [
+            one
+            for place, (one, total) in enumerate(zip(ids, totals, strict=True))
+            if not place or total <= MAX_PAGE_BYTES
+        ]
 
     async def ids(self, eval_id: str, *, limit: int) -> Sequence[str]:
         """List the first ids of an eval's runs."""
@@ -182,15 +205,17 @@ class EvalRunStore:
             found += [bytes(text) for text in texts if text is not None]
         return found
 
-    async def _found(self, ids: Sequence[str]) -> Sequence[Found | None]:
+    async def _found(self, ids: Sequence[str]) -> Sequence[Found]:
+        """Read runs with their sources, without those that are gone."""
         commands: list[tuple[Argument, ...]] = []
         for one in ids:
             commands += [("HMGET", keys.eval_run(one), "record", "source"), ("HGETALL", keys.eval_tally(one))]
-        answers = await self._client.together(commands)
-        found: list[Found | None] = []
+        answers = await self._client.together(commands) if commands else []
+        found: list[Found] = []
         for (record, source), counts in zip(answers[::2], answers[1::2], strict=True):
-            tally = {name.decode(): int(count) for name, count in counts.items()}
-            found.append(None if record is None else Found(_decode(record), tally, Raw(source)))
+            if record is not None:
+                tally = {name.decode(): int(count) for name, count in counts.items()}
+                found.append(Found(_decode(record), tally, Raw(source)))
         return found
 
     async def _read(self, run_id: str) -> tuple[EvalRunRecord, int]:

@@ -373,6 +373,31 @@ JUDGE = {
 }  # fmt: skip
 
 
+def test_answers_that_are_none_are_errors_of_their_rows_alone(sdk: openai.OpenAI) -> None:
+    wrong: list[Any] = ["x", [1], [{"message": None}], [{"message": {"role": 1}}]]
+    given = [{**row, "sample": {"choices": one}} for row, one in zip(rows(4), wrong, strict=True)]
+    source: Any = {"type": "jsonl", "source": content([*given, {**rows(1)[0], "sample": {"output_text": "0"}}])}
+    done = ended(sdk, sdk.evals.runs.create(make_eval(sdk).id, data_source=source))
+    assert done.result_counts.to_dict() == {"total": 5, "passed": 1, "failed": 0, "errored": 4}
+    assert [one.sample.error.code for one in items(sdk, done)] == ["unreadable_answer"] * 4 + [""]
+
+
+def test_a_judge_that_is_busy_is_waited_for(sdk: openai.OpenAI, upstream: Speaker) -> None:
+    upstream.says = lambda prompt: '{"steps": [], "result": 7}'
+    upstream.statuses = [429, 503, 503]
+    row = {**rows(1)[0], "sample": {"output_text": "0"}}
+    source: Any = {"type": "jsonl", "source": content([row])}
+    done = ended(sdk, sdk.evals.runs.create(make_eval(sdk, JUDGE).id, data_source=source))
+    assert done.result_counts.to_dict() == {"total": 1, "passed": 1, "failed": 0, "errored": 0}
+
+
+def test_a_run_whose_judge_is_not_there_is_refused(sdk: openai.OpenAI) -> None:
+    made = make_eval(sdk, EXACT, {**JUDGE, "model": "nobody"})
+    with pytest.raises(openai.NotFoundError) as refused:
+        sdk.evals.runs.create(made.id, data_source=asking(content(rows(1))))
+    assert (refused.value.code, refused.value.param) == ("model_not_found", "testing_criteria[1].model")
+
+
 def test_judges_grade_and_what_they_cost_is_counted(sdk: openai.OpenAI, upstream: Speaker) -> None:
     said = {"0 and 0": '{"steps": [], "result": 9}', "1 and 1": '{"steps": [], "result": 2}', "2 and 2": "Fine."}
     upstream.says = lambda prompt: adds(prompt) if prompt.startswith("What") else said[prompt[6:13]]

@@ -78,6 +78,8 @@ class Runner:
                 await self._round()
             except StoreUnavailable:
                 _log.warning("batches.store_away")
+            except Exception as error:  # noqa: BLE001 - the next round may find it mended
+                _log.error("batches.round_failed", exc_info=error)
             await pause(self._drain, _POLL_S)
 
     async def _round(self) -> None:

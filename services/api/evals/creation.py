@@ -11,12 +11,14 @@ from msgspec.structs import replace
 from services.api.evals.questions import check_messages
 from services.api.evals.sources import Sources
 from services.api.gateway.model_names import ModelNames
+from services.api.graders.judges import Judges
 from shared.blobs.interface import Blobs
 from shared.errors import NotFound, TransitionRefused
-from shared.eval_records import EvalRunRecord
+from shared.eval_records import EvalRecord, EvalRunRecord
 from shared.eval_states import ENDED, EvalRunState
 from shared.model_records import Access
 from shared.schemas.evals import CompletionsRun, CreateEvalRun, EvalStoredCompletions, RunSource
+from shared.schemas.graders import LabelModelGrader, ScoreModelGrader
 from shared.store.eval_runs import EvalRunStore, Found
 from shared.store.evals import EvalStore
 
@@ -26,11 +28,20 @@ _log = structlog.get_logger()
 class EvalRuns:
     """Creates, cancels and deletes runs; the record says what is wanted, and the runners follow it."""
 
-    def __init__(self, evals: EvalStore, runs: EvalRunStore, sources: Sources, names: ModelNames, blobs: Blobs) -> None:
+    def __init__(
+        self,
+        evals: EvalStore,
+        runs: EvalRunStore,
+        sources: Sources,
+        names: ModelNames,
+        judges: Judges,
+        blobs: Blobs,
+    ) -> None:
         self._evals = evals
         self._runs = runs
         self._sources = sources
         self._names = names
+        self._judges = judges
         self._blobs = blobs
 
     async def create(
@@ -47,6 +58,7 @@ class EvalRuns:
         except NotFound:
             pass
         model = await self._check(request.data_source, access)
+        await self._check_judges(eval_, access)
         await self._sources.take(request.data_source.source, eval_, run_id)
         record = EvalRunRecord(
             id=run_id,
@@ -79,7 +91,7 @@ class EvalRuns:
                 )
             return replace(current, status=EvalRunState.CANCELED, ended_at=int(time.time()))
 
-        await self._runs.find(run_id, eval_id=eval_id, project=project)
+        await self._runs.find_record(run_id, eval_id=eval_id, project=project)
         await self._runs.update(run_id, stop)
         _log.info("eval_run.cancelled", run_id=run_id)
         await self._blobs.remove(self._blobs.paths.eval_folder(run_id))
@@ -87,7 +99,7 @@ class EvalRuns:
 
     async def delete(self, run_id: str, *, eval_id: str, project: str) -> None:
         """Delete a run with the results of its rows, whatever it is at. Raises NotFound."""
-        await self._runs.find(run_id, eval_id=eval_id, project=project)
+        await self._runs.find_record(run_id, eval_id=eval_id, project=project)
         await self._runs.remove(run_id, eval_id=eval_id)
         _log.info("eval_run.deleted", run_id=run_id)
         await self._blobs.remove(self._blobs.paths.eval_folder(run_id))
@@ -103,8 +115,16 @@ class EvalRuns:
         check_messages(source, are_stored=isinstance(source.source, EvalStoredCompletions))
         if source.model is None:
             return ""
-        try:
-            await self._names.look_up(source.model, access)
-        except NotFound as error:
-            raise NotFound(error.message, code=error.code, param="data_source.model") from error
+        await self._check_model(source.model, access, where="data_source.model")
         return source.model
+
+    async def _check_judges(self, eval_: EvalRecord, access: Access) -> None:
+        for place, grader in enumerate(eval_.testing_criteria):
+            if isinstance(grader, ScoreModelGrader | LabelModelGrader) and not self._judges.is_outside(grader.model):
+                await self._check_model(grader.model, access, where=f"testing_criteria[{place}].model")
+
+    async def _check_model(self, model: str, access: Access, *, where: str) -> None:
+        try:
+            await self._names.look_up(model, access)
+        except NotFound as error:
+            raise NotFound(error.message, code=error.code, param=where) from error

@@ -8,10 +8,10 @@ from typing import Any
 from msgspec import UNSET
 from msgspec.structs import asdict
 
-from services.api.batches.answering import PRIORITY, Answering
+from services.api.batches.answering import Answering
 from services.api.batches.slots import Slots
+from services.api.evals.judging import PatientJudge
 from services.api.graders.running import Graders
-from shared.errors import NoReplica
 from shared.grading.run import Grade, grade
 from shared.model_records import Access
 from shared.schemas.evals import EvalError, ItemResult, ModelUsage
@@ -26,10 +26,7 @@ class Grading:
         self, criteria: Sequence[Grader], graders: Graders, answering: Answering, slots: Slots, access: Access
     ) -> None:
         self.criteria = criteria
-        self._means = graders.means(access, priority=PRIORITY)
-        self._answering = answering
-        self._slots = slots
-        self._access = access
+        self._means = graders.means(PatientJudge(answering, graders.judges, slots, access))
 
     def is_paid(self, place: int) -> bool:
         """Tell whether a criterion asks a model."""
@@ -38,25 +35,9 @@ class Grading:
     async def grade(
         self, place: int, *, item: dict[str, Any], spoken: dict[str, Any]
     ) -> tuple[ItemResult, Sequence[ModelUsage]]:
-        """Return what a criterion says of a row, and what that has cost. Raises NoReplica when a judge is away."""
-        grader = self.criteria[place]
-        if isinstance(grader, ScoreModelGrader | LabelModelGrader):
-            found = await self._judged(grader, item, spoken)
-        else:
-            found = await grade(grader, item=item, sample=spoken, means=self._means)
+        """Return what a criterion says of a row, and what that has cost. Raises NoReplica, RunFailed."""
+        found = await grade(self.criteria[place], item=item, sample=spoken, means=self._means)
         return _result(found), _usage(found)
-
-    async def _judged(
-        self, grader: ScoreModelGrader | LabelModelGrader, item: dict[str, Any], spoken: dict[str, Any]
-    ) -> Grade:
-        async with self._slots.of(self._access.project):
-            found = await grade(grader, item=item, sample=spoken, means=self._means)
-        if found.errors.model_grader_server_error and await self._is_away(grader.model):
-            raise NoReplica(f"no inference server is there for '{grader.model}'")
-        return found
-
-    async def _is_away(self, model: str) -> bool:
-        return await self._answering.is_away("/v1/chat/completions", model, self._access)
 
 
 def _usage(found: Grade) -> list[ModelUsage]:

@@ -13,11 +13,12 @@ from msgspec.structs import replace
 
 from services.api.batches.answering import Answering
 from services.api.batches.slots import Slots
+from services.api.evals.failing import RunFailed
 from services.api.evals.grading import Grading
 from services.api.evals.keeping import Keeping
 from services.api.evals.questions import Questions
 from services.api.evals.rows import Rows
-from services.api.evals.working import RunFailed, Working
+from services.api.evals.working import Working
 from services.api.gateway.forwarding import Gateway
 from services.api.graders.running import Graders
 from services.api.stores import Stores
@@ -35,8 +36,14 @@ _log = structlog.get_logger()
 
 _BEAT_S = 1.0
 """How often the lease is renewed and the record looked at: a cancellation is seen so soon."""
+MAX_TRIES = 5
+"""So often may a process die over a run that gets no row further, before the run is taken for the reason."""
 _ROWS_A_REQUEST = 2
 """So many rows are worked on for each request that may be under way: while one is graded and kept, another asks."""
+
+_DEADLY = EvalError(
+    code="server_error", message=f"The server broke down {MAX_TRIES} times over this run, without a row more."
+)
 
 _decode_source = msgspec.json.Decoder(RunSource).decode
 
@@ -117,11 +124,11 @@ class Run:
         await self._tools.blobs.remove(self._tools.blobs.paths.eval_folder(self._id))
 
     async def _bring_to_end(self) -> None:
-        record = await self._tools.runs.get(self._id)
+        record = await self._tried()
         eval_ = await self._tools.evals.get(record.eval_id, project=record.project)
         found = await self._tools.runs.find(self._id, eval_id=eval_.id, project=eval_.project)
         source = _decode_source(found.source)
-        rows = await self._rows(source, eval_)
+        rows = await self._rows(source, eval_, is_checked=record.status is not EvalRunState.QUEUED)
         try:
             record = await self._begin(len(rows))
             await self._work_on(record, eval_, source, rows)
@@ -131,10 +138,25 @@ class Run:
             record = await self._change(EvalRunState.COMPLETED)
             _log.info("eval_run.ended", run_id=self._id, status=record.status.value, rows=record.rows)
 
-    async def _rows(self, source: RunSource, eval_: EvalRecord) -> Rows:
+    async def _tried(self) -> EvalRunRecord:
+        """Count this try. Raises RunFailed when the processes that worked on the run died of it, as it seems."""
+        done = sum(mark != 0 for mark in await self._tools.runs.marks(self._id))
+
+        def count(current: EvalRunRecord) -> EvalRunRecord:
+            if current.status in ENDED:
+                return current
+            tries = current.tries + 1 if current.tried_at == done else 1
+            return replace(current, tries=tries, tried_at=done)
+
+        record = await self._tools.runs.update(self._id, count, fence=self._token)
+        if record.tries > MAX_TRIES:
+            raise RunFailed(_DEADLY)
+        return record
+
+    async def _rows(self, source: RunSource, eval_: EvalRecord, *, is_checked: bool) -> Rows:
         """Read the run's rows. Raises InvalidRequest for those that cannot be worked on."""
         path = self._tools.blobs.paths.eval_rows(self._id)
-        is_ours = not isinstance(source.source, EvalFileId)
+        is_ours = is_checked or not isinstance(source.source, EvalFileId)
         try:
             await self._tools.blobs.fetch_file(path)
             return await asyncio.to_thread(Rows, path, config=eval_.data_source_config, is_ours=is_ours)

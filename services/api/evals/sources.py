@@ -6,6 +6,7 @@ Whatever happens to files and stored completions afterwards, the run has its row
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -156,5 +157,13 @@ def _row(completion: StoredCompletion, messages: bytes) -> Row:
 
 
 def _write(path: Path, rows: Sequence[Row]) -> None:
+    """Write a run's rows unless it has some: whoever works on it may have read those already."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, encoded(rows))
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    write_atomic(draft, encoded(rows))
+    try:
+        path.hardlink_to(draft)
+    except FileExistsError:
+        pass
+    finally:
+        draft.unlink()

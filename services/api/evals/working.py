@@ -12,11 +12,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
+import structlog
 from msgspec import UNSET, Struct
 
 from services.api.batches.answering import Answering
 from services.api.batches.side_by_side import side_by_side
 from services.api.batches.usage import usage_of
+from services.api.evals.failing import MODEL_GONE, RunFailed
 from services.api.evals.grading import Grading
 from services.api.evals.keeping import Keeping
 from services.api.evals.questions import (
@@ -29,12 +31,10 @@ from services.api.evals.questions import (
 )
 from services.api.evals.rows import Row, Rows
 from shared import ids
-from shared.errors import InvalidRequest
+from shared.errors import InvalidRequest, SelftuneError
 from shared.eval_records import ERRORED, FAILED, PASSED, EvalRunRecord, of_criterion, of_model, output_item_id
 from shared.schemas.evals import EvalError, ItemResult, ItemStatus, ModelUsage, OutputItem, Sample, SampleMessage
 from shared.store.eval_runs import MARKS, Entry
-
-_GONE = "model_not_found"
 
 
 class Draft(Struct, kw_only=True):
@@ -45,13 +45,9 @@ class Draft(Struct, kw_only=True):
     results: list[ItemResult] = []
 
 
-class RunFailed(Exception):
-    """The run cannot go on; `error` is the run's."""
-
-    def __init__(self, error: EvalError) -> None:
-        super().__init__(error.message)
-        self.error = error
-
+_UNREADABLE = EvalError(code="unreadable_answer", message="No chat completion.")
+_BROKEN = EvalError(code="server_error", message="An internal error occurred; the server's log has it.")
+_log = structlog.get_logger()
 
 _decode_draft = msgspec.json.Decoder(Draft).decode
 _encode = msgspec.json.Encoder().encode
@@ -90,7 +86,17 @@ class Working:
     async def _work(self, numbers: Iterator[int]) -> None:
         for number in numbers:
             row = self._rows.row(number)
-            await self._keeping.keep(await self._entry(number, row))
+            await self._keeping.keep(await self._entry_whatever_happens(number, row))
+
+    async def _entry_whatever_happens(self, number: int, row: Row) -> Entry:
+        """Bring a row to its result; what nobody foresaw is the row's error, not the run's."""
+        try:
+            return await self._entry(number, row)
+        except (RunFailed, SelftuneError, OSError):
+            raise
+        except Exception as error:  # noqa: BLE001 - ends this row, not the thousands beside it
+            _log.error("eval_run.row_broken", run_id=self._record.id, row=number, exc_info=error)
+            return self._result(number, row, _failed(_BROKEN), {})
 
     async def _entry(self, number: int, row: Row) -> Entry:
         """Bring a row to its result."""
@@ -113,8 +119,7 @@ class Working:
     async def _answered(self, row: Row, counts: dict[str, int]) -> Draft:
         """Have a row answered; what that costs is added to the counts."""
         if self._questions is None:
-            found = stored_answer(bytes(row.answer), _asked(row)) if row.is_answered else given_answer(row)
-            return Draft(sample=found.sample, spoken=found.spoken)
+            return _brought_along(row)
         try:
             body, asked = self._questions.body_for(row)
         except InvalidRequest as error:
@@ -124,13 +129,13 @@ class Working:
         )
         if status != 200:
             refusal = refusal_of(answer)
-            if refusal.code == _GONE:
+            if refusal.code == MODEL_GONE:
                 raise RunFailed(refusal)
             return _refused(self._questions, refusal, asked)
         try:
             found = self._questions.answered(answer, asked)
         except msgspec.MsgspecError:
-            return _refused(self._questions, EvalError(code="unreadable_answer", message="No chat completion."), asked)
+            return _refused(self._questions, _UNREADABLE, asked)
         _add(counts, [used(self._questions.model, usage_of(answer))])
         return Draft(sample=found.sample, spoken=found.spoken)
 
@@ -158,6 +163,19 @@ def _status(draft: Draft) -> ItemStatus:
     if draft.sample.error.code or any(result.error is not UNSET for result in draft.results):
         return "error"
     return "pass" if all(result.passed for result in draft.results) else "fail"
+
+
+def _brought_along(row: Row) -> Draft:
+    """Read the answer that a row has already."""
+    try:
+        found = stored_answer(bytes(row.answer), _asked(row)) if row.is_answered else given_answer(row)
+    except (msgspec.MsgspecError, RecursionError):
+        return _failed(_UNREADABLE)
+    return Draft(sample=found.sample, spoken=found.spoken)
+
+
+def _failed(error: EvalError) -> Draft:
+    return Draft(sample=Sample(error=error, finish_reason="error"), spoken={})
 
 
 def _asked(row: Row) -> list[SampleMessage]:

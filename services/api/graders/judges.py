@@ -63,6 +63,11 @@ class Judges:
         """Return the judges for a key; of the requests that wait for an engine the smallest `priority` comes first."""
         return _ProjectJudge(self._gateway, self._outside, self._timeout_s, access, priority)
 
+    def is_outside(self, model: str) -> bool:
+        """Tell whether a name such as `openai/gpt-5` is one of a configured endpoint."""
+        endpoint, _, name = model.partition("/")
+        return bool(name) and endpoint in self._outside
+
     async def close(self) -> None:
         await self._outside.close()
 
@@ -83,10 +88,10 @@ class _ProjectJudge:
         self, model: str, messages: list[dict[str, Any]], sampling: SamplingParams, response_format: dict[str, Any]
     ) -> Answer:
         """Return the answer; a judge that is busy or away is asked three times. Raises JudgeFailed."""
-        asked = {"messages": messages, "response_format": response_format, **_options(sampling)}
+        asked = _asked(messages, sampling, response_format)
         try:
             async with asyncio.timeout(self._timeout_s):
-                return _answer(model, await self._persistently(model, asked))
+                return read_answer(model, await self._persistently(model, asked))
         except TimeoutError as error:
             raise JudgeFailed(f"the judge '{model}' gave no answer within {self._timeout_s:g} s") from error
 
@@ -122,6 +127,17 @@ class _ProjectJudge:
             raise (Busy if isinstance(error, Unavailable) else JudgeFailed)(error.message) from error
 
 
+def wanted(
+    model: str, messages: list[dict[str, Any]], sampling: SamplingParams, response_format: dict[str, Any]
+) -> bytes:
+    """Form the request for a judge."""
+    return msgspec.json.encode({"model": model, **_asked(messages, sampling, response_format)})
+
+
+def _asked(messages: list[dict[str, Any]], sampling: SamplingParams, response_format: dict[str, Any]) -> dict[str, Any]:
+    return {"messages": messages, "response_format": response_format, **_options(sampling)}
+
+
 def _options(sampling: SamplingParams) -> dict[str, Any]:
     """Return what is set, under chat completions' names."""
     given: dict[str, Any] = msgspec.to_builtins(sampling)
@@ -129,7 +145,8 @@ def _options(sampling: SamplingParams) -> dict[str, Any]:
     return {names.get(name, name): value for name, value in given.items() if value is not None}
 
 
-def _answer(model: str, body: bytes) -> Answer:
+def read_answer(model: str, body: bytes) -> Answer:
+    """Read a judge's chat completion. Raises JudgeFailed when it is none."""
     try:
         completion = _decode(body)
         message = completion.choices[0].message

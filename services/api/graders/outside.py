@@ -15,10 +15,15 @@ from shared.settings import JudgeEndpoint
 
 _MAX_ANSWER_BYTES = 4 << 20
 _BUSY = frozenset({408, 429, 500, 502, 503, 504})
+_AWAY = frozenset({429, 503})
 
 
 class Busy(JudgeFailed):
     """A judge that may answer when it is asked again."""
+
+
+class Away(Busy):
+    """A judge that answers nothing at the moment, whatever it is asked."""
 
 
 class OutsideJudges:
@@ -48,7 +53,7 @@ class OutsideJudges:
         try:
             return await self._post(name, f"{endpoint.base_url.rstrip('/')}/chat/completions", headers, body)
         except (httpx2.TransportError, httpx2.InvalidURL) as error:
-            raise Busy(f"the connection to the judge endpoint '{name}' failed ({type(error).__name__})") from error
+            raise Away(f"the connection to the judge endpoint '{name}' failed ({type(error).__name__})") from error
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -57,7 +62,8 @@ class OutsideJudges:
         async with self._http.stream("POST", url, headers=headers, content=body) as response:
             status = response.status_code
             if status != 200:
-                raise (Busy if status in _BUSY else JudgeFailed)(f"the judge endpoint '{name}' answered {status}")
+                kind = Away if status in _AWAY else Busy if status in _BUSY else JudgeFailed
+                raise kind(f"the judge endpoint '{name}' answered {status}")
             answer = bytearray()
             async for piece in response.aiter_bytes():
                 answer += piece

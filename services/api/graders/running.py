@@ -7,7 +7,7 @@ import asyncio
 from services.api.graders.caging import Caging
 from services.api.graders.judges import Judges
 from shared.errors import InvalidRequest
-from shared.grading.means import Means
+from shared.grading.means import Judge, Means
 from shared.grading.parts import parts_of
 from shared.grading.run import Grade, check, grade
 from shared.grading.samples import sample_of
@@ -29,9 +29,13 @@ class Graders:
         self._judges = judges
         self._caging = caging
 
-    def means(self, access: Access, *, priority: int = 0) -> Means:
-        """Return what a key's graders may use; judges answer live requests with a smaller `priority` first."""
-        return Means(judge=self._judges.of(access, priority=priority), cage=self._caging.cage)
+    @property
+    def judges(self) -> Judges:
+        return self._judges
+
+    def means(self, judge: Judge) -> Means:
+        """Return what graders may use who ask this judge."""
+        return Means(judge=judge, cage=self._caging.cage)
 
     async def check(self, grader: Grader, *, where: str = "grader") -> None:
         """Raise InvalidRequest, naming the field, for a grader that is not sound or that needs what is not here."""
@@ -45,8 +49,8 @@ class Graders:
     async def run(self, asked: RunGrader, access: Access) -> GraderResult:
         """Grade one sample. Raises as check() does; what goes wrong later is in the result."""
         await self.check(asked.grader)
-        sample = sample_of(asked.model_sample)
-        return _result(await grade(asked.grader, item=asked.item, sample=sample, means=self.means(access)))
+        sample, means = sample_of(asked.model_sample), self.means(self._judges.of(access))
+        return _result(await grade(asked.grader, item=asked.item, sample=sample, means=means))
 
     async def close(self) -> None:
         await self._judges.close()

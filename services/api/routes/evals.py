@@ -245,7 +245,7 @@ async def list_output_items(
     status: FromQuery[Literal["pass", "fail", "error"] | None] = None,
 ) -> Response[bytes]:
     """List rows with their results, in the order of the data unless `order` is `desc`; `status` keeps some."""
-    await eval_run_store.find(run_id, eval_id=eval_id, project=caller.project)
+    await eval_run_store.find_record(run_id, eval_id=eval_id, project=caller.project)
     return await items_of(
         eval_run_store, run_id, status=status, after=after or None, limit=limit, newest_first=order == "desc"
     )
@@ -264,7 +264,7 @@ async def retrieve_output_item(
     eval_run_store: NamedDependency[EvalRunStore],
 ) -> Response[bytes]:
     """Look up what came of a row."""
-    await eval_run_store.find(run_id, eval_id=eval_id, project=caller.project)
+    await eval_run_store.find_record(run_id, eval_id=eval_id, project=caller.project)
     return json_response(await item_of(eval_run_store, run_id, output_item_id))
 
 

@@ -1,0 +1,58 @@
+"""Judges of a run: asked with patience, since nobody waits for the answer and a row's result is for good."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from services.api.batches.answering import Answering
+from services.api.batches.slots import Slots
+from services.api.evals.failing import MODEL_GONE, RunFailed
+from services.api.evals.questions import refusal_of
+from services.api.graders.judges import Judges, read_answer, wanted
+from services.api.graders.outside import Away
+from shared import ids
+from shared.errors import NoReplica
+from shared.grading.means import Answer, JudgeFailed
+from shared.model_records import Access
+from shared.schemas.graders import SamplingParams
+
+
+class PatientJudge:
+    """Asks for one key, within the slots of `answering`; `judges` asks the configured servers."""
+
+    def __init__(self, answering: Answering, judges: Judges, slots: Slots, access: Access) -> None:
+        self._answering = answering
+        self._judges = judges
+        self._slots = slots
+        self._access = access
+
+    async def ask(
+        self, model: str, messages: list[dict[str, Any]], sampling: SamplingParams, response_format: dict[str, Any]
+    ) -> Answer:
+        """Return the answer, however long that takes. Raises JudgeFailed for what lies in the question.
+
+        Raises NoReplica when the judge is away, so that the run rests, and RunFailed when its model is gone.
+        """
+        if self._judges.is_outside(model):
+            return await self._ask_outside(model, messages, sampling, response_format)
+        status, body = await self._answering.answer(
+            "/v1/chat/completions",
+            wanted(model, messages, sampling, response_format),
+            access=self._access,
+            request_id=ids.new_request_id(),
+        )
+        if status == 200:
+            return read_answer(model, body)
+        refusal = refusal_of(body)
+        if refusal.code == MODEL_GONE:
+            raise RunFailed(refusal)
+        raise JudgeFailed(refusal.message)
+
+    async def _ask_outside(
+        self, model: str, messages: list[dict[str, Any]], sampling: SamplingParams, response_format: dict[str, Any]
+    ) -> Answer:
+        try:
+            async with self._slots.of(self._access.project):
+                return await self._judges.of(self._access).ask(model, messages, sampling, response_format)
+        except Away as error:
+            raise NoReplica(str(error)) from error

@@ -82,6 +82,11 @@ def read_examples(path: Path) -> Iterator[tuple[int, ChatExample]]:
         yield number, _decode(check_text(line))
 
 
+def min_validation_examples(method: Method) -> int:
+    """Return how many rows a validation file needs: KTO compares each row with another one."""
+    return 2 if method == "kto" else 1
+
+
 def validate(
     path: Path,
     *,
@@ -93,13 +98,13 @@ def validate(
     """Check every line and return what the file holds; its format must be `expected`, if that is given.
 
     Raises InvalidTrainingData; its message names the first bad line, what is wrong with it, and how many lines are bad.
-    A training file needs at least 10 examples, and for KTO both labels; a validation file one. Memory: a block, and the
-    longest line.
+    A training file needs at least 10 examples, and for KTO both labels; a validation file one, for KTO two. Memory: a
+    block, and the longest line.
     """
     tally = _Tally(method, expected)
     for number, block in read_blocks(path):
         tally.add(number, block)
-    problem = tally.verdict(MIN_EXAMPLES if role == "training" else 1, role)
+    problem = tally.verdict(MIN_EXAMPLES if role == "training" else min_validation_examples(method), role)
     if problem:
         name = f" {file_id}" if file_id else ""
         raise InvalidTrainingData(

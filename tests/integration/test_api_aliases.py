@@ -19,7 +19,7 @@ from shared.store.client import Client
 from shared.store.presence import Presence
 from shared.store.registry import Registry
 from tests.alias_scene import COLD, FOREIGN, MESSAGES, OTHER_BASE, V1, V2, Scene, answered, scene
-from tests.api_server import BASE, ApiServer, know_key, make_base, make_replica, with_store
+from tests.api_server import BASE, ApiServer, know_key, make_adapter, make_base, make_replica, with_store
 
 OTHERS_KEY = "sk-others"
 
@@ -92,6 +92,24 @@ def test_models_that_no_alias_may_name(bots: Scene, model: str) -> None:
         canary = {"model": model, "percent": 5}
         assert bots.refused("/v1/aliases/bot", canary=canary)[:3] == (404, "model_not_found", "canary.model")
         assert bots.refused("/v1/aliases/bot", shadow=canary)[:3] == (404, "model_not_found", "shadow.model")
+
+
+def test_no_alias_names_a_reward_model(bots: Scene, redis_url: str) -> None:
+    scores = f"ft:{BASE}:acme:scores:EEEEEEEE"
+    reward_model = make_adapter(scores, kind="reward", sha256="e" * 64)
+    with_store(redis_url, lambda client: Registry(client).publish(reward_model))
+    before = bots.alias()
+    refused = [
+        bots.refused("/v1/aliases", name="second", model=scores),
+        bots.refused("/v1/aliases/bot", model=scores),
+        bots.refused("/v1/aliases/bot", canary={"model": scores, "percent": 5}),
+        bots.refused("/v1/aliases/bot", shadow={"model": scores, "percent": 5}),
+    ]
+    assert [one[:3] for one in refused] == [
+        (400, "reward_model", param) for param in ("model", "model", "canary.model", "shadow.model")
+    ]
+    assert f"'{scores}' is a reward model" in refused[0][3]
+    assert bots.shown()["revision"] == before["revision"]
 
 
 def test_requests_that_make_no_sense_are_refused(bots: Scene) -> None:

@@ -16,7 +16,7 @@ from shared.alias_records import AliasRecord, is_alias_name
 from shared.errors import InvalidRequest
 from shared.ids import is_fine_tuned
 from shared.model_records import Access
-from shared.records import KeyRecord
+from shared.records import AdapterRecord, KeyRecord
 from shared.schemas.aliases import (
     Canary,
     ChangedAlias,
@@ -213,13 +213,23 @@ class Aliases:
             )
 
     async def _model(self, name: str, param: str | None, access: Access) -> Known:
-        """Look up a model that an alias may name. Raises NotFound for unknown ones, and for other aliases."""
+        """Look up a model that an alias may name.
+
+        Raises NotFound for unknown ones and for other aliases, InvalidRequest for reward models.
+        """
         found = await self._registry.find(name, access, alias=is_alias_name(name))
         if found.own is None:
             is_alias = found.alias is not None or self._names.is_alias(name)
             error = unknown_model(name)
             hint = " It is an alias, and an alias points to a model." if is_alias else ""
             raise type(error)(error.message + hint, code=error.code, param=param)
+        model = found.own.model
+        if isinstance(model, AdapterRecord) and model.kind == "reward":
+            raise InvalidRequest(
+                f"'{name}' is a reward model: it scores answers and writes none, so no alias can send requests to it.",
+                code="reward_model",
+                param=param,
+            )
         return found.own
 
     async def _former(self, record: AliasRecord, revision: int | None) -> str:

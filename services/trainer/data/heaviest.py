@@ -43,7 +43,7 @@ class Reading:
     def of(cls, request: Request, n_rows: int) -> Reading:
         """See what a job asks for, with `auto` filled in."""
         options = request.options
-        batch_size = resolve(request.requested, n_rows).batch_size
+        batch_size = resolve(request.requested, n_rows, request.method).batch_size
         assert batch_size != "auto"
         pieces = min(options.gradient_accumulation_steps or 1, batch_size)
         return cls(

@@ -17,7 +17,7 @@ from services.trainer.launch.observed import configure_lines
 from services.trainer.protocol import Failed, encode_line
 from services.trainer.shortages import is_disk_full, is_out_of_memory
 from shared.errors import InvalidTrainingData, SelftuneError
-from shared.training_data import MIN_EXAMPLES, one_label
+from shared.training_data import MIN_EXAMPLES, min_validation_examples, one_label
 
 log = structlog.get_logger()
 
@@ -42,7 +42,7 @@ def tokenize(request: Request) -> Tokenized:
                 param=param,
             )
         n_desirable = count_desirable(table, fitting)
-        if request.method == "kto" and least > 1 and n_desirable in (0, rows):
+        if request.method == "kto" and param == "training_file" and n_desirable in (0, rows):
             raise InvalidTrainingData(one_label(n_desirable > 0), code=f"invalid_{param}", param=param)
         file = FileTokens(
             key=key,
@@ -55,7 +55,8 @@ def tokenize(request: Request) -> Tokenized:
         )
         return file, table, fitting
 
-    validation = tokens(request.validation_path, "validation_file", 1)[0] if request.validation_path else None
+    least = min_validation_examples(request.method)
+    validation = tokens(request.validation_path, "validation_file", least)[0] if request.validation_path else None
     training, table, fitting = tokens(request.training_path, "training_file", MIN_EXAMPLES)
     heaviest = heaviest_piece(table, fitting, Reading.of(request, training.rows))
     return Tokenized(training=training, validation=validation, heaviest=heaviest)

@@ -193,7 +193,7 @@ def _with_adapter(spec: TrainSpec, options: TrainingOptions) -> TrainSpec:
 
 def _resolve_now(stores: Stores, record: JobRecord) -> SupervisedHyperparameters:
     census = validate(stores.paths.file_content(record.training_file), method=record.method)
-    return resolve(record.requested, census.examples)
+    return resolve(record.requested, census.examples, record.method)
 
 
 class CheckpointNames:

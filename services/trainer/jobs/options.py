@@ -124,7 +124,7 @@ def settle(record: JobRecord, n_examples: int, options: TrainingOptions, *, n_de
     weights = None
     if record.method == "kto":
         weights = resolve_weights(record.requested_weights, n_desirable, n_examples - n_desirable)
-    chosen = resolve(record.requested, n_examples)
+    chosen = resolve(record.requested, n_examples, record.method)
     assert chosen.batch_size != "auto"
     pieces = min(options.gradient_accumulation_steps or 1, chosen.batch_size)
     options = replace(options, gradient_accumulation_steps=pieces)

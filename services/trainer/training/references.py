@@ -76,26 +76,29 @@ def _read(path: Path, data: Dataset[F]) -> _Stored | None:
 
 def _logprobs(rows: Sequence[F], objective: Objective[F], should_stop: Callable[[], bool]) -> list[Logprobs]:
     """Look at every row; in a group each process takes its turn at a piece, and all of them get all numbers."""
-    group = objective.group
-    found: dict[int, Logprobs] = {}
-    for piece in group.turns(objective.reader.pieces(rows)):
+    group, reader = objective.group, objective.reader
+    examples = [example for row in rows for example in row.compared]
+    found: dict[int, float] = {}
+    for piece in group.turns(_pieces(rows, reader)):
         if group.any(should_stop()):
             raise StopRequested(0)
-        if piece is not None:
-            found |= zip(map(id, piece), _compared(piece, objective.reader), strict=True)
-        elif group.divides:
-            with torch.no_grad():
-                keep_up(objective.reader, [row.compared[0] for row in rows], backward=False)
-    flat = group.sum([number for row in rows for number in found.get(id(row), (0.0, 0.0))])
+        with torch.no_grad():
+            if piece is not None:
+                found |= zip(map(id, piece), read_targets(reader, piece).sums().tolist(), strict=True)
+            elif group.divides:
+                keep_up(reader, examples, backward=False)
+    flat = group.sum([found.get(id(example), 0.0) for example in examples])
     return list(zip(flat[::2], flat[1::2], strict=True))
 
 
-def _compared(rows: Sequence[F], reader: Reader) -> list[Logprobs]:
-    """Return the summed log probabilities of both examples of each row of one piece."""
-    firsts, seconds = zip(*(row.compared for row in rows), strict=True)
-    with torch.no_grad():
-        sums = read_targets(reader, [*firsts, *seconds]).sums().tolist()
-    return list(zip(sums[: len(rows)], sums[len(rows) :], strict=True))
+def _pieces(rows: Sequence[F], reader: Reader) -> list[list[Example]]:
+    """Cut what the model is asked about as training cuts it: a pair is read together, other examples by their sizes.
+
+    A row of one side says nothing of the size of the second example that it is compared with.
+    """
+    if all(row.sides == 1 for row in rows):
+        return reader.pieces([example for row in rows for example in row.compared])
+    return [[row.compared[side] for side in (0, 1) for row in piece] for piece in reader.pieces(rows)]
 
 
 def _filled(rows: Sequence[F], logprobs: Sequence[Logprobs]) -> list[F]:

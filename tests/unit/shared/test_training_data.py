@@ -232,6 +232,13 @@ def test_file_with_one_label_is_refused_for_training_alone(tmp_path: Path, label
     assert validate(path, method="kto", role="validation").examples == 10
 
 
+def test_kto_s_validation_file_has_a_row_to_compare_with(tmp_path: Path) -> None:
+    assert validate(written(tmp_path, *[labelled()] * 2), method="kto", role="validation").examples == 2
+    with pytest.raises(InvalidTrainingData, match=r"has 1 example.*at least 2") as refused:
+        validate(written(tmp_path, labelled()), method="kto", role="validation")
+    assert refused.value.code == "invalid_validation_file"
+
+
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from services.trainer.data.chat import Example
+from services.trainer.data.cutting import FLAT_TOKENS, MICRO_BATCH_TOKENS, PACKED_TOKENS
 from services.trainer.data.dataset import Dataset
 from services.trainer.data.labelled import Labelled, with_mismatched
 from services.trainer.failures import StopRequested
@@ -115,6 +116,32 @@ def test_mismatched_row_is_cut_at_its_right() -> None:
     rows = with_mismatched([example([1, 2, 3], [4]), example([5], [6, 7, 8])], [True, False], max_length=4)
     assert rows[0].mismatched.tokens.tolist() == [1, 2, 3, 6]
     assert rows[1].mismatched.tokens.tolist() == [5, 4]
+
+
+@pytest.mark.parametrize("way", ["flat", "padded", "packed"])
+def test_reference_reads_no_more_at_once_than_training(
+    tiny_base: Path, tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One long answer makes the short prompt beside it a wide row, which pads those that are read with it."""
+    most = {"flat": FLAT_TOKENS, "padded": MICRO_BATCH_TOKENS, "packed": PACKED_TOKENS}[way]
+    rows = labelled_rows(100)
+    rows[50]["messages"][-1]["content"] = "fruit " * 400
+    path = write_rows(tmp_path / "long.jsonl", rows)
+    spec = kto_spec(tiny_base, tmp_path, training_path=str(path), max_length=1000)
+    wide = [row.mismatched.width for row in load_labelled(spec).train if row.mismatched.width > 4 * row.width]
+    assert wide and wide[0] * 50 > MICRO_BATCH_TOKENS, "beside the short rows it pads them to more than the limit"
+    sizes: list[int] = []
+    read = Reader.read
+
+    def counting(self: Reader, examples: Sequence[Example]) -> Any:
+        width = max(example.width for example in examples)
+        sizes.append(width * len(examples) if way == "padded" else sum(example.n_tokens for example in examples))
+        return read(self, examples)
+
+    monkeypatch.setattr(Reader, "read", counting)
+    _, data = prepare(spec, tmp_path, way)
+    assert len(sizes) > 2 and max(sizes) <= most
+    assert not any(math.isnan(row.reference) or math.isnan(row.reference_mismatched) for row in data.train)
 
 
 # --- weights

@@ -114,10 +114,17 @@ def test_learning_rate_rises_then_falls_and_is_never_zero() -> None:
     ],
 )
 def test_auto_follows_from_the_number_of_rows(n_examples: int, expected: tuple[int, int, float]) -> None:
-    found = resolve(SupervisedHyperparameters(), n_examples)
+    found = resolve(SupervisedHyperparameters(), n_examples, "supervised")
     assert (found.n_epochs, found.batch_size, found.learning_rate_multiplier) == expected
+
+
+@pytest.mark.parametrize(("n_examples", "batch_size"), [(10, 4), (200, 4), (500, 8), (20_000, 16)])
+def test_auto_gives_kto_batches_of_four_rows_or_more(n_examples: int, batch_size: int) -> None:
+    assert resolve(SupervisedHyperparameters(), n_examples, "kto").batch_size == batch_size
 
 
 def test_given_hyperparameters_stay() -> None:
     asked = SupervisedHyperparameters(n_epochs=7, batch_size=3, learning_rate_multiplier=0.5)
-    assert resolve(asked, 20_000) == asked
+    assert resolve(asked, 20_000, "supervised") == asked
+    one = SupervisedHyperparameters(n_epochs=1, batch_size=1, learning_rate_multiplier=1.0)
+    assert resolve(one, 20, "kto") == one

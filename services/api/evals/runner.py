@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from services.api.batches.turns import Turns
 from services.api.draining import pause
 from services.api.evals.run import Run, Tools
-from services.api.leftovers import tidy
+from services.api.leftovers import Leftovers
 from shared.errors import LeaseLost, NoReplica, NotFound, StoreUnavailable, TransitionRefused, Unavailable
 from shared.eval_records import EvalRunRecord
 from shared.eval_states import EvalRunState
@@ -28,22 +28,20 @@ _log = structlog.get_logger()
 _POLL_S = 0.5
 _AT_ONCE = 16
 """Runs that one process works on at a time; they share its requests under way."""
-_TIDY_S = 3600.0
-"""How often folders of runs that are no more are looked for, and how old such a folder is at least."""
 _BROKEN = EvalError(code="server_error", message="An internal error occurred; the server's log has it.")
 
 
 class EvalRunner:
     """Runs until `drain` is set or it is closed."""
 
-    def __init__(self, tools: Tools, drain: asyncio.Event) -> None:
+    def __init__(self, tools: Tools, leftovers: Leftovers, drain: asyncio.Event) -> None:
         self._tools = tools
+        self._leftovers = leftovers
         self._drain = drain
         self._running: dict[str, tuple[asyncio.Task[None], str]] = {}
         """By run its task and its project."""
         self._turns = Turns()
         self._loop: asyncio.Task[None] | None = None
-        self._tidied_at = 0.0
 
     def start(self) -> None:
         self._loop = asyncio.create_task(self._run())
@@ -76,10 +74,7 @@ class EvalRunner:
             if len(self._running) >= _AT_ONCE:
                 break
             await self._take_up(record)
-        if time.monotonic() - self._tidied_at > _TIDY_S or not self._tidied_at:
-            self._tidied_at = time.monotonic()
-            blobs = self._tools.blobs
-            await tidy(blobs, blobs.paths.evals, needed=frozenset(active), before=time.time() - _TIDY_S)
+        await self._leftovers.tidy(frozenset(active))
 
     async def _take_up(self, record: EvalRunRecord) -> None:
         """Work on a run from now on, unless somebody else does."""

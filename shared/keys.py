@@ -25,6 +25,7 @@
 | selftune:expiring_files          | zset   | file ids by the time they expire               | until swept    |
 | selftune:upload:{id}             | hash   | record, received: bytes, counted: of project's | a day past it  |
 | selftune:upload_parts:{id}       | hash   | part id → PartRecord                           | until swept    |
+| selftune:upload_lock:{id}        | string | token of the request that completes it         | 30 s           |
 | selftune:uploads                 | zset   | upload ids by the time they expire             | until swept    |
 | selftune:job:{id}                | hash   | record, version, nonces, turn, owner, claims   | for ever       |
 | selftune:jobs:{project}          | zset   | job ids by order of creation                   | for ever       |
@@ -155,6 +156,10 @@ def upload(upload_id: str) -> str:
 
 def upload_parts(upload_id: str) -> str:
     return f"{_ROOT}:upload_parts:{upload_id}"
+
+
+def upload_lock(upload_id: str) -> str:
+    return f"{_ROOT}:upload_lock:{upload_id}"
 
 
 def project_jobs(project: str) -> str:

@@ -44,6 +44,7 @@ from services.api.graders.outside import OutsideJudges
 from services.api.graders.running import Graders
 from services.api.jobs.control import JobControl
 from services.api.jobs.submission import Submission
+from services.api.leftovers import Leftovers
 from services.api.model_settings.changes import ModelSettingsAdmin
 from services.api.organization.admin_keys import AdminKeys
 from services.api.organization.keys import KeyAdmin
@@ -166,11 +167,13 @@ class Services:
             gateway=gateway,
             graders=graders,
             batches=Batches(at.batch_store, at.files, blobs),
-            batch_runner=Runner(Tools.of(settings, at, blobs, gateway), drain),
+            batch_runner=Runner(Tools.of(settings, at, blobs, gateway), Leftovers(client, blobs, paths.batches), drain),
             evals=Evals(at.eval_store, eval_runs, graders),
             eval_runs=eval_runs,
             eval_comparisons=Comparisons(at.eval_run_store),
-            eval_runner=EvalRunner(EvalTools.of(settings, at, blobs, gateway, graders), drain),
+            eval_runner=EvalRunner(
+                EvalTools.of(settings, at, blobs, gateway, graders), Leftovers(client, blobs, paths.evals), drain
+            ),
             webhooks=Webhooks(at.webhook_store, sender),
             dispatcher=Dispatcher(
                 at.webhook_store,

@@ -26,7 +26,7 @@ from shared.states import TERMINAL
 from shared.store import entries
 from shared.store.client import Client
 from shared.store.entries import Entry
-from shared.store.lock import Hold, Lock
+from shared.store.lock import Hold, Lock, run_under
 from shared.store.schema import Schema, read_schema
 
 _LOCK_TTL_S = 30.0
@@ -113,7 +113,7 @@ class Recorder:
     async def round(self) -> None:
         """Bring the files up to date, if this process is the one that does.
 
-        Raises StoreUnavailable, StorageUnavailable, OSError.
+        Raises StoreUnavailable, also when the lock is lost while something is written, StorageUnavailable, OSError.
         """
         began = time.monotonic()
         if not await self._hold():
@@ -200,14 +200,14 @@ class Recorder:
     async def _write(self, written: dict[str, bytes], changed: Sequence[Entry]) -> None:
         if changed:
             encoded, fingerprints = await asyncio.to_thread(_described, changed)
-            await self._files.write(encoded)
+            await run_under(self._hold, self._files.write(encoded), renew_s=_RENEW_S)
             written.update(fingerprints)
 
     async def _remove(self, written: dict[str, bytes], gone: Sequence[str]) -> bool:
         """Remove what is gone; False if the lock is lost meanwhile."""
         for start in range(0, len(gone), _AT_ONCE):
             some = gone[start : start + _AT_ONCE]
-            await self._files.remove(some)
+            await run_under(self._hold, self._files.remove(some), renew_s=_RENEW_S)
             for key in some:
                 del written[key]
             if not await self._renewed():

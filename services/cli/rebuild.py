@@ -30,7 +30,12 @@ from shared.store.entries import Entry
 from shared.store.files import FileStore
 from shared.store.schema import Schema, check_version, create_schema, ensure_schema, newest_version, read_schema
 
-_REMARKABLE = frozenset({"job", "batch", "file", "upload", "adapter", "alias", "account", "webhook", "completion"})
+_REMARKABLE = frozenset(
+    {
+        *("job", "batch", "file", "upload", "adapter", "alias", "account", "webhook"),
+        *("completion", "response", "eval", "eval_run"),
+    }
+)
 """Families that tell a database in use from one in which a service has only been started."""
 
 _API_KEY, _FORMER = keys.family(keys.api_key("")), keys.family(keys.former_key(""))

@@ -220,7 +220,7 @@ LEFT_OUT = frozenset(
     keys.family(key)
     for key in (
         *(keys.SCHEMA, keys.SCHEMA_LOCK, keys.RECORDER_LOCK, keys.job_lease(""), keys.batch_lease("")),
-        *(keys.eval_run_lease(""),),
+        *(keys.eval_run_lease(""), keys.upload_lock("")),
         *(keys.request_bucket(""), keys.token_bucket(""), keys.place("", ""), keys.alias_traffic("", 0)),
         *(keys.ADAPTER_CHANGES, keys.residency(""), keys.REPLICAS, keys.replica(""), keys.WORKERS, keys.worker("")),
         *(keys.key_used(""), keys.project_bytes(""), keys.shadow_pairs("")),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 
 import structlog
 from msgspec import Struct
@@ -18,7 +18,7 @@ from shared.errors import SchemaTooNew, StoreUnavailable
 from shared.paths import Paths
 from shared.settings import Settings
 from shared.store.client import Client
-from shared.store.lock import Lock
+from shared.store.lock import Lock, run_under
 from shared.store.migrations import STEPS, Step
 from shared.store.migrations.context import MigrationContext
 
@@ -109,27 +109,7 @@ async def _advance(client: Client, context: MigrationContext, lock: Lock, steps:
     if version not in steps:
         return
     _log.info("schema.migrating", version=version)
-    await _run_under(lock, steps[version](client, context))
+    await run_under(lock.hold, steps[version](client, context), renew_s=_RENEW_S)
     place = [keys.SCHEMA, keys.SCHEMA_LOCK]
     if await client.script("advance_schema", place, [lock.token, schema.version, version, int(time.time())]):
         _log.info("schema.migrated", version=version)
-
-
-async def _run_under(lock: Lock, step: Awaitable[None]) -> None:
-    parts = [asyncio.ensure_future(step), asyncio.create_task(_renew_forever(lock))]
-    try:
-        done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
-        for part in done:
-            part.result()
-    finally:
-        for part in parts:
-            part.cancel()
-        await asyncio.gather(*parts, return_exceptions=True)
-
-
-async def _renew_forever(lock: Lock) -> None:
-    """Keep the lock while a step runs. Raises StoreUnavailable when it is lost, which ends the step."""
-    while True:
-        await asyncio.sleep(_RENEW_S)
-        if not await lock.hold():
-            raise StoreUnavailable("the lock on the database's form was lost")

@@ -58,7 +58,9 @@ class Storage:
     async def used_bytes(self, project: str) -> int:
         """Return how many bytes a project keeps."""
         found = [keys.files(project), keys.project_bytes(project), keys.models(project), keys.answers(project)]
-        return int(await self._client.script("count_files", found, [keys.file(""), keys.adapter("")]))
+        while (used := int(await self._client.script("count_files", found, [keys.file(""), keys.adapter("")]))) < 0:
+            pass
+        return used
 
 
 def _no_room(size_bytes: int, param: str | None = None) -> RateLimited:

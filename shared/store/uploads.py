@@ -16,6 +16,7 @@ from shared.records import FileRecord
 from shared.schemas.files import FilePurpose
 from shared.schemas.uploads import MAX_PART_BYTES, Upload, UploadPart
 from shared.store.client import Argument, Client
+from shared.store.lock import Lock
 from shared.store.storage import Storage
 
 Outcome = Literal["completed", "cancelled"]
@@ -124,6 +125,10 @@ class UploadStore:
                 code="upload_too_large",
                 param="data",
             )
+
+    def completing(self, upload_id: str, *, ttl_s: float) -> Lock:
+        """Return the lock of whoever completes it: two at once would put different bytes in the same place."""
+        return Lock(self._client, keys.upload_lock(upload_id), ttl_s=ttl_s)
 
     async def parts(self, upload_id: str) -> dict[str, PartRecord]:
         """Return the parts that are there, by id."""

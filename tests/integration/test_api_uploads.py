@@ -20,12 +20,13 @@ import pytest
 from services.api.files.chunked_uploads import ChunkedUploads
 from services.api.files.sweeper import Sweeper
 from services.api.files.uploads import Uploads
+from shared import keys
 from shared.blobs.interface import Content
 from shared.blobs.local import LocalBlobs
 from shared.errors import Unavailable
 from shared.paths import Paths
 from shared.records import FileRecord
-from shared.schemas.uploads import MAX_PART_BYTES, CompleteUpload, CreateUpload
+from shared.schemas.uploads import MAX_PART_BYTES, CompleteUpload, CreateUpload, Upload
 from shared.settings import Settings
 from shared.store.audit import AuditStore
 from shared.store.client import Client
@@ -183,18 +184,23 @@ def test_completing_is_right_for_both_who_do_it_at_once(redis_url: str, tmp_path
         folder.mkdir(parents=True)
         (folder / "content").write_bytes(b"x")
         await store.add_part(await store.get(upload.id, project="p"), part)
-        wanted, done = CompleteUpload(part_ids=[part.id]), []
+        wanted, others = CompleteUpload(part_ids=[part.id]), list[asyncio.Task[Upload]]()
 
         class Late(LocalBlobs):
-            """Reads the parts when the first has completed the upload, and removed them."""
+            """Reads the parts while another request wants to complete the same upload."""
 
             async def read(self, file: Path) -> Content:
-                done.append(await first.complete(upload.id, wanted, project="p"))
+                if not others:
+                    others.append(asyncio.create_task(first.complete(upload.id, wanted, project="p")))
+                    await asyncio.sleep(0.5)
+                    assert not others[0].done()
                 return await super().read(file)
 
         second = ChunkedUploads(store, FileStore(client), Late(paths), settings)
-        assert await second.complete(upload.id, wanted, project="p") == done[0]
-        assert done[0].status == "completed" and done[0].file
+        done = await second.complete(upload.id, wanted, project="p")
+        assert await others[0] == done
+        assert done.status == "completed" and done.file
+        assert await client.call("EXISTS", keys.upload_lock(upload.id)) == 0
 
     with_store(redis_url, story)
 

@@ -21,14 +21,17 @@ from openai.types import Batch
 
 from services.api.batches.output_files import OutputFiles
 from services.api.batches.results import Result, Results
+from services.api.leftovers import Leftovers
 from shared import keys
 from shared.batch_records import BatchRecord
 from shared.batch_states import BatchState
 from shared.blobs.local import LocalBlobs
 from shared.paths import Paths
+from shared.record_files import RecordFiles
 from shared.store.batches import BatchStore
 from shared.store.client import Client
 from shared.store.files import FileStore
+from shared.store.schema import create_schema
 from tests.api_server import ApiServer, know_key, wait_until, with_store
 from tests.batch_requests import CHAT, Model, completed, content, ended, line, sdk_of, serve, start, until
 from tests.conftest import start_valkey
@@ -182,6 +185,32 @@ def test_folders_that_no_batch_needs_are_deleted(launch: Launch, url: str, tmp_p
     launch()
     wait_until(lambda: not paths.batch_folder("batch_abandoned").exists())
     assert paths.batch_folder("batch_new").exists()
+
+
+def test_a_database_that_was_emptied_takes_no_folders_along(url: str, tmp_path: Path) -> None:
+    paths = Paths(tmp_path)
+    paths.prepare()
+    folder = paths.batch_folder("batch_old")
+    folder.mkdir(parents=True)
+    os.utime(folder, (time.time() - 7200,) * 2)
+
+    async def story(client: Client) -> None:
+        blobs = LocalBlobs(paths)
+        await client.call("DEL", keys.SCHEMA)
+        former = await create_schema(client)
+        await RecordFiles(blobs).claim(former)
+        await client.call("DEL", keys.SCHEMA)
+        await Leftovers(client, blobs, paths.batches).tidy(frozenset())
+        assert folder.exists()
+        await create_schema(client)
+        await Leftovers(client, blobs, paths.batches).tidy(frozenset())
+        assert folder.exists()
+        await client.call("DEL", keys.SCHEMA)
+        await create_schema(client, former)
+        await Leftovers(client, blobs, paths.batches).tidy(frozenset())
+        assert not folder.exists()
+
+    with_store(url, story)
 
 
 def test_files_are_published_once_however_often_it_is_tried(url: str, tmp_path: Path) -> None:

@@ -19,15 +19,18 @@ import pytest
 import redis
 
 from services.cli import restore as restoring
+from services.cli.rebuild import adopt
 from shared import keys
 from shared.blobs.interface import Blobs
 from shared.blobs.opening import open_blobs
+from shared.errors import InvalidRequest
 from shared.paths import Paths
 from shared.record_files import RecordFiles
 from shared.settings import Settings
 from shared.store import entries
+from shared.store.client import Client
 from shared.store.schema import Schema
-from tests.api_server import ROOT, ApiServer, wait_until
+from tests.api_server import ROOT, ApiServer, wait_until, with_store
 from tests.durable_scene import MODEL, populate, recorded, seen, server, stored, upload, valkey
 from tests.object_store import ObjectStore, object_store
 
@@ -381,6 +384,16 @@ def test_rebuild_does_not_mix_two_folders(tmp_path: Path) -> None:
             pass
         refused = told(selftune("rebuild", "--data-dir", tmp_path / "two", redis_url=url), status=2)
         assert "records that are not of this data folder" in refused
+
+
+@pytest.mark.parametrize("key", [keys.eval_("e"), keys.eval_run("r"), keys.response("a")])
+def test_a_database_with_evals_or_responses_is_in_use(redis_url: str, key: str) -> None:
+    async def story(client: Client) -> None:
+        await client.call("HSET", key, "record", "{}")
+        with pytest.raises(InvalidRequest, match="not of this data folder"):
+            await adopt(client, Schema(id="another", version=1))
+
+    with_store(redis_url, story)
 
 
 def test_changes_are_written_down_and_deletions_follow(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from services.api import recorder
 from services.api.recorder import Recorder
 from shared import keys
 from shared.blobs.local import LocalBlobs
-from shared.errors import StorageUnavailable
+from shared.errors import StorageUnavailable, StoreUnavailable
 from shared.paths import Paths
 from shared.record_files import RecordFiles
 from shared.store.client import Client
@@ -86,6 +86,35 @@ def test_round_ends_where_the_lock_is_lost(redis_url: str, tmp_path: Path, monke
         monkeypatch.setattr(one, "_write", lose)
         await one.round()
         assert await written(tmp_path) == {"old", "new-1"}
+
+    play(redis_url, tmp_path, story)
+
+
+def test_a_write_keeps_the_lock_and_ends_when_it_is_lost(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder, "_RENEW_S", 0.01)
+
+    async def story(client: Client, one: Recorder, two: Recorder) -> None:
+        await put(client, "slow")
+        ended = list[str]()
+
+        async def stuck(_encoded: dict[str, bytes]) -> None:
+            await client.call("PEXPIRE", keys.RECORDER_LOCK, 5000)
+            while await client.call("PTTL", keys.RECORDER_LOCK) <= 5000:  # until it is renewed
+                await asyncio.sleep(0.01)
+            await client.call("SET", keys.RECORDER_LOCK, "another")
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                ended.append("in the middle")
+                raise
+
+        monkeypatch.setattr(one._files, "write", stuck)
+        with pytest.raises(StoreUnavailable):
+            await one.round()
+        assert ended == ["in the middle"]
+        assert await written(tmp_path) == set()
 
     play(redis_url, tmp_path, story)
 

@@ -34,6 +34,7 @@ from shared.store.lock import Hold, Lock
 from shared.store.presence import REMEMBERED_S, Presence
 from shared.store.registry import CursorLost, Registry
 from shared.store.shadow_pairs import PairStore, StoredPair
+from shared.store.storage import Storage
 
 
 def run(redis_url: str, story: Callable[[Client], Awaitable[None]]) -> None:
@@ -462,6 +463,20 @@ def make_pair(now: int, age_s: int = 0) -> StoredPair:
         created_at=now - age_s, expires_at=now - age_s + 60, request_id="req", endpoint="/v1/completions",
         request=Raw(b"{}"), answer=ShadowAnswer(model="v1", total_ms=1), shadow=ShadowAnswer(model="v2", total_ms=1),
     )  # fmt: skip
+
+
+def test_all_expired_answers_give_their_room_back_at_once(redis_url: str) -> None:
+    async def story(client: Client) -> None:
+        storage = Storage(client, project_bytes=30_000)
+        expired = [part for number in range(2_500) for part in (1, f"chatcmpl-{number} 10")]
+        await client.call("ZADD", keys.answers("p"), *expired, 0, "chatcmpl-kept 7")
+        await client.call("SET", keys.project_bytes("p"), 25_007)
+        await storage.check_room("p", 29_000)
+        assert await storage.used_bytes("p") == 7
+        await client.call("DEL", keys.project_bytes("p"))
+        assert await storage.used_bytes("p") == 7
+
+    run(redis_url, story)
 
 
 def test_shadow_pairs_are_gone_when_their_time_is_over(redis_url: str) -> None:

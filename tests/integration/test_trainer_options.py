@@ -163,8 +163,7 @@ def test_preferences_are_learnt_on_a_quantised_base(
 
 
 def test_own_methods_train_one_after_the_other(
-    trainer: TrainerProcess,
-    settings: Settings,
+    lasting_trainer: TrainerProcess, lasting_settings: Settings
 ) -> None:
     async def story(client: Client) -> None:
         rows, pairs = await client.upload(labelled_rows(12)), await client.upload(preference_rows(12))
@@ -176,7 +175,7 @@ def test_own_methods_train_one_after_the_other(
         kto, orpo, reward = [await finished(client, record) for record in asked]
         assert kto.resolved_weights == LabelWeights(desirable=1.0, undesirable=2.0)  # 8 good rows, 4 bad ones
         assert (kto.resolved_beta, orpo.resolved_beta, reward.resolved_beta) == (0.1, 0.3, None)
-        folder = Path(settings.home) / "jobs" / kto.id
+        folder = Path(lasting_settings.home) / "jobs" / kto.id
         spec = msgspec.json.decode((folder / "spec.json").read_bytes())
         assert (spec["desirable_weight"], spec["undesirable_weight"]) == (1.0, 2.0)
         assert (folder / "reference.json").exists()
@@ -187,14 +186,14 @@ def test_own_methods_train_one_after_the_other(
         judge = await adapter_of(client, reward)
         assert (judge.kind, judge.listed, (await adapter_of(client, kto)).kind) == ("reward", True, "text")
         assert any("is a reward model" in told for told in await client.story(reward.id))
-        config = msgspec.json.decode((Path(settings.home) / judge.folder / CONFIG_NAME).read_bytes())
+        config = msgspec.json.decode((Path(lasting_settings.home) / judge.folder / CONFIG_NAME).read_bytes())
         assert config["task_type"] == "SEQ_CLS"
 
         alike = await client.upload([{**row, "label": True} for row in labelled_rows(12)])
         refused = await client.ended(await submitted(client, job(alike, method="kto")))
         assert refused.error is not None and "both labels are needed" in refused.error.message
 
-    with_client(settings, story)
+    with_client(lasting_settings, story)
 
 
 async def last_step(client: Client, record: JobRecord) -> dict[str, Any]:

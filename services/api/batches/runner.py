@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from services.api.batches.run import Run, Tools
 from services.api.batches.turns import Turns, is_over
 from services.api.draining import pause
-from services.api.leftovers import tidy
+from services.api.leftovers import Leftovers
 from shared.batch_records import BatchRecord
 from shared.batch_states import ALLOWED, BatchState
 from shared.errors import LeaseLost, NoReplica, StoreUnavailable, TransitionRefused, Unavailable
@@ -33,8 +33,6 @@ _AT_ONCE = 64
 """Batches that one process works on at a time; they share its requests under way."""
 _ENDINGS_AT_ONCE = 8
 """Batches beside them that nothing is asked for any more."""
-_TIDY_S = 3600.0
-"""How often folders of batches that are no more are looked for, and how old such a folder is at least."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +50,13 @@ class _Place:
 class Runner:
     """Runs until `drain` is set or it is closed."""
 
-    def __init__(self, tools: Tools, drain: asyncio.Event) -> None:
+    def __init__(self, tools: Tools, leftovers: Leftovers, drain: asyncio.Event) -> None:
         self._tools = tools
+        self._leftovers = leftovers
         self._drain = drain
         self._running: dict[str, _Place] = {}
         self._turns = Turns()
         self._loop: asyncio.Task[None] | None = None
-        self._tidied_at = 0.0
 
     def start(self) -> None:
         self._loop = asyncio.create_task(self._run())
@@ -90,10 +88,7 @@ class Runner:
         now = time.time()
         await self._end_some([record for record in waiting if is_over(record, now)])
         await self._begin_some([record for record in waiting if not is_over(record, now)])
-        if time.monotonic() - self._tidied_at > _TIDY_S or not self._tidied_at:
-            self._tidied_at = time.monotonic()
-            blobs = self._tools.blobs
-            await tidy(blobs, blobs.paths.batches, needed=frozenset(active), before=time.time() - _TIDY_S)
+        await self._leftovers.tidy(frozenset(active))
 
     async def _end_some(self, over: Sequence[BatchRecord]) -> None:
         for record in over:

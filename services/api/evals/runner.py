@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from services.api.batches.turns import Turns
 from services.api.draining import pause
 from services.api.evals.run import Run, Tools
-from services.api.leftovers import tidy
+from services.api.leftovers import Leftovers
 from shared.errors import LeaseLost, NoReplica, NotFound, StoreUnavailable, TransitionRefused, Unavailable
 from shared.eval_records import EvalRunRecord
 from shared.eval_states import ENDED, EvalRunState
@@ -31,8 +31,6 @@ _log = structlog.get_logger()
 _POLL_S = 0.5
 _AT_ONCE = 16
 """Runs that one process works on at a time; they share its requests under way."""
-_TIDY_S = 3600.0
-"""How often folders of runs that are no more are looked for, and how old such a folder is at least."""
 _BROKEN = EvalError(code="server_error", message="An internal error occurred; the server's log has it.")
 
 
@@ -51,13 +49,13 @@ class _Place:
 class EvalRunner:
     """Runs until `drain` is set or it is closed."""
 
-    def __init__(self, tools: Tools, drain: asyncio.Event) -> None:
+    def __init__(self, tools: Tools, leftovers: Leftovers, drain: asyncio.Event) -> None:
         self._tools = tools
+        self._leftovers = leftovers
         self._drain = drain
         self._running: dict[str, _Place] = {}
         self._turns = Turns()
         self._loop: asyncio.Task[None] | None = None
-        self._tidied_at = 0.0
 
     def start(self) -> None:
         self._loop = asyncio.create_task(self._run())
@@ -88,10 +86,7 @@ class EvalRunner:
         now = time.monotonic()
         due = [one for one in active if one not in self._running and not self._turns.rests(one, now)]
         await self._begin_some(await self._tools.runs.read(due))
-        if time.monotonic() - self._tidied_at > _TIDY_S or not self._tidied_at:
-            self._tidied_at = time.monotonic()
-            blobs = self._tools.blobs
-            await tidy(blobs, blobs.paths.evals, needed=frozenset(active), before=time.time() - _TIDY_S)
+        await self._leftovers.tidy(frozenset(active))
 
     async def _begin_some(self, due: Sequence[EvalRunRecord]) -> None:
         """Fill the places in turn. A project without one gets it from the project that has the most."""

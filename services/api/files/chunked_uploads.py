@@ -1,7 +1,7 @@
 """Files that come in parts: parts in the store, in any order and at once, put together by one pass at the end.
 
 Completing is the same once and twice: the file's id is chosen at the start, its folder appears by one rename, and of
-completing and cancelling at the same time one wins.
+completing and cancelling at the same time one wins. Those who complete the same upload take turns, under a lock.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import secrets
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,19 @@ from services.api.files.unrecorded import Unrecorded
 from services.api.files.uploads import kept_for, least_size
 from shared import ids
 from shared.blobs.interface import Blobs, read_whole
-from shared.errors import Conflict, InvalidRequest, NotFound, RateLimited, TooLarge, Unavailable
+from shared.errors import Conflict, InvalidRequest, NotFound, RateLimited, StoreUnavailable, TooLarge, Unavailable
 from shared.records import FileRecord
 from shared.schemas.uploads import MAX_PART_BYTES, CompleteUpload, CreateUpload, Upload
 from shared.settings import Settings
 from shared.store.files import FileStore
+from shared.store.lock import run_under
 from shared.store.uploads import PartRecord, UploadRecord, UploadStore
+
+_LOCK_TTL_S = 30.0
+_RENEW_S = 5.0
+_POLL_S = 0.2
+_TURN_WITHIN_S = 60.0
+"""How long a request waits while another one completes the same upload."""
 
 _log = structlog.get_logger()
 
@@ -96,18 +104,36 @@ class ChunkedUploads:
     async def complete(self, upload_id: str, wanted: CompleteUpload, *, project: str) -> Upload:
         """Put the parts together in the given order; a completed upload comes back as it is.
 
-        Raises NotFound, InvalidRequest for parts that do not make the file, Conflict when it was cancelled meanwhile,
-        RateLimited when the project has no room.
+        Raises NotFound, InvalidRequest for parts that do not make the file, Conflict when it was cancelled meanwhile or
+        another request has been completing it for a minute, RateLimited when the project has no room.
         """
         record = await self._uploads.get(upload_id, project=project)
         if record.status != "completed":
             _check_pending(record)
-            record = await self._make(record, wanted)
+            record = await self._make_alone(record, wanted)
         await self._remove(self._paths.upload_folder(upload_id))
         return record.public(await self._file(record))
 
+    async def _make_alone(self, record: UploadRecord, wanted: CompleteUpload) -> UploadRecord:
+        """Make the file while no other request does."""
+        lock = self._uploads.completing(record.id, ttl_s=_LOCK_TTL_S)
+        give_up_at = time.monotonic() + _TURN_WITHIN_S
+        while not await lock.hold():
+            if time.monotonic() > give_up_at:
+                raise Conflict(f"Upload {record.id} is being completed by another request.")
+            await asyncio.sleep(_POLL_S)
+        try:
+            current = await self._uploads.get(record.id, project=record.project)
+            if current.status == "completed":
+                return current
+            _check_pending(current)
+            return await run_under(lock.hold, self._make(current, wanted), renew_s=_RENEW_S)
+        finally:
+            with suppress(StoreUnavailable):
+                await lock.release()
+
     async def _make(self, record: UploadRecord, wanted: CompleteUpload) -> UploadRecord:
-        """Make the file and end the upload, unless another request for the same has done so meanwhile."""
+        """Make the file and end the upload, unless another request has ended it meanwhile."""
         sources = await self._ordered(record, wanted.part_ids)
         try:
             await self._assemble(record, sources, wanted.md5)

@@ -60,15 +60,17 @@ local function begin_turn(turns, place)
     if fields[i] ~= 'now' and tonumber(number) <= turn then redis.call('HDEL', turns, fields[i]) end
   end
 end
--- Stop counting those of a project's stored answers that have expired.
+-- Stop counting those of a project's stored answers that have expired, 1,000 at a time; whether more may be due.
 -- `answers` has "{id} {bytes}" by the Unix time at which they expire, 0 for never; `used` is the project's bytes.
 local function drop_expired(answers, used)
   local sum = 0
-  for _, member in ipairs(redis.call('ZRANGEBYSCORE', answers, '(0', redis.call('TIME')[1], 'LIMIT', 0, 1000)) do
+  local expired = redis.call('ZRANGEBYSCORE', answers, '(0', redis.call('TIME')[1], 'LIMIT', 0, 1000)
+  for _, member in ipairs(expired) do
     sum = sum + tonumber(string.match(member, ' (%d+)$'))
     redis.call('ZREM', answers, member)
   end
   if redis.call('EXISTS', used) == 1 then redis.call('DECRBY', used, string.format('%.0f', sum)) end
+  return #expired == 1000
 end
 -- Stop counting one, if it counts.
 local function uncount_answer(hash, answers, used, id)

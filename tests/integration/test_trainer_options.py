@@ -162,9 +162,7 @@ def test_preferences_are_learnt_on_a_quantised_base(
     with_client(lasting_settings, story)
 
 
-def test_own_methods_train_one_after_the_other(
-    lasting_trainer: TrainerProcess, lasting_settings: Settings
-) -> None:
+def test_own_methods_train_one_after_the_other(lasting_trainer: TrainerProcess, lasting_settings: Settings) -> None:
     async def story(client: Client) -> None:
         rows, pairs = await client.upload(labelled_rows(12)), await client.upload(preference_rows(12))
         held_out = await client.upload(labelled_rows(4))

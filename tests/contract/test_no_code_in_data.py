@@ -1,4 +1,4 @@
-"""Nothing here reads a format that can hold code: no pickle, no code that comes with a model, no eval."""
+"""Nothing here reads a format that can hold code: no pickle, no code that comes with a model, no eval outside the cage."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ CALLS = {
 }
 """yaml is imported by the writer of openapi.yaml alone, which reads none."""
 WRITERS = {"services/api/openapi.py"}
+CAGED = {"shared/grading/cage/inside.py": "exec"}
+"""Where a program of a project is run: inside the cage that its module builds around itself first."""
 
 
 def _name(node: ast.expr) -> str:
@@ -38,7 +40,7 @@ def _faults(source: ast.Module, path: str) -> Iterator[str]:
             if path not in WRITERS:
                 yield from (f"imports {name}" for name in names if name.partition(".")[0] in MODULES)
         if isinstance(node, ast.Call):
-            if _name(node.func) in CALLS:
+            if _name(node.func) in CALLS and CAGED.get(path) != _name(node.func):
                 yield f"line {node.lineno} calls {_name(node.func)}"
             given = {word.arg: word.value for word in node.keywords}
             for word, right in (("trust_remote_code", False), ("weights_only", True), ("allow_pickle", False)):

@@ -1,4 +1,4 @@
-"""Nothing here reads a format that can hold code: no pickle, no code that comes with a model, no eval outside the cage."""
+"""Nothing here reads a format that can hold code: no pickle, no code of a model's, no eval outside of the cage."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ added in the same step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import Literal, NamedTuple
 
@@ -20,6 +20,7 @@ from shared.eval_records import EvalRunRecord
 from shared.eval_states import ENDED, check_run_transition
 from shared.store import index
 from shared.store.client import Argument, Client
+from shared.store.portions import MAX_PORTION_BYTES, portions
 
 Mark = Literal["p", "f", "e"]
 """The row passed, failed, or errored."""
@@ -198,12 +199,16 @@ class EvalRunStore:
 
     async def items(self, run_id: str, numbers: Sequence[int]) -> Sequence[bytes]:
         """Return the results of these rows in the same order, without those that are not there."""
-        found: list[bytes] = []
+        texts = await self._client.call("HMGET", keys.eval_items(run_id), *numbers) if numbers else []
+        return [bytes(text) for text in texts if text is not None]
+
+    async def many_items(self, run_id: str, numbers: Sequence[int]) -> AsyncIterator[Sequence[bytes]]:
+        """Read as `items` does, a few at a time: those together are no more than MAX_PORTION_BYTES."""
         for start in range(0, len(numbers), _AT_ONCE):
             wanted = numbers[start : start + _AT_ONCE]
-            texts = await self._client.call("HMGET", keys.eval_items(run_id), *wanted)
-            found += [bytes(text) for text in texts if text is not None]
-        return found
+            sizes = await self._client.together([("HSTRLEN", keys.eval_items(run_id), one) for one in wanted])
+            for some in portions(wanted, sizes, most_bytes=MAX_PORTION_BYTES):
+                yield await self.items(run_id, some)
 
     async def _found(self, ids: Sequence[str]) -> Sequence[Found]:
         """Read runs with their sources, without those that are gone."""

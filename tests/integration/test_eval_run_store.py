@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import pytest
@@ -13,12 +14,16 @@ from shared.eval_states import EvalRunState
 from shared.schemas.evals import CustomDataSource
 from shared.store import eval_runs
 from shared.store.client import Client
-from shared.store.eval_runs import EvalRunStore
+from shared.store.eval_runs import Entry, EvalRunStore
 from shared.store.evals import EvalStore
 from tests.api_server import with_store
 
+EVAL = EvalRecord(
+    id="eval_1", project="p", data_source_config=CustomDataSource(item_schema={}), testing_criteria=[], created_at=0
+)
 
-def record(number: int, **fields: EvalRunState) -> EvalRunRecord:
+
+def record(number: int, **fields: Any) -> EvalRunRecord:
     return EvalRunRecord(id=f"run_{number}", eval_id="eval_1", project="p", criteria=[], created_at=number, **fields)
 
 
@@ -27,10 +32,7 @@ def test_a_page_has_as_many_runs_as_their_sources_allow(redis_url: str, monkeypa
     seen: list[tuple[Sequence[str], bool]] = []
 
     async def look(client: Client) -> None:
-        config = CustomDataSource(item_schema={})
-        await EvalStore(client).create(
-            EvalRecord(id="eval_1", project="p", data_source_config=config, testing_criteria=[], created_at=0)
-        )
+        await EvalStore(client).create(EVAL)
         store = EvalRunStore(client, item_days=1)
         for number, size in enumerate([10, 10, 10, 40, 10]):
             status = EvalRunState.FAILED if number == 1 else EvalRunState.QUEUED
@@ -47,3 +49,19 @@ def test_a_page_has_as_many_runs_as_their_sources_allow(redis_url: str, monkeypa
 
     with_store(redis_url, look)
     assert seen == [(["run_0", "run_2"], True), (["run_3"], True), (["run_4"], False)]
+
+
+def test_results_are_read_a_few_at_a_time(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eval_runs, "MAX_PORTION_BYTES", 10)
+
+    async def look(client: Client) -> None:
+        await EvalStore(client).create(EVAL)
+        store = EvalRunStore(client, item_days=1)
+        await store.create(record(1), source=b"{}")
+        texts = [b"a" * size for size in (4, 4, 4, 30, 1)]
+        await store.keep("run_1", [Entry(number, "p", text, {}) for number, text in enumerate(texts)], fence="")
+        found = [some async for some in store.many_items("run_1", [0, 1, 2, 3, 4, 7])]
+        assert found == [texts[:2], texts[2:3], texts[3:4], texts[4:]]
+        assert await store.items("run_1", []) == []
+
+    with_store(redis_url, look)

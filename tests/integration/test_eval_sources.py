@@ -53,7 +53,7 @@ def test_completions_become_rows_a_few_at_a_time(
 
         async def taken(name: str, **wanted: Any) -> list[str]:
             read.clear()
-            await sources.take(EvalStoredCompletions(**wanted), EVAL, name)
+            await sources.take(EvalStoredCompletions(**wanted), EVAL, name, source_bytes=2)
             lines = paths.eval_rows(name).read_bytes().splitlines()
             return [json.loads(line)["item"]["id"] for line in lines]
 

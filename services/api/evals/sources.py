@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 from msgspec import Raw, Struct
@@ -20,6 +21,7 @@ from shared.blobs.interface import Blobs
 from shared.errors import InvalidRequest, NotFound, Unavailable
 from shared.eval_records import EvalRecord
 from shared.paths import fsync_folder
+from shared.records import FileRecord
 from shared.schemas.evals import (
     MAX_ROWS,
     CustomDataSource,
@@ -46,6 +48,13 @@ _decode_created = msgspec.json.Decoder(_Created).decode
 _decode_messages = msgspec.json.decode
 
 
+class Taken(NamedTuple):
+    """What a run's rows are: an uploaded file's, or so many bytes of its own."""
+
+    file: FileRecord | None
+    rows_bytes: int
+
+
 class Sources:
     """Writes files of rows."""
 
@@ -54,21 +63,28 @@ class Sources:
         self._completions = completions
         self._blobs = blobs
 
-    async def take(self, source: Source, eval_: EvalRecord, run_id: str) -> None:
-        """Give a run its rows. Raises InvalidRequest that names the field, NotFound, Unavailable."""
+    async def take(self, source: Source, eval_: EvalRecord, run_id: str, *, source_bytes: int) -> Taken:
+        """Give a run its rows. Raises InvalidRequest that names the field, NotFound, Unavailable.
+
+        Raises RateLimited, too, when the project's storage has no room for them and for `source_bytes` more.
+        """
         path = self._blobs.paths.eval_rows(run_id)
+
+        async def check_room(size: int) -> None:
+            await self._files.check_room(eval_.project, source_bytes + size)
+
+        await check_room(0)
         try:
             if isinstance(source, EvalFileId):
-                await self._take_file(source, eval_.project, path)
-                return
-            await _write(
-                path, _given(source, eval_) if isinstance(source, EvalFileContent) else self._stored(source, eval_)
-            )
+                return Taken(await self._take_file(source, eval_.project, path), 0)
+            lines = _given(source, eval_) if isinstance(source, EvalFileContent) else self._stored(source, eval_)
+            size = await _write(path, lines, check_room)
             await self._blobs.keep_file(path)
+            return Taken(None, size)
         except OSError as error:
             raise Unavailable("The server's storage does not take the run.", code="storage_unavailable") from error
 
-    async def _take_file(self, source: EvalFileId, project: str, path: Path) -> None:
+    async def _take_file(self, source: EvalFileId, project: str, path: Path) -> FileRecord:
         """Give the file's bytes a second name; its lines are read by whoever works on the run."""
         where = "data_source.source.id"
         try:
@@ -86,6 +102,7 @@ class Sources:
                     param=where,
                 )
             await self._blobs.copy_file(self._blobs.paths.file_content(source.id), path)
+            return record
         except (NotFound, FileNotFoundError) as error:
             raise NotFound(f"No such File object: {source.id}", param=where) from error
 
@@ -175,10 +192,10 @@ def _row(completion: StoredCompletion, messages: bytes) -> Row:
     return Row(item=item, answer=Raw(completion.body))
 
 
-async def _write(path: Path, lines: AsyncIterator[bytes]) -> None:
-    """Write a run's rows unless it has some: whoever works on it may have read those already.
+async def _write(path: Path, lines: AsyncIterator[bytes], check_room: Callable[[int], Awaitable[None]]) -> int:
+    """Write a run's rows unless it has some: whoever works on it may have read those already. Return their bytes.
 
-    Raises InvalidRequest when they have more than MAX_FILE_BYTES.
+    Raises InvalidRequest when they have more than MAX_FILE_BYTES, and what `check_room` raises.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
@@ -190,9 +207,11 @@ async def _write(path: Path, lines: AsyncIterator[bytes]) -> None:
                 if size > MAX_FILE_BYTES:
                     raise _too_large()
                 await asyncio.to_thread(handle.write, some)
+            await check_room(size)
             handle.flush()
             await asyncio.to_thread(os.fsync, handle.fileno())
         await asyncio.to_thread(_link, draft, path)
+        return size
     finally:
         draft.unlink(missing_ok=True)
 

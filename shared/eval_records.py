@@ -94,6 +94,8 @@ class EvalRunRecord(Struct, frozen=True, kw_only=True):
     name: str = ""
     model: str = ""
     """Empty where rows are graded as they are."""
+    file_id: str = ""
+    """The file that its rows are of, if one was uploaded."""
     criteria: list[str]
     """Names of the eval's criteria."""
     metadata: dict[str, str] | None = None

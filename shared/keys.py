@@ -20,7 +20,7 @@
 | selftune:request_bucket:{id}     | hash   | level, at: requests left to a key or project   | until full     |
 | selftune:token_bucket:{id}       | hash   | level, at: tokens left to a key or project     | until full     |
 | selftune:file:{id}               | string | FileRecord                                     | until deleted  |
-| selftune:file_batches:{id}       | set    | ids of batches that hold it as their input     | until they end |
+| selftune:file_batches:{id}       | set    | ids of batches and eval runs that hold it      | until they end |
 | selftune:files:{project}         | zset   | file ids by order of creation                  | for ever       |
 | selftune:expiring_files          | zset   | file ids by the time they expire               | until swept    |
 | selftune:upload:{id}             | hash   | record, received: bytes, counted: of project's | a day past it  |
@@ -44,9 +44,11 @@
 | selftune:eval:{id}               | string | EvalRecord                                     | until deleted  |
 | selftune:evals:{project}         | zset   | eval ids by order of creation                  | for ever       |
 | selftune:changed_evals:{project} | zset   | the same by order of their last change         | for ever       |
-| selftune:eval_run:{id}           | hash   | record, source, version, owner, claims         | until deleted  |
+| selftune:eval_run:{id}           | hash   | record, source, version, owner, claims, bytes: | until deleted  |
+|                                  |        | counted, result_bytes, file_bytes (of a file)  |                |
 | selftune:eval_runs:{eval}        | zset   | run ids by order of creation                   | with the eval  |
 | selftune:active_eval_runs        | zset   | ids of runs that are not at their end          | for ever       |
+| selftune:active_runs:{project}   | set    | those of one project                           | for ever       |
 | selftune:eval_run_lease:{id}     | string | token of the api process that works on it      | lease_ttl_s    |
 | selftune:eval_tally:{run}        | hash   | counts, by the names in shared/eval_records    | with the run   |
 | selftune:eval_items:{run}        | hash   | row's number → OutputItem                      | eval_item_days |
@@ -224,6 +226,10 @@ def eval_run(run_id: str) -> str:
 
 def eval_runs(eval_id: str) -> str:
     return f"{_ROOT}:eval_runs:{eval_id}"
+
+
+def active_runs(project: str) -> str:
+    return f"{_ROOT}:active_runs:{project}"
 
 
 def eval_run_lease(run_id: str) -> str:

@@ -210,8 +210,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     project_concurrent_jobs: Annotated[
         int, _setting("Unfinished fine-tuning jobs of a project; 0 is no limit.", ge=0)
     ] = 0
+    project_eval_runs: Annotated[
+        int, _setting("Eval runs of a project that are not at their end; 0 is no limit.", ge=0)
+    ] = 100
     project_storage_bytes: Annotated[
-        int, _setting("Bytes of files and fine-tuned models of a project; 0 is no limit.", ge=0)
+        int,
+        _setting("Bytes of files, fine-tuned models, stored answers and eval runs of a project; 0 is no limit.", ge=0),
     ] = 0
     refuse_foreign_ids: Annotated[
         bool,

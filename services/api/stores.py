@@ -88,7 +88,9 @@ class Stores:
             batch_store=BatchStore(client),
             batch_leases=LeaseStore(client, ttl_s=settings.lease_ttl_s, key=keys.batch_lease, owned=keys.batch),
             eval_store=EvalStore(client),
-            eval_run_store=EvalRunStore(client, item_days=settings.eval_item_days),
+            eval_run_store=EvalRunStore(
+                client, item_days=settings.eval_item_days, project_runs=settings.project_eval_runs
+            ),
             eval_run_leases=LeaseStore(
                 client, ttl_s=settings.lease_ttl_s, key=keys.eval_run_lease, owned=keys.eval_run
             ),

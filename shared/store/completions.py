@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 import msgspec
 from msgspec import Struct
@@ -11,6 +11,7 @@ from shared import keys
 from shared.errors import NotFound
 from shared.store import index
 from shared.store.client import Argument, Client
+from shared.store.portions import MAX_PORTION_BYTES, portions
 from shared.store.storage import Storage
 
 _decode_metadata = msgspec.json.Decoder(dict[str, str]).decode
@@ -76,10 +77,17 @@ class CompletionStore:
             raise _unknown(completion_id)
         return bytes(messages)
 
-    async def messages_of(self, completion_ids: Sequence[str]) -> Sequence[bytes | None]:
-        """Return the messages of each of these requests, a JSON list, or None for one that is gone."""
-        commands: list[tuple[Argument, ...]] = [("HGET", keys.completion(one), "messages") for one in completion_ids]
-        return await self._client.together(commands) if commands else []
+    async def messages_of(self, completion_ids: Sequence[str]) -> AsyncIterator[Mapping[str, bytes]]:
+        """Read the messages of these requests, each a JSON list, by id and in the same order.
+
+        They come a few at a time, so that they are no more than MAX_PORTION_BYTES together; those gone are left out.
+        """
+        if not completion_ids:
+            return
+        sizes = await self._client.together([("HSTRLEN", keys.completion(one), "messages") for one in completion_ids])
+        for some in portions(completion_ids, sizes, most_bytes=MAX_PORTION_BYTES):
+            found = await self._client.together([("HGET", keys.completion(one), "messages") for one in some])
+            yield {one: bytes(text) for one, text in zip(some, found, strict=True) if text is not None}
 
     async def describe(self, completion_id: str, metadata: Mapping[str, str], *, project: str) -> None:
         """Replace its metadata. Raises NotFound."""

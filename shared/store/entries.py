@@ -134,7 +134,16 @@ KINDS: Mapping[str, Kind] = {
             (keys.eval_marks(name), "string"),
             (keys.eval_drafts(name), "hash"),
         ],
-        ranks=lambda name, run: [(keys.eval_runs(run["eval_id"]), name), (keys.ACTIVE_EVAL_RUNS, name)],
+        ranks=lambda name, run: [
+            (keys.eval_runs(run["eval_id"]), name),
+            (keys.ACTIVE_EVAL_RUNS, name),
+            *_counted_answer(name, run),
+            (keys.answers(run["project"]), f"{name} results {run.get('result_bytes', 0)}"),
+        ],
+        memberships=lambda name, run: [
+            (keys.active_runs(run["project"]), name),
+            (keys.file_batches(run.get("file_id", "")), name),
+        ],
         mirrored=False,
         unkept_fields=("owner", "claims"),
         at_once=1,
@@ -205,7 +214,7 @@ _LISTED = frozenset(
         *(keys.jobs(""), keys.OUTCOMES, keys.ACTIVE_JOBS, keys.project_jobs(""), keys.job_events("")),
         *(keys.job_checkpoints(""), keys.batches(""), keys.ACTIVE_BATCHES, keys.file_batches("")),
         *(keys.eval_runs(""), keys.ACTIVE_EVAL_RUNS, keys.eval_tally(""), keys.eval_items(""), keys.eval_marks("")),
-        *(keys.eval_drafts(""), keys.evals(""), keys.changed_evals("")),
+        *(keys.active_runs(""), keys.eval_drafts(""), keys.evals(""), keys.changed_evals("")),
         *(keys.alias_history(""), keys.aliases(""), keys.upload_parts(""), keys.UPLOADS, keys.files("")),
         *(keys.EXPIRING_FILES, keys.permissions(""), keys.model_settings(""), keys.adapters(""), keys.models("")),
         *(keys.PINNED_ADAPTERS, keys.shared_models(""), keys.completions(""), keys.webhooks("")),
@@ -328,21 +337,22 @@ def _plan(kind: Kind, value: Value, stories: bool) -> _Plan:
 
 
 def decode_record(value: Value) -> dict[str, Any]:
-    """Return a record's fields: of the JSON in a string or in a hash's field `record`, else those of the hash."""
+    """Return a record's fields: of the JSON in a string, or those of a hash with those of the JSON in its `record`."""
+    beside: dict[str, Any] = {}
     if value.type == "string":
         text = value.rows[0][0]
     elif value.type == "hash":
-        fields = {str(field): text for field, text in value.rows}
-        if "record" not in fields:
-            return fields
-        text = fields["record"]
+        beside = {str(field): text for field, text in value.rows}
+        if "record" not in beside:
+            return beside
+        text = beside["record"]
     else:
         return {}
     try:
         found = msgspec.json.decode(text) if isinstance(text, str) else None
     except msgspec.DecodeError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return beside | found if isinstance(found, dict) else {}
 
 
 def _reading(key: str, type_: str) -> tuple[Argument, ...]:

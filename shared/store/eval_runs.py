@@ -7,7 +7,7 @@ added in the same step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import Literal, NamedTuple
 
@@ -15,11 +15,13 @@ import msgspec
 from msgspec import Raw
 
 from shared import keys
-from shared.errors import LeaseLost, NotFound, TransitionRefused
+from shared.errors import LeaseLost, NotFound, RateLimited, TransitionRefused
 from shared.eval_records import EvalRunRecord
 from shared.eval_states import ENDED, check_run_transition
 from shared.store import index
 from shared.store.client import Argument, Client
+from shared.store.portions import MAX_PORTION_BYTES, portions
+from shared.store.storage import Storage
 
 Mark = Literal["p", "f", "e"]
 """The row passed, failed, or errored."""
@@ -29,6 +31,7 @@ Change = Callable[[EvalRunRecord], EvalRunRecord]
 _decode = msgspec.json.Decoder(EvalRunRecord).decode
 _encode = msgspec.json.Encoder().encode
 _GONE, _REPLACED = -1, -2
+_FILE_GONE, _EVAL_GONE, _TOO_MANY = -3, -4, -5
 _AT_ONCE = 500
 MAX_PAGE_BYTES = 32 << 20
 """Of the sources of runs that are listed together."""
@@ -52,24 +55,56 @@ class Entry(NamedTuple):
 
 
 class EvalRunStore:
-    """The only writer of runs. `fence` is the token of the run's lease, see LeaseStore."""
+    """The only writer of runs. `fence` is the token of the run's lease, see LeaseStore.
 
-    def __init__(self, client: Client, *, item_days: int) -> None:
+    A project has `project_runs` that are not at their end at most; 0 is no limit.
+    """
+
+    def __init__(self, client: Client, *, item_days: int, project_runs: int = 0) -> None:
         self._client = client
         self._keep_s = item_days * 86_400
+        self._project_runs = project_runs
+        self._storage = Storage(client, project_bytes=None)
 
-    async def create(self, record: EvalRunRecord, *, source: bytes) -> None:
-        """Store a new run; nothing happens if one has its id already. Raises NotFound when its eval is gone."""
-        created = await self._client.script(
-            "create_eval_run",
-            [
-                keys.eval_run(record.id), keys.eval_runs(record.eval_id), keys.ACTIVE_EVAL_RUNS, keys.SEQUENCE,
-                keys.eval_(record.eval_id),
-            ],
-            [record.id, _encode(record), source],
-        )  # fmt: skip
-        if created == _GONE:
+    async def create(
+        self, record: EvalRunRecord, *, source: bytes, rows_bytes: int = 0, file_bytes: int | None = None
+    ) -> None:
+        """Store a new run; nothing happens if one has its id already.
+
+        Towards its project's storage count, be there room or not: the source until the run is deleted, its own rows
+        of `rows_bytes` until its end, its results from then on; and until its end its file of `file_bytes`, once,
+        whether that is deleted or not. Raises NotFound when its eval or its file is gone, and RateLimited.
+        """
+        run_id, project = record.id, record.project
+        found = [
+            keys.eval_run(run_id), keys.eval_runs(record.eval_id), keys.ACTIVE_EVAL_RUNS, keys.SEQUENCE,
+            keys.eval_(record.eval_id), keys.active_runs(project), keys.answers(project), *_storage_keys(record),
+        ]  # fmt: skip
+        size = "" if file_bytes is None else file_bytes
+        arguments: list[Argument] = [run_id, _encode(record), source, self._project_runs or -1, rows_bytes, size]
+
+        async def attempt(_: int) -> int:
+            return int(await self._client.script("create_eval_run", found, arguments))
+
+        created = await self._storage.claim(project, 0, attempt, limited=False)
+        if created == _EVAL_GONE:
             raise NotFound(f"No eval found with id '{record.eval_id}'.", param="eval_id")
+        if created == _FILE_GONE:
+            raise NotFound(f"No such File object: {record.file_id}", param="data_source.source.id")
+        if created == _TOO_MANY:
+            raise self._too_many()
+
+    async def check_active(self, project: str) -> None:
+        """Raises RateLimited when a project may have no run more for now; `create` decides."""
+        if self._project_runs and await self._client.call("SCARD", keys.active_runs(project)) >= self._project_runs:
+            raise self._too_many()
+
+    def _too_many(self) -> RateLimited:
+        return RateLimited(
+            f"The project has {self._project_runs} eval runs that are not at their end, which is its limit; wait for "
+            "one to end, or cancel one.",
+            code="concurrent_eval_runs_exceeded",
+        )
 
     async def get(self, run_id: str) -> EvalRunRecord:
         """Raises NotFound."""
@@ -144,7 +179,7 @@ class EvalRunStore:
             outcome = await self._client.script(
                 "commit_eval_run",
                 [
-                    keys.eval_run(run_id), keys.ACTIVE_EVAL_RUNS, keys.eval_drafts(run_id), keys.eval_items(run_id),
+                    keys.eval_run(run_id), *_shared_keys(current), keys.eval_drafts(run_id), keys.eval_items(run_id),
                     keys.eval_marks(run_id),
                 ],
                 [version, _encode(changed), fence, run_id, int(changed.status in ENDED), self._keep_s],
@@ -156,15 +191,15 @@ class EvalRunStore:
             if outcome == _REPLACED:
                 raise LeaseLost(f"{run_id} is worked on by another process now")
 
-    async def remove(self, run_id: str, *, eval_id: str) -> None:
+    async def remove(self, record: EvalRunRecord) -> None:
         """Delete a run with the results of its rows; whoever works on it finds it gone."""
+        run_id, runs = record.id, keys.eval_runs(record.eval_id)
         doomed = [
             keys.eval_run(run_id), keys.eval_tally(run_id), keys.eval_items(run_id), keys.eval_marks(run_id),
             keys.eval_drafts(run_id), keys.eval_run_lease(run_id),
         ]  # fmt: skip
-        runs = keys.eval_runs(eval_id)
         await self._client.script(
-            "delete_eval_run", [runs, keys.ACTIVE_EVAL_RUNS, *doomed], [run_id, keys.place(runs, "")]
+            "delete_eval_run", [runs, *_shared_keys(record), *doomed], [run_id, keys.place(runs, "")]
         )
 
     async def keep(self, run_id: str, entries: Sequence[Entry], *, fence: str) -> None:
@@ -198,12 +233,16 @@ class EvalRunStore:
 
     async def items(self, run_id: str, numbers: Sequence[int]) -> Sequence[bytes]:
         """Return the results of these rows in the same order, without those that are not there."""
-        found: list[bytes] = []
+        texts = await self._client.call("HMGET", keys.eval_items(run_id), *numbers) if numbers else []
+        return [bytes(text) for text in texts if text is not None]
+
+    async def many_items(self, run_id: str, numbers: Sequence[int]) -> AsyncIterator[Sequence[bytes]]:
+        """Read as `items` does, a few at a time: those together are no more than MAX_PORTION_BYTES."""
         for start in range(0, len(numbers), _AT_ONCE):
             wanted = numbers[start : start + _AT_ONCE]
-            texts = await self._client.call("HMGET", keys.eval_items(run_id), *wanted)
-            found += [bytes(text) for text in texts if text is not None]
-        return found
+            sizes = await self._client.together([("HSTRLEN", keys.eval_items(run_id), one) for one in wanted])
+            for some in portions(wanted, sizes, most_bytes=MAX_PORTION_BYTES):
+                yield await self.items(run_id, some)
 
     async def _found(self, ids: Sequence[str]) -> Sequence[Found]:
         """Read runs with their sources, without those that are gone."""
@@ -223,6 +262,16 @@ class EvalRunStore:
         if raw is None:
             raise _unknown(run_id)
         return _decode(raw), int(version)
+
+
+def _shared_keys(record: EvalRunRecord) -> Sequence[str]:
+    """Return where a run is noted beside others."""
+    project = record.project
+    return keys.ACTIVE_EVAL_RUNS, keys.active_runs(project), keys.answers(project), *_storage_keys(record)
+
+
+def _storage_keys(record: EvalRunRecord) -> Sequence[str]:
+    return keys.project_bytes(record.project), keys.file(record.file_id), keys.file_batches(record.file_id)
 
 
 def _unknown(run_id: str) -> NotFound:

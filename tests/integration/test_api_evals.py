@@ -14,6 +14,7 @@ from shared.store.client import Client
 from tests.api_server import BASE, ApiServer, with_store
 from tests.batch_requests import sdk_of, serve
 from tests.eval_scene import EXACT, SCHEMA, Speaker, adds, asking, content, ended, items, make_eval, rows
+from tests.integration.test_api_limits import new_key, new_project
 
 
 @pytest.fixture
@@ -365,6 +366,29 @@ def test_asking_twice_with_a_key_makes_one_eval_and_one_run(api: ApiServer, sdk:
         url = f"/v1/evals/{first.json()['id']}/runs"
         made = {http.post(url, json=run, headers={"idempotency-key": "k2"}).json()["id"] for _ in range(2)}
         assert made == {one["id"] for one in http.get(url).json()["data"]} and len(made) == 1
+
+
+def test_what_a_run_holds_takes_its_projects_room(api: ApiServer, sdk: openai.OpenAI, upstream: Speaker) -> None:
+    upstream.stuck = {"What is 0 and 0?"}
+    own = sdk.with_options(api_key=new_key(api, new_project(api, storage_bytes=2000)))
+    text = b"".join(json.dumps(row).encode() + b"\n" for row in rows(20))
+    assert 1000 < len(text) < 1500
+
+    def send() -> str:
+        return own.files.create(file=("a.jsonl", text), purpose="evals").id
+
+    made, file = make_eval(own), send()
+    run = own.evals.runs.create(made.id, data_source=asking({"type": "file_id", "id": file}))
+    own.files.delete(file)
+    for too_much in (send, lambda: own.evals.runs.create(made.id, data_source=asking(content(rows(20))))):
+        with pytest.raises(openai.RateLimitError) as refused:
+            too_much()
+        assert refused.value.code == "storage_limit_exceeded"
+    assert [one.id for one in own.evals.runs.list(made.id)] == [run.id]
+    assert [one.name for one in api.paths.evals.iterdir() if any(one.iterdir())] == [run.id]
+    own.evals.runs.cancel(run.id, eval_id=made.id)
+    own.evals.runs.delete(run.id, eval_id=made.id)
+    assert send()
 
 
 JUDGE = {

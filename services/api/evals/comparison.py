@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import math
+from array import array
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import msgspec
 from msgspec import Raw, Struct
@@ -46,11 +47,26 @@ class GradedRow(Struct, frozen=True):
 _decode = msgspec.json.Decoder(GradedRow).decode
 
 
-class Pair(NamedTuple):
-    """A row in both runs."""
+class Side:
+    """What is compared of a run, row by row: for each criterion 9 bytes, whatever the rows are."""
 
-    here: GradedRow
-    other: GradedRow
+    def __init__(self, record: EvalRunRecord) -> None:
+        self.record = record
+        self.items: list[bytes] = []
+        """A digest of each row's item."""
+        self.passed = bytearray()
+        self.scores = [array("d") for _ in record.criteria]
+        """Of each criterion, then of each row."""
+        self.passes = [bytearray() for _ in record.criteria]
+
+    def add(self, texts: Sequence[bytes]) -> None:
+        """Add the next rows' results."""
+        for row in map(_decode, texts):
+            self.items.append(hashlib.blake2b(bytes(row.datasource_item), digest_size=16).digest())
+            self.passed.append(row.passed)
+            for place, result in enumerate(row.results):
+                self.scores[place].append(result.score)
+                self.passes[place].append(result.passed)
 
 
 class Comparisons:
@@ -61,21 +77,27 @@ class Comparisons:
 
     async def compare(self, run_id: str, against: str, *, eval_id: str, project: str) -> EvalRunComparison:
         """Raises NotFound, and InvalidRequest for runs that are not completed or have nothing in common."""
-        here = (await self._runs.find(run_id, eval_id=eval_id, project=project)).record
-        other = (await self._runs.find(against, eval_id=eval_id, project=project)).record
+        here = await self._runs.find_record(run_id, eval_id=eval_id, project=project)
+        other = await self._runs.find_record(against, eval_id=eval_id, project=project)
         _check_completed(here, "run_id")
         _check_completed(other, "against")
         marks = [await self._runs.marks(one.id) for one in (here, other)]
         both = range(min(map(len, marks)))
         shared = [number for number in both if all(chr(mark[number]) in "pf" for mark in marks)]
-        rows = [await self._runs.items(one.id, shared) for one in (here, other)]
-        if not shared or not all(len(found) == len(shared) for found in rows):
+        sides = [await self._side(one, shared) for one in (here, other)]
+        if not shared or not all(len(side.items) == len(shared) for side in sides):
             raise InvalidRequest(
                 "The runs have no graded rows in common, or do not keep them any more.",
                 code="nothing_to_compare",
                 param="against",
             )
-        return await asyncio.to_thread(_compared, here, other, *rows)
+        return await asyncio.to_thread(_compared, *sides)
+
+    async def _side(self, record: EvalRunRecord, numbers: Sequence[int]) -> Side:
+        side = Side(record)
+        async for some in self._runs.many_items(record.id, numbers):
+            await asyncio.to_thread(side.add, some)
+        return side
 
 
 def _check_completed(record: EvalRunRecord, param: str) -> None:
@@ -87,34 +109,37 @@ def _check_completed(record: EvalRunRecord, param: str) -> None:
         )
 
 
-def _compared(
-    here: EvalRunRecord, other: EvalRunRecord, rows: Sequence[bytes], others: Sequence[bytes]
-) -> EvalRunComparison:
-    pairs = [Pair(_decode(one), _decode(another)) for one, another in zip(rows, others, strict=True)]
-    pairs = [pair for pair in pairs if pair.here.datasource_item == pair.other.datasource_item]
-    if not pairs:
+def _compared(here: Side, other: Side) -> EvalRunComparison:
+    rows = [number for number, item in enumerate(here.items) if item == other.items[number]]
+    if not rows:
         raise InvalidRequest("The runs have no rows in common.", code="nothing_to_compare", param="against")
-    passing = passing_of([pair.here.passed for pair in pairs], [pair.other.passed for pair in pairs])
+    passing = passing_of(_at(here.passed, rows), _at(other.passed, rows))
     return EvalRunComparison(
-        eval_id=here.eval_id,
-        run_id=here.id,
-        against=other.id,
+        eval_id=here.record.eval_id,
+        run_id=here.record.id,
+        against=other.record.id,
         verdict=verdict_of(passing),
-        rows=len(pairs),
-        rows_left_out=max(here.rows, other.rows) - len(pairs),
+        rows=len(rows),
+        rows_left_out=max(here.record.rows, other.record.rows) - len(rows),
         passing=passing,
-        per_testing_criteria=[_criterion(name, place, pairs) for place, name in enumerate(here.criteria)],
+        per_testing_criteria=[
+            _criterion(name, place, rows, here, other) for place, name in enumerate(here.record.criteria)
+        ],
     )
 
 
-def _criterion(name: str, place: int, pairs: Sequence[Pair]) -> CriterionComparison:
-    here = [pair.here.results[place] for pair in pairs]
-    other = [pair.other.results[place] for pair in pairs]
-    passing = passing_of([one.passed for one in here], [one.passed for one in other])
-    scores = scores_of([one.score for one in here], [one.score for one in other])
+def _criterion(name: str, place: int, rows: Sequence[int], here: Side, other: Side) -> CriterionComparison:
+    passing = passing_of(_at(here.passes[place], rows), _at(other.passes[place], rows))
+    scores = scores_of(
+        [here.scores[place][number] for number in rows], [other.scores[place][number] for number in rows]
+    )
     return CriterionComparison(
         testing_criteria=name, verdict=verdict_of(passing, scores), passing=passing, scores=scores
     )
+
+
+def _at(flags: bytearray, rows: Sequence[int]) -> Sequence[bool]:
+    return [flags[number] != 0 for number in rows]
 
 
 def passing_of(here: Sequence[bool], other: Sequence[bool]) -> PassComparison:

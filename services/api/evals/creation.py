@@ -50,7 +50,7 @@ class EvalRuns:
         """Record a run; one that has this id already is returned as it is.
 
         `source` is the data source as it was posted. The run holds its rows from here on, and may use the models that
-        its creator may. Raises InvalidRequest that names the field, NotFound, Unavailable.
+        its creator may. Raises InvalidRequest that names the field, NotFound, RateLimited, Unavailable.
         """
         eval_ = await self._evals.get(eval_id, project=access.project)
         try:
@@ -59,20 +59,23 @@ class EvalRuns:
             pass
         model = await self._check(request.data_source, access)
         await self._check_judges(eval_, access)
-        await self._sources.take(request.data_source.source, eval_, run_id)
+        await self._runs.check_active(access.project)
+        taken = await self._sources.take(request.data_source.source, eval_, run_id, source_bytes=len(source))
         record = EvalRunRecord(
             id=run_id,
             eval_id=eval_id,
             project=access.project,
             name=request.name or "",
             model=model,
+            file_id=taken.file.id if taken.file else "",
             criteria=[grader.name for grader in eval_.testing_criteria],
             metadata=request.metadata,
             created_at=int(time.time()),
             key_id=access.key_id,
             is_admin=access.is_admin,
         )
-        await self._runs.create(record, source=source)
+        file_bytes = taken.file.size_bytes if taken.file else None
+        await self._runs.create(record, source=source, rows_bytes=taken.rows_bytes, file_bytes=file_bytes)
         _log.info("eval_run.created", run_id=run_id, eval_id=eval_id, model=model)
         return await self._runs.find(run_id, eval_id=eval_id, project=access.project)
 
@@ -99,8 +102,7 @@ class EvalRuns:
 
     async def delete(self, run_id: str, *, eval_id: str, project: str) -> None:
         """Delete a run with the results of its rows, whatever it is at. Raises NotFound."""
-        await self._runs.find_record(run_id, eval_id=eval_id, project=project)
-        await self._runs.remove(run_id, eval_id=eval_id)
+        await self._runs.remove(await self._runs.find_record(run_id, eval_id=eval_id, project=project))
         _log.info("eval_run.deleted", run_id=run_id)
         await self._blobs.remove(self._blobs.paths.eval_folder(run_id))
 

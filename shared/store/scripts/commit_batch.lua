@@ -1,7 +1,7 @@
 -- Replace a batch's record if nobody else did meanwhile.
 -- A batch that comes to its end leaves the active batches and is noted among the outcomes, once, in the same step. The
--- bytes of its input are given back if the file is gone and no other batch holds it.
--- KEYS: batch hash, active batches, outcomes, file, batches that hold the file, bytes of the project
+-- bytes of its input are given back if the file is gone and nobody else holds it.
+-- KEYS: batch hash, active batches, outcomes, file, who holds the file, bytes of the project
 -- ARGV: expected version, new record, lease token or "", batch id, status, "1" if that is terminal
 -- Returns 1 done, 0 somebody wrote first, -1 no such batch, -2 somebody else has claimed it.
 local version = redis.call('HGET', KEYS[1], 'version')
@@ -11,9 +11,6 @@ if version ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[1], 'record', ARGV[2], 'version', tonumber(version) + 1)
 if ARGV[6] == '1' and redis.call('ZREM', KEYS[2], ARGV[4]) == 1 then
   redis.call('ZADD', KEYS[3], 0, ARGV[4] .. ' ' .. ARGV[5])
-  local was_last = redis.call('SREM', KEYS[5], ARGV[4]) == 1 and redis.call('EXISTS', KEYS[5]) == 0
-  if was_last and redis.call('EXISTS', KEYS[4]) == 0 and redis.call('EXISTS', KEYS[6]) == 1 then
-    redis.call('DECRBY', KEYS[6], redis.call('HGET', KEYS[1], 'input_bytes'))
-  end
+  release_file(KEYS[4], KEYS[5], KEYS[6], ARGV[4], redis.call('HGET', KEYS[1], 'input_bytes'))
 end
 return 1

@@ -1,6 +1,6 @@
--- Return the bytes of a project's files, stored answers and of the models that it lists, adding them up if nobody has;
--- -1 while more of the answers have expired than one call drops.
--- KEYS: files of the project, bytes of the project, its models, its stored answers
+-- Return the bytes of a project's files, stored answers and eval runs, and of the models that it lists, adding them up
+-- if nobody has; -1 while more of the answers have expired than one call drops.
+-- KEYS: files of the project, bytes of the project, its models, its stored answers and eval runs
 -- ARGV: prefixes of file and of adapter keys
 if drop_expired(KEYS[4], KEYS[2]) then return -1 end
 local used = redis.call('GET', KEYS[2])

@@ -1,6 +1,5 @@
 -- Store a new batch, once, and have it hold its input's bytes.
--- KEYS: batch hash, batches of the project, active batches, sequence, file, batches that hold the file, bytes of the
---       project
+-- KEYS: batch hash, batches of the project, active batches, sequence, file, who holds the file, bytes of the project
 -- ARGV: batch id, record, size of the file in bytes or "" to hold nothing
 -- Returns 1 created, 0 that id is there already, -2 the project's files were never counted, -3 the file is gone.
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end

@@ -18,6 +18,7 @@ while at <= #ARGV do
   else
     is_new = true
     redis.call('HSET', KEYS[3], number, text)
+    redis.call('HINCRBY', KEYS[1], 'result_bytes', #text)
     redis.call('SETRANGE', KEYS[4], number, mark)
     redis.call('HDEL', KEYS[5], number)
   end

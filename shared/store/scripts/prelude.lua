@@ -72,11 +72,19 @@ local function drop_expired(answers, used)
   if redis.call('EXISTS', used) == 1 then redis.call('DECRBY', used, string.format('%.0f', sum)) end
   return #expired == 1000
 end
--- Stop counting one, if it counts.
+-- Count so many bytes under an id until a Unix time, 0 for ever.
+local function count_bytes(answers, used, id, size, expires_at)
+  redis.call('ZADD', answers, expires_at, id .. ' ' .. size)
+  if redis.call('EXISTS', used) == 1 then redis.call('INCRBY', used, size) end
+end
+-- Stop counting them, if they count; `size` is false where they never did.
+local function uncount_bytes(answers, used, id, size)
+  if not size or redis.call('ZREM', answers, id .. ' ' .. size) == 0 then return end
+  if redis.call('EXISTS', used) == 1 then redis.call('DECRBY', used, size) end
+end
+-- Stop counting an answer.
 local function uncount_answer(hash, answers, used, id)
-  local counted = redis.call('HGET', hash, 'counted')
-  if not counted or redis.call('ZREM', answers, id .. ' ' .. counted) == 0 then return end
-  if redis.call('EXISTS', used) == 1 then redis.call('DECRBY', used, counted) end
+  uncount_bytes(answers, used, id, redis.call('HGET', hash, 'counted'))
 end
 -- Store an answer in place of what its id had before, for so many seconds or, with '0', for ever, and count its bytes.
 -- `fields` are field, value, ...
@@ -92,6 +100,12 @@ local function keep_answer(hash, answers, used, id, keep_s, fields)
     redis.call('EXPIRE', hash, keep_s)
     expires_at = redis.call('TIME')[1] + keep_s
   end
-  redis.call('ZADD', answers, expires_at, id .. ' ' .. size)
-  if redis.call('EXISTS', used) == 1 then redis.call('INCRBY', used, size) end
+  count_bytes(answers, used, id, size, expires_at)
+end
+-- Let go of a file; its bytes are given back if it is deleted and nobody else holds it.
+local function release_file(file, holders, used, id, size)
+  local was_last = redis.call('SREM', holders, id) == 1 and redis.call('EXISTS', holders) == 0
+  if was_last and redis.call('EXISTS', file) == 0 and redis.call('EXISTS', used) == 1 then
+    redis.call('DECRBY', used, size)
+  end
 end

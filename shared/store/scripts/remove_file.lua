@@ -1,5 +1,5 @@
--- Forget a file and give its bytes back, once; while batches hold them, the last of these does that.
--- KEYS: file, files of the project, bytes of the project, files that expire, batches that hold the file
+-- Forget a file and give its bytes back, once; while batches or eval runs hold them, the last of these does that.
+-- KEYS: file, files of the project, bytes of the project, files that expire, who holds the file
 -- ARGV: file id, size in bytes, beginning of the places' keys of the project's files
 -- Returns 1 removed, 0 not there.
 leave_list(KEYS[2], ARGV[1], ARGV[3])

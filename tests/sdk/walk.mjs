@@ -80,8 +80,10 @@ async function jobs() {
   assert.ok(Buffer.from(result, "base64").toString().startsWith("step,train_loss,train_accuracy"));
   const grader = { type: "string_check", name: "n", input: "i", operation: "eq", reference: "r" };
   const graders = client.fineTuning.alpha.graders;
-  await refused(() => graders.validate({ grader }), OpenAI.BadRequestError, "unsupported_method");
-  await refused(() => graders.run({ grader, model_sample: "s" }), OpenAI.BadRequestError, "unsupported_method");
+  assert.deepEqual((await graders.validate({ grader })).grader, grader);
+  assert.equal((await graders.run({ grader, model_sample: "s", item: {} })).reward, 0);
+  const foreign = { ...grader, input: "{{ x }}" };
+  await refused(() => graders.validate({ grader: foreign }), OpenAI.BadRequestError, "invalid_value");
 }
 
 async function permissions() {

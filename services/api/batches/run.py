@@ -20,7 +20,6 @@ from services.api.batches.input_file import InputFile, read_input
 from services.api.batches.output_files import OutputFiles
 from services.api.batches.results import Results
 from services.api.batches.slots import Slots
-from services.api.batches.turns import is_over
 from services.api.batches.working import Working
 from services.api.gateway.forwarding import Gateway
 from services.api.stores import Stores
@@ -66,6 +65,11 @@ class Tools:
             concurrency=settings.batch_concurrency,
             max_line_bytes=settings.max_body_bytes,
         )
+
+
+def is_over(record: BatchRecord, now: float) -> bool:
+    """Tell whether nothing will be asked for the batch any more at `now` (Unix time), only its files be made."""
+    return record.status in (BatchState.CANCELLING, BatchState.FINALIZING) or record.expires_at <= now
 
 
 class Run:

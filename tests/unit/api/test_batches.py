@@ -20,9 +20,9 @@ from services.api.batches.answering import Answering
 from services.api.batches.input_file import Request, read_input
 from services.api.batches.results import Result, Results
 from services.api.batches.slots import Slots
-from services.api.batches.turns import Turns
 from services.api.errors import UpstreamError
 from services.api.gateway.forwarding import Gateway
+from services.api.turns import Turns
 from shared.batch_records import BatchRecord
 from shared.blobs import local
 from shared.errors import NoReplica, ReplicaLost

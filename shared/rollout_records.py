@@ -71,6 +71,10 @@ class RolloutStats(Struct, frozen=True, kw_only=True, omit_defaults=True):
     completion_tokens_mean: float = 0.0
     prompt_tokens_mean: float = 0.0
     truncated_share: float = 0.0
+    repeated_share: float = 0.0
+    """Of 4-grams that stood in the same answer before."""
+    agreement: dict[str, float] = {}
+    """Of a multi grader: how each part's scores correlate with the mean of the others'."""
     ungraded: int = 0
     """Samples without a reward."""
     errors: dict[str, int] = {}

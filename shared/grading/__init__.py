@@ -11,5 +11,6 @@
 | `judging.py`    | what is asked of judges, and how their answers are read           |
 | `means.py`      | what graders may use: judges, a cage                              |
 | `parts.py`      | the graders that a multi grader is made of                        |
+| `hacking.py`    | signs that a model pleases its grader instead of answering well   |
 | `cage/`         | where the Python of strangers runs                                |
 """

@@ -153,7 +153,7 @@ class Services:
             uploads=uploads,
             chunked=ChunkedUploads(at.upload_store, at.files, blobs, settings),
             sweeper=Sweeper(at.files, at.upload_store, uploads, blobs, at.audit_store),
-            submission=Submission(settings, at.files, at.jobs, at.registry, names, queue),
+            submission=Submission(settings, at.files, at.jobs, at.registry, names, graders, queue),
             control=JobControl(at.jobs, queue),
             names=names,
             adapter_imports=AdapterImports(settings, at.files, at.registry, names, blobs),

@@ -4,6 +4,7 @@
 | --------------- | ----------------------------------------------------------------- |
 | `run.py`        | any grader, whatever its kind, and what comes of it               |
 | `checking.py`   | whether a grader is sound, before anything is graded              |
+| `fitting.py`    | whether the rows of a file have what a grader's templates name    |
 | `samples.py`    | an answer as templates see it                                     |
 | `templates.py`  | `{{ item.… }}` and `{{ sample.… }}`                               |
 | `formula.py`    | the formula of a multi grader                                     |

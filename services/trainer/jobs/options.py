@@ -15,6 +15,8 @@
 | max_grad_norm  | 1                                                                              |
 | dtype          | auto: the training process sees what the hardware is fast at                   |
 | gradient_accumulation_steps | 1; no more than the batch has rows                                |
+| reinforcement  | for that method: 8 answers a prompt at temperature 1, of 512 tokens or half of |
+|                | max_length; KL 0.01, clip 0.2 and 0.28, scaled advantages, one update a step   |
 """
 
 from __future__ import annotations
@@ -26,18 +28,19 @@ from typing import Literal
 from msgspec.structs import replace
 
 from services.trainer.failures import TrainingFailed
-from services.trainer.jobs.hyperparameters import resolve
+from services.trainer.jobs.hyperparameters import group_size_of, resolve, resolve_reinforcement
 from services.trainer.jobs.parents import AdapterShape, find_parent, read_shape
 from services.trainer.stores import Stores
 from shared.records import BaseRecord, JobRecord
-from shared.schemas.methods import LabelWeights
-from shared.schemas.options import TargetModule, TrainingOptions
+from shared.schemas.methods import LabelWeights, ReinforcementMethod, SupervisedHyperparameters
+from shared.schemas.options import ReinforcementOptions, TargetModule, TrainingOptions
 from shared.settings import Settings
 
 AUTO_BETA = 0.1
 """`beta` of Rafailov et al. 2023 (arXiv:2305.18290, section 6); KTO's and ORPO's authors have the same."""
 MOST_WEIGHT = 1000.0
 """Largest weight that a label may have."""
+_LONGEST_ANSWER = 512
 
 _TARGETS: tuple[TargetModule, ...] = (
     "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
@@ -97,7 +100,32 @@ async def job_options(stores: Stores, record: JobRecord) -> TrainingOptions:
     base = await offered_base(stores, record)
     parent = await find_parent(stores, record)
     shape = None if parent is None else read_shape(stores.paths, parent)
-    return effective(record.options, stores.settings, base.context_length, shape)
+    options = effective(record.options, stores.settings, base.context_length, shape)
+    return options if record.reinforcement is None else with_reinforcement(options, record.reinforcement)
+
+
+def with_reinforcement(options: TrainingOptions, method: ReinforcementMethod) -> TrainingOptions:
+    """Fill in what reinforcement alone has, where effective() has filled in the rest. Twice is the same as once."""
+    assert options.max_length is not None
+    asked = options.reinforcement or ReinforcementOptions()
+    return replace(
+        options,
+        reinforcement=ReinforcementOptions(
+            group_size=asked.group_size or group_size_of(method.hyperparameters.compute_multiplier),
+            temperature=_given(asked.temperature, 1.0),
+            max_completion_tokens=asked.max_completion_tokens or min(_LONGEST_ANSWER, options.max_length // 2),
+            kl_coefficient=_given(asked.kl_coefficient, 0.01),
+            clip_low=_given(asked.clip_low, 0.2),
+            clip_high=_given(asked.clip_high, 0.28),
+            scale_advantages=asked.scale_advantages is not False,
+            mask_truncated=bool(asked.mask_truncated),
+            updates_per_step=asked.updates_per_step or 1,
+        ),
+    )
+
+
+def _given(asked: float | None, default: float) -> float:
+    return default if asked is None else float(asked)
 
 
 async def offered_base(stores: Stores, record: JobRecord) -> BaseRecord:
@@ -124,11 +152,22 @@ def settle(record: JobRecord, n_examples: int, options: TrainingOptions, *, n_de
     weights = None
     if record.method == "kto":
         weights = resolve_weights(record.requested_weights, n_desirable, n_examples - n_desirable)
-    chosen = resolve(record.requested, n_examples, record.method)
-    assert chosen.batch_size != "auto"
+    record = _with_resolved(record, n_examples, options)
+    chosen = record.resolved
+    assert chosen is not None and chosen.batch_size != "auto"
     pieces = min(options.gradient_accumulation_steps or 1, chosen.batch_size)
     options = replace(options, gradient_accumulation_steps=pieces)
-    return replace(record, resolved=chosen, resolved_beta=beta, resolved_weights=weights, options=options)
+    return replace(record, resolved_beta=beta, resolved_weights=weights, options=options)
+
+
+def _with_resolved(record: JobRecord, n_examples: int, options: TrainingOptions) -> JobRecord:
+    if record.reinforcement is None:
+        return replace(record, resolved=resolve(record.requested, n_examples, record.method))
+    own = options.reinforcement
+    assert own is not None and own.group_size is not None
+    chosen = resolve_reinforcement(record.reinforcement.hyperparameters, n_examples, group_size=own.group_size)
+    shared = {name: getattr(chosen, name) for name in SupervisedHyperparameters.__struct_fields__}
+    return replace(record, resolved=SupervisedHyperparameters(**shared), resolved_reinforcement=chosen)
 
 
 def resolve_beta(asked: float | Literal["auto"]) -> float:

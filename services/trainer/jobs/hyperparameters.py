@@ -54,9 +54,9 @@ def resolve(asked: SupervisedHyperparameters, n_examples: int, method: Method) -
 
 
 def resolve_reinforcement(
-    asked: ReinforcementHyperparameters, n_prompts: int, *, group_size: int
+    asked: ReinforcementHyperparameters, n_prompts: int, *, answers: int
 ) -> ReinforcementHyperparameters:
-    """Replace each `auto` by its number; numbers stay as they are. `group_size` are the answers per prompt."""
+    """Replace each `auto` by its number; numbers stay as they are. `answers` are those to each prompt."""
     batch_size = _given(asked.batch_size, min(_PROMPTS, max(1, n_prompts)))
     steps_per_epoch = max(1, math.ceil(n_prompts / batch_size))
     n_epochs = _given(asked.n_epochs, min(_MOST_EPOCHS, max(1, round(_STEPS / steps_per_epoch))))
@@ -65,7 +65,7 @@ def resolve_reinforcement(
         n_epochs=n_epochs,
         batch_size=batch_size,
         learning_rate_multiplier=float(_given(asked.learning_rate_multiplier, 1.0)),
-        compute_multiplier=float(_given(asked.compute_multiplier, group_size / _ANSWERS)),
+        compute_multiplier=float(_given(asked.compute_multiplier, answers / _ANSWERS)),
         eval_interval=_given(asked.eval_interval, max(1, round(n_epochs * steps_per_epoch / 10))),
         eval_samples=_given(asked.eval_samples, 1),
     )
@@ -75,8 +75,8 @@ def _given(asked: _Number | Auto, otherwise: _Number) -> _Number:
     return otherwise if isinstance(asked, str) else asked
 
 
-def group_size_of(compute_multiplier: float | Auto) -> int:
-    """Return how many answers to a prompt are tried."""
+def group_size(compute_multiplier: float | Auto) -> int:
+    """Return how many answers to a prompt reinforcement tries: 8 at 1, never fewer than two, which can be compared."""
     wanted = round(_ANSWERS * _given(compute_multiplier, 1.0))
     return min(_MOST_GROUP, max(_LEAST_GROUP, wanted))
 

@@ -11,7 +11,7 @@ import torch
 from services.trainer.data.batches import collate, epoch_batches
 from services.trainer.data.chat import Example
 from services.trainer.data.cutting import micro_batches
-from services.trainer.jobs.hyperparameters import group_size_of, resolve, resolve_reinforcement
+from services.trainer.jobs.hyperparameters import group_size, resolve, resolve_reinforcement
 from services.trainer.training.losses import OutputLayer, chunked_logprobs, chunked_nll, score_tokens
 from services.trainer.training.optim import BASE_LEARNING_RATE, learning_rate_at
 from shared.schemas.methods import ReinforcementHyperparameters, SupervisedHyperparameters
@@ -136,7 +136,7 @@ def test_auto_gives_kto_batches_of_four_rows_or_more(n_examples: int, batch_size
     ],
 )
 def test_auto_gives_reinforcement_some_sixty_steps(n_prompts: int, expected: tuple[int, int, int]) -> None:
-    found = resolve_reinforcement(ReinforcementHyperparameters(), n_prompts, group_size=8)
+    found = resolve_reinforcement(ReinforcementHyperparameters(), n_prompts, answers=8)
     assert (found.n_epochs, found.batch_size, found.eval_interval) == expected
     assert (found.learning_rate_multiplier, found.compute_multiplier, found.eval_samples) == (1.0, 1.0, 1)
 
@@ -146,16 +146,16 @@ def test_given_hyperparameters_of_reinforcement_stay() -> None:
         n_epochs=2, batch_size=3, learning_rate_multiplier=0.5, compute_multiplier=2.0, eval_interval=7, eval_samples=4,
         reasoning_effort="low",
     )  # fmt: skip
-    assert resolve_reinforcement(asked, 1000, group_size=16) == asked
-    own_group = resolve_reinforcement(ReinforcementHyperparameters(), 1000, group_size=4)
+    assert resolve_reinforcement(asked, 1000, answers=16) == asked
+    own_group = resolve_reinforcement(ReinforcementHyperparameters(), 1000, answers=4)
     assert own_group.compute_multiplier == 0.5
 
 
 @pytest.mark.parametrize(
-    ("compute_multiplier", "group_size"), [("auto", 8), (1.0, 8), (0.00002, 2), (0.5, 4), (2, 16), (10, 64)]
+    ("compute_multiplier", "answers"), [("auto", 8), (1.0, 8), (0.00002, 2), (0.5, 4), (2, 16), (10, 64)]
 )
-def test_group_size_follows_compute_multiplier(compute_multiplier: Any, group_size: int) -> None:
-    assert group_size_of(compute_multiplier) == group_size
+def test_group_size_follows_compute_multiplier(compute_multiplier: Any, answers: int) -> None:
+    assert group_size(compute_multiplier) == answers
 
 
 def test_given_hyperparameters_stay() -> None:

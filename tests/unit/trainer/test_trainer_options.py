@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from services.trainer.data.batches import collate_packed
 from services.trainer.data.cutting import packs
 from services.trainer.failures import TrainingFailed
-from services.trainer.jobs.options import effective, resolve_beta, settle, with_reinforcement
+from services.trainer.jobs.options import effective, options_of, reinforcement_options, resolve_beta, settle
 from services.trainer.jobs.parents import AdapterShape, parent_folder, read_shape
 from services.trainer.protocol import (
     SPEC_FILE,
@@ -132,14 +132,14 @@ def test_reinforcement_fills_in_its_own_options_and_numbers() -> None:
         requested=SupervisedHyperparameters(n_epochs=2), model_name="ft:b", method="reinforcement",
         reinforcement=method,
     )  # fmt: skip
-    options = with_reinforcement(DEFAULTS, method)
+    options = options_of(record, SETTINGS, 2048, None)
     own = options.reinforcement
     assert own == ReinforcementOptions(
         group_size=8, temperature=1.0, max_completion_tokens=256, kl_coefficient=0.01, clip_low=0.2, clip_high=0.28,
         scale_advantages=True, mask_truncated=False, updates_per_step=1,
     )  # fmt: skip
-    assert with_reinforcement(options, method) == options
     settled = settle(record, 80, options)
+    assert options_of(settled, SETTINGS, 2048, None) == settled.options == options
     assert settled.resolved == SupervisedHyperparameters(n_epochs=2, batch_size=8, learning_rate_multiplier=1.0)
     job = settled.public()
     assert job.method.reinforcement is not None and job.method.reinforcement.grader == grader
@@ -152,16 +152,11 @@ def test_reinforcement_fills_in_its_own_options_and_numbers() -> None:
 
 
 def test_reinforcement_keeps_what_was_asked_for() -> None:
-    method = ReinforcementMethod(
-        grader=StringCheckGrader(name="n", input="i", reference="r", operation="eq"),
-        hyperparameters=ReinforcementHyperparameters(compute_multiplier=0.25),
-    )
     asked = ReinforcementOptions(temperature=0.7, kl_coefficient=0.0, scale_advantages=False, mask_truncated=True)
-    own = with_reinforcement(replace(DEFAULTS, reinforcement=asked, max_length=64), method).reinforcement
-    assert own is not None and (own.group_size, own.max_completion_tokens) == (2, 32)
+    own = reinforcement_options(asked, 64, 0.25)
+    assert (own.group_size, own.max_completion_tokens) == (2, 32)
     assert (own.temperature, own.kl_coefficient, own.scale_advantages, own.mask_truncated) == (0.7, 0.0, False, True)
-    grouped = with_reinforcement(replace(DEFAULTS, reinforcement=ReinforcementOptions(group_size=5)), method)
-    assert grouped.reinforcement is not None and grouped.reinforcement.group_size == 5
+    assert reinforcement_options(replace(asked, group_size=5), 4096, "auto").group_size == 5
 
 
 def test_spec_of_an_earlier_version_is_read_with_the_old_values() -> None:

@@ -51,6 +51,7 @@ from services.api.organization.keys import KeyAdmin
 from services.api.organization.projects import ProjectAdmin
 from services.api.readiness import Readiness
 from services.api.recorder import Recorder
+from services.api.rollouts.files import RolloutFiles
 from services.api.stores import Stores
 from services.api.webhooks.dispatch import Dispatcher, families_of
 from services.api.webhooks.endpoints import Webhooks
@@ -91,6 +92,7 @@ class Services:
     sweeper: Sweeper
     submission: Submission
     control: JobControl
+    rollout_files: RolloutFiles
     names: ModelNames
     adapter_imports: AdapterImports
     residencies: Residencies
@@ -155,6 +157,7 @@ class Services:
             sweeper=Sweeper(at.files, at.upload_store, uploads, blobs, at.audit_store),
             submission=Submission(settings, at.files, at.jobs, at.registry, names, graders, queue),
             control=JobControl(at.jobs, queue),
+            rollout_files=RolloutFiles(blobs),
             names=names,
             adapter_imports=AdapterImports(settings, at.files, at.registry, names, blobs),
             residencies=Residencies(names, at.registry, at.presence),

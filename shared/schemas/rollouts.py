@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
-from shared.schemas.graders import JudgeUsage
+from shared.schemas.evals import RunStatus
+from shared.schemas.graders import JudgeUsage, RunnableGrader
 
 AlarmKind: TypeAlias = Literal["length", "repetition", "drift", "agreement"]
 
@@ -92,3 +93,51 @@ class RolloutSummary(Struct, frozen=True, kw_only=True):
     fine_tuning_job_id: str
     steps: Annotated[list[RolloutStep], Meta(description="In order; the validation file's come after their step's.")]
     alarms: Annotated[list[RolloutAlarm], Meta(description="Signs of reward hacking, oldest first.")]
+
+
+class RegradeRollouts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of POST /v1/fine_tuning/jobs/{job_id}/rollouts/regrade."""
+
+    grader: Annotated[RunnableGrader, Meta(description="What is to grade the job's answers now.")]
+    validation: Annotated[
+        bool, Meta(description="Answers to the validation file, in place of the training file's.")
+    ] = False
+    first_step: Annotated[int, Meta(ge=0, le=999_999_999, description="None before it.")] | None = None
+    last_step: Annotated[int, Meta(ge=0, le=999_999_999, description="None after it.")] | None = None
+    sample: (
+        Annotated[
+            int,
+            Meta(ge=1, le=50_000, description="So many prompts with all their answers, drawn by chance; else all."),
+        ]
+        | None
+    ) = None
+
+
+class RegradedStep(Struct, frozen=True, kw_only=True):
+    """A step's answers with both rewards."""
+
+    step: int
+    answers: Annotated[int, Meta(description="Those that have both rewards, over which everything here is.")]
+    reward_mean: float
+    original_reward_mean: float
+    correlation: Annotated[float | None, Meta(description="Of both rewards; null where one of them does not vary.")]
+
+
+class RolloutRegrade(Struct, frozen=True, kw_only=True):
+    """A job's answers as another grader sees them, beside what they were rewarded with; of those graded so far."""
+
+    object: Literal["fine_tuning.job.rollout_regrade"] = "fine_tuning.job.rollout_regrade"
+    fine_tuning_job_id: str
+    eval_id: Annotated[str, Meta(description="The eval that does it: its runs are listed, cancelled and deleted so.")]
+    eval_run_id: str
+    status: RunStatus
+    grader: RunnableGrader
+    rollouts: Annotated[int, Meta(description="Answers to grade; 0 until the run has begun.")]
+    graded: int
+    ungraded: Annotated[int, Meta(description="Of those, answers that the grader could not say anything of.")]
+    correlation: Annotated[float | None, Meta(description="Of both rewards over all answers.")]
+    groups: Annotated[int, Meta(description="Prompts of a step, with at least two answers that have both rewards.")]
+    groups_with_other_best: Annotated[
+        int, Meta(description="Of those, where none of the answers that were best would be best now.")
+    ]
+    steps: list[RegradedStep]

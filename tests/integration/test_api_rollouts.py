@@ -18,9 +18,9 @@ from shared.rollout_records import (
     rollout_file,
     write_rollouts,
 )
-from tests.api_server import ApiServer
+from tests.api_server import ApiServer, wait_until
 from tests.integration.test_api_job_options import create, sdk
-from tests.integration.test_api_reinforcement import method
+from tests.integration.test_api_reinforcement import JUDGE, method
 
 __all__ = ["create", "sdk"]
 
@@ -147,6 +147,109 @@ def test_summary_shows_steps_and_alarms(api: ApiServer, http: httpx2.Client, cre
     assert (alarm["kind"], alarm["step"], alarm["grader"]) == ("repetition", 10, None)
     write(api, job_id, 12, group(1, 1.0), reward_mean=0.9)
     assert http.get(path).json()["steps"][-1]["reward_mean"] == 0.9, "a step that was taken again is read again"
+
+
+LIKES_SECOND = {
+    "type": "string_check", "name": "second", "input": "{{ sample.output_text }}", "reference": " 1",
+    "operation": "like",
+}  # fmt: skip
+IS_LABEL = {
+    "type": "text_similarity", "name": "any", "input": "{{sample.output_text}}", "reference": "{{item.label}}",
+    "evaluation_metric": "fuzzy_match",
+}  # fmt: skip
+
+
+def regraded(http: httpx2.Client, job_id: str, **asked: Any) -> dict[str, Any]:
+    """Have rollouts graded and wait for the end."""
+    path = f"/v1/fine_tuning/jobs/{job_id}/rollouts/regrade"
+    made = http.post(path, json=asked)
+    assert made.status_code == 201, made.text
+    started = made.json()
+    found: dict[str, Any] = {}
+
+    def is_over() -> bool:
+        answer = http.get(f"{path}/{started['eval_run_id']}")
+        assert answer.status_code == 200, answer.text
+        found.update(answer.json())
+        return bool(found["status"] not in ("queued", "in_progress"))
+
+    wait_until(is_over, timeout_s=60)
+    assert started["grader"] == found["grader"] == asked["grader"]
+    return found
+
+
+def test_other_grader_is_shown_beside_the_one_that_was_learnt_from(http: httpx2.Client, job: str) -> None:
+    found = regraded(http, job, grader=LIKES_SECOND)
+    assert (found["status"], found["rollouts"], found["graded"], found["ungraded"]) == ("completed", 6, 6, 0)
+    assert found["steps"] == [
+        {"step": 1, "answers": 3, "reward_mean": pytest.approx(1 / 3), "original_reward_mean": 0.5,
+         "correlation": pytest.approx(0.866, abs=1e-3)},
+        {"step": 2, "answers": 2, "reward_mean": 0.5, "original_reward_mean": 0.5, "correlation": pytest.approx(-1.0)},
+    ]  # fmt: skip
+    assert (found["groups"], found["groups_with_other_best"]) == (2, 1)
+    run = f"/v1/evals/{found['eval_id']}/runs/{found['eval_run_id']}"
+    item = http.get(f"{run}/output_items", params={"limit": 1}).json()["data"][0]["datasource_item"]
+    assert item["selftune_rollout"] == {"step": 1, "validation": False, "line": 7, "sample": 0, "reward": 0.0}
+    assert item["label"] == "answer 7 0"
+    assert http.get(f"/v1/evals/{found['eval_id']}").json()["testing_criteria"] == [LIKES_SECOND]
+    assert http.delete(f"/v1/evals/{found['eval_id']}").status_code == 200
+    assert http.get(f"/v1/fine_tuning/jobs/{job}/rollouts/regrade/{found['eval_run_id']}").status_code == 404
+
+
+def test_parts_of_a_multi_grader_become_criteria(http: httpx2.Client, job: str) -> None:
+    multi = {
+        "type": "multi", "name": "both", "graders": {"alike": IS_LABEL, "second": LIKES_SECOND},
+        "calculate_output": "10 * second + alike",
+    }  # fmt: skip
+    found = regraded(http, job, grader=multi, first_step=2, last_step=2)
+    [step] = found["steps"]
+    assert (found["rollouts"], step["step"], step["original_reward_mean"]) == (2, 2, 0.5)
+    assert step["reward_mean"] == pytest.approx((1.0 + 10 + 0.9) / 2, abs=0.1)
+    criteria = http.get(f"/v1/evals/{found['eval_id']}").json()["testing_criteria"]
+    assert [(one["name"], one.get("pass_threshold")) for one in criteria] == [("alike", 1.0), ("second", None)]
+
+
+def test_some_prompts_are_drawn_whole(http: httpx2.Client, job: str) -> None:
+    found = [regraded(http, job, grader=LIKES_SECOND, sample=1) for _ in range(2)]
+    assert [one["rollouts"] for one in found] == [2, 2] and found[0]["steps"] == found[1]["steps"]
+    assert regraded(http, job, grader=LIKES_SECOND, validation=True)["rollouts"] == 2
+
+
+def test_same_regrade_is_asked_for_once(http: httpx2.Client, job: str) -> None:
+    path, header = f"/v1/fine_tuning/jobs/{job}/rollouts/regrade", {"idempotency-key": f"again {job}"}
+    answers = [http.post(path, json={"grader": LIKES_SECOND}, headers=header).json() for _ in range(2)]
+    assert answers[0]["eval_run_id"] == answers[1]["eval_run_id"]
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "status"),
+    [
+        ({}, "grader", 400),
+        ({"grader": LIKES_SECOND | {"input": "{{ x }}"}}, "grader.input", 400),
+        ({"grader": LIKES_SECOND, "first_step": 5}, "first_step", 400),
+        ({"grader": LIKES_SECOND, "sample": 0}, "sample", 400),
+        ({"grader": LIKES_SECOND, "steps": [1, 2]}, "steps", 400),
+        ({"grader": JUDGE | {"model": "gone"}}, "grader.model", 404),
+    ],
+)
+def test_regrade_that_cannot_be_is_refused_by_field(
+    http: httpx2.Client, job: str, body: dict[str, Any], param: str, status: int
+) -> None:
+    before = {kind: len(http.get(f"/v1/{kind}").json()["data"]) for kind in ("evals", "files")}
+    answer = http.post(f"/v1/fine_tuning/jobs/{job}/rollouts/regrade", json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
+    assert {kind: len(http.get(f"/v1/{kind}").json()["data"]) for kind in before} == before, "nothing is left behind"
+
+
+def test_run_that_grades_no_rollouts_is_no_regrade(http: httpx2.Client, job: str) -> None:
+    rows = {"type": "jsonl", "source": {"type": "file_content", "content": [{"item": {"q": "x"}}]}}
+    config = {"type": "custom", "item_schema": {"type": "object"}}
+    check = LIKES_SECOND | {"input": "x"}
+    eval_id = http.post("/v1/evals", json={"data_source_config": config, "testing_criteria": [check]}).json()["id"]
+    run_id = http.post(f"/v1/evals/{eval_id}/runs", json={"data_source": rows}).json()["id"]
+    for unknown in (run_id, "evalrun_none"):
+        answer = http.get(f"/v1/fine_tuning/jobs/{job}/rollouts/regrade/{unknown}")
+        assert (answer.status_code, answer.json()["error"]["param"]) == (404, "run_id")
 
 
 def test_jobs_without_rollouts_say_so(http: httpx2.Client, create: Callable[..., Any]) -> None:

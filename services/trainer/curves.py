@@ -1,35 +1,33 @@
-"""A step's metrics as numbers by name, for TensorBoard, Weights & Biases and MLflow."""
+"""A step's numbers as curves: what TensorBoard, Weights & Biases and MLflow draw over the steps."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 from services.trainer.protocol import Metrics
+from shared.rollout_records import RolloutStats
 
-_OF_ROLLOUTS = (
-    "reward_mean", "reward_std", "zero_variance_share", "completion_tokens_mean", "truncated_share", "ungraded",
-    "sampling_s", "grading_s",
+_NO_CURVES = ("rollouts", "valid_rollouts")
+_ROLLOUTS = (
+    "reward_mean", "reward_std", "zero_variance_share", "completion_tokens_mean", "truncated_share", "repeated_share",
+    "ungraded",
 )  # fmt: skip
-_NOT_IN_NAMES = re.compile(r"[^\w.\- ]")
+_ODD = re.compile(r"[^A-Za-z0-9_.\- ]")
+"""What MLflow takes no names with."""
 
 
 def curves(metrics: Metrics) -> dict[str, float]:
-    """Return all numbers there are; those of rollouts as train_reward_mean, valid_reward_mean, train_score_NAME, …"""
-    values = msgspec.to_builtins(metrics)
-    found = {name: value for name, value in values.items() if isinstance(value, int | float)}
-    for prefix, name in (("train", "rollouts"), ("valid", "valid_rollouts")):
-        found |= _of_rollouts(prefix, values.get(name) or {})
-    return found
+    """Return every number that there is, by name; those of rollouts are `train_…`, of the validation `full_valid_…`."""
+    values: dict[str, Any] = msgspec.to_builtins(metrics)
+    found = {name: value for name, value in values.items() if name not in _NO_CURVES and value is not None}
+    return found | _of(metrics.rollouts, "train") | _of(metrics.valid_rollouts, "full_valid")
 
 
-def _of_rollouts(prefix: str, stats: Mapping[str, Any]) -> dict[str, float]:
-    """Read encoded RolloutStats."""
-    numbers = {f"{prefix}_{name}": stats[name] for name in _OF_ROLLOUTS if name in stats}
-    scores = {
-        f"{prefix}_score_{_NOT_IN_NAMES.sub('_', name)}": score for name, score in stats.get("scores", {}).items()
-    }
-    return numbers | scores
+def _of(stats: RolloutStats | None, prefix: str) -> dict[str, float]:
+    if stats is None:
+        return {}
+    found = {f"{prefix}_{name}": getattr(stats, name) for name in _ROLLOUTS}
+    return found | {f"{prefix}_score_{_ODD.sub('_', name)}": score for name, score in stats.scores.items()}

@@ -215,6 +215,8 @@ class Rehearsed(Struct, frozen=True, kw_only=True, tag="rehearsed", omit_default
     """Whether the longest rows went through, forward and backward: not where memory is known to be ample."""
     full_valid_loss: float | None = None
     full_valid_mean_token_accuracy: float | None = None
+    valid_rollouts: RolloutStats | None = None
+    """Reinforcement: answers to the validation file by that model."""
 
 
 class Stepped(Struct, frozen=True, kw_only=True, tag="stepped", omit_defaults=True):

@@ -12,13 +12,13 @@ from services.api.evals.questions import check_messages
 from services.api.evals.sources import Sources
 from services.api.gateway.model_names import ModelNames
 from services.api.graders.judges import Judges
+from services.api.graders.permitted import check_judges
 from shared.blobs.interface import Blobs
 from shared.errors import NotFound, TransitionRefused
 from shared.eval_records import EvalRecord, EvalRunRecord
 from shared.eval_states import ENDED, EvalRunState
 from shared.model_records import Access
 from shared.schemas.evals import CompletionsRun, CreateEvalRun, EvalStoredCompletions, RunSource
-from shared.schemas.graders import LabelModelGrader, ScoreModelGrader
 from shared.store.eval_runs import EvalRunStore, Found
 from shared.store.evals import EvalStore
 
@@ -122,8 +122,9 @@ class EvalRuns:
 
     async def _check_judges(self, eval_: EvalRecord, access: Access) -> None:
         for place, grader in enumerate(eval_.testing_criteria):
-            if isinstance(grader, ScoreModelGrader | LabelModelGrader) and not self._judges.is_outside(grader.model):
-                await self._check_model(grader.model, access, where=f"testing_criteria[{place}].model")
+            await check_judges(
+                grader, access, names=self._names, judges=self._judges, where=f"testing_criteria[{place}]"
+            )
 
     async def _check_model(self, model: str, access: Access, *, where: str) -> None:
         try:

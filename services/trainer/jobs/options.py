@@ -15,6 +15,8 @@
 | max_grad_norm  | 1                                                                              |
 | dtype          | auto: the training process sees what the hardware is fast at                   |
 | gradient_accumulation_steps | 1; no more than the batch has rows                                |
+| reinforcement  | for that method: 8 answers a prompt at temperature 1, of 512 tokens or half of |
+|                | max_length; KL 0.01, clip 0.2 and 0.28, scaled advantages, one update a step   |
 """
 
 from __future__ import annotations
@@ -26,14 +28,16 @@ from typing import Literal
 from msgspec.structs import replace
 
 from services.trainer.failures import TrainingFailed
-from services.trainer.jobs.hyperparameters import resolve
+from services.trainer.jobs.hyperparameters import group_size, resolve, resolve_reinforcement
 from services.trainer.jobs.parents import AdapterShape, find_parent, read_shape
 from services.trainer.stores import Stores
 from shared.records import BaseRecord, JobRecord
-from shared.schemas.methods import LabelWeights
-from shared.schemas.options import TargetModule, TrainingOptions
+from shared.schemas.methods import LabelWeights, SupervisedHyperparameters
+from shared.schemas.options import ReinforcementOptions, TargetModule, TrainingOptions
 from shared.settings import Settings
 
+MAX_COMPLETION_TOKENS = 512
+"""Of an answer that reinforcement tries, unless half of max_length is less."""
 AUTO_BETA = 0.1
 """`beta` of Rafailov et al. 2023 (arXiv:2305.18290, section 6); KTO's and ORPO's authors have the same."""
 MOST_WEIGHT = 1000.0
@@ -52,6 +56,7 @@ def effective(
     What is off by default stays None: early_stopping, neftune_noise_alpha, and the intervals in steps.
     """
     is_full = options.finetuning_type == "full"
+    max_length = options.max_length or min(settings.max_model_len, base_context)
     if not is_full:
         options = _with_shape(options, parent or _shape(options, settings))
     return replace(
@@ -59,7 +64,7 @@ def effective(
         finetuning_type=options.finetuning_type or "lora",
         quantization=options.quantization or "none",
         packing=bool(options.packing),
-        max_length=options.max_length or min(settings.max_model_len, base_context),
+        max_length=max_length,
         overlong=options.overlong or "refuse",
         lr_schedule=options.lr_schedule or "linear",
         warmup_ratio=0.05 if options.warmup_ratio is None else options.warmup_ratio,
@@ -68,6 +73,26 @@ def effective(
         gradient_accumulation_steps=options.gradient_accumulation_steps or 1,
         dtype="float32" if is_full else options.dtype or "auto",
         priority=options.priority or "normal",
+    )
+
+
+def reinforcement_options(
+    asked: ReinforcementOptions | None, max_length: int, compute_multiplier: float | Literal["auto"]
+) -> ReinforcementOptions:
+    """Replace every None; `max_length` is in tokens. Twice is the same as once."""
+    asked = asked or ReinforcementOptions()
+    room = min(MAX_COMPLETION_TOKENS, max_length // 2)
+    return replace(
+        asked,
+        group_size=asked.group_size or group_size(compute_multiplier),
+        temperature=1.0 if asked.temperature is None else asked.temperature,
+        max_completion_tokens=asked.max_completion_tokens or room,
+        kl_coefficient=0.01 if asked.kl_coefficient is None else asked.kl_coefficient,
+        clip_low=0.2 if asked.clip_low is None else asked.clip_low,
+        clip_high=0.28 if asked.clip_high is None else asked.clip_high,
+        scale_advantages=True if asked.scale_advantages is None else asked.scale_advantages,
+        mask_truncated=bool(asked.mask_truncated),
+        updates_per_step=asked.updates_per_step or 1,
     )
 
 
@@ -97,7 +122,19 @@ async def job_options(stores: Stores, record: JobRecord) -> TrainingOptions:
     base = await offered_base(stores, record)
     parent = await find_parent(stores, record)
     shape = None if parent is None else read_shape(stores.paths, parent)
-    return effective(record.options, stores.settings, base.context_length, shape)
+    return options_of(record, stores.settings, base.context_length, shape)
+
+
+def options_of(
+    record: JobRecord, settings: Settings, base_context: int, parent: AdapterShape | None
+) -> TrainingOptions:
+    """Fill in a job's options; those of reinforcement only where that is its method."""
+    options = effective(record.options, settings, base_context, parent)
+    if record.reinforcement is None:
+        return options
+    assert options.max_length is not None
+    compute = record.reinforcement.hyperparameters.compute_multiplier
+    return replace(options, reinforcement=reinforcement_options(options.reinforcement, options.max_length, compute))
 
 
 async def offered_base(stores: Stores, record: JobRecord) -> BaseRecord:
@@ -124,11 +161,22 @@ def settle(record: JobRecord, n_examples: int, options: TrainingOptions, *, n_de
     weights = None
     if record.method == "kto":
         weights = resolve_weights(record.requested_weights, n_desirable, n_examples - n_desirable)
-    chosen = resolve(record.requested, n_examples, record.method)
-    assert chosen.batch_size != "auto"
+    record = _with_resolved(record, n_examples, options)
+    chosen = record.resolved
+    assert chosen is not None and chosen.batch_size != "auto"
     pieces = min(options.gradient_accumulation_steps or 1, chosen.batch_size)
     options = replace(options, gradient_accumulation_steps=pieces)
-    return replace(record, resolved=chosen, resolved_beta=beta, resolved_weights=weights, options=options)
+    return replace(record, resolved_beta=beta, resolved_weights=weights, options=options)
+
+
+def _with_resolved(record: JobRecord, n_examples: int, options: TrainingOptions) -> JobRecord:
+    if record.reinforcement is None:
+        return replace(record, resolved=resolve(record.requested, n_examples, record.method))
+    own = options.reinforcement
+    assert own is not None and own.group_size is not None
+    chosen = resolve_reinforcement(record.reinforcement.hyperparameters, n_examples, answers=own.group_size)
+    shared = {name: getattr(chosen, name) for name in SupervisedHyperparameters.__struct_fields__}
+    return replace(record, resolved=SupervisedHyperparameters(**shared), resolved_reinforcement=chosen)
 
 
 def resolve_beta(asked: float | Literal["auto"]) -> float:

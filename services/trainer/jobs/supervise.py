@@ -65,6 +65,7 @@ from shared import tracing
 from shared.errors import LeaseLost, NotFound, SelftuneError, TransitionRefused
 from shared.records import JobRecord
 from shared.schemas.events import Event
+from shared.schemas.graders import Grader
 from shared.states import TERMINAL, JobState
 from shared.store.jobs import event
 
@@ -119,6 +120,7 @@ class _Attempt:
         self._stopping = asyncio.Event()
         self._concluding = False
         self._tenant: tuple[str, ...] = ("", "")
+        self._grader: Grader | None = None
 
     async def run(self) -> bool:
         """Go through the attempt; returns whether the job waits for the next one already."""
@@ -126,6 +128,7 @@ class _Attempt:
         if record.status is not JobState.RUNNING:
             return False
         self._tenant = observed.tenant(record.project, record.model)
+        self._grader = None if record.reinforcement is None else record.reinforcement.grader
         with (
             tracing.span("job.train", parent=record.traceparent, job_id=record.id, attempt=record.attempts),
             observed.attempt(record) as measured,
@@ -334,7 +337,7 @@ class _Attempt:
             return
         self._reported_step = metrics.step
         self._count(metrics)
-        await self._tell(step_event(metrics))
+        await self._tell(step_event(metrics, self._grader))
         tracker.step(metrics)
         await self._estimate(metrics)
 

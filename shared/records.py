@@ -25,6 +25,8 @@ from shared.schemas.methods import (
     OrpoHyperparameters,
     OrpoMethod,
     OwnMethod,
+    ReinforcementHyperparameters,
+    ReinforcementMethod,
     RewardMethod,
     SupervisedHyperparameters,
     SupervisedMethod,
@@ -128,6 +130,10 @@ class JobRecord(Struct, frozen=True, kw_only=True):
     requested_beta: float | Literal["auto"] = "auto"
     resolved_beta: float | None = None
     """`beta` of DPO, KTO or ORPO, as asked for and as used."""
+    reinforcement: ReinforcementMethod | None = None
+    """The grader, and hyperparameters as asked for; for reinforcement alone."""
+    resolved_reinforcement: ReinforcementHyperparameters | None = None
+    """Those as numbers."""
     requested_weights: LabelWeights = LabelWeights()
     resolved_weights: LabelWeights | None = None
     """KTO's weights of the labels, as asked for and as used."""

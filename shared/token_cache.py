@@ -34,7 +34,7 @@ from msgspec import Struct
 VERSION = 2
 """To be raised with every change of what becomes of a row."""
 
-Format: TypeAlias = Literal["chat", "completion", "text", "preference", "labelled"]
+Format: TypeAlias = Literal["chat", "completion", "text", "preference", "labelled", "prompt"]
 
 PARTIAL = ".partial-"
 """How the names of folders begin that are being written or removed."""

@@ -7,7 +7,8 @@ One example a line, UTF-8, and one format a file; the first line decides which. 
     completion   {"prompt": "…", "completion": "…"}: the completion is trained on
     text         {"text": "…"}: all of it is trained on
 
-for DPO, ORPO and reward models see preference_data.py, for KTO labelled_data.py.
+for DPO, ORPO and reward models see preference_data.py, for KTO labelled_data.py, for reinforcement
+reinforcement_data.py.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from shared.labelled_data import LabelledExample, check_labelled
 from shared.plain_data import CompletionExample, TextExample, check_completion, check_plain_text
 from shared.preference_data import PreferenceExample, check_preference
 from shared.quick_check import quick_check
+from shared.reinforcement_data import PromptExample, check_prompt
 from shared.schemas.methods import MethodName
 from shared.token_cache import Format
 
@@ -39,6 +41,7 @@ FileRole: TypeAlias = Literal["training", "validation"]
 _decode = msgspec.json.Decoder(ChatExample).decode
 _decode_preference = msgspec.json.Decoder(PreferenceExample).decode
 _decode_labelled = msgspec.json.Decoder(LabelledExample).decode
+_decode_prompt = msgspec.json.Decoder(PromptExample).decode
 _decode_completion = msgspec.json.Decoder(CompletionExample).decode
 _decode_text = msgspec.json.Decoder(TextExample).decode
 _decode_keys = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -49,11 +52,13 @@ _KEYS: dict[Format, tuple[str, ...]] = {
     "text": ("text",),
     "preference": ("input", "preferred_output", "non_preferred_output"),
     "labelled": ("label",),
+    "prompt": ("messages",),
 }
 """What tells a format from the others; a labelled line may have the keys of others too."""
 _FORMATS: dict[Method, tuple[Format, ...]] = {
     "supervised": ("chat", "completion", "text"),
     "dpo": ("preference",),
+    "reinforcement": ("prompt",),
     "kto": ("labelled",),
     "orpo": ("preference",),
     "reward": ("preference",),
@@ -65,6 +70,7 @@ _OWNERS: dict[Format, str] = {
     "chat": "a supervised job",
     "completion": "a supervised job",
     "text": "a supervised job",
+    "prompt": "a reinforcement job",
 }
 
 
@@ -213,6 +219,10 @@ def _check_preference(line: bytes) -> int:
     return check_preference(_decode_preference(check_text(line)))
 
 
+def _check_prompt(line: bytes) -> int:
+    return check_prompt(_decode_prompt(check_text(line)))
+
+
 def _check_labelled(line: bytes) -> int:
     return check_labelled(_decode_labelled(check_text(line)))
 
@@ -231,6 +241,7 @@ _CAREFUL: dict[Format, Callable[[bytes], int]] = {
     "text": _check_plain_text,
     "preference": _check_preference,
     "labelled": _check_labelled,
+    "prompt": _check_prompt,
 }
 """Return how many messages of a line are trained on; raise ValueError with what is wrong."""
 _QUICK: dict[Format, Callable[[bytes], int]] = {**_CAREFUL, "chat": quick_check}

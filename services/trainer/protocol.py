@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from shared.overlong import Overlong
+from shared.rollout_records import RolloutStats
 from shared.schemas.methods import MethodName
 from shared.schemas.options import EarlyStopping
 
@@ -26,6 +27,22 @@ CHECKPOINTS_FOLDER = "checkpoints"
 REFERENCE_FILE = "reference.json"
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class ReinforcementSpec(Struct, frozen=True, kw_only=True):
+    """What a reinforcement job trains with; see ReinforcementOptions and ReinforcementHyperparameters."""
+
+    group_size: int = 8
+    max_completion_tokens: int = 512
+    temperature: float = 1.0
+    kl_coefficient: float = 0.01
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    scale_advantages: bool = True
+    mask_truncated: bool = False
+    updates_per_step: int = 1
+    eval_interval: int = 10
+    eval_samples: int = 1
 
 
 class TrainSpec(Struct, frozen=True, kw_only=True):
@@ -52,6 +69,8 @@ class TrainSpec(Struct, frozen=True, kw_only=True):
     desirable_weight: float = 1.0
     undesirable_weight: float = 1.0
     """Only for KTO: factors on the losses of rows, by their label."""
+    reinforcement: ReinforcementSpec | None = None
+    """Only for reinforcement."""
     finetuning_type: Literal["lora", "full"] = "lora"
     """`full` trains every weight; what is said of the adapter below is without meaning then."""
     rank: int = 16
@@ -150,6 +169,16 @@ class Metrics(Struct, frozen=True, kw_only=True, omit_defaults=True):
     full_valid_rewards_rejected: float | None = None
     full_valid_rewards_margin: float | None = None
     full_valid_rewards_accuracy: float | None = None
+    rollouts: RolloutStats | None = None
+    """Reinforcement: the answers that this step has learnt from; `kl` is nats per token of theirs then."""
+    valid_rollouts: RolloutStats | None = None
+    """Of the validation file, by the model after this step."""
+    clip_share: float | None = None
+    """Share of the answers' tokens whose ratio was clipped."""
+    served_difference: float | None = None
+    """Mean absolute difference of their log probabilities, in nats, as sampled by the server and as trained here."""
+    step_s: float | None = None
+    """Seconds from one step's end to the next: sampling, grading, training, evaluation."""
     kl: float | None = None
     valid_kl: float | None = None
     full_valid_kl: float | None = None
@@ -186,6 +215,8 @@ class Rehearsed(Struct, frozen=True, kw_only=True, tag="rehearsed", omit_default
     """Whether the longest rows went through, forward and backward: not where memory is known to be ample."""
     full_valid_loss: float | None = None
     full_valid_mean_token_accuracy: float | None = None
+    valid_rollouts: RolloutStats | None = None
+    """Reinforcement: answers to the validation file by that model."""
 
 
 class Stepped(Struct, frozen=True, kw_only=True, tag="stepped", omit_defaults=True):
@@ -244,7 +275,24 @@ class Stopped(Struct, frozen=True, kw_only=True, tag="stopped"):
     step: int
 
 
-Message = Started | Rehearsed | Stepped | Requantized | Exported | ParityMeasured | Failed | Stopped
+class WantRollouts(Struct, frozen=True, kw_only=True, tag="want_rollouts"):
+    """Answers by the model as it is now are wanted; the process waits for Rollouts.
+
+    For step N `step` is N, and the model that of step N - 1; with `validation` it is the model of step N itself.
+    """
+
+    step: int
+    validation: bool
+    folder: str
+    """The adapter, whole and in its final place, named by its digest."""
+    sha256: str
+    lines: list[int]
+    """Of the training or the validation file, from 1, each once."""
+    samples: int
+    """Answers to each."""
+
+
+Message = Started | Rehearsed | Stepped | Requantized | Exported | ParityMeasured | WantRollouts | Failed | Stopped
 
 Reporter = Callable[[Message], None]
 
@@ -269,7 +317,15 @@ class Stop(Struct, frozen=True, kw_only=True, tag="stop"):
     """Save and end: what SIGTERM says to a process that trains one job alone."""
 
 
-Command = CheckParity | Finish | Stop
+class Rollouts(Struct, frozen=True, kw_only=True, tag="rollouts"):
+    """What was wanted lies in the file `path` (shared.rollout_records)."""
+
+    step: int
+    validation: bool
+    path: str
+
+
+Command = CheckParity | Rollouts | Finish | Stop
 
 spec_decoder = msgspec.json.Decoder(TrainSpec)
 metrics_decoder = msgspec.json.Decoder(Metrics)

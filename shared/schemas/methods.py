@@ -10,13 +10,15 @@ from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from msgspec import Meta, Struct
 
+from shared.schemas.graders import Grader
+
 Epochs: TypeAlias = Annotated[int, Meta(ge=1, le=50, description="Passes over the training file.")]
 BatchSize: TypeAlias = Annotated[int, Meta(ge=1, le=256, description="Examples per optimizer step.")]
 LearningRateMultiplier: TypeAlias = Annotated[
     float, Meta(gt=0, description="Factor on the server's base learning rate.")
 ]
 
-MethodName: TypeAlias = Literal["supervised", "dpo", "kto", "orpo", "reward"]
+MethodName: TypeAlias = Literal["supervised", "dpo", "reinforcement", "kto", "orpo", "reward"]
 """What a job may be."""
 METHODS: tuple[MethodName, ...] = get_args(MethodName)
 
@@ -61,8 +63,42 @@ class DpoMethod(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     hyperparameters: DpoHyperparameters = DpoHyperparameters()
 
 
+class ReinforcementHyperparameters(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """OpenAI's for reinforcement; `auto` is resolved when the files have been read."""
+
+    n_epochs: Literal["auto"] | Epochs = "auto"
+    batch_size: Literal["auto"] | Annotated[int, Meta(ge=1, le=256, description="Prompts per step.")] = "auto"
+    learning_rate_multiplier: Literal["auto"] | LearningRateMultiplier = "auto"
+    compute_multiplier: (
+        Literal["auto"]
+        | Annotated[
+            float, Meta(gt=0.00001, le=10, description="Factor on the answers per prompt that are tried: 8 at 1.")
+        ]
+    ) = "auto"
+    eval_interval: (
+        Literal["auto"] | Annotated[int, Meta(ge=1, description="Steps between evaluations of the validation file.")]
+    ) = "auto"
+    eval_samples: Literal["auto"] | Annotated[int, Meta(ge=1, le=64, description="Answers per validation prompt.")] = (
+        "auto"
+    )
+    reasoning_effort: Annotated[
+        Literal["default", "low", "medium", "high"],
+        Meta(description="Handed to the base's chat template, for bases that know of it."),
+    ] = "default"
+
+
+class ReinforcementMethod(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Reinforcement fine-tuning: give more often the answers that a grader rewards (GRPO, arXiv:2402.03300)."""
+
+    grader: Grader
+    hyperparameters: ReinforcementHyperparameters = ReinforcementHyperparameters()
+    response_format: Annotated[
+        dict[str, Any] | None, Meta(description="Form of the answers, as chat completions have it.")
+    ] = None
+
+
 class Method(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Which training, and how: `supervised` or `dpo`.
+    """Which training, and how: `supervised`, `dpo` or `reinforcement`.
 
     Settings of other methods may stand beside it and are ignored, as OpenAI does.
     """
@@ -70,7 +106,7 @@ class Method(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unkno
     type: Literal["supervised", "dpo", "reinforcement"]
     supervised: SupervisedMethod | None = None
     dpo: DpoMethod | None = None
-    reinforcement: Annotated[dict[str, Any] | None, Meta(description="Not offered yet; ignored beside another.")] = None
+    reinforcement: ReinforcementMethod | None = None
 
 
 class KtoHyperparameters(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

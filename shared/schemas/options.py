@@ -28,6 +28,50 @@ class MlflowSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ) = None
 
 
+class ReinforcementOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Choices of reinforcement fine-tuning that OpenAI makes for its users. Left out means the default."""
+
+    group_size: (
+        Annotated[int, Meta(ge=2, le=64, description="Answers per prompt, in place of 8 times compute_multiplier.")]
+        | None
+    ) = None
+    temperature: Annotated[float, Meta(gt=0, le=2, description="Of the answers that are tried; 1.")] | None = None
+    max_completion_tokens: (
+        Annotated[int, Meta(ge=1, le=1 << 20, description="Longest answer in tokens; 512, at most half of max_length.")]
+        | None
+    ) = None
+    kl_coefficient: (
+        Annotated[
+            float,
+            Meta(ge=0, le=10, description="Pull towards the model that training starts from, in nats per token; 0.01."),
+        ]
+        | None
+    ) = None
+    clip_low: (
+        Annotated[float, Meta(gt=0, lt=1, description="How far a token's ratio counts downwards; 0.2.")] | None
+    ) = None
+    clip_high: Annotated[float, Meta(gt=0, le=10, description="The same upwards; 0.28 (arXiv:2503.14476).")] | None = (
+        None
+    )
+    scale_advantages: (
+        Annotated[
+            bool,
+            Meta(
+                description="Divide a group's rewards by their standard deviation, as GRPO does; no: only take the "
+                "mean away (arXiv:2503.20783). Default: yes."
+            ),
+        ]
+        | None
+    ) = None
+    mask_truncated: (
+        Annotated[bool, Meta(description="Learn nothing from answers that were cut off (arXiv:2503.14476); no.")] | None
+    ) = None
+    updates_per_step: (
+        Annotated[int, Meta(ge=1, le=8, description="Optimizer steps that the answers of a step are used for; 1.")]
+        | None
+    ) = None
+
+
 class TrainingOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Options of this server. Null, or left out, means the server's default; a job shows the values that it uses."""
 
@@ -142,6 +186,7 @@ class TrainingOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         | None
     ) = None
     early_stopping: EarlyStopping | None = None
+    reinforcement: ReinforcementOptions | None = None
     mlflow: MlflowSettings | None = None
     priority: (
         Annotated[

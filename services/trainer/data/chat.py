@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.trainer.data.coder import Coder
-from services.trainer.data.masks import Marked, mark
+from services.trainer.data.masks import Marked, mark, mark_prompt
 from services.trainer.data.template import ChatTemplate, ChatTokenizer
 from shared.errors import InvalidTrainingData
+from shared.reinforcement_data import PromptExample
 from shared.training_data import ChatExample
 
 __all__ = ["ChatTokenizer", "Example", "tokenize_rows"]
@@ -87,14 +89,27 @@ class ChatMarker:
             raise ValueError(
                 f"{n_trained} messages to learn, more than the {MAX_TRAINED} of a row; split it, or give some weight 0"
             )
-        try:
+        with _naming_template():
             text, spans = self._template.spans(row)
-        except MemoryError:
-            raise
-        except Exception as error:  # a template is foreign code, which may raise anything
-            reason = str(error) or type(error).__name__
-            raise ValueError(f"the base model's chat template cannot write it: {reason}") from error
         return mark(text, spans, self.coder)
+
+    def prompt(self, row: PromptExample) -> Marked:
+        """Write what a server writes before it answers. Raises ValueError as for conversations."""
+        with _naming_template():
+            text = self._template.prompt(row.messages, row.tools)
+        return mark_prompt(text, self.coder)
+
+
+@contextmanager
+def _naming_template() -> Iterator[None]:
+    """Raise ValueError with whatever a template raises: it is foreign code."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"the base model's chat template cannot write it: {reason}") from error
 
 
 def tokenize_rows(rows: Iterable[Row], tokenizer: ChatTokenizer, *, max_length: int, param: str) -> list[Example]:

@@ -11,6 +11,8 @@ from itertools import pairwise
 import numpy as np
 
 from services.trainer.data.cutting import (
+    FLAT_TOKENS,
+    MICRO_BATCH_TOKENS,
     capped,
     common_beginning,
     flat_pieces,
@@ -73,6 +75,13 @@ def heaviest_piece(table: TokenTable, fitting: Fitting, reading: Reading) -> Pie
     tokens = max(_distinct(table, fitting, piece, shares=reading.shares) for piece in largest)
     padded = max(_padded(piece, reading) for batch in batches for piece in _plain(batch, reading))
     return Piece(tokens=tokens, padded_tokens=padded)
+
+
+def heaviest_answers(table: TokenTable, fitting: Fitting, room: int) -> Piece:
+    """Find it among prompts with answers of `room` tokens each: a full piece, or the longest row if that has more."""
+    widths = table.used_S[[row for row in range(len(table.lines_R)) if fitting.cuts.get(row, 0) != DROPPED]]
+    longest = int(widths.max()) + room
+    return Piece(tokens=max(FLAT_TOKENS, longest), padded_tokens=max(MICRO_BATCH_TOKENS, longest))
 
 
 def _batches(table: TokenTable, fitting: Fitting, size: int) -> list[list[_Row]]:

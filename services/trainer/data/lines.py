@@ -17,6 +17,7 @@ from shared.json_lines import check_text, split_lines
 from shared.labelled_data import LabelledExample
 from shared.plain_data import CompletionExample, TextExample
 from shared.preference_data import PreferenceExample
+from shared.reinforcement_data import PromptExample
 from shared.token_cache import Format
 
 
@@ -31,10 +32,11 @@ class MarkedRow:
 LineMarker = Callable[[bytes], MarkedRow]
 """Raises ValueError with what is wrong with the line."""
 
-N_SIDES: dict[Format, int] = {"chat": 1, "completion": 1, "text": 1, "preference": 2, "labelled": 1}
+N_SIDES: dict[Format, int] = {"chat": 1, "completion": 1, "text": 1, "preference": 2, "labelled": 1, "prompt": 1}
 
 _chat = msgspec.json.Decoder(ChatExample).decode
 _labelled = msgspec.json.Decoder(LabelledExample).decode
+_prompt = msgspec.json.Decoder(PromptExample).decode
 _preference = msgspec.json.Decoder(PreferenceExample).decode
 _completion = msgspec.json.Decoder(CompletionExample).decode
 _text = msgspec.json.Decoder(TextExample).decode
@@ -71,6 +73,8 @@ def line_marker(format_: Format, tokenizer: Any) -> LineMarker:
         return lambda line: MarkedRow(tuple(map(marker, sides_of(_preference(line)))))
     if format_ == "labelled":
         return lambda line: _mark_labelled(_labelled(line), marker)
+    if format_ == "prompt":
+        return lambda line: MarkedRow((marker.prompt(_prompt(line)),))
     return lambda line: MarkedRow((marker(_chat(line)),))
 
 

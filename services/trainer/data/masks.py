@@ -74,6 +74,13 @@ def carefully(text: str, spans: list[Span], coder: Coder) -> Marked:
     return _marked(ids, ranges, coder)
 
 
+def mark_prompt(text: str, coder: Coder) -> Marked:
+    """Tokenise what is to be answered. Nothing of it is learnt: the mark on its last token says where it ends."""
+    ids = coder.encode(text)
+    count = len(ids) // ID_BYTES
+    return Marked(ids, bytes(max(count - 1, 0)) + b"\x01" * min(count, 1), count)
+
+
 def mark_completion(prompt: str, completion: str, coder: Coder) -> Marked:
     """Tokenise a text behind what a server puts before every prompt; the completion and an end of text are learnt."""
     ids, [(first, last)] = _careful_ranges(prompt + completion, [(len(prompt), len(prompt) + len(completion))], coder)

@@ -12,6 +12,7 @@ from services.trainer.data.chat import Example, refuse
 from services.trainer.data.labelled import Labelled, with_mismatched
 from services.trainer.data.lines import Block
 from services.trainer.data.pairs import Pair
+from services.trainer.data.prompts import Prompt
 from shared.overlong import DROPPED, REFUSED, Overlong, first_kept, tokens_to_cut
 
 FIRST_LINES = 10
@@ -141,6 +142,11 @@ def labelled(table: TokenTable, fitting: Fitting, max_length: int) -> list[Label
     """Return the rows of a table with one side and their labels, each with an answer of another row's."""
     labels = [bool(label) for row, label in enumerate(table.labels_R) if fitting.cuts.get(row, 0) != DROPPED]
     return with_mismatched(examples(table, fitting), labels, max_length=max_length)
+
+
+def prompts(table: TokenTable, fitting: Fitting, room: int) -> list[Prompt]:
+    """Return the rows of a table of prompts, each with room for an answer of `room` tokens."""
+    return [Prompt(example, room) for example in examples(table, fitting)]
 
 
 def count_desirable(table: TokenTable, fitting: Fitting) -> int:

@@ -8,7 +8,7 @@ earlier turns) is refused instead of being trained on wrongly.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -62,6 +62,10 @@ class ChatTemplate:
         template = compile_template(self._tokenizer.get_chat_template(None, tools))
         template.environment.getattr = _quick_getattr(template.environment)
         return template, {**template.globals, **self._special, "documents": None}
+
+    def prompt(self, messages: Sequence[Message], tools: Tools | None) -> str:
+        """Render a conversation up to where the model goes on. Raises whatever the template raises."""
+        return self.render(list(map(_turn, messages)), tools, generation_prompt=True)
 
     def spans(self, example: ChatExample) -> tuple[str, list[Span]]:
         """Render a conversation and find the characters the model has to write: (text, [(start, end), …]), in order.

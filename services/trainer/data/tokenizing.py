@@ -24,19 +24,22 @@ log = structlog.get_logger()
 
 def tokenize(request: Request) -> Tokenized:
     """Tokenise and judge both files. Raises InvalidTrainingData, TrainingFailed."""
-    from services.trainer.data.heaviest import Reading, heaviest_piece
+    from services.trainer.data.heaviest import Reading, heaviest_answers, heaviest_piece
     from services.trainer.data.loading import TokenSource
     from services.trainer.data.table import FIRST_LINES, Fitting, TokenTable, count_desirable, fit
 
     source = TokenSource(request.base_folder, request.tokens_folder, request.method, is_alone=True)
 
+    room = answer_room(request)
+    longest = request.max_length - room
+
     def tokens(path: str, param: str, least: int) -> tuple[FileTokens, TokenTable, Fitting]:
         key, table = source.table(path, param)
-        fitting = fit(table, request.max_length, request.overlong, param)
+        fitting = fit(table, longest, request.overlong, param)
         rows = len(table.lines_R) - len(fitting.dropped)
         if rows < least:
             raise InvalidTrainingData(
-                f"{len(fitting.dropped)} rows have more than {request.max_length} tokens and are left out; "
+                f"{len(fitting.dropped)} rows have more than {longest} tokens and are left out; "
                 f"of the {rows} that remain at least {least} are needed.",
                 code=f"invalid_{param}",
                 param=param,
@@ -58,8 +61,21 @@ def tokenize(request: Request) -> Tokenized:
     least = min_validation_examples(request.method)
     validation = tokens(request.validation_path, "validation_file", least)[0] if request.validation_path else None
     training, table, fitting = tokens(request.training_path, "training_file", MIN_EXAMPLES)
-    heaviest = heaviest_piece(table, fitting, Reading.of(request, training.rows))
+    heaviest = (
+        heaviest_answers(table, fitting, room)
+        if room
+        else heaviest_piece(table, fitting, Reading.of(request, training.rows))
+    )
     return Tokenized(training=training, validation=validation, heaviest=heaviest)
+
+
+def answer_room(request: Request) -> int:
+    """Return how many tokens of a row are kept for the answer that is tried; 0 but for reinforcement."""
+    if request.method != "reinforcement":
+        return 0
+    chosen = request.options.reinforcement
+    assert chosen is not None and chosen.max_completion_tokens is not None
+    return chosen.max_completion_tokens
 
 
 def shortage(error: Exception, request: Request) -> SelftuneError | None:

@@ -51,3 +51,8 @@ def _learning_rate_multiplier(asked: float | Auto, batch_size: int) -> float:
     if asked != "auto":
         return float(asked)
     return round(max(1.0, math.sqrt(batch_size / 8)), 2)
+
+
+def group_size(compute_multiplier: float) -> int:
+    """Return how many answers to a prompt reinforcement tries: 8 at 1, never fewer than two, which can be compared."""
+    return min(64, max(2, round(8 * compute_multiplier)))

@@ -9,22 +9,29 @@ from typing import Literal
 
 import msgspec
 import structlog
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from services.trainer.base.weights import weights_digest
 from services.trainer.failures import TrainingFailed
-from services.trainer.jobs.hyperparameters import resolve
+from services.trainer.jobs.hyperparameters import group_size, resolve
 from services.trainer.jobs.mirror import fetch_sources, restore
-from services.trainer.jobs.options import effective, offered_base, resolve_beta
+from services.trainer.jobs.options import offered_base, options_of, resolve_beta
 from services.trainer.jobs.parents import check_parent, find_parent, read_shape
-from services.trainer.protocol import CHECKPOINTS_FOLDER, SPEC_FILE, TrainSpec, encoder, spec_decoder
+from services.trainer.protocol import (
+    CHECKPOINTS_FOLDER,
+    SPEC_FILE,
+    ReinforcementSpec,
+    TrainSpec,
+    encoder,
+    spec_decoder,
+)
 from services.trainer.stores import Stores
 from shared import ids, tracing
 from shared.errors import InvalidTrainingData, NotFound, StorageUnavailable
 from shared.paths import write_atomic
 from shared.records import AdapterRecord, BaseRecord, FileRecord, JobRecord
 from shared.schemas.methods import LabelWeights, SupervisedHyperparameters
-from shared.schemas.options import TrainingOptions
+from shared.schemas.options import ReinforcementOptions, TrainingOptions
 from shared.training_data import validate
 
 _RESULT_FILE = "result_file"
@@ -130,7 +137,7 @@ def _first_spec(
     chosen = record.resolved or _resolve_now(stores, record)
     assert chosen.n_epochs != "auto" and chosen.batch_size != "auto" and chosen.learning_rate_multiplier != "auto"
     shape = None if parent is None else read_shape(stores.paths, parent)
-    options = effective(record.options, stores.settings, base.context_length, shape)
+    options = options_of(record, stores.settings, base.context_length, shape)
     assert options.max_length is not None and options.quantization is not None
     assert options.lr_schedule is not None and options.warmup_ratio is not None
     assert options.weight_decay is not None and options.max_grad_norm is not None
@@ -168,8 +175,23 @@ def _first_spec(
         evaluation_interval=options.evaluation_interval,
         early_stopping=options.early_stopping,
         memory_parts=record.memory_parts,
+        reinforcement=_reinforcement(record, options.reinforcement),
     )
     return replace(spec, finetuning_type="full") if options.finetuning_type == "full" else _with_adapter(spec, options)
+
+
+def _reinforcement(record: JobRecord, options: ReinforcementOptions | None) -> ReinforcementSpec | None:
+    """Put hyperparameters and options of reinforcement together, all of them numbers; None for another method."""
+    if record.method != "reinforcement":
+        return None
+    chosen = record.resolved_reinforcement
+    assert chosen is not None and options is not None
+    given = {name: value for name, value in asdict(options).items() if value is not None}
+    if options.group_size is None:
+        assert chosen.compute_multiplier != "auto"
+        given["group_size"] = group_size(chosen.compute_multiplier)
+    assert chosen.eval_interval != "auto" and chosen.eval_samples != "auto"
+    return ReinforcementSpec(**given, eval_interval=chosen.eval_interval, eval_samples=chosen.eval_samples)
 
 
 def _weight(weights: LabelWeights | None, label: Literal["desirable", "undesirable"]) -> float:

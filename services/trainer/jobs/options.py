@@ -31,9 +31,11 @@ from services.trainer.jobs.parents import AdapterShape, find_parent, read_shape
 from services.trainer.stores import Stores
 from shared.records import BaseRecord, JobRecord
 from shared.schemas.methods import LabelWeights
-from shared.schemas.options import TargetModule, TrainingOptions
+from shared.schemas.options import ReinforcementOptions, TargetModule, TrainingOptions
 from shared.settings import Settings
 
+MAX_COMPLETION_TOKENS = 512
+"""Of an answer that reinforcement tries, unless half of max_length is less."""
 AUTO_BETA = 0.1
 """`beta` of Rafailov et al. 2023 (arXiv:2305.18290, section 6); KTO's and ORPO's authors have the same."""
 MOST_WEIGHT = 1000.0
@@ -52,6 +54,7 @@ def effective(
     What is off by default stays None: early_stopping, neftune_noise_alpha, and the intervals in steps.
     """
     is_full = options.finetuning_type == "full"
+    max_length = options.max_length or min(settings.max_model_len, base_context)
     if not is_full:
         options = _with_shape(options, parent or _shape(options, settings))
     return replace(
@@ -59,7 +62,7 @@ def effective(
         finetuning_type=options.finetuning_type or "lora",
         quantization=options.quantization or "none",
         packing=bool(options.packing),
-        max_length=options.max_length or min(settings.max_model_len, base_context),
+        max_length=max_length,
         overlong=options.overlong or "refuse",
         lr_schedule=options.lr_schedule or "linear",
         warmup_ratio=0.05 if options.warmup_ratio is None else options.warmup_ratio,
@@ -68,6 +71,23 @@ def effective(
         gradient_accumulation_steps=options.gradient_accumulation_steps or 1,
         dtype="float32" if is_full else options.dtype or "auto",
         priority=options.priority or "normal",
+    )
+
+
+def reinforcement_options(asked: ReinforcementOptions | None, max_length: int) -> ReinforcementOptions:
+    """Replace every None but the group's size, which hyperparameters have a word in; `max_length` is in tokens."""
+    asked = asked or ReinforcementOptions()
+    room = min(MAX_COMPLETION_TOKENS, max_length // 2)
+    return replace(
+        asked,
+        temperature=1.0 if asked.temperature is None else asked.temperature,
+        max_completion_tokens=asked.max_completion_tokens or room,
+        kl_coefficient=0.01 if asked.kl_coefficient is None else asked.kl_coefficient,
+        clip_low=0.2 if asked.clip_low is None else asked.clip_low,
+        clip_high=0.28 if asked.clip_high is None else asked.clip_high,
+        scale_advantages=True if asked.scale_advantages is None else asked.scale_advantages,
+        mask_truncated=bool(asked.mask_truncated),
+        updates_per_step=asked.updates_per_step or 1,
     )
 
 
@@ -97,7 +117,18 @@ async def job_options(stores: Stores, record: JobRecord) -> TrainingOptions:
     base = await offered_base(stores, record)
     parent = await find_parent(stores, record)
     shape = None if parent is None else read_shape(stores.paths, parent)
-    return effective(record.options, stores.settings, base.context_length, shape)
+    return options_of(record, stores.settings, base.context_length, shape)
+
+
+def options_of(
+    record: JobRecord, settings: Settings, base_context: int, parent: AdapterShape | None
+) -> TrainingOptions:
+    """Fill in a job's options; those of reinforcement only where that is its method."""
+    options = effective(record.options, settings, base_context, parent)
+    if record.method != "reinforcement":
+        return options
+    assert options.max_length is not None
+    return replace(options, reinforcement=reinforcement_options(options.reinforcement, options.max_length))
 
 
 async def offered_base(stores: Stores, record: JobRecord) -> BaseRecord:

@@ -37,9 +37,10 @@ from shared import tracing
 from shared.errors import SelftuneError
 
 if TYPE_CHECKING:
+    from services.trainer.training.asking import Commands
     from services.trainer.training.bases import LoadBase
     from services.trainer.training.parallel import Group
-    from services.trainer.training.run_job import Commands, ShouldStop
+    from services.trainer.training.run_job import ShouldStop
 
 log = structlog.get_logger()
 

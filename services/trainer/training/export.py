@@ -27,6 +27,7 @@ _VERSIONED = ("torch", "transformers", "peft", "safetensors")
 _TRAINING = (
     "quantization", "packing", "max_length", "overlong", "lr_schedule", "warmup_ratio", "weight_decay", "max_grad_norm",
     "early_stopping", "gradient_accumulation_steps", "neftune_noise_alpha", "dtype", "evaluation_interval",
+    "reinforcement",
 )  # fmt: skip
 
 
@@ -48,17 +49,18 @@ class Manifest(Struct, frozen=True, kw_only=True):
     parent_sha256: str | None = None
     """The adapter that training went on from."""
     step: int
-    metrics: Metrics
+    metrics: Metrics | None
+    """Of that step; None before the first."""
     versions: dict[str, str]
 
 
 def export_model(
-    model: TrainableModel, whole_weights: Mapping[str, Tensor], spec: TrainSpec, metrics: Metrics
+    model: TrainableModel, whole_weights: Mapping[str, Tensor], spec: TrainSpec, metrics: Metrics | None
 ) -> tuple[Path, str]:
     """Write what was trained under spec.adapters_folder and return (folder, digest).
 
-    `whole_weights` are a whole model's, by name. The same weights give the same folder; it is staged, fsynced and
-    renamed: whole as soon as it is visible.
+    `whole_weights` are a whole model's, by name; `metrics` None says that no step was made. The same weights give the
+    same folder; it is staged, fsynced and renamed: whole as soon as it is visible.
     """
     parent = Path(spec.adapters_folder)
     for partial in parent.glob(f".partial-{spec.job_id}-*"):  # of a process that died while it wrote
@@ -113,7 +115,7 @@ def _pretty(value: Any) -> bytes:
     return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
 
 
-def _manifest(spec: TrainSpec, metrics: Metrics) -> Manifest:
+def _manifest(spec: TrainSpec, metrics: Metrics | None) -> Manifest:
     return Manifest(
         base=spec.base_id,
         base_fingerprint=spec.base_fingerprint,
@@ -127,7 +129,7 @@ def _manifest(spec: TrainSpec, metrics: Metrics) -> Manifest:
         training={name: getattr(spec, name) for name in _TRAINING},
         seed=spec.seed,
         parent_sha256=spec.parent_sha256,
-        step=metrics.step,
+        step=0 if metrics is None else metrics.step,
         metrics=metrics,
         versions={name: version(name) for name in _VERSIONED},
     )
@@ -156,13 +158,13 @@ def _hyperparameters(spec: TrainSpec) -> dict[str, float]:
     return common
 
 
-def _readme(spec: TrainSpec, metrics: Metrics) -> str:
-    loss = metrics.full_valid_loss
+def _readme(spec: TrainSpec, metrics: Metrics | None) -> str:
+    step, loss = (0, None) if metrics is None else (metrics.step, metrics.full_valid_loss)
     held_out = "" if loss is None else f"\nLoss on the validation file: {loss:.4f}.\n"
     if spec.finetuning_type == "full":
         return (
             f"# {spec.base_id}, fine-tuned\n\n"
-            f"Trained by job {spec.job_id}: {metrics.step} steps, every weight, seed {spec.seed}.\n{held_out}"
+            f"Trained by job {spec.job_id}: {step} steps, every weight, seed {spec.seed}.\n{held_out}"
             "\nLoad it with `transformers.AutoModelForCausalLM.from_pretrained(folder)`.\n"
             "What it was trained on, how and with which versions stands in manifest.json.\n"
         )
@@ -172,7 +174,7 @@ def _readme(spec: TrainSpec, metrics: Metrics) -> str:
         base = "transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)"
     return (
         f"# {what} for {spec.base_id}\n\n"
-        f"Trained by job {spec.job_id}: {metrics.step} steps, rank {spec.rank}, seed {spec.seed}.\n{held_out}"
+        f"Trained by job {spec.job_id}: {step} steps, rank {spec.rank}, seed {spec.seed}.\n{held_out}"
         f"\nLoad it with `peft.PeftModel.from_pretrained({base}, folder)`.\n"
         "What it was trained on, how and with which versions stands in manifest.json.\n"
     )

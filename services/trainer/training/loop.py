@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic, NoReturn
 
@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from services.trainer.data.batches import epoch_batches
-from services.trainer.data.cutting import R
+from services.trainer.data.cutting import R, Row
 from services.trainer.data.dataset import Dataset
 from services.trainer.failures import StopRequested
 from services.trainer.lease_file import LeaseWatch
@@ -130,7 +130,7 @@ class TrainingLoop(Generic[R]):
 
     def _advance(self, step: int, rows: list[R]) -> None:
         """One step. At an epoch's end it is saved before it is reported: a reported epoch is never taken back."""
-        metrics = self._accounted(self.evaluation.added_to(self._train(step, rows)), rows)
+        metrics = self._step(step, rows)
         self._hold_lease()
         self.history.add_step(metrics)
         self.event_file.add(metrics)
@@ -139,8 +139,16 @@ class TrainingLoop(Generic[R]):
         if is_saved:
             self._save()
         self.report(Stepped(metrics=metrics, checkpoint_s=round(self._save_took, 4) if is_saved else None))
-        if self._ends_epoch(step) and self._exports_epochs and not self._is_over():
+        if self._is_exported(step) and not self._is_over():
             self._export(metrics)
+
+    def _step(self, step: int, rows: list[R]) -> Metrics:
+        """Learn from the rows of a step, and evaluate where that is due."""
+        return self._accounted(self.evaluation.added_to(self._train(step, rows)), rows)
+
+    def _is_exported(self, step: int) -> bool:
+        """Whether the model after this step stays as a checkpoint."""
+        return self._ends_epoch(step) and self._exports_epochs
 
     @property
     def _exports_epochs(self) -> bool:
@@ -174,7 +182,7 @@ class TrainingLoop(Generic[R]):
         )
         return replace(metrics, **rewards(measured, ""))
 
-    def _accounted(self, metrics: Metrics, rows: list[R]) -> Metrics:
+    def _accounted(self, metrics: Metrics, rows: Sequence[Row]) -> Metrics:
         """Add what was learnt from, and what the step and the evaluation behind it have cost."""
         return replace(
             metrics,
@@ -217,7 +225,7 @@ class TrainingLoop(Generic[R]):
         if steps:
             last_step = steps[-1].step
             done = any(e.metrics.step == last_step and not e.final for e in exports)
-            if self._ends_epoch(last_step) and self._exports_epochs and not done and not self._is_over():
+            if self._is_exported(last_step) and not done and not self._is_over():
                 self._export(steps[-1])
 
     def _conclude(self) -> Exported | None:
@@ -267,9 +275,7 @@ class TrainingLoop(Generic[R]):
 
     def _write(self, metrics: Metrics) -> Exported:
         """Export the adapter, or the whole model, as it is now."""
-        self._hold_lease()
-        with tracing.span("model.export", step=metrics.step):
-            folder, digest = export_model(self.session.model, self._whole_weights(), self.spec, metrics)
+        folder, digest = self._written(metrics)
         return Exported(
             folder=str(folder),
             sha256=digest,
@@ -277,6 +283,12 @@ class TrainingLoop(Generic[R]):
             final=False,
             trained_tokens=self.position.trained_tokens,
         )
+
+    def _written(self, metrics: Metrics | None) -> tuple[Path, str]:
+        """Write what is trained as it is now, None being before the first step; returns its folder and digest."""
+        self._hold_lease()
+        with tracing.span("model.export", step=0 if metrics is None else metrics.step):
+            return export_model(self.session.model, self._whole_weights(), self.spec, metrics)
 
     def _whole_weights(self) -> dict[str, Tensor]:
         """Put all weights of a whole model together, in every process; nothing where an adapter is trained."""

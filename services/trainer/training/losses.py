@@ -76,6 +76,50 @@ def kto_losses(logratios_E: Tensor, desirable_E: Tensor, divergence: float, beta
     return 1.0 - torch.sigmoid(beta * gains_E)
 
 
+LEAST_DEVIATION = 1e-4
+"""What is added to a group's standard deviation, as TRL does; arXiv:2402.03300 adds nothing."""
+
+
+def group_advantages(rewards_PG: Tensor, *, scale: bool = True) -> Tensor:
+    """Compare the G answers of each of P prompts with one another (arXiv:2402.03300, section 4.1.2).
+
+    Returns advantages_PG: rewards less their group's mean, with `scale` over its standard deviation (of a sample). A
+    reward that is not a number stands for an answer without one: it is left out, and its advantage is 0, as is that of
+    an answer which is alone.
+    """
+    is_there_PG = ~rewards_PG.isnan()
+    counts_P1 = is_there_PG.sum(dim=1, keepdim=True).clamp(min=1)
+    means_P1 = rewards_PG.nansum(dim=1, keepdim=True) / counts_P1
+    centred_PG = torch.where(is_there_PG, rewards_PG - means_P1, 0.0)
+    if not scale:
+        return centred_PG
+    variances_P1 = centred_PG.square().sum(dim=1, keepdim=True) / (counts_P1 - 1).clamp(min=1)
+    return centred_PG / (variances_P1.sqrt() + LEAST_DEVIATION)
+
+
+def grpo_losses(
+    logprobs_N: Tensor, behaviour_N: Tensor, advantages_N: Tensor, *, clip_low: float, clip_high: float
+) -> tuple[Tensor, Tensor]:
+    """Compute the clipped policy loss of N tokens (arXiv:1707.06347, equation 7; two bounds as arXiv:2503.14476).
+
+    `behaviour_N` are log probabilities by the model that sampled, `advantages_N` those of the tokens' answers. Returns
+    losses_N and clipped_N, true where the bound holds the loss, and with it the gradient, back.
+    """
+    ratios_N = torch.exp(logprobs_N - behaviour_N)
+    bounded_N = ratios_N.clamp(1.0 - clip_low, 1.0 + clip_high)
+    clipped_N = bounded_N * advantages_N < ratios_N * advantages_N
+    return -torch.minimum(ratios_N * advantages_N, bounded_N * advantages_N), clipped_N
+
+
+def kl_estimates(logprobs_N: Tensor, reference_N: Tensor) -> Tensor:
+    """Estimate the divergence from the reference model by N of its tokens, in nats, each at least 0.
+
+    It is k3 of Schulman 2020, "Approximating KL divergence", as in arXiv:2402.03300, equation 4.
+    """
+    differences_N = reference_N - logprobs_N
+    return torch.expm1(differences_N) - differences_N
+
+
 MOST_CERTAIN = -1e-6
 """Mean log probability from which on an answer counts as certain: its odds would be infinite, and have no gradient."""
 

@@ -33,6 +33,19 @@ class Rewards:
 
 
 @dataclass(frozen=True, slots=True)
+class Served:
+    """How the model and the server that sampled from it agree; means over tokens."""
+
+    difference: float
+    """Absolute difference of log probabilities, the server's and the model's, in nats."""
+    moved: float
+    """The same of the reference's and the model's."""
+    moved_served: float
+    """The same of the reference's and the server's."""
+    clip_share: float
+
+
+@dataclass(frozen=True, slots=True)
 class Measured:
     """Means: loss in nats per supervised token or pair, accuracy of argmax from 0 to 1."""
 
@@ -41,7 +54,9 @@ class Measured:
     n_tokens: int
     rewards: Rewards | None = None
     divergence: float | None = None
-    """KTO's estimate of how far the model has moved, in nats."""
+    """KTO's or GRPO's estimate of how far the model has moved, in nats."""
+    served: Served | None = None
+    """GRPO's view of the answers that it learns from."""
 
 
 class Objective(Protocol[RowT_contra]):

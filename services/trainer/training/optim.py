@@ -22,6 +22,8 @@ Published recipes for LoRA lie between 5e-6 for thousands of steps (TRL's script
 """
 ORPO_LEARNING_RATE = 8e-5
 """The same for ORPO: ten times 8e-6, with which published recipes train for thousands of steps."""
+REINFORCEMENT_LEARNING_RATE = 1e-4
+"""The same for reinforcement: ten times what full fine-tuning bears (Schulman et al. 2025, "LoRA Without Regret")."""
 REWARD_LEARNING_RATE = 1e-4
 """The same for reward models, as TRL's documentation has it for LoRA."""
 
@@ -51,6 +53,7 @@ def build_optimizer(parameters: Iterable[Parameter], weight_decay: float = 0.0) 
 _LEARNING_RATES: dict[MethodName, float] = {
     "supervised": BASE_LEARNING_RATE,
     "dpo": DPO_LEARNING_RATE,
+    "reinforcement": REINFORCEMENT_LEARNING_RATE,
     "kto": DPO_LEARNING_RATE,
     "orpo": ORPO_LEARNING_RATE,
     "reward": REWARD_LEARNING_RATE,

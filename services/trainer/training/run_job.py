@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import torch
 from msgspec.structs import replace
@@ -18,7 +18,9 @@ from services.trainer.data.dataset import Dataset
 from services.trainer.data.labelled import Labelled
 from services.trainer.data.loading import TokenSource
 from services.trainer.data.pairs import Pair
-from services.trainer.data.table import Fitting, TokenTable, examples, fit, labelled, pairs
+from services.trainer.data.prompts import Prompt
+from services.trainer.data.table import Fitting, TokenTable, examples, fit, labelled, pairs, prompts
+from services.trainer.failures import TrainingFailed
 from services.trainer.protocol import (
     REFERENCE_FILE,
     SPEC_FILE,
@@ -27,13 +29,17 @@ from services.trainer.protocol import (
     Message,
     Reporter,
     Requantized,
+    Rollouts,
     Started,
     TrainSpec,
+    WantRollouts,
     command_decoder,
     spec_decoder,
 )
+from services.trainer.training.asking import Asking, Commands
 from services.trainer.training.bases import LoadBase
 from services.trainer.training.following import Follower
+from services.trainer.training.grpo import Grpo
 from services.trainer.training.kto import Kto
 from services.trainer.training.loop import TrainingLoop
 from services.trainer.training.model import TrainableModel, build_model, load_base
@@ -44,6 +50,7 @@ from services.trainer.training.parity import measure_parity
 from services.trainer.training.reading import Reader
 from services.trainer.training.references import with_reference
 from services.trainer.training.rehearsal import few_rows
+from services.trainer.training.reinforcement import Ask, ReinforcementLoop
 from services.trainer.training.reward import BradleyTerry
 from services.trainer.training.session import TrainingSession
 from shared import tracing
@@ -57,10 +64,8 @@ ShouldStop = Callable[[], bool]
 """Asked between steps, and wherever else a job may be put down; in a shared process others compute meanwhile."""
 
 
-class Commands(Protocol):
-    """Lines from the supervisor; an empty one at their end."""
-
-    def readline(self) -> bytes: ...
+def _nobody(wanted: WantRollouts) -> Rollouts | None:
+    raise TrainingFailed(f"Nobody is there to answer the prompts of step {wanted.step}.")
 
 
 def run_job(
@@ -75,19 +80,26 @@ def run_job(
 
     Raises StopRequested, SelftuneError with the reason, or PeersLost.
     """
-    model = train(folder, report, should_stop, load, group)
+    model = train(folder, report, should_stop, load, group, Asking(report, commands))
     if model is not None:
         answer(model, report, commands)
 
 
 def train(
-    folder: Path, report: Reporter, should_stop: ShouldStop, load: LoadBase = load_base, group: Group = ALONE
+    folder: Path,
+    report: Reporter,
+    should_stop: ShouldStop,
+    load: LoadBase = load_base,
+    group: Group = ALONE,
+    ask: Ask = _nobody,
 ) -> TrainableModel | None:
     """Train the job in `folder` to its end and export it; returns the finished model as it is served.
 
-    None in those processes of a group that follow the first.
+    None in those processes of a group that follow the first. `ask` is where rollouts come from.
     """
     spec = spec_decoder.decode((folder / SPEC_FILE).read_bytes())
+    if spec.method == "reinforcement":
+        return reinforce(spec, folder, report, should_stop, load, ask)
     if spec.quantization == "none":
         finished = _trained(spec, folder, report, should_stop, load, group)
         return None if finished is None else finished.model
@@ -162,6 +174,18 @@ def _trained(
     preference = Preference(reader, spec.beta, group)
     pairs = with_reference(pairs, preference, folder / REFERENCE_FILE, should_stop)
     return finished(pairs, preference, lambda reader: Preference(reader, spec.beta))
+
+
+def reinforce(
+    spec: TrainSpec, folder: Path, report: Reporter, should_stop: ShouldStop, load: LoadBase, ask: Ask
+) -> TrainableModel | None:
+    """Train a reinforcement job, always in one process: most of its time goes into answers."""
+    started = time.monotonic()
+    assert spec.reinforcement is not None
+    data = load_prompts(spec)
+    objective = Grpo(_reader(spec, load, ALONE), spec.reinforcement)
+    loop = ReinforcementLoop(_session(spec, objective), objective, spec, data, folder, report, ask)
+    return _run(loop, started, should_stop)
 
 
 def make_kto(spec: TrainSpec, reader: Reader, group: Group = ALONE) -> Kto:
@@ -248,6 +272,14 @@ def load_pairs(spec: TrainSpec) -> Dataset[Pair]:
 def load_labelled(spec: TrainSpec) -> Dataset[Labelled]:
     """The same for labelled answers, each with one of another row's."""
     return _load(spec, lambda table, fitting: labelled(table, fitting, spec.max_length))
+
+
+def load_prompts(spec: TrainSpec) -> Dataset[Prompt]:
+    """The same for prompts, which leave room for an answer."""
+    assert spec.reinforcement is not None
+    room = spec.reinforcement.max_completion_tokens
+    shorter = replace(spec, max_length=spec.max_length - room)
+    return _load(shorter, lambda table, fitting: prompts(table, fitting, room))
 
 
 def _load(spec: TrainSpec, rows_of: Callable[[TokenTable, Fitting], list[R]]) -> Dataset[R]:

@@ -13,10 +13,10 @@ from msgspec import Struct, UnsetType
 from msgspec.structs import replace
 
 from shared.grading import formula
-from shared.grading.asking import MAX_DETAIL_CHARS, judged, scored
 from shared.grading.checking import check
 from shared.grading.formula import FormulaError
 from shared.grading.means import Answer, Cage, Judge, JudgeFailed, Means, Outcome
+from shared.grading.model_graders import MAX_DETAIL_CHARS, judged, scored
 from shared.grading.parts import parts_of
 from shared.grading.score import Namespaces, Score, failed
 from shared.grading.similarity import MAX_CHARS, MAX_PAIRS, similarity

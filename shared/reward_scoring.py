@@ -14,7 +14,7 @@ import structlog
 from shared import ids
 from shared.chat_data import Message
 from shared.errors import StoreUnavailable, TooLarge
-from shared.grading.means import JudgeFailed, NotFinite, RewardModels, Unresponsive
+from shared.grading.means import JudgeFailed, NotFinite, RewardModels, Unresponsive, Unscorable
 from shared.model_records import Access
 from shared.records import AdapterRecord
 from shared.store.client import Client
@@ -58,7 +58,7 @@ class RewardScoring:
     async def score(self, model: str, conversation: Sequence[Message], access: Access) -> float:
         """Return the finite score of the last message.
 
-        Raises UnknownModel, NoTrainer, Unresponsive, NotFinite, or JudgeFailed with the reason.
+        Raises UnknownModel, NoTrainer, Unresponsive, Unscorable, NotFinite, or JudgeFailed with the reason.
         """
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -70,7 +70,7 @@ class RewardScoring:
         except StoreUnavailable as error:
             raise NoTrainer(error.message) from error
         if reply.problem:
-            raise JudgeFailed(reply.problem)
+            raise (Unscorable if reply.is_unscorable else JudgeFailed)(reply.problem)
         if reply.score is None or not math.isfinite(reply.score):
             raise NotFinite(f"the score of the reward model '{model}' is no finite number")
         return reply.score
@@ -105,7 +105,7 @@ class RewardScoring:
                 self._listener = asyncio.create_task(self._listen())
             return await future
         except TooLarge as error:
-            raise JudgeFailed(error.message) from error
+            raise Unscorable(error.message) from error
         finally:
             del self._waiting[request.id]
             if not _has_result(future):

@@ -19,6 +19,10 @@ class Unresponsive(JudgeFailed):
     """There was no answer in time."""
 
 
+class Unscorable(JudgeFailed):
+    """A reward model cannot read the conversation: it is too long, or its template does not write it."""
+
+
 class NotFinite(JudgeFailed):
     """A reward model gave something that is no number."""
 

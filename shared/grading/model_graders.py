@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shared.grading.judging import Unreadable, label_format, messages_for, read_label, read_score, score_format
-from shared.grading.means import Answer, Judge, JudgeFailed, NotFinite, RewardModels, Unresponsive
+from shared.grading.means import Answer, Judge, JudgeFailed, NotFinite, RewardModels, Unresponsive, Unscorable
 from shared.grading.rewarding import NoConversation, conversation_for, shaped
 from shared.grading.score import Namespaces, Score, failed
 from shared.grading.templates import Room
@@ -76,6 +76,8 @@ async def scored(
         return Score(reward=shaped(grader, await reward_models.score(grader.model, conversation)))
     except NotFinite as error:
         return _judge_failed(str(error), model_grader_parse_error=True)
+    except Unscorable as error:
+        return _judge_failed(str(error), other_error=True)
     except Unresponsive as error:
         return _judge_failed(str(error), model_grader_server_error=True, unresponsive_reward_error=True)
     except JudgeFailed as error:

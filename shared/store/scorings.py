@@ -46,6 +46,8 @@ class ScoringReply(Struct, frozen=True, kw_only=True):
     score: float | None = None
     """None where it is not finite, too."""
     problem: str = ""
+    is_unscorable: bool = False
+    """Whether the problem is the conversation, and would be the same another time."""
 
 
 class Taken(Struct, frozen=True):

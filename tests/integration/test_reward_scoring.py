@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from shared import keys, reward_scoring
 from shared.chat_data import Message
 from shared.errors import TooLarge
-from shared.grading.means import JudgeFailed, NotFinite, Unresponsive
+from shared.grading.means import JudgeFailed, NotFinite, Unresponsive, Unscorable
 from shared.model_records import Access
 from shared.records import WorkerRecord
 from shared.reward_scoring import NoTrainer, RewardScoring, UnknownModel
@@ -97,7 +97,8 @@ def conversation(number: int) -> list[Message]:
 @pytest.mark.parametrize(
     ("reply", "error", "text"),
     [
-        ({"problem": "too long"}, JudgeFailed, "too long"),
+        ({"problem": "no memory"}, JudgeFailed, "no memory"),
+        ({"problem": "too long", "is_unscorable": True}, Unscorable, "too long"),
         ({"score": None}, NotFinite, "no finite number"),
         ({"score": float("nan")}, NotFinite, "no finite number"),
     ],

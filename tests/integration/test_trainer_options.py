@@ -17,7 +17,7 @@ from services.trainer.training.scoring import Scorer
 from shared import ids, keys
 from shared.adapters import CONFIG_NAME
 from shared.chat_data import Message
-from shared.grading.means import JudgeFailed
+from shared.grading.means import JudgeFailed, Unscorable
 from shared.model_records import Access
 from shared.records import DEFAULT_PROJECT, AdapterRecord, JobRecord
 from shared.reward_scoring import RewardScoring
@@ -262,7 +262,8 @@ def test_reward_model_grades_from_a_process_that_may_die(
         told = await asyncio.gather(
             models.score(adapter.name, long), models.score(adapter.name, judged(1)[0]), return_exceptions=True
         )
-        assert "more than the 128 of this server" in str(told[0]) and told[1] == pytest.approx(expected[0], abs=1e-5)
+        assert isinstance(told[0], Unscorable) and "more than the 128 of this server" in str(told[0])
+        assert told[1] == pytest.approx(expected[0], abs=1e-5)
 
         process = scoring_process(lasting_trainer)
         assert process is not None

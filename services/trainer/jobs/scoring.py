@@ -167,6 +167,6 @@ def _replies(requests: Sequence[ScoringRequest], answer: Scored | NotScored) -> 
     if isinstance(answer, NotScored):
         return [ScoringReply(id=request.id, problem=answer.reason) for request in requests]
     return [
-        ScoringReply(id=request.id, score=score, problem=problem)
+        ScoringReply(id=request.id, score=score, problem=problem, is_unscorable=bool(problem))
         for request, score, problem in zip(requests, answer.scores, answer.problems, strict=True)
     ]

@@ -12,7 +12,7 @@ import pytest
 
 from shared.chat_data import Message
 from shared.errors import InvalidRequest
-from shared.grading.means import JudgeFailed, NotFinite, Unresponsive
+from shared.grading.means import JudgeFailed, NotFinite, Unresponsive, Unscorable
 from shared.grading.run import Grade, Means, check, grade
 from shared.grading.samples import sample_of
 from shared.schemas.graders import Grader
@@ -109,6 +109,7 @@ def test_row_that_is_too_long_is_an_error_of_the_grade() -> None:
     [
         (JudgeFailed("no trainer"), {"model_grader_server_error"}),
         (Unresponsive("not in time"), {"model_grader_server_error", "unresponsive_reward_error"}),
+        (Unscorable("too long"), {"other_error"}),
         (NotFinite("no number"), {"model_grader_parse_error"}),
     ],
 )

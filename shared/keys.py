@@ -87,6 +87,10 @@
 | selftune:alias_history:{uid}     | list   | AliasRevision, newest first, 200 at most       | with the alias |
 | selftune:alias_traffic:{uid} {t} | hash   | counts of the 10 s from t, see alias_traffic   | 70 minutes     |
 | selftune:shadow_pairs:{uid}      | stream | pair: StoredPair, keep_pairs at most           | keep_s         |
+| selftune:scoring:{id}            | hash   | record, model, takes: a request to a reward    | its timeout    |
+|                                  |        | model                                          |                |
+| selftune:scorings                | zset   | their ids by the time they may be taken        | for ever       |
+| selftune:scoring_replies:{asker} | stream | reply: ScoringReply to one process             | 10 minutes     |
 | selftune:schema                  | hash   | id, version, applied … : see shared/store/schema | for ever     |
 | selftune:schema_lock             | string | token of the process that migrates             | 30 s           |
 | selftune:recorder_lock           | string | token of the api process that writes records/  | 30 s           |
@@ -124,6 +128,7 @@ AUDIT = f"{_ROOT}:audit"
 AUDIT_PENDING = f"{_ROOT}:audit_pending"
 KEY_CHECK = f"{_ROOT}:key_check"
 BUILT_IN_KEYS = f"{_ROOT}:built_in_keys"
+SCORINGS = f"{_ROOT}:scorings"
 SCHEMA = f"{_ROOT}:schema"
 SCHEMA_LOCK = f"{_ROOT}:schema_lock"
 RECORDER_LOCK = f"{_ROOT}:recorder_lock"
@@ -389,3 +394,11 @@ def alias_traffic(uid: str, slot: int) -> str:
 
 def shadow_pairs(uid: str) -> str:
     return f"{_ROOT}:shadow_pairs:{uid}"
+
+
+def scoring(request_id: str) -> str:
+    return f"{_ROOT}:scoring:{request_id}"
+
+
+def scoring_replies(asker: str) -> str:
+    return f"{_ROOT}:scoring_replies:{asker}"

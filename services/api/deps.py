@@ -65,6 +65,7 @@ from shared.outgoing import Outgoing
 from shared.paths import Paths, internal_key, key_secret
 from shared.queue import Queue
 from shared.records import KeyRecord
+from shared.reward_scoring import RewardScoring
 from shared.settings import Settings
 from shared.store.api_keys import Identity
 from shared.store.client import Client
@@ -136,7 +137,8 @@ class Services:
         sender = WebhookSender(outgoing)
         outside = OutsideJudges(settings.judge_endpoints, outgoing)
         judges = Judges(gateway, outside, timeout_s=settings.judge_timeout_s)
-        graders = Graders(judges, Caging(turned_on=settings.python_graders))
+        reward_models = RewardScoring(client, timeout_s=settings.judge_timeout_s)
+        graders = Graders(judges, Caging(turned_on=settings.python_graders), reward_models)
         rows = Sources(at.files, at.completions, blobs)
         eval_runs = EvalRuns(at.eval_store, at.eval_run_store, rows, names, judges, blobs)
         evals = Evals(at.eval_store, eval_runs, graders)

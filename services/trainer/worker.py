@@ -22,6 +22,7 @@ from services.trainer.jobs.admission import admit
 from services.trainer.jobs.leftovers import sweep_forever
 from services.trainer.jobs.places import Places
 from services.trainer.jobs.reaper import reap_forever
+from services.trainer.jobs.scoring import score_forever
 from services.trainer.jobs.serving import Serving
 from services.trainer.jobs.supervise import train_job
 from services.trainer.jobs.validating import validate_job
@@ -93,6 +94,7 @@ class Trainer:
                 group.create_task(_run_again(validating))
                 group.create_task(reap_forever(self._stores, training.pool))
                 group.create_task(sweep_forever(self._stores))
+                group.create_task(score_forever(self._stores))
         finally:
             await self._close(training)
             await self._close(validating)

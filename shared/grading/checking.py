@@ -20,6 +20,7 @@ from shared.schemas.graders import (
     MultiGrader,
     Part,
     PythonGrader,
+    RewardModelGrader,
     ScoreModelGrader,
     StringCheckGrader,
     TextSimilarityGrader,
@@ -49,6 +50,9 @@ def check(grader: Grader, *, where: str) -> None:
             _check_labels(grader, where)
         case PythonGrader():
             _check_source(grader, where)
+        case RewardModelGrader():
+            _check_conversation(grader, where)
+            _check_range(grader, where)
         case MultiGrader():
             _check_multi(grader, where)
 
@@ -101,8 +105,19 @@ def _text(part: str | Part) -> str:
     return part.image_url if isinstance(part, InputImage) else part.text
 
 
-def _check_range(grader: ScoreModelGrader, where: str) -> None:
-    low, high = grader.bounds
+def _check_conversation(grader: RewardModelGrader, where: str) -> None:
+    if not grader.input:
+        return
+    for number, message in enumerate(grader.input):
+        _check_template(message.content, f"{where}.input[{number}].content")
+    if grader.input[0].role == "assistant":
+        raise _refused(f"{where}.input[0].role", "no message that asks comes before the assistant's")
+    if grader.input[-1].role != "assistant":
+        raise _refused(f"{where}.input", "its last message is the answer that is scored, and has the role assistant")
+
+
+def _check_range(grader: ScoreModelGrader | RewardModelGrader, where: str) -> None:
+    low, high = grader.bounds or (0.0, 1.0)
     if not low < high:
         raise _refused(f"{where}.range", f"it is [least, greatest], and {low:g} is not below {high:g}")
 

@@ -1,16 +1,30 @@
-"""What graders may use besides the texts before them: judges, and a cage for Python."""
+"""What graders may use besides the texts before them: judges, a cage for Python, and reward models."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from msgspec import Struct
 
+from shared.chat_data import Message
 from shared.schemas.graders import SamplingParams
 
 
 class JudgeFailed(Exception):
     """A judge gave no answer; the text says why and may be shown to whoever asked."""
+
+
+class Unresponsive(JudgeFailed):
+    """There was no answer in time."""
+
+
+class Unscorable(JudgeFailed):
+    """A reward model cannot read the conversation: it is too long, or its template does not write it."""
+
+
+class NotFinite(JudgeFailed):
+    """A reward model gave something that is no number."""
 
 
 class Answer(Struct, frozen=True, kw_only=True):
@@ -55,8 +69,16 @@ class Cage(Protocol):
         """Return what `grade(sample, item)` of `source` gives."""
 
 
+class RewardModels(Protocol):
+    """Score conversations."""
+
+    async def score(self, model: str, conversation: Sequence[Message]) -> float:
+        """Return the finite score of the last message. Raises JudgeFailed."""
+
+
 class Means(Struct, frozen=True, kw_only=True):
     """What is at hand; without one of them, graders that need it give their error."""
 
     judge: Judge | None = None
     cage: Cage | None = None
+    reward_models: RewardModels | None = None

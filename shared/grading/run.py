@@ -9,15 +9,16 @@ from functools import reduce
 from operator import add
 from typing import Any
 
-from msgspec import Struct, UnsetType, field
+from msgspec import Struct, UnsetType
 from msgspec.structs import replace
 
 from shared.grading import formula
 from shared.grading.checking import check
 from shared.grading.formula import FormulaError
-from shared.grading.judging import Unreadable, label_format, messages_for, read_label, read_score, score_format
 from shared.grading.means import Answer, Cage, Judge, JudgeFailed, Means, Outcome
+from shared.grading.model_graders import MAX_DETAIL_CHARS, judged, scored
 from shared.grading.parts import parts_of
+from shared.grading.score import Namespaces, Score, failed
 from shared.grading.similarity import MAX_CHARS, MAX_PAIRS, similarity
 from shared.grading.templates import Room, TooLong, UnknownVariable, render
 from shared.schemas.graders import (
@@ -27,7 +28,7 @@ from shared.schemas.graders import (
     LabelModelGrader,
     MultiGrader,
     PythonGrader,
-    SamplingParams,
+    RewardModelGrader,
     ScoreModelGrader,
     StringCheckGrader,
     TextSimilarityGrader,
@@ -35,7 +36,6 @@ from shared.schemas.graders import (
 
 __all__ = ["Answer", "Cage", "Grade", "Judge", "JudgeFailed", "Means", "Outcome", "check", "grade"]
 
-_MAX_DETAIL_CHARS = 2000
 _comparing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="similarity")
 """A thread of its own: however many texts wait to be compared, uploads find the shared ones free."""
 _NO_CAGE = "Python graders are turned off on this server"
@@ -60,18 +60,6 @@ class Grade(Struct, frozen=True, kw_only=True):
     seconds: float
 
 
-class _Score(Struct, frozen=True, kw_only=True):
-    """A grade in the making."""
-
-    reward: float = 0.0
-    errors: GraderErrors = GraderErrors()
-    usage: dict[str, JudgeUsage] = field(default_factory=dict)
-    parts: dict[str, float] = field(default_factory=dict)
-
-
-_Namespaces = dict[str, dict[str, Any]]
-
-
 async def grade(grader: Grader, *, item: dict[str, Any], sample: dict[str, Any], means: Means) -> Grade:
     """Grade one sample with a grader that check() has found sound.
 
@@ -93,29 +81,27 @@ async def grade(grader: Grader, *, item: dict[str, Any], sample: dict[str, Any],
     )
 
 
-async def _score(grader: Grader, namespaces: _Namespaces, means: Means, room: Room) -> _Score:
+async def _score(grader: Grader, namespaces: Namespaces, means: Means, room: Room) -> Score:
     """Grade; all parts of a multi grader share the room that their texts take."""
     try:
         match grader:
             case StringCheckGrader():
-                return _Score(reward=_compared(grader, namespaces, room))
+                return Score(reward=_compared(grader, namespaces, room))
             case TextSimilarityGrader():
                 return await _similar(grader, namespaces, room)
             case ScoreModelGrader() | LabelModelGrader():
-                return await _judged(grader, namespaces, means.judge, room)
+                return await judged(grader, namespaces, means.judge, room)
             case PythonGrader():
                 return await _run(grader, namespaces, means.cage)
+            case RewardModelGrader():
+                return await scored(grader, namespaces, means.reward_models, room)
             case MultiGrader():
                 return await _combined(grader, namespaces, means, room)
     except UnknownVariable as error:
         in_json = error.path[:2] == ("sample", "output_json") and "output_json" not in namespaces["sample"]
-        return _failed(sample_parse_error=True) if in_json else _failed(invalid_variable_error=True)
+        return failed(sample_parse_error=True) if in_json else failed(invalid_variable_error=True)
     except TooLong:
-        return _failed(other_error=True)
-
-
-def _failed(**errors: Any) -> _Score:
-    return _Score(errors=GraderErrors(**errors))
+        return failed(other_error=True)
 
 
 def _passed(grader: Grader, reward: float, *, failed: bool) -> bool | None:
@@ -129,7 +115,7 @@ def _passed(grader: Grader, reward: float, *, failed: bool) -> bool | None:
     return None if threshold is None or isinstance(threshold, UnsetType) else reward >= threshold and not failed
 
 
-def _compared(grader: StringCheckGrader, namespaces: _Namespaces, room: Room) -> float:
+def _compared(grader: StringCheckGrader, namespaces: Namespaces, room: Room) -> float:
     text, reference = render(grader.input, namespaces, room), render(grader.reference, namespaces, room)
     match grader.operation:
         case "eq":
@@ -142,83 +128,44 @@ def _compared(grader: StringCheckGrader, namespaces: _Namespaces, room: Room) ->
             return float(reference.casefold() in text.casefold())
 
 
-async def _similar(grader: TextSimilarityGrader, namespaces: _Namespaces, room: Room) -> _Score:
+async def _similar(grader: TextSimilarityGrader, namespaces: Namespaces, room: Room) -> Score:
     text, reference = render(grader.input, namespaces, room), render(grader.reference, namespaces, room)
     if max(len(text), len(reference)) > MAX_CHARS or len(text) * len(reference) > MAX_PAIRS:
-        return _failed(other_error=True)
+        return failed(other_error=True)
     loop = asyncio.get_running_loop()
     reward = await loop.run_in_executor(_comparing, similarity, grader.evaluation_metric, text, reference)
-    return _Score(reward=reward)
+    return Score(reward=reward)
 
 
-async def _judged(
-    grader: ScoreModelGrader | LabelModelGrader, namespaces: _Namespaces, judge: Judge | None, room: Room
-) -> _Score:
-    messages = messages_for(grader.input, namespaces, room)
-    if judge is None:
-        return _judge_failed("no judge can be asked here")
-    wanted = label_format(grader.labels) if isinstance(grader, LabelModelGrader) else score_format()
-    try:
-        answer = await judge.ask(grader.model, messages, grader.sampling_params or SamplingParams(), wanted)
-    except JudgeFailed as error:
-        return _judge_failed(str(error))
-    usage = {grader.model: _usage(answer)}
-    if answer.refusal:
-        return _Score(errors=GraderErrors(model_grader_refusal_error=True), usage=usage)
-    try:
-        return _Score(reward=_verdict(grader, answer.text), usage=usage)
-    except Unreadable:
-        return _Score(errors=GraderErrors(model_grader_parse_error=True), usage=usage)
-
-
-def _verdict(grader: ScoreModelGrader | LabelModelGrader, text: str) -> float:
-    if isinstance(grader, LabelModelGrader):
-        return float(read_label(text, grader.labels) in grader.passing_labels)
-    return read_score(text, grader.bounds)
-
-
-def _judge_failed(details: str) -> _Score:
-    return _failed(model_grader_server_error=True, model_grader_server_error_details=details[:_MAX_DETAIL_CHARS])
-
-
-def _usage(answer: Answer) -> JudgeUsage:
-    return JudgeUsage(
-        prompt_tokens=answer.prompt_tokens,
-        completion_tokens=answer.completion_tokens,
-        total_tokens=answer.prompt_tokens + answer.completion_tokens,
-        cached_tokens=answer.cached_tokens,
-    )
-
-
-async def _run(grader: PythonGrader, namespaces: _Namespaces, cage: Cage | None) -> _Score:
+async def _run(grader: PythonGrader, namespaces: Namespaces, cage: Cage | None) -> Score:
     if cage is None:
         return _cage_failed("unavailable", _NO_CAGE)
     outcome = await cage.grade(grader.source, namespaces["sample"], namespaces["item"])
     if outcome.score is not None:
-        return _Score(reward=outcome.score)
+        return Score(reward=outcome.score)
     if outcome.problem in ("runtime_error", "invalid_value"):
-        details = outcome.details[:_MAX_DETAIL_CHARS]
-        return _failed(python_grader_runtime_error=True, python_grader_runtime_error_details=details)
+        details = outcome.details[:MAX_DETAIL_CHARS]
+        return failed(python_grader_runtime_error=True, python_grader_runtime_error_details=details)
     return _cage_failed(outcome.problem, outcome.details)
 
 
-def _cage_failed(problem: str, details: str) -> _Score:
+def _cage_failed(problem: str, details: str) -> Score:
     """The contract has a text for the program's errors alone; what the cage has to say goes there, too."""
-    return _failed(
+    return failed(
         python_grader_server_error=True,
         python_grader_server_error_type=problem,
-        python_grader_runtime_error_details=details[:_MAX_DETAIL_CHARS],
+        python_grader_runtime_error_details=details[:MAX_DETAIL_CHARS],
         unresponsive_reward_error=problem == "timeout",
     )
 
 
-async def _combined(grader: MultiGrader, namespaces: _Namespaces, means: Means, room: Room) -> _Score:
+async def _combined(grader: MultiGrader, namespaces: Namespaces, means: Means, room: Room) -> Score:
     """Grade with all parts at a time; where one failed, the whole has."""
     parts = parts_of(grader)
     scores = await asyncio.gather(*(_score(part, namespaces, means, room) for part in parts.values()))
     rewards = {name: 0.0 if score.errors else score.reward for name, score in zip(parts, scores, strict=True)}
     errors = reduce(_merged, (score.errors for score in scores))
-    combined = _Score(errors=errors, usage=_total(scores), parts=rewards)
+    combined = Score(errors=errors, usage=_total(scores), parts=rewards)
     try:
         return replace(combined, reward=formula.compute(grader.calculate_output, rewards))
     except FormulaError:
@@ -231,6 +178,6 @@ def _merged(one: GraderErrors, other: GraderErrors) -> GraderErrors:
     return GraderErrors(**{name: getattr(one, name) or getattr(other, name) for name in one.__struct_fields__})
 
 
-def _total(scores: list[_Score]) -> dict[str, JudgeUsage]:
+def _total(scores: list[Score]) -> dict[str, JudgeUsage]:
     models = dict.fromkeys(model for score in scores for model in score.usage)
     return {model: reduce(add, (score.usage[model] for score in scores if model in score.usage)) for model in models}

@@ -158,6 +158,63 @@ class PythonGrader(Struct, tag_field="type", tag="python", frozen=True, kw_only=
     pass_threshold: Threshold | UnsetType | None = UNSET
 
 
+class ConversationMessage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One message of a conversation to be scored; its text is a template."""
+
+    role: Literal["user", "assistant", "system", "developer"]
+    content: Template
+    type: Literal["message"] | UnsetType = UNSET
+
+
+class RewardModelGrader(
+    Struct, tag_field="type", tag="selftune_reward", frozen=True, kw_only=True, forbid_unknown_fields=True
+):
+    """What a reward model says of the last message of a conversation."""
+
+    name: Name
+    model: Annotated[
+        str, Meta(min_length=1, max_length=512, description="A reward model that was trained on this server.")
+    ]
+    input: (
+        Annotated[
+            list[ConversationMessage],
+            Meta(
+                min_length=2,
+                max_length=64,
+                description="The conversation; its last message is the answer. Left out: `item.messages` and then "
+                "`sample.output_text` as the assistant's.",
+            ),
+        ]
+        | UnsetType
+        | None
+    ) = UNSET
+    squash: Annotated[
+        bool, Meta(description="Put 1 / (1 + exp(-score)) in place of the score, stretched over `range`.")
+    ] = False
+    range: (
+        Annotated[
+            list[float],
+            Meta(
+                min_length=2,
+                max_length=2,
+                description="Least and greatest score, to which it is clipped; with `squash` the ends of its curve, "
+                "[0, 1] where it is left out.",
+            ),
+        ]
+        | UnsetType
+        | None
+    ) = UNSET
+    pass_threshold: Threshold | UnsetType | None = UNSET
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """Least and greatest score; None where there is no such limit."""
+        if not self.range:
+            return (0.0, 1.0) if self.squash else None
+        low, high = self.range
+        return float(low), float(high)
+
+
 class MultiGrader(Struct, tag_field="type", tag="multi", frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A formula over the scores of other graders."""
 
@@ -172,9 +229,13 @@ class MultiGrader(Struct, tag_field="type", tag="multi", frozen=True, kw_only=Tr
     ]
 
 
-SingleGrader: TypeAlias = StringCheckGrader | TextSimilarityGrader | ScoreModelGrader | LabelModelGrader | PythonGrader
+SingleGrader: TypeAlias = (
+    StringCheckGrader | TextSimilarityGrader | ScoreModelGrader | LabelModelGrader | PythonGrader | RewardModelGrader
+)
 Grader: TypeAlias = SingleGrader | MultiGrader
-RunnableGrader: TypeAlias = StringCheckGrader | TextSimilarityGrader | ScoreModelGrader | PythonGrader | MultiGrader
+RunnableGrader: TypeAlias = (
+    StringCheckGrader | TextSimilarityGrader | ScoreModelGrader | PythonGrader | RewardModelGrader | MultiGrader
+)
 """What a request or a job may name; label_model counts inside multi and in evals only, as at OpenAI."""
 
 

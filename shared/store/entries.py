@@ -233,6 +233,7 @@ LEFT_OUT = frozenset(
         *(keys.request_bucket(""), keys.token_bucket(""), keys.place("", ""), keys.alias_traffic("", 0)),
         *(keys.ADAPTER_CHANGES, keys.residency(""), keys.REPLICAS, keys.replica(""), keys.WORKERS, keys.worker("")),
         *(keys.key_used(""), keys.project_bytes(""), keys.shadow_pairs("")),
+        *(keys.SCORINGS, keys.scoring(""), keys.scoring_replies("")),
     )
 )
 """What lives for seconds or hours, is worked out again, or is no loss."""

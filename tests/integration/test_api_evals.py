@@ -425,6 +425,15 @@ def test_a_run_whose_judge_is_not_there_is_refused(sdk: openai.OpenAI) -> None:
     assert (refused.value.code, refused.value.param) == ("model_not_found", "testing_criteria[1].model")
 
 
+def test_a_run_needs_a_reward_model_where_it_says_one(api: ApiServer, sdk: openai.OpenAI) -> None:
+    with api.client() as http:
+        for model, status in (("nobody", 404), (BASE, 400)):
+            criteria = [EXACT, {"type": "selftune_reward", "name": "taste", "model": model}]
+            made = http.post("/v1/evals", json={"data_source_config": CUSTOM, "testing_criteria": criteria})
+            refused = http.post(f"/v1/evals/{made.json()['id']}/runs", json={"data_source": asking(content(rows(1)))})
+            assert (refused.status_code, refused.json()["error"]["param"]) == (status, "testing_criteria[1].model")
+
+
 def test_judges_grade_and_what_they_cost_is_counted(sdk: openai.OpenAI, upstream: Speaker) -> None:
     said = {"0 and 0": '{"steps": [], "result": 9}', "1 and 1": '{"steps": [], "result": 2}', "2 and 2": "Fine."}
     upstream.says = lambda prompt: adds(prompt) if prompt.startswith("What") else said[prompt[6:13]]

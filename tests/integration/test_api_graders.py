@@ -22,13 +22,20 @@ from shared.schemas.graders import SamplingParams
 from shared.settings import JudgeEndpoint, Settings
 from shared.store.presence import Presence
 from shared.store.registry import Registry
-from tests.api_server import BASE, ApiServer, make_base, make_replica, with_store
+from tests.api_server import BASE, ApiServer, make_adapter, make_base, make_replica, with_store
 from tests.fakes.upstream import Upstream
 
 EQ: Any = {"type": "string_check", "name": "eq", "input": "{{ sample.output_text }}",
            "reference": "{{ item.answer }}", "operation": "eq"}  # fmt: skip
 SCORE: Any = {"type": "score_model", "name": "score", "model": BASE,
               "input": [{"role": "user", "content": "Rate: {{ sample.output_text }}"}]}  # fmt: skip
+TASTE = f"ft:{BASE}:acme:taste:reward00"
+REWARD: Any = {
+    "type": "selftune_reward",
+    "name": "taste",
+    "model": TASTE,
+    "input": [{"role": "user", "content": "Capital?"}, {"role": "assistant", "content": "{{ sample.output_text }}"}],
+}
 PYTHON: Any = {"type": "python", "name": "py", "source": "def grade(sample, item):\n    return 1.0\n"}
 
 
@@ -118,11 +125,13 @@ def test_what_a_judge_does_is_told_in_the_result(sdk: openai.OpenAI, judge: Upst
 
 def test_multi_with_a_map_of_graders_is_run_and_echoed(api: ApiServer, sdk: openai.OpenAI, judge: Upstream) -> None:
     multi = {"type": "multi", "name": "m", "graders": {"a": EQ, "b": SCORE}, "calculate_output": "a - b / 2"}
+    rewarding = REWARD | {"squash": True}
     done = run(sdk, multi)
     assert (done.reward, done.sub_rewards, done.metadata.scores) == (0.75, {"a": 1.0, "b": 0.5}, {"a": 1.0, "b": 0.5})
     with api.client() as http:
-        answer = http.post("/v1/fine_tuning/alpha/graders/validate", json={"grader": multi})
-    assert answer.json() == {"grader": multi}
+        for grader in (multi, rewarding):
+            answer = http.post("/v1/fine_tuning/alpha/graders/validate", json={"grader": grader})
+            assert answer.json() == {"grader": grader}
 
 
 def test_a_sound_grader_is_echoed(sdk: openai.OpenAI, judge: Upstream) -> None:
@@ -136,6 +145,14 @@ def test_a_sound_grader_is_echoed(sdk: openai.OpenAI, judge: Upstream) -> None:
     assert not judge.received
 
 
+def test_a_reward_model_needs_a_trainer(sdk: openai.OpenAI, redis_url: str) -> None:
+    with_store(redis_url, lambda client: Registry(client).publish(make_adapter(TASTE, kind="reward")))
+    for model, text in ((TASTE, "no trainer is running"), ("nobody", "nobody"), (BASE, "is not the name of a reward")):
+        done = run(sdk, REWARD | {"model": model})
+        assert (done.reward, done.metadata.type, flags(done)) == (0.0, "selftune_reward", {"model_grader_server_error"})
+        assert text in done.metadata.errors.api_model_grader_server_error_details
+
+
 @pytest.mark.parametrize(
     ("grader", "param"),
     [
@@ -146,6 +163,9 @@ def test_a_sound_grader_is_echoed(sdk: openai.OpenAI, judge: Upstream) -> None:
         ({"type": "label_model", "name": "l"}, "grader.type"),
         ({"type": "text_similarity", "name": "t", "input": "a", "reference": "b", "evaluation_metric": "cosine"},
          "grader.evaluation_metric"),
+        (REWARD | {"range": [2, 1]}, "grader.range"),
+        (REWARD | {"input": REWARD["input"][:1] * 2}, "grader.input"),
+        (REWARD | {"sampling_params": {}}, "grader.sampling_params"),
         ({"type": "multi", "graders": {"a": EQ}, "calculate_output": "a +"}, "grader.calculate_output"),
         ({"type": "multi", "graders": {"a": EQ | {"name": 1}}, "calculate_output": "a"}, "grader.graders.a.name"),
         (PYTHON, "grader"),

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
+import pytest
 from msgspec.structs import replace
 
-from shared import ids
+from services.trainer.training.scoring import Scorer
+from shared import ids, keys
 from shared.adapters import CONFIG_NAME
+from shared.chat_data import Message
+from shared.grading.means import JudgeFailed, Unscorable
+from shared.model_records import Access
 from shared.records import DEFAULT_PROJECT, AdapterRecord, JobRecord
+from shared.reward_scoring import RewardScoring
 from shared.schemas.methods import LabelWeights
 from shared.schemas.options import EarlyStopping, TrainingOptions
 from shared.settings import Settings
 from shared.states import JobState
 from shared.store.jobs import event
+from tests.api_server import ApiServer, wait_until
 from tests.integration.trainer_stack import (
     BASE_ID,
+    DEADLINE_S,
     SHORT,
     Client,
     TrainerProcess,
@@ -215,3 +226,89 @@ def test_diverged_job_fails_with_its_reason_and_keeps_its_last_resume_point(
         assert await client.models_of(record.id) == set()
 
     with_client(lasting_settings, story)
+
+
+# --- a reward model at work
+
+
+def judged(count: int) -> list[list[Message]]:
+    asked = [[Message(**message) for message in row["messages"]] for row in training_rows(count)]
+    return [[*messages[:-1], Message(role="assistant", content="fruit")] for messages in asked]
+
+
+def scoring_process(trainer: TrainerProcess) -> psutil.Process | None:
+    found = [child for child in trainer.children() if "scoring_child" in " ".join(child.cmdline())]
+    return found[0] if found else None
+
+
+def test_reward_model_grades_from_a_process_that_may_die(
+    lasting_trainer: TrainerProcess, lasting_settings: Settings
+) -> None:
+    async def story(client: Client) -> None:
+        record = await finished(client, job(await client.upload(preference_rows(12)), method="reward"))
+        adapter = await adapter_of(client, record)
+        base = await client.stores.registry.base(BASE_ID)
+        assert base is not None
+        scorer = Scorer.load(Path(base.path), lasting_settings.home / adapter.folder, max_length=128)
+        expected = scorer.scores(judged(8))
+        asking = RewardScoring(client.stores.client, timeout_s=DEADLINE_S)
+        models = asking.of(Access(project=DEFAULT_PROJECT, key_id="k"))
+
+        async def scores(conversations: list[list[Message]]) -> list[float]:
+            return await asyncio.gather(*(models.score(adapter.name, one) for one in conversations))
+
+        assert await scores(judged(8)) == pytest.approx(expected, abs=1e-5)
+        long = [Message(role="user", content="what " * 200), judged(1)[0][-1]]
+        told = await asyncio.gather(
+            models.score(adapter.name, long), models.score(adapter.name, judged(1)[0]), return_exceptions=True
+        )
+        assert isinstance(told[0], Unscorable) and "more than the 128 of this server" in str(told[0])
+        assert told[1] == pytest.approx(expected[0], abs=1e-5)
+
+        process = scoring_process(lasting_trainer)
+        assert process is not None
+        process.suspend()
+        waiting = asyncio.create_task(scores(judged(2)))
+        await client.until(lambda: _takes(client), "that the requests are taken")
+        process.kill()
+        assert await waiting == pytest.approx(expected[:2], abs=1e-5)
+
+        eval_it(lasting_settings, adapter.name, expected)
+        shutil.rmtree(lasting_settings.home / adapter.folder)
+        successor = scoring_process(lasting_trainer)
+        assert successor is not None and successor.pid != process.pid
+        successor.kill()
+        with pytest.raises(JudgeFailed, match="is not there any more"):
+            await models.score(adapter.name, judged(1)[0])
+        await asking.close()
+
+    with_client(lasting_settings, story)
+
+
+async def _takes(client: Client) -> bool:
+    """Tell whether the requests that wait have been taken."""
+    waiting = await client.stores.client.call("ZRANGE", keys.SCORINGS, 0, -1)
+    taken = [await client.stores.client.call("HEXISTS", keys.scoring(one.decode()), "takes") for one in waiting]
+    return bool(taken) and all(taken)
+
+
+def eval_it(settings: Settings, model: str, expected: list[float]) -> None:
+    """Have a real API grade rows, as they are, with the reward model."""
+    grader = {"type": "selftune_reward", "name": "taste", "model": model, "pass_threshold": max(expected)}
+    content = [
+        {"item": {"messages": row["messages"][:-1]}, "sample": {"output_text": "fruit"}} for row in training_rows(8)
+    ]
+    config = {"type": "custom", "item_schema": {"type": "object", "properties": {"messages": {"type": "array"}}}}
+    server = ApiServer(settings.home, settings.redis_url)
+    try:
+        with server.client() as http:
+            made = http.post("/v1/evals", json={"data_source_config": config, "testing_criteria": [grader]}).json()
+            source = {"type": "jsonl", "source": {"type": "file_content", "content": content}}
+            run = http.post(f"/v1/evals/{made['id']}/runs", json={"data_source": source}).json()
+            at = f"/v1/evals/{made['id']}/runs/{run['id']}"
+            done = wait_until(lambda: (found := http.get(at).json())["status"] == "completed" and found, timeout_s=60)
+            items = http.get(f"{at}/output_items").json()["data"]
+    finally:
+        server.stop()
+    assert [one["results"][0]["score"] for one in items] == pytest.approx(expected, abs=1e-5)
+    assert done["result_counts"]["errored"] == 0 and done["result_counts"]["passed"] >= 1

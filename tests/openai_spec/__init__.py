@@ -42,6 +42,7 @@ DEVIATIONS = (
     Deviation("several graders", r"(GET|POST) /fine_tuning/jobs", r"(data/\d+/)?method/reinforcement/grader"),
     # A message with a plain text is both of two kinds of which the document wants it to be one.
     Deviation("messages of an eval run", r"(GET|POST) /evals/\{eval_id\}/runs", r"(data/\d+/)?data_source"),
+    Deviation("reward models as criteria", r"(GET|POST) /evals", r"(data/\d+/)?testing_criteria/\d+"),
     Deviation("purpose evals", r"(GET|POST) /(files|uploads)", r"((data/\d+/)|file/)?purpose"),
 )
 

@@ -10,12 +10,12 @@ from msgspec.structs import asdict
 
 from services.api.batches.answering import Answering
 from services.api.batches.slots import Slots
-from services.api.evals.judging import PatientJudge
+from services.api.evals.judging import PatientJudge, PatientRewardModels
 from services.api.graders.running import Graders
 from shared.grading.run import Grade, grade
 from shared.model_records import Access
 from shared.schemas.evals import EvalError, ItemResult, ModelUsage
-from shared.schemas.graders import Grader, LabelModelGrader, ScoreModelGrader
+from shared.schemas.graders import Grader, LabelModelGrader, RewardModelGrader, ScoreModelGrader
 
 
 class Grading:
@@ -26,11 +26,13 @@ class Grading:
         self, criteria: Sequence[Grader], graders: Graders, answering: Answering, slots: Slots, access: Access
     ) -> None:
         self.criteria = criteria
-        self._means = graders.means(PatientJudge(answering, graders.judges, slots, access))
+        self._means = graders.means(
+            PatientJudge(answering, graders.judges, slots, access), PatientRewardModels(graders.reward_models, access)
+        )
 
     def is_paid(self, place: int) -> bool:
         """Tell whether a criterion asks a model."""
-        return isinstance(self.criteria[place], ScoreModelGrader | LabelModelGrader)
+        return isinstance(self.criteria[place], ScoreModelGrader | LabelModelGrader | RewardModelGrader)
 
     async def grade(
         self, place: int, *, item: dict[str, Any], spoken: dict[str, Any]

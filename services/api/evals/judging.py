@@ -1,7 +1,8 @@
-"""Judges of a run: asked with patience, since nobody waits for the answer and a row's result is for good."""
+"""Judges and reward models of a run: asked with patience, since nobody waits and a row's result is for good."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from services.api.batches.answering import Answering
@@ -10,11 +11,14 @@ from services.api.evals.failing import MODEL_GONE, RunFailed
 from services.api.evals.questions import refusal_of
 from services.api.graders.judges import Judges
 from shared import ids
+from shared.chat_data import Message
 from shared.errors import NoReplica
 from shared.grading.asking import read_answer, wanted
-from shared.grading.means import Answer, JudgeFailed
+from shared.grading.means import Answer, JudgeFailed, Unresponsive
 from shared.grading.outside import Away
 from shared.model_records import Access
+from shared.reward_scoring import NoTrainer, RewardScoring, UnknownModel
+from shared.schemas.evals import EvalError
 from shared.schemas.graders import SamplingParams
 
 
@@ -57,3 +61,23 @@ class PatientJudge:
                 return await self._judges.of(self._access).ask(model, messages, sampling, response_format)
         except Away as error:
             raise NoReplica(str(error)) from error
+
+
+class PatientRewardModels:
+    """Has conversations scored for one key."""
+
+    def __init__(self, reward_models: RewardScoring, access: Access) -> None:
+        self._reward_models = reward_models
+        self._access = access
+
+    async def score(self, model: str, conversation: Sequence[Message]) -> float:
+        """Return the score of the last message. Raises JudgeFailed for what lies in the conversation.
+
+        Raises NoReplica when no trainer answers, so that the run rests, and RunFailed when the model is gone.
+        """
+        try:
+            return await self._reward_models.score(model, conversation, self._access)
+        except (NoTrainer, Unresponsive) as error:
+            raise NoReplica(str(error)) from error
+        except UnknownModel as error:
+            raise RunFailed(EvalError(code=MODEL_GONE, message=str(error))) from error

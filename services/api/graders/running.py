@@ -7,11 +7,12 @@ import asyncio
 from services.api.graders.judges import Judges
 from shared.errors import InvalidRequest
 from shared.grading.caging import Caging
-from shared.grading.means import Judge, Means
+from shared.grading.means import Judge, Means, RewardModels
 from shared.grading.parts import parts_of
 from shared.grading.run import Grade, check, grade
 from shared.grading.samples import sample_of
 from shared.model_records import Access
+from shared.reward_scoring import RewardScoring
 from shared.schemas.graders import (
     Grader,
     GraderMetadata,
@@ -25,17 +26,22 @@ from shared.schemas.graders import (
 class Graders:
     """Has graders grade; those in Python are refused with the reason where no cage is to be had."""
 
-    def __init__(self, judges: Judges, caging: Caging) -> None:
+    def __init__(self, judges: Judges, caging: Caging, reward_models: RewardScoring) -> None:
         self._judges = judges
         self._caging = caging
+        self._reward_models = reward_models
 
     @property
     def judges(self) -> Judges:
         return self._judges
 
-    def means(self, judge: Judge) -> Means:
-        """Return what graders may use who ask this judge."""
-        return Means(judge=judge, cage=self._caging.cage)
+    @property
+    def reward_models(self) -> RewardScoring:
+        return self._reward_models
+
+    def means(self, judge: Judge, reward_models: RewardModels | None = None) -> Means:
+        """Return what graders may use who ask this judge and these reward models."""
+        return Means(judge=judge, cage=self._caging.cage, reward_models=reward_models)
 
     async def check(self, grader: Grader, *, where: str = "grader") -> None:
         """Raise InvalidRequest, naming the field, for a grader that is not sound or that needs what is not here."""
@@ -49,11 +55,13 @@ class Graders:
     async def run(self, asked: RunGrader, access: Access) -> GraderResult:
         """Grade one sample. Raises as check() does; what goes wrong later is in the result."""
         await self.check(asked.grader)
-        sample, means = sample_of(asked.model_sample), self.means(self._judges.of(access))
+        sample = sample_of(asked.model_sample)
+        means = self.means(self._judges.of(access), self._reward_models.of(access))
         return _result(await grade(asked.grader, item=asked.item, sample=sample, means=means))
 
     async def close(self) -> None:
         await self._judges.close()
+        await self._reward_models.close()
         await self._caging.close()
 
 

@@ -1,8 +1,7 @@
-"""ORPO and reward models: loss and gradients in plain words, learning, resuming, a reward model's folder."""
+"""ORPO and reward models: loss and gradients in plain words, learning, resuming."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,33 +12,25 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from peft import PeftModel
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification
 
 from services.trainer.data.pairs import Pair
-from services.trainer.failures import StopRequested, TrainingFailed
+from services.trainer.failures import StopRequested
 from services.trainer.protocol import Message, TrainSpec
 from services.trainer.training.loop import TrainingLoop
 from services.trainer.training.losses import bradley_terry_losses, orpo_losses
-from services.trainer.training.model import SCORE_NAME, build_model
+from services.trainer.training.model import build_model
 from services.trainer.training.objectives import Objective, sides
 from services.trainer.training.orpo import Orpo
 from services.trainer.training.reading import Reader
 from services.trainer.training.reward import BradleyTerry
 from services.trainer.training.run_job import load_pairs
-from services.trainer.training.scoring import Scorer
 from services.trainer.training.session import TrainingSession
-from shared.adapters import CONFIG_NAME, verify_adapter
-from shared.chat_data import Message as ChatMessage
-from shared.errors import AdapterRejected, InvalidTrainingData
 from tests.unit.trainer import reference
 from tests.unit.trainer.reference import assert_equal
 from tests.unit.trainer.run import Run
 from tests.unit.trainer.test_trainer_dpo import dpo_spec, never
 from tests.unit.trainer.test_trainer_loop import stop_after
-from tests.unit.trainer.test_trainer_loop import train as train_supervised
-from tests.unit.trainer.tiny import make_spec, preference_rows, write_rows
 
 WAYS = ("flat", "padded", "packed")
 
@@ -164,89 +155,3 @@ def test_resumed_training_equals_uninterrupted(tiny_base: Path, tmp_path: Path, 
     curve = {metrics.step: metrics for metrics in [*first.curve(), *rest.curve()]}
     assert list(curve.values()) == whole.curve()
     assert rest.exports[-1].sha256 == whole.exports[-1].sha256
-
-
-# --- a reward model's folder
-
-
-@pytest.fixture(scope="module")
-def judge(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Run[Pair]:
-    folder = tmp_path_factory.mktemp("judge")
-    files = {
-        "training_path": str(write_rows(folder / "tasteful-train.jsonl", tasteful_rows(24))),
-        "validation_path": str(write_rows(folder / "tasteful-valid.jsonl", tasteful_rows(6))),
-    }
-    return train(dpo_spec(tiny_base, folder, method="reward", learning_rate_multiplier=50.0, **files), folder)
-
-
-def tasteful_rows(count: int) -> list[dict[str, Any]]:
-    """Pairs of which one answer is the better one whatever was asked."""
-    better, worse = ([{"role": "assistant", "content": content}] for content in ("fruit", "animal"))
-    return [{**row, "preferred_output": better, "non_preferred_output": worse} for row in preference_rows(count)]
-
-
-def test_reward_model_learns_which_answer_is_better(judge: Run[Pair]) -> None:
-    last = judge.steps[-1]
-    assert (last.full_valid_loss or 9) < 0.3
-    assert last.full_valid_rewards_accuracy == last.full_valid_mean_token_accuracy == 1.0
-    assert (last.full_valid_rewards_margin or 0) > 1.0
-
-
-def conversations() -> list[list[ChatMessage]]:
-    rows = tasteful_rows(6)
-    asked = [row["input"]["messages"] for row in rows]
-    better = [[*before, *row["preferred_output"]] for before, row in zip(asked, rows, strict=True)]
-    worse = [[*before, *row["non_preferred_output"]] for before, row in zip(asked, rows, strict=True)]
-    return msgspec.convert([*better, *worse], list[list[ChatMessage]])
-
-
-def test_scorer_says_what_the_trained_model_said(judge: Run[Pair], tiny_base: Path) -> None:
-    scorer = Scorer.load(tiny_base, Path(judge.exports[-1].folder), max_length=128)
-    scores = torch.tensor(scorer.scores(conversations()))
-    better, worse = scores.chunk(2)
-    held_out = judge.session.evaluate(judge.loop.data.valid).rewards  # the same six questions
-    assert held_out is not None
-    assert better.mean().item() == pytest.approx(held_out.chosen, abs=1e-4)
-    assert worse.mean().item() == pytest.approx(held_out.rejected, abs=1e-4)
-    assert scorer.scores([]) == []
-    with pytest.raises(InvalidTrainingData, match="line 2"):
-        scorer.scores([conversations()[0], [ChatMessage(role="user", content="dog?")]])
-
-
-def test_folder_is_peft_s_own_form(judge: Run[Pair], tiny_base: Path) -> None:
-    """transformers and peft, which know nothing of us, load it and give the same scores."""
-    folder = Path(judge.exports[-1].folder)
-    base = AutoModelForSequenceClassification.from_pretrained(tiny_base, num_labels=1, dtype=torch.float32)
-    model: Any = PeftModel.from_pretrained(base, folder).eval()
-    scorer = Scorer.load(tiny_base, folder, max_length=128)
-    found = scorer.scores(conversations())
-    for pair, score in zip(judge.loop.data.valid, found[:6], strict=True):
-        with torch.no_grad():
-            logits = model(input_ids=torch.tensor([pair.chosen.tokens.tolist()])).logits
-        assert logits.item() == pytest.approx(score, abs=1e-4)
-
-
-def test_folder_is_refused_as_a_model_that_writes(judge: Run[Pair], tiny_base: Path) -> None:
-    folder = Path(judge.exports[-1].folder)
-    config = json.loads((folder / CONFIG_NAME).read_text())
-    assert (config["task_type"], config["modules_to_save"]) == ("SEQ_CLS", ["score"])
-    with pytest.raises(AdapterRejected, match="modules_to_save"):
-        verify_adapter(folder, base_folder=tiny_base, base_id="tiny", max_rank=64)
-    assert "AutoModelForSequenceClassification" in (folder / "README.md").read_text()
-
-
-def test_adapter_of_a_model_that_writes_is_no_reward_model(tiny_base: Path, tmp_path: Path) -> None:
-    exported = train_supervised(make_spec(tiny_base, tmp_path, n_epochs=1), tmp_path).exports[-1]
-    with pytest.raises(TrainingFailed, match="is no reward model"):
-        Scorer.load(tiny_base, Path(exported.folder))
-    with pytest.raises(TrainingFailed, match="cannot be read"):
-        Scorer.load(tiny_base, tmp_path / "nowhere")
-
-
-def test_reward_model_may_start_at_a_model_that_writes(tiny_base: Path, tmp_path: Path) -> None:
-    parent = train_supervised(make_spec(tiny_base, tmp_path / "p"), tmp_path / "p").exports[-1]
-    spec = dpo_spec(tiny_base, tmp_path, method="reward", parent_folder=parent.folder, parent_sha256=parent.sha256)
-    [one, other] = [build_model(spec), build_model(dpo_spec(tiny_base, tmp_path, method="reward"))]
-    assert one.score is not None and other.score is not None
-    torch.testing.assert_close(one.score, other.score)
-    assert SCORE_NAME == "base_model.model.score.weight"

@@ -25,6 +25,9 @@ from services.api.batches.creation import Batches
 from services.api.batches.run import Tools
 from services.api.batches.runner import Runner
 from services.api.database import Database
+from services.api.distillation.creation import Distillations
+from services.api.distillation.opening import open_distillations
+from services.api.distillation.runner import DistillationRunner
 from services.api.evals.comparison import Comparisons
 from services.api.evals.creation import EvalRuns
 from services.api.evals.definitions import Evals
@@ -106,6 +109,8 @@ class Services:
     eval_runs: EvalRuns
     eval_comparisons: Comparisons
     eval_runner: EvalRunner
+    distillations: Distillations
+    distillation_runner: DistillationRunner
     webhooks: Webhooks
     dispatcher: Dispatcher
 
@@ -133,6 +138,12 @@ class Services:
         graders = Graders(judges, Caging(turned_on=settings.python_graders))
         rows = Sources(at.files, at.completions, blobs)
         eval_runs = EvalRuns(at.eval_store, at.eval_run_store, rows, names, judges, blobs)
+        evals, comparisons = Evals(at.eval_store, eval_runs, graders), Comparisons(at.eval_run_store)
+        submission = Submission(settings, at.files, at.jobs, at.registry, names, queue)
+        control = JobControl(at.jobs, queue)
+        distillations, distillation_runner = open_distillations(
+            settings, at, client, blobs, rows, evals, eval_runs, comparisons, submission, control, drain
+        )
         recorder = Recorder(client, blobs, interval_s=settings.records_interval_s)
         return cls(
             settings=settings,
@@ -153,8 +164,8 @@ class Services:
             uploads=uploads,
             chunked=ChunkedUploads(at.upload_store, at.files, blobs, settings),
             sweeper=Sweeper(at.files, at.upload_store, uploads, blobs, at.audit_store),
-            submission=Submission(settings, at.files, at.jobs, at.registry, names, queue),
-            control=JobControl(at.jobs, queue),
+            submission=submission,
+            control=control,
             names=names,
             adapter_imports=AdapterImports(settings, at.files, at.registry, names, blobs),
             residencies=Residencies(names, at.registry, at.presence),
@@ -168,12 +179,14 @@ class Services:
             graders=graders,
             batches=Batches(at.batch_store, at.files, blobs),
             batch_runner=Runner(Tools.of(settings, at, blobs, gateway), Leftovers(client, blobs, paths.batches), drain),
-            evals=Evals(at.eval_store, eval_runs, graders),
+            evals=evals,
             eval_runs=eval_runs,
-            eval_comparisons=Comparisons(at.eval_run_store),
+            eval_comparisons=comparisons,
             eval_runner=EvalRunner(
                 EvalTools.of(settings, at, blobs, gateway, graders), Leftovers(client, blobs, paths.evals), drain
             ),
+            distillations=distillations,
+            distillation_runner=distillation_runner,
             webhooks=Webhooks(at.webhook_store, sender),
             dispatcher=Dispatcher(
                 at.webhook_store,
@@ -195,12 +208,14 @@ class Services:
         self.counting.start()
         self.batch_runner.start()
         self.eval_runner.start()
+        self.distillation_runner.start()
         self.recorder.start()
 
     async def close(self) -> None:
         await self.database.close()
         await self.batch_runner.close()
         await self.eval_runner.close()
+        await self.distillation_runner.close()
         await self.sweeper.stop()
         await self.dispatcher.close()
         await self.shadowing.close()

@@ -7,7 +7,8 @@
 | infer | have models answer, and manage the answers that are stored                                           |
 | admin | the organization: projects, keys, limits; who else may use a checkpoint; where events are sent       |
 
-A batch has a model answer and writes files, so it needs both; so do evals, and running a grader, which may ask a judge.
+A batch has a model answer and writes files, so it needs both; so do evals and distillations, and running a grader,
+which may ask a judge.
 Webhook endpoints send the project's events out of this server, which is why they are no matter of training.
 """
 
@@ -46,6 +47,7 @@ RULES: tuple[Rule, ...] = (
     _rule("/v1/fine_tuning/alpha/graders/run", ["read"], ["infer", "train"]),
     _rule("/v1/fine_tuning", ["read"], ["train"]),
     _rule("/v1/evals", ["read"], ["infer", "train"]),
+    _rule("/v1/distillations", ["read"], ["infer", "train"]),
     _rule("/v1/models", ["read"], ["train"]),
     _rule("/v1/aliases", ["read"], ["train"]),
     _rule("/v1/batches", ["read"], ["infer", "train"]),

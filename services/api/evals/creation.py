@@ -14,11 +14,11 @@ from services.api.gateway.model_names import ModelNames
 from services.api.graders.judges import Judges
 from shared.blobs.interface import Blobs
 from shared.errors import NotFound, TransitionRefused
-from shared.eval_records import EvalRecord, EvalRunRecord
+from shared.eval_records import EvalRunRecord
 from shared.eval_states import ENDED, EvalRunState
 from shared.model_records import Access
 from shared.schemas.evals import CompletionsRun, CreateEvalRun, EvalStoredCompletions, RunSource
-from shared.schemas.graders import LabelModelGrader, ScoreModelGrader
+from shared.schemas.graders import Grader, LabelModelGrader, ScoreModelGrader
 from shared.store.eval_runs import EvalRunStore, Found
 from shared.store.evals import EvalStore
 
@@ -58,7 +58,7 @@ class EvalRuns:
         except NotFound:
             pass
         model = await self._check(request.data_source, access)
-        await self._check_judges(eval_, access)
+        await self.check_judges(eval_.testing_criteria, access, where="testing_criteria")
         await self._runs.check_active(access.project)
         taken = await self._sources.take(request.data_source.source, eval_, run_id, source_bytes=len(source))
         record = EvalRunRecord(
@@ -117,15 +117,19 @@ class EvalRuns:
         check_messages(source, are_stored=isinstance(source.source, EvalStoredCompletions))
         if source.model is None:
             return ""
-        await self._check_model(source.model, access, where="data_source.model")
+        await self.check_model(source.model, access, where="data_source.model")
         return source.model
 
-    async def _check_judges(self, eval_: EvalRecord, access: Access) -> None:
-        for place, grader in enumerate(eval_.testing_criteria):
-            if isinstance(grader, ScoreModelGrader | LabelModelGrader) and not self._judges.is_outside(grader.model):
-                await self._check_model(grader.model, access, where=f"testing_criteria[{place}].model")
+    async def check_judges(self, criteria: Sequence[Grader], access: Access, *, where: str) -> None:
+        """Raises NotFound that names the criterion whose judge the key may not use."""
+        for place, grader in enumerate(criteria):
+            if isinstance(grader, ScoreModelGrader | LabelModelGrader):
+                await self.check_model(grader.model, access, where=f"{where}[{place}].model")
 
-    async def _check_model(self, model: str, access: Access, *, where: str) -> None:
+    async def check_model(self, model: str, access: Access, *, where: str) -> None:
+        """Raises NotFound, which names the field, for a model that the key may not use and no endpoint outside has."""
+        if self._judges.is_outside(model):
+            return
         try:
             await self._names.look_up(model, access)
         except NotFound as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -12,6 +13,7 @@ from msgspec import Struct
 from services.api.errors import UpstreamError
 from services.api.gateway.forwarding import Gateway
 from services.api.gateway.relay import read_whole
+from services.api.gateway.rewriting import with_fields
 from services.api.graders.outside import Busy, OutsideJudges
 from shared import ids
 from shared.errors import SelftuneError, Unavailable
@@ -68,6 +70,19 @@ class Judges:
         endpoint, _, name = model.partition("/")
         return bool(name) and endpoint in self._outside
 
+    async def complete(self, model: str, body: bytes) -> bytes:
+        """Have a model outside answer a chat completion's request, and return its answer.
+
+        One that is busy is asked three times. Raises JudgeFailed, and Away when it answers nothing at the moment.
+        """
+        endpoint, _, name = model.partition("/")
+        asked = with_fields(body, model=name)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await _persistently(lambda: self._outside.ask(endpoint, asked))
+        except TimeoutError as error:
+            raise JudgeFailed(f"the model '{model}' gave no answer within {self._timeout_s:g} s") from error
+
     async def close(self) -> None:
         await self._outside.close()
 
@@ -91,17 +106,9 @@ class _ProjectJudge:
         asked = _asked(messages, sampling, response_format)
         try:
             async with asyncio.timeout(self._timeout_s):
-                return read_answer(model, await self._persistently(model, asked))
+                return read_answer(model, await _persistently(lambda: self._ask(model, asked)))
         except TimeoutError as error:
             raise JudgeFailed(f"the judge '{model}' gave no answer within {self._timeout_s:g} s") from error
-
-    async def _persistently(self, model: str, asked: dict[str, Any]) -> bytes:
-        for tries in range(1, _TRIES):
-            try:
-                return await self._ask(model, asked)
-            except Busy:
-                await asyncio.sleep(_FIRST_WAIT_S * 2.0 ** (tries - 1) * random.uniform(0.75, 1.25))
-        return await self._ask(model, asked)
 
     async def _ask(self, model: str, asked: dict[str, Any]) -> bytes:
         """Return the body of a completion. Raises Busy where asking again may help, else JudgeFailed."""
@@ -125,6 +132,15 @@ class _ProjectJudge:
             raise (Busy if error.status in _BUSY else JudgeFailed)(error.body.message) from error
         except SelftuneError as error:
             raise (Busy if isinstance(error, Unavailable) else JudgeFailed)(error.message) from error
+
+
+async def _persistently(ask: Callable[[], Awaitable[bytes]]) -> bytes:
+    for tries in range(1, _TRIES):
+        try:
+            return await ask()
+        except Busy:
+            await asyncio.sleep(_FIRST_WAIT_S * 2.0 ** (tries - 1) * random.uniform(0.75, 1.25))
+    return await ask()
 
 
 def wanted(

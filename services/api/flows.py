@@ -44,6 +44,7 @@ _LONGEST_LOOK_S = 3.0
 _BEAT_S = 2.0
 """How often the lease is renewed and the record looked at: in the middle of a step a cancellation is seen so soon."""
 
+_NO_ROOM = "storage_limit_exceeded"
 _BROKEN = FlowError(code="server_error", message="An internal error occurred; the server's log has it.")
 _DEADLY = FlowError(code="server_error", message=f"The server broke down {MAX_TRIES} times over this, at one step.")
 
@@ -74,8 +75,8 @@ class FlowRunner(LongWork[F]):
         A flow that is queued is in progress when it is given here. What is returned is stored, unless somebody else has
         changed the record meanwhile; then it is called again with the new one. To end the flow, return it with a status
         that is an end. Raises FlowFailed, or InvalidRequest, NotFound, PermissionDenied or TransitionRefused, to have
-        the flow fail with that error; RateLimited, to be called again later; Unavailable and OSError to have the flow
-        put down for a while.
+        the flow fail with that error; RateLimited, to be called again later, but where storage has no room; Unavailable
+        and OSError to have the flow put down for a while.
         """
 
     async def clean_up(self, record: F) -> None:
@@ -148,8 +149,10 @@ class FlowRunner(LongWork[F]):
         try:
             changed = await self.advance(record)
         except RateLimited as error:
-            _log.info(f"{self.one}.waits", reason=error.message)
-            return record
+            if error.code != _NO_ROOM:
+                _log.info(f"{self.one}.waits", reason=error.message)
+                return record
+            changed = _ended(record, FlowState.FAILED, FlowError(code=_NO_ROOM, message=error.message))
         except FlowFailed as error:
             changed = _ended(record, FlowState.FAILED, error.error)
         except (InvalidRequest, NotFound, PermissionDenied, TransitionRefused) as error:

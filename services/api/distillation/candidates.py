@@ -21,8 +21,9 @@ from services.api.distillation.examples import said, training_line
 from shared.paths import fsync_folder
 from shared.schemas.distillations import DistillationFilter
 
-MAX_BYTES = 200 << 20
-"""Of rows that are not dropped: as much as an eval takes."""
+MAX_BYTES = 100 << 20
+"""Of rows that are not dropped; an eval's rows have the answer twice, and take 200 MiB."""
+MAX_ROW_BYTES = 4 << 20
 
 _encode = msgspec.json.Encoder(order="sorted").encode
 
@@ -121,7 +122,7 @@ class Collection:
             return candidate.without("duplicate", like=like)
         self._seen[digest] = candidate.id
         size = len(_encode(candidate))
-        if self._bytes + size > MAX_BYTES:
+        if size > MAX_ROW_BYTES or self._bytes + size > MAX_BYTES:
             return candidate.without("over_size")
         self._bytes += size
         if self._wanted.near_duplicates is not None:

@@ -19,7 +19,6 @@ from services.api.files.produced import ProducedFiles
 from services.api.flows import FlowFailed
 from shared.blobs.interface import Blobs
 from shared.distillation_records import DistillationRecord
-from shared.errors import RateLimited
 from shared.schemas.distillations import DistillationCounts
 from shared.schemas.evals import OutputItem
 from shared.schemas.files import FilePurpose
@@ -41,16 +40,16 @@ class DataSets:
         self._produced = ProducedFiles(files, blobs)
 
     async def publish_candidates(self, record: DistillationRecord) -> None:
-        """Make the file of those that were not dropped. Raises FlowFailed, Unavailable, OSError."""
+        """Make the file of those that were not dropped. Raises FlowFailed, RateLimited, Unavailable, OSError."""
         path = await self._collected(record)
         counts = await asyncio.to_thread(_counted, path)
         if not counts.found - sum(counts.dropped.values()):
             raise _too_few(counts)
-        await self._check_room(record, path.stat().st_size)
+        await self._files.check_room(record.project, path.stat().st_size)
         await self._publish(record, record.ids.candidates, candidate_lines(path), "candidates", "evals")
 
     async def select(self, record: DistillationRecord) -> DistillationCounts:
-        """Make data set, held-out rows and manifest, and count. Raises FlowFailed, Unavailable, OSError."""
+        """Make data set, held-out rows and manifest, and count. Raises as publish_candidates() does."""
         path = await self._collected(record)
         draft = path.with_name(f".selected.{secrets.token_hex(4)}")
         seed = record.student.seed or 0
@@ -61,7 +60,7 @@ class DataSets:
             counts = await asyncio.to_thread(selection.split)
             if counts.training < MIN_EXAMPLES or not counts.held_out:
                 raise _too_few(counts)
-            await self._check_room(record, draft.stat().st_size)
+            await self._files.check_room(record.project, draft.stat().st_size)
             ids = record.ids
             await self._publish(record, ids.training, selection.training(), "training", "fine-tune")
             await self._publish(record, ids.held_out, selection.held_out(), "held_out", "evals")
@@ -98,12 +97,6 @@ class DataSets:
             for item in await asyncio.to_thread(lambda some: [*map(_decode_item, some)], texts):
                 found[place_of[item.datasource_item_id]] = word_of(item, is_answered=is_answered)
         return found
-
-    async def _check_room(self, record: DistillationRecord, size_bytes: int) -> None:
-        try:
-            await self._files.check_room(record.project, size_bytes)
-        except RateLimited as error:
-            raise FlowFailed(error.code or "storage_limit_exceeded", error.message) from error
 
     async def _publish(
         self, record: DistillationRecord, file_id: str, lines: Iterator[bytes], name: str, purpose: FilePurpose

@@ -77,7 +77,9 @@ class Selection:
         self._places: dict[int, tuple[int, int]] = {}
         """Of rows that are kept, by their place among all: where in the draft they lie."""
         self._prompts: dict[int, bytes] = {}
-        """Digests of the prompts of those that may be held out."""
+        """Digests of their prompts."""
+        self._never_held_out: set[bytes] = set()
+        """Digests of the prompts that have tools in any of their rows."""
 
     def add(self, candidate: Candidate, word: Word | None) -> None:
         """Add the next row."""
@@ -95,8 +97,9 @@ class Selection:
         self._places[place] = (self._handle.seek(0, os.SEEK_END), len(line))
         self._handle.write(line)
         self._fates.append(_Fate(id=candidate.id, outcome="training", model=candidate.model, scores=scores))
-        if not candidate.tools and candidate.answer and not candidate.answer.get("tool_calls"):
-            self._prompts[place] = digest_of(str(self._seed).encode(), _encode(candidate.input))
+        digest = self._prompts[place] = digest_of(str(self._seed).encode(), _encode(candidate.input))
+        if candidate.tools or (candidate.answer and candidate.answer.get("tool_calls")):
+            self._never_held_out.add(digest)
 
     def _fault(self, candidate: Candidate, word: Word | None) -> str:
         if word and word.reason:
@@ -131,7 +134,7 @@ class Selection:
         for place, digest in self._prompts.items():
             by_prompt[digest].append(place)
         left = most
-        for digest in sorted(by_prompt):
+        for digest in sorted(by_prompt.keys() - self._never_held_out):
             if len(by_prompt[digest]) > left:
                 continue
             left -= len(by_prompt[digest])

@@ -97,7 +97,10 @@ class FlowRunner(LongWork[F]):
         return None
 
     async def _work(self, piece_id: str, token: str) -> None:
-        record = await self._change(piece_id, token, _tried)
+        try:
+            record = await self._change(piece_id, token, _tried)
+        except NotFound:  # deleted since it was listed
+            return
         work = asyncio.create_task(self._step_to_end(record, token))
         beat = asyncio.create_task(self._beat(piece_id, token))
         try:
@@ -133,7 +136,7 @@ class FlowRunner(LongWork[F]):
                 idle = 0 if changed != record else idle + 1
                 record = changed
                 if idle:
-                    await asyncio.sleep(min(_FIRST_LOOK_S * 1.2**idle, _LONGEST_LOOK_S))
+                    await asyncio.sleep(_look_s(idle))
                     record = await self._flows.get(record.id)
 
     async def _finish(self, newest: F) -> None:
@@ -173,14 +176,19 @@ class FlowRunner(LongWork[F]):
             return current if current.status in ENDED else replace(current, tries=0)
 
         with suppress(StoreUnavailable, LeaseLost, TransitionRefused, NotFound):
-            await self._change(piece_id, token, clear)
+            await self._flows.update(piece_id, clear, fence=token)
 
     async def _fail(self, piece_id: str, token: str) -> None:
         def fail(current: F) -> F:
             return current if current.status in ENDED else _ended(current, FlowState.FAILED, _BROKEN)
 
         with suppress(StoreUnavailable, LeaseLost, TransitionRefused, NotFound):
-            await self._change(piece_id, token, fail)
+            await self._flows.update(piece_id, fail, fence=token)
+
+
+def _look_s(idle: int) -> float:
+    """Return after how many seconds a flow is looked at again that has not changed so many times."""
+    return min(_FIRST_LOOK_S * 1.2 ** min(idle, 100), _LONGEST_LOOK_S)
 
 
 def canceled(record: F) -> F:

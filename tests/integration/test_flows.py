@@ -14,7 +14,7 @@ import pytest
 import redis
 from msgspec.structs import replace
 
-from services.api.flows import MAX_TRIES, FlowFailed, FlowRunner, canceled
+from services.api.flows import MAX_TRIES, FlowFailed, FlowRunner, _look_s, canceled
 from services.api.leftovers import Leftovers
 from shared import keys
 from shared.blobs.opening import open_blobs
@@ -249,3 +249,8 @@ def test_cancelling_reaches_into_a_step_and_failures_end_a_flow(redis_url: str, 
         assert {one.id for one in walker.cleaned} == {"walk_1", "walk_2", "walk_3", "walk_5"}
 
     with_store(redis_url, look)
+
+
+def test_a_flow_that_waits_for_days_is_still_looked_at() -> None:
+    waits = [_look_s(idle) for idle in (1, 2, 10, 100, 1_000_000)]
+    assert waits == sorted(waits) and 0 < waits[0] < 1 and waits[-1] <= 5

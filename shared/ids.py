@@ -46,6 +46,10 @@ def new_eval_run_id() -> str:
     return f"evalrun_{_random(24)}"
 
 
+def new_distillation_id() -> str:
+    return f"distill_{_random(24)}"
+
+
 def new_checkpoint_id() -> str:
     return f"ftckpt_{_random(24)}"
 

@@ -25,6 +25,9 @@ from services.api.batches.creation import Batches
 from services.api.batches.run import Tools
 from services.api.batches.runner import Runner
 from services.api.database import Database
+from services.api.distillation.creation import Distillations
+from services.api.distillation.opening import open_distillations
+from services.api.distillation.runner import DistillationRunner
 from services.api.evals.comparison import Comparisons
 from services.api.evals.creation import EvalRuns
 from services.api.evals.definitions import Evals
@@ -113,6 +116,8 @@ class Services:
     eval_runs: EvalRuns
     eval_comparisons: Comparisons
     eval_runner: EvalRunner
+    distillations: Distillations
+    distillation_runner: DistillationRunner
     webhooks: Webhooks
     dispatcher: Dispatcher
 
@@ -141,8 +146,13 @@ class Services:
         graders = Graders(judges, Caging(turned_on=settings.python_graders), reward_models)
         rows = Sources(at.files, at.completions, blobs)
         eval_runs = EvalRuns(at.eval_store, at.eval_run_store, rows, names, judges, blobs)
-        evals = Evals(at.eval_store, eval_runs, graders)
+        evals, comparisons = Evals(at.eval_store, eval_runs, graders), Comparisons(at.eval_run_store)
         rollout_files = RolloutFiles(blobs)
+        submission = Submission(settings, at.files, at.jobs, at.registry, names, graders, queue)
+        control = JobControl(at.jobs, queue)
+        distillations, distillation_runner = open_distillations(
+            settings, at, client, blobs, rows, evals, eval_runs, comparisons, submission, control, drain
+        )
         recorder = Recorder(client, blobs, interval_s=settings.records_interval_s)
         return cls(
             settings=settings,
@@ -163,8 +173,8 @@ class Services:
             uploads=uploads,
             chunked=ChunkedUploads(at.upload_store, at.files, blobs, settings),
             sweeper=Sweeper(at.files, at.upload_store, uploads, blobs, at.audit_store),
-            submission=Submission(settings, at.files, at.jobs, at.registry, names, graders, queue),
-            control=JobControl(at.jobs, queue),
+            submission=submission,
+            control=control,
             rollout_files=rollout_files,
             regrading=Regrading(rollout_files, uploads, graders, names, evals, eval_runs, at.eval_run_store),
             regraded=Regraded(at.eval_store, at.eval_run_store),
@@ -183,10 +193,12 @@ class Services:
             batch_runner=Runner(Tools.of(settings, at, blobs, gateway), Leftovers(client, blobs, paths.batches), drain),
             evals=evals,
             eval_runs=eval_runs,
-            eval_comparisons=Comparisons(at.eval_run_store),
+            eval_comparisons=comparisons,
             eval_runner=EvalRunner(
                 EvalTools.of(settings, at, blobs, gateway, graders), Leftovers(client, blobs, paths.evals), drain
             ),
+            distillations=distillations,
+            distillation_runner=distillation_runner,
             webhooks=Webhooks(at.webhook_store, sender),
             dispatcher=Dispatcher(
                 at.webhook_store,
@@ -208,12 +220,14 @@ class Services:
         self.counting.start()
         self.batch_runner.start()
         self.eval_runner.start()
+        self.distillation_runner.start()
         self.recorder.start()
 
     async def close(self) -> None:
         await self.database.close()
         await self.batch_runner.close()
         await self.eval_runner.close()
+        await self.distillation_runner.close()
         await self.sweeper.stop()
         await self.dispatcher.close()
         await self.shadowing.close()

@@ -7,8 +7,8 @@
 | infer | have models answer, and manage the answers that are stored                                           |
 | admin | the organization: projects, keys, limits; who else may use a checkpoint; where events are sent       |
 
-A batch has a model answer and writes files, so it needs both; so do evals, and running a grader, which may ask a judge,
-once or over a job's rollouts.
+A batch has a model answer and writes files, so it needs both; so do evals and distillations, and running a grader,
+which may ask a judge, once or over a job's rollouts.
 Webhook endpoints send the project's events out of this server, which is why they are no matter of training.
 """
 
@@ -48,6 +48,7 @@ RULES: tuple[Rule, ...] = (
     _rule("/v1/fine_tuning/jobs/{job_id}/rollouts/regrade", ["read"], ["infer", "train"]),
     _rule("/v1/fine_tuning", ["read"], ["train"]),
     _rule("/v1/evals", ["read"], ["infer", "train"]),
+    _rule("/v1/distillations", ["read"], ["infer", "train"]),
     _rule("/v1/models", ["read"], ["train"]),
     _rule("/v1/aliases", ["read"], ["train"]),
     _rule("/v1/batches", ["read"], ["infer", "train"]),

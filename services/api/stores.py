@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shared import keys
+from shared.distillation_records import KIND as DISTILLATION
+from shared.distillation_records import DistillationRecord
 from shared.key_hash import KeyHash
 from shared.settings import Settings
 from shared.store.alias_traffic import TrafficStore
@@ -17,6 +19,7 @@ from shared.store.completions import CompletionStore
 from shared.store.eval_runs import EvalRunStore
 from shared.store.evals import EvalStore
 from shared.store.files import FileStore
+from shared.store.flows import FlowStore
 from shared.store.idempotency import IdempotencyStore
 from shared.store.jobs import JobStore
 from shared.store.leases import LeaseStore
@@ -54,6 +57,7 @@ class Stores:
     eval_store: EvalStore
     eval_run_store: EvalRunStore
     eval_run_leases: LeaseStore
+    distillation_store: FlowStore[DistillationRecord]
     webhook_store: WebhookStore
     deliveries: DeliveryStore
     limits: LimitStore
@@ -94,6 +98,7 @@ class Stores:
             eval_run_leases=LeaseStore(
                 client, ttl_s=settings.lease_ttl_s, key=keys.eval_run_lease, owned=keys.eval_run
             ),
+            distillation_store=FlowStore(client, DISTILLATION, DistillationRecord),
             webhook_store=WebhookStore(client),
             deliveries=DeliveryStore(client),
             limits=LimitStore(client),

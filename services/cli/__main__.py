@@ -235,6 +235,58 @@ def rebuild(data_dir: Annotated[Path | None, _DATA_DIR] = None, config: _CONFIG 
         rebuilding.rebuild(settings, typer.echo)
 
 
+@app.command("distill")
+def distill(
+    student: Annotated[str, typer.Option(help="Model that training starts from.")] = "",
+    graders: Annotated[Path | None, typer.Option(help="JSON file with the graders of the eval, a list.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help='Prompts for a teacher, one {"item": …} a line.')] = None,
+    teacher: Annotated[str | None, typer.Option(help="Who answers them: a model, or endpoint/model outside.")] = None,
+    ask: Annotated[str | None, typer.Option(help="What is asked, such as '{{ item.question }}'.")] = None,
+    model: Annotated[str | None, typer.Option(help="Stored completions of this model alone.")] = None,
+    metadata: Annotated[list[str] | None, typer.Option(help="Stored completions with name=value alone.")] = None,
+    minimum_score: Annotated[list[str] | None, typer.Option(help="Drop answers below: grader=score.")] = None,
+    near_duplicates: Annotated[float | None, typer.Option(help="Drop rows so much alike, 0.5 to 1.")] = None,
+    max_rows: Annotated[int | None, typer.Option(help="Most rows, newest first.")] = None,
+    held_out: Annotated[float, typer.Option(help="Share of the rows that the student is compared on.")] = 0.1,
+    suffix: Annotated[str | None, typer.Option(help="A name of yours in the model's name.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of training.")] = None,
+    name: Annotated[str | None, typer.Option(help="A name of yours.")] = None,
+    follow: Annotated[str | None, typer.Option(help="Follow this distillation instead of beginning one.")] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Say what it is at until it ends.")] = True,
+    base_url: Annotated[str, _BASE_URL] = _HERE,
+    api_key: Annotated[str, _API_KEY] = "",
+) -> None:
+    """Make a data set of a teacher's answers, train a student on it, and compare it with its base and the teacher.
+
+    The answers are the project's stored completions, or are asked for with --prompts and --teacher. Prints the id, the
+    stages and the result; ends with status 1 when there is none. Stopping the command stops nothing else.
+    """
+    from services.cli import distill as distilling
+    from services.cli.openai_api import OpenAIApi
+
+    with _told_errors(), OpenAIApi(base_url, api_key) as api:
+        if follow is None:
+            if not student or graders is None:
+                raise InvalidRequest("give --student and --graders, or --follow with the id of a distillation")
+            read = distilling.graders_in(graders)
+            source = distilling.source_of(
+                api, prompts=prompts, teacher=teacher, ask=ask, model=model, metadata=metadata or []
+            )
+            follow = distilling.begin(api, {
+                "name": name, "source": source, "graders": read, "evaluation": {"held_out": held_out},
+                "filter": {
+                    "minimum_scores": distilling.scores(minimum_score or []), "near_duplicates": near_duplicates,
+                    "max_rows": max_rows,
+                },
+                "student": {
+                    "model": student, "suffix": suffix, "hyperparameters": {"n_epochs": epochs or "auto"},
+                },
+            })  # fmt: skip
+        typer.echo(follow)
+        if wait and not distilling.follow(api, follow, typer.echo):
+            raise typer.Exit(1)
+
+
 models = typer.Typer(no_args_is_help=True, help="The models of a project, and adapters from elsewhere.")
 app.add_typer(models, name="models")
 

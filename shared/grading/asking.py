@@ -66,17 +66,9 @@ class ModelJudge:
         asked = _asked(messages, sampling, response_format)
         try:
             async with asyncio.timeout(self._timeout_s):
-                return read_answer(model, await self._persistently(model, asked))
+                return read_answer(model, await persistently(lambda: self._ask(model, asked)))
         except TimeoutError as error:
             raise JudgeFailed(f"the judge '{model}' gave no answer within {self._timeout_s:g} s") from error
-
-    async def _persistently(self, model: str, asked: dict[str, Any]) -> bytes:
-        for tries in range(1, _TRIES):
-            try:
-                return await self._ask(model, asked)
-            except Busy:
-                await asyncio.sleep(_FIRST_WAIT_S * 2.0 ** (tries - 1) * random.uniform(0.75, 1.25))
-        return await self._ask(model, asked)
 
     async def _ask(self, model: str, asked: dict[str, Any]) -> bytes:
         """Return the body of a completion. Raises Busy where asking again may help, else JudgeFailed."""
@@ -84,6 +76,16 @@ class ModelJudge:
         if name and endpoint in self._outside:
             return await self._outside.ask(endpoint, msgspec.json.encode({"model": name, **asked}))
         return await self._inside(model, msgspec.json.encode({"model": model, **asked}))
+
+
+async def persistently(ask: Callable[[], Awaitable[bytes]]) -> bytes:
+    """Ask three times while it is busy, longer apart each time. Raises JudgeFailed."""
+    for tries in range(1, _TRIES):
+        try:
+            return await ask()
+        except Busy:
+            await asyncio.sleep(_FIRST_WAIT_S * 2.0 ** (tries - 1) * random.uniform(0.75, 1.25))
+    return await ask()
 
 
 def wanted(

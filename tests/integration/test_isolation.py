@@ -198,6 +198,11 @@ def _plant(
     run = f"{runs}/{ids['run_id']}"
     wait_until(lambda: _answered(http.get(run))["status"] == "completed", timeout_s=30)
     ids["output_item_id"] = _answered(http.get(f"{run}/output_items"))["data"][0]["id"]
+    student = {"model": BASE, "suffix": mark}
+    wanted = {"name": f"{mark} student", "source": {"type": "stored_completions"}, "student": student}
+    ids["distillation_id"] = _answered(http.post("/v1/distillations", json=wanted | {"graders": [check]}))["id"]
+    path = f"/v1/distillations/{ids['distillation_id']}"
+    wait_until(lambda: _answered(http.get(path))["error"] is not None, timeout_s=30)  # two rows are too few
     hook = {"name": f"{mark} hook", "url": f"http://127.0.0.1:9/{mark}", "event_types": ["batch.completed"]}
     ids["webhook_endpoint_id"] = _answered(http.post("/v1/webhook_endpoints", json=hook))["id"]
 
@@ -296,6 +301,12 @@ BODIES: dict[str, Bodies] = {
     "/v1/evals": _NOTHING,
     "/v1/evals/{eval_id}": lambda ids: [{"name": "x"}],
     "/v1/evals/{eval_id}/runs": lambda ids: [{"data_source": _eval_source(ids["file_id"], BASE)}],
+    "/v1/distillations": lambda ids: [
+        _distillation(BASE, teacher=ids["model"]),
+        _distillation(ids["model"]),
+        _distillation(BASE, prompts={"type": "file_id", "id": ids["user_file_id"]}),
+        _distillation(BASE, judge=ids["alias"]),
+    ],
     "/v1/webhook_endpoints": _NOTHING,
     "/v1/webhook_endpoints/{webhook_endpoint_id}": lambda ids: [{"name": "x"}],
     "/v1/webhook_endpoints/{webhook_endpoint_id}/rotate_secret": _NOTHING,
@@ -311,7 +322,7 @@ PLACES = {
     "/v1/fine_tuning/checkpoints/{model}/permissions": "permission_id", "/v1/aliases/{alias}/history": "revision",
     "/v1/aliases/{alias}/shadow_pairs": "event_id", "/v1/responses/{response_id}/input_items": "item_id",
     "/v1/chat/completions/{completion_id}/messages": "message_id",
-    "/v1/evals": "eval_id", "/v1/evals/{eval_id}/runs": "run_id",
+    "/v1/evals": "eval_id", "/v1/evals/{eval_id}/runs": "run_id", "/v1/distillations": "distillation_id",
     "/v1/evals/{eval_id}/runs/{run_id}/output_items": "output_item_id",
 }  # fmt: skip
 """What `after` holds in a list."""
@@ -334,7 +345,7 @@ HARMLESS = {
 """Query parameters that name nothing of anybody's."""
 IN_PATH = {
     "file_id", "upload_id", "job_id", "model", "permission_id", "alias", "completion_id", "response_id", "batch_id",
-    "webhook_endpoint_id", "eval_id", "run_id", "output_item_id",
+    "webhook_endpoint_id", "eval_id", "run_id", "output_item_id", "distillation_id",
 }  # fmt: skip
 
 
@@ -342,6 +353,16 @@ def _eval_source(file_id: str, model: str) -> dict[str, Any]:
     messages = {"type": "item_reference", "item_reference": "item.input"}
     source = {"type": "file_id", "id": file_id}
     return {"type": "completions", "source": source, "model": model, "input_messages": messages}
+
+
+def _distillation(
+    student: str, *, teacher: str = BASE, prompts: dict[str, Any] | None = None, judge: str = BASE
+) -> dict[str, Any]:
+    rows = prompts or {"type": "file_content", "content": [{"item": {"input": "hi"}}]}
+    source = {"type": "prompts", "prompts": rows, "teacher": teacher}
+    asked = [{"role": "user", "content": "Is it good?"}]
+    graders = [{"type": "score_model", "name": "judge", "model": judge, "input": asked}]
+    return {"source": source, "student": {"model": student}, "graders": graders}
 
 
 def _adapter_files(config: str, weights: str) -> dict[str, str]:

@@ -15,10 +15,11 @@ from services.api.graders.judges import Judges
 from services.api.graders.permitted import check_judges
 from shared.blobs.interface import Blobs
 from shared.errors import NotFound, TransitionRefused
-from shared.eval_records import EvalRecord, EvalRunRecord
+from shared.eval_records import EvalRunRecord
 from shared.eval_states import ENDED, EvalRunState
 from shared.model_records import Access
 from shared.schemas.evals import CompletionsRun, CreateEvalRun, EvalStoredCompletions, RunSource
+from shared.schemas.graders import Grader
 from shared.store.eval_runs import EvalRunStore, Found
 from shared.store.evals import EvalStore
 
@@ -58,7 +59,7 @@ class EvalRuns:
         except NotFound:
             pass
         model = await self._check(request.data_source, access)
-        await self._check_judges(eval_, access)
+        await self.check_judges(eval_.testing_criteria, access, where="testing_criteria")
         await self._runs.check_active(access.project)
         taken = await self._sources.take(request.data_source.source, eval_, run_id, source_bytes=len(source))
         record = EvalRunRecord(
@@ -117,16 +118,18 @@ class EvalRuns:
         check_messages(source, are_stored=isinstance(source.source, EvalStoredCompletions))
         if source.model is None:
             return ""
-        await self._check_model(source.model, access, where="data_source.model")
+        await self.check_model(source.model, access, where="data_source.model")
         return source.model
 
-    async def _check_judges(self, eval_: EvalRecord, access: Access) -> None:
-        for place, grader in enumerate(eval_.testing_criteria):
-            await check_judges(
-                grader, access, names=self._names, judges=self._judges, where=f"testing_criteria[{place}]"
-            )
+    async def check_judges(self, criteria: Sequence[Grader], access: Access, *, where: str) -> None:
+        """Raises NotFound that names the criterion whose judge the key may not use; see graders.permitted."""
+        for place, grader in enumerate(criteria):
+            await check_judges(grader, access, names=self._names, judges=self._judges, where=f"{where}[{place}]")
 
-    async def _check_model(self, model: str, access: Access, *, where: str) -> None:
+    async def check_model(self, model: str, access: Access, *, where: str) -> None:
+        """Raises NotFound, which names the field, for a model that the key may not use and no endpoint outside has."""
+        if self._judges.is_outside(model):
+            return
         try:
             await self._names.look_up(model, access)
         except NotFound as error:

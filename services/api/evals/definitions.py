@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import structlog
 from msgspec import UNSET
@@ -36,10 +37,7 @@ class Evals:
 
         Raises InvalidRequest that names the criterion.
         """
-        names: set[str] = set()
-        for place, grader in enumerate(request.testing_criteria):
-            _check_criterion(grader, f"testing_criteria[{place}]", names)
-            await self._graders.check(grader, where=f"testing_criteria[{place}]")
+        await self.check(request.testing_criteria, where="testing_criteria")
         record = EvalRecord(
             id=eval_id,
             project=project,
@@ -52,6 +50,13 @@ class Evals:
         )
         _log.info("eval.created", eval_id=eval_id)
         return await self._evals.create(record)
+
+    async def check(self, criteria: Sequence[Grader], *, where: str) -> None:
+        """Raises InvalidRequest that names the criterion."""
+        names: set[str] = set()
+        for place, grader in enumerate(criteria):
+            _check_criterion(grader, f"{where}[{place}]", names)
+            await self._graders.check(grader, where=f"{where}[{place}]")
 
     async def update(self, eval_id: str, request: UpdateEval, *, project: str) -> EvalRecord:
         """Raises NotFound."""

@@ -81,7 +81,7 @@ class Questions:
 
     def body_for(self, row: Row) -> tuple[bytes, list[SampleMessage]]:
         """Return the request for a row and the messages in it. Raises InvalidRequest when the row has none."""
-        messages = _messages(self._messages, row.item)
+        messages = messages_for(self._messages, row.item)
         sampling = self._sampling
         fields = {
             "model": self.model,
@@ -217,7 +217,8 @@ def _spoken_message(text: str, calls: list[dict[str, Any]] | None) -> SampleMess
     return SampleMessage(role="assistant", content=text, tool_calls=calls or UNSET)
 
 
-def _messages(wanted: InputMessages, item: Mapping[str, Any]) -> list[Any]:
+def messages_for(wanted: InputMessages, item: Mapping[str, Any]) -> list[Any]:
+    """Form what a model is asked for a row. Raises InvalidRequest when the row has no such messages."""
     if isinstance(wanted, MessageTemplate):
         room = Room()
         return [_filled(message, item, room) for message in wanted.template]

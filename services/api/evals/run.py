@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from services.api.batches.answering import Answering
 from services.api.batches.slots import Slots
+from services.api.evals.asking import Asking
 from services.api.evals.failing import RunFailed
 from services.api.evals.grading import Grading
 from services.api.evals.keeping import Keeping
@@ -179,7 +180,7 @@ class Run:
         if not todo:
             return
         working = Working(
-            tools.answering,
+            Asking(tools.answering, tools.graders.judges, tools.slots, record.access),
             Grading(eval_.testing_criteria, tools.graders, tools.answering, tools.slots, record.access),
             Keeping(tools.runs, self._id, self._token),
             record,

@@ -50,8 +50,8 @@ class EvalRunner(LongWork[EvalRunRecord]):
         return True
 
     async def _is_away(self, record: EvalRunRecord) -> bool | None:
-        """Of judges alone it is not known."""
-        if not record.model:
+        """Of judges alone it is not known, nor of a model outside."""
+        if not record.model or self._tools.graders.judges.is_outside(record.model):
             return None
         return await self._tools.answering.is_away("/v1/chat/completions", record.model, record.access)
 

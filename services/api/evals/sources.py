@@ -76,7 +76,8 @@ class Sources:
         await check_room(0)
         try:
             if isinstance(source, EvalFileId):
-                return Taken(await self._take_file(source, eval_.project, path), 0)
+                file = await self.take_file(source, eval_.project, path, where="data_source.source.id")
+                return Taken(file, 0)
             lines = _given(source, eval_) if isinstance(source, EvalFileContent) else self._stored(source, eval_)
             size = await _write(path, lines, check_room)
             await self._blobs.keep_file(path)
@@ -84,9 +85,11 @@ class Sources:
         except OSError as error:
             raise Unavailable("The server's storage does not take the run.", code="storage_unavailable") from error
 
-    async def _take_file(self, source: EvalFileId, project: str, path: Path) -> FileRecord:
-        """Give the file's bytes a second name; its lines are read by whoever works on the run."""
-        where = "data_source.source.id"
+    async def take_file(self, source: EvalFileId, project: str, path: Path, *, where: str) -> FileRecord:
+        """Give the bytes of a file of rows a second name; its lines are read by whoever works on them.
+
+        Raises NotFound and InvalidRequest that have `where` for the field, OSError.
+        """
         try:
             record = await self._files.get(source.id, project=project)
             if record.purpose != "evals":
@@ -115,21 +118,33 @@ class Sources:
                 code="invalid_value",
                 param="data_source.source.type",
             )
-        left = most = source.limit or MAX_ROWS
-        async for page in self._pages(source, eval_.project, config.metadata or {}):
-            wanted = {one.id: one for one in page if _is_between(one, source)}
-            async for messages in self._completions.messages_of([*wanted]):
-                taken = [(wanted[one], asked) for one, asked in messages.items()][:left]
-                left -= len(taken)
-                yield await asyncio.to_thread(_lines, taken)
-                if not left:
-                    return
-        if left == most:
+        metadata, is_empty = config.metadata or {}, True
+        async for taken in self.completions(source, eval_.project, metadata=metadata):
+            is_empty = is_empty and not taken
+            yield await asyncio.to_thread(_lines, taken)
+        if is_empty:
             raise InvalidRequest(
                 "No stored chat completion is as this run wants them; store some with 'store': true, or ask for less.",
                 code="no_stored_completions",
                 param="data_source.source",
             )
+
+    async def completions(
+        self, source: EvalStoredCompletions, project: str, *, metadata: dict[str, str]
+    ) -> AsyncIterator[Sequence[tuple[StoredCompletion, bytes]]]:
+        """Read a project's completions with the messages that they answer, newest first, a few at a time.
+
+        They are as `source` wants them, carry these metadata besides, and are MAX_ROWS at most.
+        """
+        left = source.limit or MAX_ROWS
+        async for page in self._pages(source, project, metadata):
+            wanted = {one.id: one for one in page if _is_between(one, source)}
+            async for messages in self._completions.messages_of([*wanted]):
+                taken = [(wanted[one], asked) for one, asked in messages.items()][:left]
+                left -= len(taken)
+                yield taken
+                if not left:
+                    return
 
     async def _pages(
         self, source: EvalStoredCompletions, project: str, metadata: dict[str, str]

@@ -15,9 +15,9 @@ import msgspec
 import structlog
 from msgspec import UNSET, Struct
 
-from services.api.batches.answering import Answering
 from services.api.batches.side_by_side import side_by_side
 from services.api.batches.usage import usage_of
+from services.api.evals.asking import Asking
 from services.api.evals.failing import MODEL_GONE, RunFailed
 from services.api.evals.grading import Grading
 from services.api.evals.keeping import Keeping
@@ -30,7 +30,6 @@ from services.api.evals.questions import (
     used,
 )
 from services.api.evals.rows import Row, Rows
-from shared import ids
 from shared.errors import InvalidRequest, SelftuneError
 from shared.eval_records import ERRORED, FAILED, PASSED, EvalRunRecord, of_criterion, of_model, output_item_id
 from shared.schemas.evals import EvalError, ItemResult, ItemStatus, ModelUsage, OutputItem, Sample, SampleMessage
@@ -58,7 +57,7 @@ class Working:
 
     def __init__(
         self,
-        answering: Answering,
+        asking: Asking,
         grading: Grading,
         keeping: Keeping,
         record: EvalRunRecord,
@@ -67,7 +66,7 @@ class Working:
         questions: Questions | None,
         drafts: dict[int, bytes],
     ) -> None:
-        self._answering = answering
+        self._asking = asking
         self._grading = grading
         self._keeping = keeping
         self._record = record
@@ -124,9 +123,7 @@ class Working:
             body, asked = self._questions.body_for(row)
         except InvalidRequest as error:
             return _refused(self._questions, EvalError(code=error.code or "invalid_row", message=error.message), [])
-        status, answer = await self._answering.answer(
-            "/v1/chat/completions", body, access=self._record.access, request_id=ids.new_request_id()
-        )
+        status, answer = await self._asking.answer(self._record.model, body)
         if status != 200:
             refusal = refusal_of(answer)
             if refusal.code == MODEL_GONE:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from services.api.errors import UpstreamError
 from services.api.gateway.forwarding import Gateway
 from services.api.gateway.relay import read_whole
 from shared import ids
 from shared.errors import SelftuneError, Unavailable
-from shared.grading.asking import ModelJudge
+from shared.grading.asking import ModelJudge, persistently
 from shared.grading.means import Judge, JudgeFailed
 from shared.grading.outside import Busy, OutsideJudges
 from shared.model_records import Access
+from shared.rewriting import with_fields
 
 _BUSY = frozenset({429, 502, 503})
 
@@ -35,6 +38,19 @@ class Judges:
         """Tell whether a name such as `openai/gpt-5` is one of a configured endpoint."""
         endpoint, _, name = model.partition("/")
         return bool(name) and endpoint in self._outside
+
+    async def complete(self, model: str, body: bytes) -> bytes:
+        """Have a model outside answer a chat completion's request, and return its answer.
+
+        One that is busy is asked three times. Raises JudgeFailed, and Away when it answers nothing at the moment.
+        """
+        endpoint, _, name = model.partition("/")
+        asked = with_fields(body, model=name)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await persistently(lambda: self._outside.ask(endpoint, asked))
+        except TimeoutError as error:
+            raise JudgeFailed(f"the model '{model}' gave no answer within {self._timeout_s:g} s") from error
 
     async def close(self) -> None:
         await self._outside.close()

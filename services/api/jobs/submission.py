@@ -72,18 +72,30 @@ class Submission:
             return await self._jobs.get(job_id, project=project)
         except NotFound:
             pass
-        _check_priority(request, access)
-        wanted = asked(request)
-        start = await self._start(request.model, access)
-        check_options(request, self._settings, context_length=start.context_length, parent_rank=start.parent_rank)
-        await self._check_grader(wanted, access)
+        start = await self._checked_start(request, access)
         await self._check_files(request, project)
-        record = self._record(request, wanted, start, project, job_id)
+        record = self._record(request, asked(request), start, project, job_id)
         record = await self._jobs.create(record, [event(f"Created fine-tuning job: {record.id}")], limit=limit)
         await self._enqueue(record)
         metrics.JOBS_CREATED.labels(record.method).inc()
         _log.info("job.created", job_id=record.id, model=record.model, training_file=record.training_file)
         return record
+
+    async def check(self, request: CreateJob, *, access: Access) -> str:
+        """Look at a job that is to be submitted once its files are there; returns the model that it starts from.
+
+        Raises as `submit` does, but for what files and limits are the reason of.
+        """
+        start = await self._checked_start(request, access)
+        return start.parent or start.base
+
+    async def _checked_start(self, request: CreateJob, access: Access) -> _Start:
+        _check_priority(request, access)
+        wanted = asked(request)
+        start = await self._start(request.model, access)
+        check_options(request, self._settings, context_length=start.context_length, parent_rank=start.parent_rank)
+        await self._check_grader(wanted, access)
+        return start
 
     async def _start(self, name: str, access: Access) -> _Start:
         """Find what `model` means: a base, an alias, or a fine-tuned model. Raises NotFound."""

@@ -6,6 +6,7 @@ from services.api.routes import (
     api_keys,
     audit_logs,
     batches,
+    distillations,
     docs,
     evals,
     files,
@@ -36,6 +37,7 @@ GROUPS = {
     "Stored completions": stored_completions.ROUTES,
     "Batches": batches.ROUTES,
     "Evals": evals.ROUTES,
+    "Distillation": distillations.ROUTES,
     "Webhooks": webhooks.ROUTES,
     "Organization": [
         *projects.ROUTES,

@@ -1,0 +1,92 @@
+"""The student's training: an ordinary job of the project."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from services.api.jobs.control import JobControl
+from services.api.jobs.submission import Submission
+from shared.distillation_records import DistillationRecord
+from shared.errors import InvalidRequest, NotFound, SelftuneError, TransitionRefused
+from shared.model_records import Access
+from shared.projects import Limits
+from shared.records import JobRecord
+from shared.schemas.distillations import Student
+from shared.schemas.jobs import CreateJob
+from shared.settings import Settings
+from shared.states import TERMINAL
+from shared.store.jobs import JobStore
+from shared.store.projects import ProjectStore
+
+_UNKNOWN_YET = "file-not-made-yet"
+
+
+class StudentJobs:
+    """Submits a student's job under the id that the record has for it, and follows it."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        submission: Submission,
+        control: JobControl,
+        jobs: JobStore,
+        projects: ProjectStore,
+    ) -> None:
+        self._default_limit = settings.project_concurrent_jobs
+        self._submission = submission
+        self._control = control
+        self._jobs = jobs
+        self._projects = projects
+
+    async def check(self, student: Student, access: Access) -> str:
+        """Return the model that training starts from. Raises as Submission.submit does, naming fields of `student`."""
+        if student.selftune is not None and student.selftune.method is not None:
+            raise InvalidRequest(
+                "Invalid value for 'student.selftune.method': a student is trained on its teacher's answers, by the "
+                "supervised method; leave it out.",
+                code="invalid_value",
+                param="student.selftune.method",
+            )
+        try:
+            return await self._submission.check(_request(student, student.model, _UNKNOWN_YET), access=access)
+        except (InvalidRequest, NotFound) as error:
+            raise _of_student(error) from error
+
+    async def submit(self, record: DistillationRecord) -> None:
+        """Submit the job, once. Raises as Submission.submit does: RateLimited, too."""
+        project = await self._projects.get(record.project)
+        limit = project.limits.over(Limits(concurrent_jobs=self._default_limit)).concurrent_jobs
+        request = _request(
+            record.student, record.start_model, record.ids.training, metadata={"distillation_id": record.id}
+        )
+        await self._submission.submit(request, access=record.access, job_id=record.ids.job, limit=limit or None)
+
+    async def ended(self, record: DistillationRecord) -> JobRecord | None:
+        """Return the job, None while it is not at its end. Raises NotFound."""
+        job = await self._jobs.get(record.ids.job, project=record.project)
+        return job if job.status in TERMINAL else None
+
+    async def stop(self, record: DistillationRecord) -> None:
+        """Cancel the job, if it was submitted and has not ended. Raises StoreUnavailable."""
+        with suppress(NotFound, TransitionRefused):
+            await self._control.cancel(record.ids.job, project=record.project)
+
+
+def _request(student: Student, model: str, training_file: str, metadata: dict[str, str] | None = None) -> CreateJob:
+    return CreateJob(
+        model=model,
+        training_file=training_file,
+        suffix=student.suffix,
+        seed=student.seed,
+        hyperparameters=student.hyperparameters,
+        selftune=student.selftune,
+        metadata=metadata,
+    )
+
+
+def _of_student(error: SelftuneError) -> SelftuneError:
+    """Have an error of a job's request name the field of the distillation's."""
+    if error.param is None:
+        return error
+    message = error.message.replace(f"'{error.param}'", f"'student.{error.param}'")
+    return type(error)(message, code=error.code, param=f"student.{error.param}")

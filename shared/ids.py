@@ -46,6 +46,14 @@ def new_eval_run_id() -> str:
     return f"evalrun_{_random(24)}"
 
 
+def new_ab_run_id() -> str:
+    return f"abrun_{_random(24)}"
+
+
+def new_preference_id() -> str:
+    return f"pref_{_random(24)}"
+
+
 def new_checkpoint_id() -> str:
     return f"ftckpt_{_random(24)}"
 

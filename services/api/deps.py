@@ -12,6 +12,9 @@ from litestar.datastructures import State
 from litestar.di import Provide
 
 from services.api import metrics
+from services.api.ab_runs.creation import AbRuns
+from services.api.ab_runs.report import Reports
+from services.api.ab_runs.voting import Voting
 from services.api.adapters.importing import AdapterImports
 from services.api.aliases.counting import Counting
 from services.api.aliases.guard import Guard
@@ -106,6 +109,9 @@ class Services:
     eval_runs: EvalRuns
     eval_comparisons: Comparisons
     eval_runner: EvalRunner
+    ab_runs: AbRuns
+    ab_reports: Reports
+    ab_voting: Voting
     webhooks: Webhooks
     dispatcher: Dispatcher
 
@@ -174,6 +180,9 @@ class Services:
             eval_runner=EvalRunner(
                 EvalTools.of(settings, at, blobs, gateway, graders), Leftovers(client, blobs, paths.evals), drain
             ),
+            ab_runs=AbRuns(at.eval_store, at.eval_run_store, at.files, eval_runs, graders),
+            ab_reports=Reports(at.eval_run_store, at.ab_vote_store),
+            ab_voting=Voting(at.eval_run_store, at.ab_vote_store),
             webhooks=Webhooks(at.webhook_store, sender),
             dispatcher=Dispatcher(
                 at.webhook_store,

@@ -24,6 +24,16 @@ from services.api.gateway.stored_chat import UpdateCompletion
 from services.api.readiness import Health, Report
 from services.api.routes import GROUPS
 from shared.schemas import organization
+from shared.schemas.ab_runs import (
+    AbItem,
+    AbNext,
+    AbReport,
+    AbRun,
+    AbRunDeleted,
+    AbVote,
+    CreateAbRun,
+    CreateAbVote,
+)
 from shared.schemas.aliases import (
     Alias,
     AliasRevision,
@@ -89,6 +99,7 @@ _TYPES = [
     Page[AliasRevision], AliasTraffic, Page[ShadowPair], DeletedShadowPairs,
     CreateEval, UpdateEval, Eval, Page[Eval], EvalDeleted, CreateEvalRun, EvalRun, EvalRunDeleted, OutputItem,
     EvalRunComparison,
+    CreateAbRun, AbRun, Page[AbRun], AbRunDeleted, AbItem, AbReport, AbNext, CreateAbVote, AbVote,
     *organization.TYPES,
     RunGrader, GraderResult, ValidateGrader, ValidatedGrader,
     Preview, UpdateCompletion, CompletionDeleted, ResponseDeleted, TokenCount, AnthropicErrorResponse,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from shared import keys
 from shared.key_hash import KeyHash
 from shared.settings import Settings
+from shared.store.ab_votes import AbVoteStore
 from shared.store.alias_traffic import TrafficStore
 from shared.store.aliases import AliasStore
 from shared.store.api_keys import KeyStore
@@ -54,6 +55,7 @@ class Stores:
     eval_store: EvalStore
     eval_run_store: EvalRunStore
     eval_run_leases: LeaseStore
+    ab_vote_store: AbVoteStore
     webhook_store: WebhookStore
     deliveries: DeliveryStore
     limits: LimitStore
@@ -94,6 +96,7 @@ class Stores:
             eval_run_leases=LeaseStore(
                 client, ttl_s=settings.lease_ttl_s, key=keys.eval_run_lease, owned=keys.eval_run
             ),
+            ab_vote_store=AbVoteStore(client, project_bytes=project_bytes),
             webhook_store=WebhookStore(client),
             deliveries=DeliveryStore(client),
             limits=LimitStore(client),

@@ -55,6 +55,8 @@ class Grade(Struct, frozen=True, kw_only=True):
     errors: GraderErrors
     usage: dict[str, JudgeUsage]
     """By judge."""
+    label: str
+    """What a label_model's judge has said; else empty."""
     sampled_model_name: str | None
     """The judge; None without one, or with several."""
     seconds: float
@@ -65,6 +67,7 @@ class _Score(Struct, frozen=True, kw_only=True):
 
     reward: float = 0.0
     errors: GraderErrors = GraderErrors()
+    label: str = ""
     usage: dict[str, JudgeUsage] = field(default_factory=dict)
     parts: dict[str, float] = field(default_factory=dict)
 
@@ -88,6 +91,7 @@ async def grade(grader: Grader, *, item: dict[str, Any], sample: dict[str, Any],
         sub_rewards=score.parts,
         errors=score.errors,
         usage=score.usage,
+        label=score.label,
         sampled_model_name=next(iter(score.usage)) if len(score.usage) == 1 else None,
         seconds=time.perf_counter() - start,
     )
@@ -166,15 +170,18 @@ async def _judged(
     if answer.refusal:
         return _Score(errors=GraderErrors(model_grader_refusal_error=True), usage=usage)
     try:
-        return _Score(reward=_verdict(grader, answer.text), usage=usage)
+        reward, label = _verdict(grader, answer.text)
+        return _Score(reward=reward, label=label, usage=usage)
     except Unreadable:
         return _Score(errors=GraderErrors(model_grader_parse_error=True), usage=usage)
 
 
-def _verdict(grader: ScoreModelGrader | LabelModelGrader, text: str) -> float:
+def _verdict(grader: ScoreModelGrader | LabelModelGrader, text: str) -> tuple[float, str]:
+    """Return the reward, and the label where one was asked for."""
     if isinstance(grader, LabelModelGrader):
-        return float(read_label(text, grader.labels) in grader.passing_labels)
-    return read_score(text, grader.bounds)
+        label = read_label(text, grader.labels)
+        return float(label in grader.passing_labels), label
+    return read_score(text, grader.bounds), ""
 
 
 def _judge_failed(details: str) -> _Score:

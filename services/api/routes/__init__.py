@@ -1,6 +1,7 @@
 """Every route, in the order of the documentation."""
 
 from services.api.routes import (
+    ab_runs,
     admin_keys,
     aliases,
     api_keys,
@@ -34,7 +35,7 @@ GROUPS = {
     "Generation": [*inference.ROUTES, *responses.ROUTES, *messages.ROUTES],
     "Stored completions": stored_completions.ROUTES,
     "Batches": batches.ROUTES,
-    "Evals": evals.ROUTES,
+    "Evals": [*evals.ROUTES, *ab_runs.ROUTES],
     "Webhooks": webhooks.ROUTES,
     "Organization": [
         *projects.ROUTES,

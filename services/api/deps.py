@@ -52,6 +52,9 @@ from services.api.model_settings.changes import ModelSettingsAdmin
 from services.api.organization.admin_keys import AdminKeys
 from services.api.organization.keys import KeyAdmin
 from services.api.organization.projects import ProjectAdmin
+from services.api.preferences.creation import Preferences
+from services.api.preferences.export import Exports
+from services.api.preferences.sources import OpinionSources
 from services.api.readiness import Readiness
 from services.api.recorder import Recorder
 from services.api.stores import Stores
@@ -112,6 +115,8 @@ class Services:
     ab_runs: AbRuns
     ab_reports: Reports
     ab_voting: Voting
+    preferences: Preferences
+    preference_exports: Exports
     webhooks: Webhooks
     dispatcher: Dispatcher
 
@@ -183,6 +188,10 @@ class Services:
             ab_runs=AbRuns(at.eval_store, at.eval_run_store, at.files, eval_runs, graders),
             ab_reports=Reports(at.eval_run_store, at.ab_vote_store),
             ab_voting=Voting(at.eval_run_store, at.ab_vote_store),
+            preferences=Preferences(at.preference_store),
+            preference_exports=Exports(
+                OpinionSources(at.preference_store, at.eval_run_store, at.ab_vote_store), uploads
+            ),
             webhooks=Webhooks(at.webhook_store, sender),
             dispatcher=Dispatcher(
                 at.webhook_store,

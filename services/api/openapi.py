@@ -68,6 +68,13 @@ from shared.schemas.jobs import CreateJob, Job
 from shared.schemas.model_settings import ModelSettings, UpdateModelSettings
 from shared.schemas.models import ImportedModel, ImportModel, Model, ModelList
 from shared.schemas.paging import CompletionDeleted, Deleted, Page, ResponseDeleted
+from shared.schemas.preferences import (
+    CreatePreference,
+    ExportPreferences,
+    Preference,
+    PreferenceDeleted,
+    PreferenceExport,
+)
 from shared.schemas.preview import Preview
 from shared.schemas.residency import BringIntoMemory, ModelResidency
 from shared.schemas.responses import TokenCount
@@ -100,6 +107,7 @@ _TYPES = [
     CreateEval, UpdateEval, Eval, Page[Eval], EvalDeleted, CreateEvalRun, EvalRun, EvalRunDeleted, OutputItem,
     EvalRunComparison,
     CreateAbRun, AbRun, Page[AbRun], AbRunDeleted, AbItem, AbReport, AbNext, CreateAbVote, AbVote,
+    CreatePreference, Preference, Page[Preference], PreferenceDeleted, ExportPreferences, PreferenceExport,
     *organization.TYPES,
     RunGrader, GraderResult, ValidateGrader, ValidatedGrader,
     Preview, UpdateCompletion, CompletionDeleted, ResponseDeleted, TokenCount, AnthropicErrorResponse,

@@ -24,6 +24,7 @@ from shared.store.leases import LeaseStore
 from shared.store.limits import LimitStore
 from shared.store.model_settings import ModelSettingsStore
 from shared.store.permissions import PermissionStore
+from shared.store.preferences import PreferenceStore
 from shared.store.presence import Presence
 from shared.store.projects import ProjectStore, ServiceAccountStore
 from shared.store.registry import Registry
@@ -56,6 +57,7 @@ class Stores:
     eval_run_store: EvalRunStore
     eval_run_leases: LeaseStore
     ab_vote_store: AbVoteStore
+    preference_store: PreferenceStore
     webhook_store: WebhookStore
     deliveries: DeliveryStore
     limits: LimitStore
@@ -97,6 +99,7 @@ class Stores:
                 client, ttl_s=settings.lease_ttl_s, key=keys.eval_run_lease, owned=keys.eval_run
             ),
             ab_vote_store=AbVoteStore(client, project_bytes=project_bytes),
+            preference_store=PreferenceStore(client, project_bytes=project_bytes),
             webhook_store=WebhookStore(client),
             deliveries=DeliveryStore(client),
             limits=LimitStore(client),

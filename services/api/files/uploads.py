@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -57,22 +58,63 @@ class Uploads:
         try:
             form = await receive_form(request, FILE_FORM, partial, limit=self._max_file_bytes)
             record = _record(file_id, project, form, partial)
-            await self._unrecorded.mark(file_id)
-            manifest = msgspec.json.format(msgspec.json.encode(record))
-            await partial.publish(self._blobs, self._paths.file_folder(file_id), manifest)
+            await self._publish(record, partial)
         except BaseException:
             await asyncio.to_thread(partial.discard)
             raise
+        await self._enter(record)
+        return record
+
+    async def make(
+        self,
+        content: AsyncIterator[bytes],
+        *,
+        project: str,
+        filename: str,
+        purpose: FilePurpose,
+        lineage: dict[str, Any],
+    ) -> FileRecord:
+        """Store a file that this server makes of a project's things. Raises as receive() does."""
+        await self._files.check_room(project, 1)
+        file_id = ids.new_file_id()
+        partial = PartialFile(self._paths.partial / file_id, limit=self._max_file_bytes)
+        try:
+            async for some in content:
+                await partial.write(some)
+            await partial.finish()
+            record = FileRecord(
+                id=file_id,
+                project=project,
+                filename=safe_name(filename),
+                purpose=purpose,
+                size_bytes=partial.size_bytes,
+                sha256=partial.sha256,
+                created_at=int(time.time()),
+                lineage=lineage,
+            )
+            await self._publish(record, partial)
+        except BaseException:
+            await asyncio.to_thread(partial.discard)
+            raise
+        await self._enter(record)
+        return record
+
+    async def _publish(self, record: FileRecord, partial: PartialFile) -> None:
+        """Put a file's bytes in place, with a mark that they have no record yet."""
+        await self._unrecorded.mark(record.id)
+        manifest = msgspec.json.format(msgspec.json.encode(record))
+        await partial.publish(self._blobs, self._paths.file_folder(record.id), manifest)
+
+    async def _enter(self, record: FileRecord) -> None:
         # If this fails the bytes stay, since the record may have been written although its answer was lost, and the
         # sweeper finds out; unless the project has no room, for then it was not.
         try:
             await self._files.add(record)
         except RateLimited:
-            await self._remove_bytes(file_id)
+            await self._remove_bytes(record.id)
             raise
-        await self._unrecorded.settle(file_id)
-        _log.info("file.stored", file_id=file_id, size_bytes=record.size_bytes, purpose=record.purpose)
-        return record
+        await self._unrecorded.settle(record.id)
+        _log.info("file.stored", file_id=record.id, size_bytes=record.size_bytes, purpose=record.purpose)
 
     async def remove(self, file_id: str, *, project: str) -> None:
         """Forget a file, then delete its bytes. Raises NotFound."""

@@ -18,6 +18,7 @@ from services.api.routes import (
     model_settings,
     models,
     permissions,
+    preferences,
     projects,
     residency,
     responses,
@@ -36,6 +37,7 @@ GROUPS = {
     "Stored completions": stored_completions.ROUTES,
     "Batches": batches.ROUTES,
     "Evals": [*evals.ROUTES, *ab_runs.ROUTES],
+    "Preferences": preferences.ROUTES,
     "Webhooks": webhooks.ROUTES,
     "Organization": [
         *projects.ROUTES,

@@ -37,9 +37,9 @@ def honest(number: int, first: str, second: str) -> str:
 class Scene:
     """An eval with a run that answers rightly and one that does not."""
 
-    def __init__(self, sdk: openai.OpenAI, http: httpx2.Client) -> None:
+    def __init__(self, sdk: openai.OpenAI, http: httpx2.Client, eval_id: str = "") -> None:
         self.sdk, self.http = sdk, http
-        self.eval_id = make_eval(sdk).id
+        self.eval_id = eval_id or make_eval(sdk).id
         self.url = f"/v1/evals/{self.eval_id}/ab_runs"
 
     def run(self, answers: list[str], *, of: list[dict[str, Any]] | None = None, wait: bool = True) -> str:

@@ -3,7 +3,7 @@
 | scope | what a key with it may do                                                                            |
 | ----- | ---------------------------------------------------------------------------------------------------- |
 | read  | look at the project's files, jobs, models, aliases, stored answers                                   |
-| train | change what training is made of: files, uploads, jobs, preferences, fine-tuned models; aliases       |
+| train | change what training is made of: files, jobs, preferences, fine-tuned models; what aliases mean      |
 | infer | have models answer, and manage the answers that are stored                                           |
 | admin | the organization: projects, keys, limits; who else may use a checkpoint; where events are sent       |
 

@@ -55,7 +55,7 @@ def launch(url: str, tmp_path: Path) -> Iterator[Callable[[], ApiServer]]:
     with ExitStack() as stack:
 
         def start_one() -> ApiServer:
-            server = ApiServer(tmp_path / "home", url, lease_ttl_s=2, eval_concurrency=4)
+            server = ApiServer(tmp_path / "home", url, lease_ttl_s=2, eval_concurrency=5)
             stack.callback(server.stop)
             know_key(url, server.key)
             return server

@@ -4,7 +4,7 @@ default."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Raw, Struct
@@ -54,6 +54,10 @@ class RegradedJob(Struct, frozen=True, kw_only=True):
     """The eval's criteria are its parts."""
 
 
+RunKind: TypeAlias = Literal["run", "ab"]
+"""A run of a model's answers, or an A/B run over those of two."""
+
+
 class EvalRecord(Struct, frozen=True, kw_only=True):
     """An eval. Its criteria stay as they are."""
 
@@ -96,14 +100,16 @@ def _row_schema(properties: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class EvalRunRecord(Struct, frozen=True, kw_only=True):
-    """A run of an eval. Its counts are kept beside it, and what was posted as its data source, too."""
+    """A run of an eval. Its counts are kept beside it, and what was posted as its data source, too; an A/B run's source
+    is an AbSpec."""
 
     id: str
     eval_id: str
     project: str
+    kind: RunKind = "run"
     name: str = ""
     model: str = ""
-    """Empty where rows are graded as they are."""
+    """Empty where rows are graded as they are; of an A/B run the judge, if it is of this server."""
     file_id: str = ""
     """The file that its rows are of, if one was uploaded."""
     criteria: list[str]
@@ -144,7 +150,7 @@ class EvalRunRecord(Struct, frozen=True, kw_only=True):
                 failed=tally.get(FAILED, 0),
                 passed=tally.get(PASSED, 0),
             ),
-            per_model_usage=_usage(tally),
+            per_model_usage=usage_in(tally),
             per_testing_criteria_results=[
                 CriterionResult(
                     testing_criteria=name,
@@ -174,7 +180,8 @@ def of_model(usage: ModelUsage) -> dict[str, int]:
     return {f"{name} {usage.model_name}": getattr(usage, name) for name in _OF_MODEL if getattr(usage, name)}
 
 
-def _usage(tally: Mapping[str, int]) -> list[ModelUsage]:
+def usage_in(tally: Mapping[str, int]) -> list[ModelUsage]:
+    """Return what the counts say of models' use."""
     found: dict[str, dict[str, int]] = {}
     for name, count in tally.items():
         kind, _, model = name.partition(" ")
@@ -183,9 +190,13 @@ def _usage(tally: Mapping[str, int]) -> list[ModelUsage]:
     return [msgspec.convert({"model_name": model, **counts}, ModelUsage) for model, counts in sorted(found.items())]
 
 
+_ITEM_PREFIXES = {"evalrun": "outputitem", "abrun": "abitem"}
+
+
 def output_item_id(run_id: str, number: int) -> str:
     """Name the result of a row: its number is in the name, so that a page needs no index."""
-    return f"outputitem_{run_id.removeprefix('evalrun_')}_{number}"
+    kind, _, random = run_id.partition("_")
+    return f"{_ITEM_PREFIXES.get(kind, 'outputitem')}_{random or kind}_{number}"
 
 
 def output_item_number(run_id: str, item_id: str) -> int | None:

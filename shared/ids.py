@@ -50,6 +50,14 @@ def new_distillation_id() -> str:
     return f"distill_{_random(24)}"
 
 
+def new_ab_run_id() -> str:
+    return f"abrun_{_random(24)}"
+
+
+def new_preference_id() -> str:
+    return f"pref_{_random(24)}"
+
+
 def new_checkpoint_id() -> str:
     return f"ftckpt_{_random(24)}"
 

@@ -52,8 +52,9 @@
 | selftune:eval_run_lease:{id}     | string | token of the api process that works on it      | lease_ttl_s    |
 | selftune:eval_tally:{run}        | hash   | counts, by the names in shared/eval_records    | with the run   |
 | selftune:eval_items:{run}        | hash   | row's number → OutputItem                      | eval_item_days |
-| selftune:eval_marks:{run}        | string | a byte for each row: p, f, e, or 0 if open     | eval_item_days |
-| selftune:eval_drafts:{run}       | hash   | row's number → Draft: answered, not all graded | until it ended |
+| selftune:eval_marks:{run}        | string | a byte for each row, see Mark, or 0 if open    | eval_item_days |
+| selftune:eval_drafts:{run}       | hash   | row's number → Draft: answered, not all judged | until it ended |
+| selftune:ab_votes:{run}          | hash   | "{row's number} {voter}" → VoteRecord          | eval_item_days |
 | selftune:flow:{kind} {id}        | hash   | record, version, owner, claims                 | until deleted  |
 | selftune:flows:{kind} {project}  | zset   | flow ids by order of creation                  | for ever       |
 | selftune:active_flows:{kind}     | zset   | ids of flows that are not closed               | for ever       |
@@ -85,6 +86,8 @@
 | selftune:completions:{project}   | zset   | ids of stored completions by order of creation | for ever       |
 | selftune:response:{id}           | hash   | project, previous, body, items                 | stored_completion_days |
 |                                  |        | both have `counted`: bytes, of the project's   |                |
+| selftune:preference:{id}         | hash   | project, record, counted: bytes                | until deleted  |
+| selftune:preferences:{project}   | zset   | preference ids by order of creation            | for ever       |
 | selftune:answers:{project}       | zset   | "{id} {bytes}" of both by the time they expire | for ever       |
 | selftune:place:{list} {id}       | string | place that a removed id had in a paged list    | one hour       |
 | selftune:alias:{project} {name}  | string | AliasRecord                                    | until deleted  |
@@ -283,6 +286,10 @@ def flow_lease(kind: str, flow_id: str) -> str:
     return f"{_ROOT}:flow_lease:{kind} {flow_id}"
 
 
+def ab_votes(run_id: str) -> str:
+    return f"{_ROOT}:ab_votes:{run_id}"
+
+
 def adapter(name: str) -> str:
     return f"{_ROOT}:adapter:{name}"
 
@@ -385,6 +392,14 @@ def completion(completion_id: str) -> str:
 
 def completions(project: str) -> str:
     return f"{_ROOT}:completions:{project}"
+
+
+def preference(preference_id: str) -> str:
+    return f"{_ROOT}:preference:{preference_id}"
+
+
+def preferences(project: str) -> str:
+    return f"{_ROOT}:preferences:{project}"
 
 
 def place(listing: str, member: str) -> str:

@@ -43,12 +43,13 @@ def read_preferences(path: Path) -> Iterator[tuple[int, PreferenceExample]]:
 def check_preference(example: PreferenceExample) -> int:
     """Return how many messages are compared, which is 2; raises ValueError that says what is wrong."""
     check_messages(example.input.messages, "input.messages")
-    _check_output(example.preferred_output, "preferred_output")
-    _check_output(example.non_preferred_output, "non_preferred_output")
+    check_output(example.preferred_output, "preferred_output")
+    check_output(example.non_preferred_output, "non_preferred_output")
     return 2
 
 
-def _check_output(messages: list[Message], where: str) -> None:
+def check_output(messages: list[Message], where: str) -> None:
+    """Raise ValueError, which names the message, for messages that are no answer."""
     check_messages(messages, where)
     for position, message in enumerate(messages):
         if message.role not in ("assistant", "tool"):

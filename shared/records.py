@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from msgspec import UNSET, Struct
 from msgspec.structs import asdict, replace
@@ -79,6 +79,8 @@ class FileRecord(Struct, frozen=True, kw_only=True):
     created_at: int
     expires_at: int | None = None
     """Unix time from which on the file counts as deleted; None keeps it."""
+    lineage: dict[str, Any] | None = None
+    """What this server made the file of; None for files that came from outside."""
 
     def expired(self, now: float) -> bool:
         return self.expires_at is not None and self.expires_at <= now
@@ -91,6 +93,7 @@ class FileRecord(Struct, frozen=True, kw_only=True):
             expires_at=UNSET if self.expires_at is None else self.expires_at,
             filename=self.filename,
             purpose=self.purpose,
+            lineage=self.lineage or UNSET,
         )
 
 

@@ -12,6 +12,9 @@ from litestar.datastructures import State
 from litestar.di import Provide
 
 from services.api import metrics
+from services.api.ab_runs.creation import AbRuns
+from services.api.ab_runs.report import Reports
+from services.api.ab_runs.voting import Voting
 from services.api.adapters.importing import AdapterImports
 from services.api.aliases.counting import Counting
 from services.api.aliases.guard import Guard
@@ -50,6 +53,9 @@ from services.api.model_settings.changes import ModelSettingsAdmin
 from services.api.organization.admin_keys import AdminKeys
 from services.api.organization.keys import KeyAdmin
 from services.api.organization.projects import ProjectAdmin
+from services.api.preferences.creation import Preferences
+from services.api.preferences.export import Exports
+from services.api.preferences.sources import OpinionSources
 from services.api.readiness import Readiness
 from services.api.recorder import Recorder
 from services.api.rollouts.files import RolloutFiles
@@ -118,6 +124,11 @@ class Services:
     eval_runner: EvalRunner
     distillations: Distillations
     distillation_runner: DistillationRunner
+    ab_runs: AbRuns
+    ab_reports: Reports
+    ab_voting: Voting
+    preferences: Preferences
+    preference_exports: Exports
     webhooks: Webhooks
     dispatcher: Dispatcher
 
@@ -199,6 +210,13 @@ class Services:
             ),
             distillations=distillations,
             distillation_runner=distillation_runner,
+            ab_runs=AbRuns(at.eval_store, at.eval_run_store, at.files, eval_runs, graders),
+            ab_reports=Reports(at.eval_run_store, at.ab_vote_store),
+            ab_voting=Voting(at.eval_run_store, at.ab_vote_store),
+            preferences=Preferences(at.preference_store),
+            preference_exports=Exports(
+                OpinionSources(at.preference_store, at.eval_run_store, at.ab_vote_store), uploads
+            ),
             webhooks=Webhooks(at.webhook_store, sender),
             dispatcher=Dispatcher(
                 at.webhook_store,

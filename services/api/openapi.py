@@ -24,6 +24,16 @@ from services.api.gateway.stored_chat import UpdateCompletion
 from services.api.readiness import Health, Report
 from services.api.routes import GROUPS
 from shared.schemas import organization
+from shared.schemas.ab_runs import (
+    AbItem,
+    AbNext,
+    AbReport,
+    AbRun,
+    AbRunDeleted,
+    AbVote,
+    CreateAbRun,
+    CreateAbVote,
+)
 from shared.schemas.aliases import (
     Alias,
     AliasRevision,
@@ -59,6 +69,13 @@ from shared.schemas.jobs import CreateJob, Job
 from shared.schemas.model_settings import ModelSettings, UpdateModelSettings
 from shared.schemas.models import ImportedModel, ImportModel, Model, ModelList
 from shared.schemas.paging import CompletionDeleted, Deleted, Page, ResponseDeleted
+from shared.schemas.preferences import (
+    CreatePreference,
+    ExportPreferences,
+    Preference,
+    PreferenceDeleted,
+    PreferenceExport,
+)
 from shared.schemas.preview import Preview
 from shared.schemas.residency import BringIntoMemory, ModelResidency
 from shared.schemas.responses import TokenCount
@@ -91,6 +108,8 @@ _TYPES = [
     CreateEval, UpdateEval, Eval, Page[Eval], EvalDeleted, CreateEvalRun, EvalRun, EvalRunDeleted, OutputItem,
     EvalRunComparison,
     CreateDistillation, Distillation, Page[Distillation], DistillationDeleted,
+    CreateAbRun, AbRun, Page[AbRun], AbRunDeleted, AbItem, AbReport, AbNext, CreateAbVote, AbVote,
+    CreatePreference, Preference, Page[Preference], PreferenceDeleted, ExportPreferences, PreferenceExport,
     *organization.TYPES,
     RunGrader, GraderResult, ValidateGrader, ValidatedGrader,
     Preview, UpdateCompletion, CompletionDeleted, ResponseDeleted, TokenCount, AnthropicErrorResponse,

@@ -3,7 +3,7 @@
 | scope | what a key with it may do                                                                            |
 | ----- | ---------------------------------------------------------------------------------------------------- |
 | read  | look at the project's files, jobs, models, aliases, stored answers                                   |
-| train | change what training is made of: files, uploads, jobs, fine-tuned models; which models aliases mean  |
+| train | change what training is made of: files, jobs, preferences, fine-tuned models; what aliases mean      |
 | infer | have models answer, and manage the answers that are stored                                           |
 | admin | the organization: projects, keys, limits; who else may use a checkpoint; where events are sent       |
 
@@ -49,6 +49,7 @@ RULES: tuple[Rule, ...] = (
     _rule("/v1/fine_tuning", ["read"], ["train"]),
     _rule("/v1/evals", ["read"], ["infer", "train"]),
     _rule("/v1/distillations", ["read"], ["infer", "train"]),
+    _rule("/v1/preferences", ["read"], ["train"]),
     _rule("/v1/models", ["read"], ["train"]),
     _rule("/v1/aliases", ["read"], ["train"]),
     _rule("/v1/batches", ["read"], ["infer", "train"]),

@@ -9,6 +9,7 @@ from shared.distillation_records import KIND as DISTILLATION
 from shared.distillation_records import DistillationRecord
 from shared.key_hash import KeyHash
 from shared.settings import Settings
+from shared.store.ab_votes import AbVoteStore
 from shared.store.alias_traffic import TrafficStore
 from shared.store.aliases import AliasStore
 from shared.store.api_keys import KeyStore
@@ -26,6 +27,7 @@ from shared.store.leases import LeaseStore
 from shared.store.limits import LimitStore
 from shared.store.model_settings import ModelSettingsStore
 from shared.store.permissions import PermissionStore
+from shared.store.preferences import PreferenceStore
 from shared.store.presence import Presence
 from shared.store.projects import ProjectStore, ServiceAccountStore
 from shared.store.registry import Registry
@@ -58,6 +60,8 @@ class Stores:
     eval_run_store: EvalRunStore
     eval_run_leases: LeaseStore
     distillation_store: FlowStore[DistillationRecord]
+    ab_vote_store: AbVoteStore
+    preference_store: PreferenceStore
     webhook_store: WebhookStore
     deliveries: DeliveryStore
     limits: LimitStore
@@ -99,6 +103,8 @@ class Stores:
                 client, ttl_s=settings.lease_ttl_s, key=keys.eval_run_lease, owned=keys.eval_run
             ),
             distillation_store=FlowStore(client, DISTILLATION, DistillationRecord),
+            ab_vote_store=AbVoteStore(client, project_bytes=project_bytes),
+            preference_store=PreferenceStore(client, project_bytes=project_bytes),
             webhook_store=WebhookStore(client),
             deliveries=DeliveryStore(client),
             limits=LimitStore(client),

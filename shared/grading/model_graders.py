@@ -35,15 +35,18 @@ async def judged(
     if answer.refusal:
         return Score(errors=GraderErrors(model_grader_refusal_error=True), usage=usage)
     try:
-        return Score(reward=_verdict(grader, answer.text), usage=usage)
+        reward, label = _verdict(grader, answer.text)
+        return Score(reward=reward, label=label, usage=usage)
     except Unreadable:
         return Score(errors=GraderErrors(model_grader_parse_error=True), usage=usage)
 
 
-def _verdict(grader: ScoreModelGrader | LabelModelGrader, text: str) -> float:
+def _verdict(grader: ScoreModelGrader | LabelModelGrader, text: str) -> tuple[float, str]:
+    """Return the reward, and the label where one was asked for."""
     if isinstance(grader, LabelModelGrader):
-        return float(read_label(text, grader.labels) in grader.passing_labels)
-    return read_score(text, grader.bounds)
+        label = read_label(text, grader.labels)
+        return float(label in grader.passing_labels), label
+    return read_score(text, grader.bounds), ""
 
 
 def _judge_failed(details: str, **flags: bool) -> Score:

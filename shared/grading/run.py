@@ -55,6 +55,8 @@ class Grade(Struct, frozen=True, kw_only=True):
     errors: GraderErrors
     usage: dict[str, JudgeUsage]
     """By judge."""
+    label: str
+    """What a label_model's judge has said; else empty."""
     sampled_model_name: str | None
     """The judge; None without one, or with several."""
     seconds: float
@@ -76,6 +78,7 @@ async def grade(grader: Grader, *, item: dict[str, Any], sample: dict[str, Any],
         sub_rewards=score.parts,
         errors=score.errors,
         usage=score.usage,
+        label=score.label,
         sampled_model_name=next(iter(score.usage)) if len(score.usage) == 1 else None,
         seconds=time.perf_counter() - start,
     )

@@ -17,6 +17,8 @@ class Score(Struct, frozen=True, kw_only=True):
 
     reward: float = 0.0
     errors: GraderErrors = GraderErrors()
+    label: str = ""
+    """What a label_model's judge has said."""
     usage: dict[str, JudgeUsage] = field(default_factory=dict)
     parts: dict[str, float] = field(default_factory=dict)
 

@@ -5,18 +5,24 @@ should be the one's as the other's if neither is better. A paired bootstrap for 
 Introduction to the Bootstrap", 1993, chapter 13): rows are drawn with their difference, so what makes a row hard for
 both does not count. Where few rows differ, a bootstrap sees less luck than there is; so those have to pass Wilcoxon's
 signed-rank test as well (F. Wilcoxon, Biometrics Bulletin 1, 1945).
+
+For votes between two: the exact interval of a share (C. Clopper and E. Pearson, Biometrika 26, 1934), which holds one
+half exactly where McNemar's test says that chance explains the votes; and how far two who judge the same things agree
+beyond chance (J. Cohen, Educational and Psychological Measurement 20, 1960).
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
 SIGNIFICANT = 0.05
 _RESAMPLES = 2000
 _MOST_RANKED = 50
+_EXACT = 1e-12
 _MOST_BLOCKS = 256
 """More rows are put into so many blocks, which are drawn instead: as good for a mean, and the time stays bounded. A
 random byte draws one of them."""
@@ -33,6 +39,56 @@ def mcnemar(only_first: int, only_second: int) -> float:
         for place in range(min(only_first, only_second) + 1)
     )
     return min(1.0, 2 * tail)
+
+
+def exact_interval(hits: int, count: int, *, level: float = 0.95) -> tuple[float, float]:
+    """Return the Clopper-Pearson interval of a share of which `hits` in `count`, at least one, were seen."""
+    cut = (1 - level) / 2
+    return _least_share(hits, count, cut), 1 - _least_share(count - hits, count, cut)
+
+
+def _least_share(hits: int, count: int, cut: float) -> float:
+    """Return the share under which so many hits or more have the probability `cut`."""
+    if hits == 0:
+        return 0.0
+    low, high = 0.0, hits / count
+    while high - low > _EXACT:
+        middle = (low + high) / 2
+        low, high = (middle, high) if _upper_tail(hits, count, middle) < cut else (low, middle)
+    return (low + high) / 2
+
+
+def _upper_tail(hits: int, count: int, share: float) -> float:
+    """Return the probability of `hits` or more in `count`, where `share` is between 0 and hits / count."""
+    odds = share / (1 - share)
+    term = math.exp(
+        math.lgamma(count + 1) - math.lgamma(hits + 1) - math.lgamma(count - hits + 1)
+        + hits * math.log(share) + (count - hits) * math.log1p(-share)
+    )  # fmt: skip
+    total = 0.0
+    for place in range(hits, count + 1):
+        total += term
+        term *= (count - place) / (place + 1) * odds
+        if term < _EXACT * total:
+            break
+    return total
+
+
+def kappa(counts: Mapping[tuple[str, str], int]) -> float | None:
+    """Return Cohen's kappa of how often one said the first and the other the second label of each pair.
+
+    1 is full agreement, 0 what chance gives. None where chance alone would agree always, or nothing was counted.
+    """
+    total = sum(counts.values())
+    firsts, seconds = Counter[str](), Counter[str]()
+    for (first, second), count in counts.items():
+        firsts[first] += count
+        seconds[second] += count
+    by_chance = sum(firsts[label] * seconds[label] for label in firsts)
+    if by_chance == total * total:
+        return None
+    agreed = sum(count for (first, second), count in counts.items() if first == second)
+    return (agreed * total - by_chance) / (total * total - by_chance)
 
 
 def wilcoxon(differences: Sequence[float]) -> float | None:

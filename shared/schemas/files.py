@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
@@ -37,3 +37,4 @@ class File(Struct, frozen=True, kw_only=True):
     filename: str
     purpose: FilePurpose
     status: Literal["uploaded", "processed", "error"] = "processed"
+    lineage: Annotated[dict[str, Any], Meta(description="What this server made the file of.")] | UnsetType = UNSET

@@ -137,6 +137,7 @@ KINDS: Mapping[str, Kind] = {
             (keys.eval_items(name), "hash"),
             (keys.eval_marks(name), "string"),
             (keys.eval_drafts(name), "hash"),
+            (keys.ab_votes(name), "hash"),
         ],
         ranks=lambda name, run: [
             (keys.eval_runs(run["eval_id"]), name),
@@ -198,6 +199,12 @@ KINDS: Mapping[str, Kind] = {
         at_once=20,
     ),
     "response": Kind("hash", ranks=lambda name, stored: _counted_answer(name, stored), mirrored=False, at_once=20),
+    "preference": Kind(
+        "hash",
+        ranks=lambda name, stored: [(keys.preferences(stored["project"]), name), *_counted_answer(name, stored)],
+        mirrored=False,
+        at_once=20,
+    ),
     "idempotency": Kind("string", mirrored=False),
     "webhook": Kind("string", ranks=lambda name, webhook: [(keys.webhooks(webhook["project"]), name)]),
     "webhook_delivery": Kind("string", ranks=lambda name, _: [(keys.WEBHOOK_QUEUE, name)], mirrored=False),
@@ -232,7 +239,7 @@ _LISTED = frozenset(
         *(keys.alias_history(""), keys.aliases(""), keys.upload_parts(""), keys.UPLOADS, keys.files("")),
         *(keys.EXPIRING_FILES, keys.permissions(""), keys.model_settings(""), keys.adapters(""), keys.models("")),
         *(keys.PINNED_ADAPTERS, keys.shared_models(""), keys.completions(""), keys.webhooks("")),
-        keys.answers(""),
+        *(keys.answers(""), keys.ab_votes(""), keys.preferences("")),
         *(keys.WEBHOOK_QUEUE, keys.key_digest(""), keys.project_keys(""), keys.ADMIN_KEYS, keys.account_keys("")),
         *(keys.accounts(""), keys.PROJECTS),
     )

@@ -16,16 +16,18 @@ from msgspec import Raw
 
 from shared import keys
 from shared.errors import LeaseLost, NotFound, RateLimited, TransitionRefused
-from shared.eval_records import EvalRunRecord
+from shared.eval_records import EvalRunRecord, RunKind
 from shared.eval_states import ENDED, check_run_transition
 from shared.store import index
 from shared.store.client import Argument, Client
 from shared.store.portions import MAX_PORTION_BYTES, portions
 from shared.store.storage import Storage
 
-Mark = Literal["p", "f", "e"]
-"""The row passed, failed, or errored."""
+Mark = Literal["p", "f", "e", "a", "b", "t", "u", "n"]
 MARKS: dict[str, Mark] = {"pass": "p", "fail": "f", "error": "e"}
+"""What a row of a run came to."""
+AB_MARKS: dict[str, Mark] = {"a": "a", "b": "b", "tie": "t", "unjudged": "u", "error": "e", "left_out": "n"}
+"""What a row of an A/B run came to."""
 Change = Callable[[EvalRunRecord], EvalRunRecord]
 
 _decode = msgspec.json.Decoder(EvalRunRecord).decode
@@ -110,24 +112,37 @@ class EvalRunStore:
         """Raises NotFound."""
         return (await self._read(run_id))[0]
 
-    async def find_record(self, run_id: str, *, eval_id: str, project: str) -> EvalRunRecord:
-        """Raises NotFound when it is unknown, belongs to another eval, or to another project."""
-        for record in await self.read([run_id]):
-            if (record.eval_id, record.project) == (eval_id, project):
-                return record
-        raise _unknown(run_id)
+    async def find_record(
+        self, run_id: str, *, eval_id: str, project: str, kind: RunKind | None = "run"
+    ) -> EvalRunRecord:
+        """Raises NotFound when it is unknown, of another kind, belongs to another eval, or to another project.
 
-    async def find(self, run_id: str, *, eval_id: str, project: str) -> Found:
+        None is any kind.
+        """
+        for record in await self.read([run_id]):
+            if (record.eval_id, record.project) == (eval_id, project) and kind in (None, record.kind):
+                return record
+        raise _unknown(run_id, kind)
+
+    async def find(self, run_id: str, *, eval_id: str, project: str, kind: RunKind | None = "run") -> Found:
         """Return a run with its source, which may be large. Raises as find_record does."""
-        await self.find_record(run_id, eval_id=eval_id, project=project)
+        await self.find_record(run_id, eval_id=eval_id, project=project, kind=kind)
         for found in await self._found([run_id]):
             return found
-        raise _unknown(run_id)
+        raise _unknown(run_id, kind)
 
     async def list(
-        self, eval_id: str, *, status: str | None, after: str | None, limit: int, newest_first: bool
+        self,
+        eval_id: str,
+        *,
+        status: str | None,
+        after: str | None,
+        limit: int,
+        newest_first: bool,
+        kind: RunKind = "run",
     ) -> tuple[Sequence[Found], bool]:
-        """Return a page of an eval's runs, of those with a status if one is given, and whether there are more.
+        """Return a page of an eval's runs of one kind, of those with a status if one is given, and whether there are
+        more.
 
         A page whose sources are large has fewer than `limit`.
         """
@@ -138,7 +153,8 @@ class EvalRunStore:
                 self._client, keys.eval_runs(eval_id), after=after, limit=limit, newest_first=newest_first
             )
             after = page[-1] if page else after
-            ids += [run.id for run in await self.read(page) if status in (None, run.status.value)]
+            found = await self.read(page)
+            ids += [run.id for run in found if run.kind == kind and status in (None, run.status.value)]
         shown = await self._small_enough(ids[:limit])
         return await self._found(shown), more or len(ids) > len(shown)
 
@@ -180,7 +196,7 @@ class EvalRunStore:
                 "commit_eval_run",
                 [
                     keys.eval_run(run_id), *_shared_keys(current), keys.eval_drafts(run_id), keys.eval_items(run_id),
-                    keys.eval_marks(run_id),
+                    keys.eval_marks(run_id), keys.ab_votes(run_id),
                 ],
                 [version, _encode(changed), fence, run_id, int(changed.status in ENDED), self._keep_s],
             )  # fmt: skip
@@ -196,7 +212,7 @@ class EvalRunStore:
         run_id, runs = record.id, keys.eval_runs(record.eval_id)
         doomed = [
             keys.eval_run(run_id), keys.eval_tally(run_id), keys.eval_items(run_id), keys.eval_marks(run_id),
-            keys.eval_drafts(run_id), keys.eval_run_lease(run_id),
+            keys.eval_drafts(run_id), keys.ab_votes(run_id), keys.eval_run_lease(run_id),
         ]  # fmt: skip
         await self._client.script(
             "delete_eval_run", [runs, *_shared_keys(record), *doomed], [run_id, keys.place(runs, "")]
@@ -274,5 +290,7 @@ def _storage_keys(record: EvalRunRecord) -> Sequence[str]:
     return keys.project_bytes(record.project), keys.file(record.file_id), keys.file_batches(record.file_id)
 
 
-def _unknown(run_id: str) -> NotFound:
+def _unknown(run_id: str, kind: RunKind | None = "run") -> NotFound:
+    if kind == "ab":
+        return NotFound(f"No A/B run found with id '{run_id[:100]}'.", param="ab_run_id")
     return NotFound(f"No eval run found with id '{run_id[:100]}'.", param="run_id")

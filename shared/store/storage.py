@@ -1,8 +1,9 @@
 """How many bytes a project keeps on this server, and whether it has room for more.
 
-Its files count, its fine-tuned models, its stored completions and responses, its eval runs, the parts of its uploads
-under way, and files that were deleted while batches or eval runs hold their bytes. The scripts that store and remove
-them count in the same step; what has expired is given back when somebody asks, or when there is no room.
+Its files count, its fine-tuned models, its stored completions and responses, its preferences and eval runs, the parts
+of its uploads under way, and files that were deleted while batches or eval runs hold their bytes. The scripts that
+store and remove them count in the same step; what has expired is given back when somebody asks, or when there is no
+room.
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ class Storage:
 def _no_room(size_bytes: int, param: str | None = None) -> RateLimited:
     instead = "send 'store': false, delete" if param == "store" else "delete"
     return RateLimited(
-        f"The project's storage has no room for {size_bytes:,} bytes more; {instead} files, models, stored answers "
-        "or eval runs, or have its limit raised.",
+        f"The project's storage has no room for {size_bytes:,} bytes more; {instead} files, models, stored answers, "
+        "preferences or eval runs, or have its limit raised.",
         code="storage_limit_exceeded",
         param=param,
     )

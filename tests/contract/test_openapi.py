@@ -85,10 +85,35 @@ def test_paths_of_evals_are_all_there(spec: dict[str, Any]) -> None:
     one = "/v1/evals/{eval_id}"
     run = one + "/runs/{run_id}"
     assert methods >= {
-        ("post", "/v1/evals"), ("get", "/v1/evals"), ("get", one), ("post", one), ("delete", one),
-        ("post", one + "/runs"), ("get", one + "/runs"), ("get", run), ("post", run), ("post", run + "/cancel"),
-        ("delete", run), ("get", run + "/output_items"), ("get", run + "/output_items/{output_item_id}"),
+        ("post", "/v1/evals"),
+        ("get", "/v1/evals"),
+        ("get", one),
+        ("post", one),
+        ("delete", one),
+        ("post", one + "/runs"),
+        ("get", one + "/runs"),
+        ("get", run),
+        ("post", run),
+        ("post", run + "/cancel"),
+        ("delete", run),
+        ("get", run + "/output_items"),
+        ("get", run + "/output_items/{output_item_id}"),
         ("get", run + "/comparison"),
+    }
+    ab_run = one + "/ab_runs/{ab_run_id}"
+    assert methods >= {
+        ("post", one + "/ab_runs"), ("get", one + "/ab_runs"), ("get", ab_run), ("delete", ab_run),
+        ("post", ab_run + "/cancel"), ("get", ab_run + "/items"), ("get", ab_run + "/report"),
+        ("get", ab_run + "/next"), ("post", ab_run + "/votes"),
+    }  # fmt: skip
+
+
+def test_paths_of_preferences_are_all_there(spec: dict[str, Any]) -> None:
+    methods = {(method, path) for path, operations in spec["paths"].items() for method in operations}
+    one = "/v1/preferences/{preference_id}"
+    assert methods >= {
+        ("post", "/v1/preferences"), ("get", "/v1/preferences"), ("get", one), ("delete", one),
+        ("post", "/v1/preferences/export"),
     }  # fmt: skip
 
 

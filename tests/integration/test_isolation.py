@@ -192,9 +192,13 @@ def _plant(
     logs = {"type": "logs", "metadata": {"team": mark}}
     wanted = {"name": f"{mark} eval", "data_source_config": logs, "testing_criteria": [check]}
     ids["eval_id"] = _answered(http.post("/v1/evals", json=wanted))["id"]
-    source = {"type": "jsonl", "source": {"type": "file_content", "content": [{"item": {"q": mark}}]}}
+    source = {
+        "type": "jsonl",
+        "source": {"type": "file_content", "content": [{"item": {"q": mark}, "sample": {"output_text": mark}}]},
+    }
     runs = f"/v1/evals/{ids['eval_id']}/runs"
     ids["run_id"] = _answered(http.post(runs, json={"name": mark, "data_source": source}))["id"]
+    other_run = _answered(http.post(runs, json={"name": mark, "data_source": source}))["id"]
     run = f"{runs}/{ids['run_id']}"
     wait_until(lambda: _answered(http.get(run))["status"] == "completed", timeout_s=30)
     ids["output_item_id"] = _answered(http.get(f"{run}/output_items"))["data"][0]["id"]
@@ -203,6 +207,19 @@ def _plant(
     ids["distillation_id"] = _answered(http.post("/v1/distillations", json=wanted | {"graders": [check]}))["id"]
     path = f"/v1/distillations/{ids['distillation_id']}"
     wait_until(lambda: _answered(http.get(path))["error"] is not None, timeout_s=30)  # two rows are too few
+    wait_until(lambda: _answered(http.get(f"{runs}/{other_run}"))["status"] == "completed", timeout_s=30)
+    ab_runs = f"/v1/evals/{ids['eval_id']}/ab_runs"
+    compared = {"run_a": ids["run_id"], "run_b": other_run, "name": mark}
+    ids["ab_run_id"] = _answered(http.post(ab_runs, json=compared))["id"]
+    ab_run = f"{ab_runs}/{ids['ab_run_id']}"
+    wait_until(lambda: _answered(http.get(ab_run))["status"] == "completed", timeout_s=30)
+    ids["ab_item_id"] = _answered(http.get(f"{ab_run}/items"))["data"][0]["id"]
+    ids["pair"] = _answered(http.get(f"{ab_run}/next", params={"voter": mark}))["pair"]["pair"]
+    said = {
+        "input": {"messages": [USER | {"content": mark}]}, "output": [{"role": "assistant", "content": mark}],
+        "label": True, "source": mark,
+    }  # fmt: skip
+    ids["preference_id"] = _answered(http.post("/v1/preferences", json=said))["id"]
     hook = {"name": f"{mark} hook", "url": f"http://127.0.0.1:9/{mark}", "event_types": ["batch.completed"]}
     ids["webhook_endpoint_id"] = _answered(http.post("/v1/webhook_endpoints", json=hook))["id"]
 
@@ -307,6 +324,13 @@ BODIES: dict[str, Bodies] = {
         _distillation(BASE, prompts={"type": "file_id", "id": ids["user_file_id"]}),
         _distillation(BASE, judge=ids["alias"]),
     ],
+    "/v1/evals/{eval_id}/ab_runs": lambda ids: [
+        {"run_a": ids["run_id"], "run_b": ids["own_run_id"]},
+        {"run_a": ids["own_run_id"], "run_b": ids["run_id"]},
+    ],
+    "/v1/evals/{eval_id}/ab_runs/{ab_run_id}/votes": lambda ids: [{"pair": ids["pair"], "choice": "tie"}],
+    "/v1/preferences": _NOTHING,
+    "/v1/preferences/export": lambda ids: [{"method": "dpo", "ab_run_id": ids["ab_run_id"]}],
     "/v1/webhook_endpoints": _NOTHING,
     "/v1/webhook_endpoints/{webhook_endpoint_id}": lambda ids: [{"name": "x"}],
     "/v1/webhook_endpoints/{webhook_endpoint_id}/rotate_secret": _NOTHING,
@@ -324,6 +348,8 @@ PLACES = {
     "/v1/chat/completions/{completion_id}/messages": "message_id",
     "/v1/evals": "eval_id", "/v1/evals/{eval_id}/runs": "run_id", "/v1/distillations": "distillation_id",
     "/v1/evals/{eval_id}/runs/{run_id}/output_items": "output_item_id",
+    "/v1/evals/{eval_id}/ab_runs": "ab_run_id", "/v1/evals/{eval_id}/ab_runs/{ab_run_id}/items": "ab_item_id",
+    "/v1/preferences": "preference_id",
 }  # fmt: skip
 """What `after` holds in a list."""
 HARMLESS = {
@@ -341,11 +367,13 @@ HARMLESS = {
     "window_s",
     "include_archived",
     "owner_project_access",
+    "voter",
+    "source",
 }
 """Query parameters that name nothing of anybody's."""
 IN_PATH = {
     "file_id", "upload_id", "job_id", "model", "permission_id", "alias", "completion_id", "response_id", "batch_id",
-    "webhook_endpoint_id", "eval_id", "run_id", "output_item_id", "distillation_id",
+    "webhook_endpoint_id", "eval_id", "run_id", "output_item_id", "ab_run_id", "preference_id", "distillation_id",
 }  # fmt: skip
 
 
@@ -500,6 +528,15 @@ def test_anothers_places_and_parts_in_ones_own_things(world: World) -> None:
             world.other, "POST", lambda _: runs,
             body=lambda ids, model=model, file=file: {"data_source": _eval_source(ids[file], ids[model])},  # type: ignore[misc]
         )  # fmt: skip
+    ab_runs = f"/v1/evals/{world.own['eval_id']}/ab_runs"
+    for a, b in (("run_id", "own_run_id"), ("own_run_id", "run_id")):
+        walk.compare(
+            world.other, "POST", lambda _: ab_runs, body=lambda ids, a=a, b=b: {"run_a": ids[a], "run_b": ids[b]},  # type: ignore[misc]
+        )  # fmt: skip
+    walk.compare(
+        world.other, "POST", lambda _: f"{ab_runs}/{world.own['ab_run_id']}/votes",
+        body=lambda ids: {"pair": ids["pair"], "choice": "tie"},
+    )  # fmt: skip
     own_model = world.own["model"]
     walk.compare(
         world.other, "DELETE",
@@ -553,7 +590,8 @@ def _seen(owner: httpx2.Client, ids: Ids) -> dict[str, Any]:
     """Return what the first project's owner sees of its things."""
     paths = [
         "/v1/files", "/v1/fine_tuning/jobs", "/v1/models", "/v1/aliases", "/v1/chat/completions",
-        "/v1/webhook_endpoints", f"/v1/aliases/{ids['alias']}/history", f"/v1/responses/{ids['response_id']}",
+        "/v1/webhook_endpoints", "/v1/preferences", f"/v1/evals/{ids['eval_id']}/ab_runs",
+        f"/v1/aliases/{ids['alias']}/history", f"/v1/responses/{ids['response_id']}",
         f"/v1/models/{ids['model']}/settings", f"/v1/fine_tuning/jobs/{ids['job_id']}/events",
     ]  # fmt: skip
     return {path: _answered(owner.get(path)) for path in paths}

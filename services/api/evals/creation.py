@@ -15,7 +15,7 @@ from services.api.graders.judges import Judges
 from services.api.graders.permitted import check_judges
 from shared.blobs.interface import Blobs
 from shared.errors import NotFound, TransitionRefused
-from shared.eval_records import EvalRunRecord
+from shared.eval_records import EvalRunRecord, RunKind
 from shared.eval_states import ENDED, EvalRunState
 from shared.model_records import Access
 from shared.schemas.evals import CompletionsRun, CreateEvalRun, EvalStoredCompletions, RunSource
@@ -80,7 +80,7 @@ class EvalRuns:
         _log.info("eval_run.created", run_id=run_id, eval_id=eval_id, model=model)
         return await self._runs.find(run_id, eval_id=eval_id, project=access.project)
 
-    async def cancel(self, run_id: str, *, eval_id: str, project: str) -> Found:
+    async def cancel(self, run_id: str, *, eval_id: str, project: str, kind: RunKind = "run") -> Found:
         """End a run where it is; twice is the same as once. The results that it has stay.
 
         Raises NotFound, and TransitionRefused for a run that has ended otherwise.
@@ -95,20 +95,20 @@ class EvalRuns:
                 )
             return replace(current, status=EvalRunState.CANCELED, ended_at=int(time.time()))
 
-        await self._runs.find_record(run_id, eval_id=eval_id, project=project)
+        await self._runs.find_record(run_id, eval_id=eval_id, project=project, kind=kind)
         await self._runs.update(run_id, stop)
         _log.info("eval_run.cancelled", run_id=run_id)
         await self._blobs.remove(self._blobs.paths.eval_folder(run_id))
-        return await self._runs.find(run_id, eval_id=eval_id, project=project)
+        return await self._runs.find(run_id, eval_id=eval_id, project=project, kind=kind)
 
-    async def delete(self, run_id: str, *, eval_id: str, project: str) -> None:
-        """Delete a run with the results of its rows, whatever it is at. Raises NotFound."""
-        await self._runs.remove(await self._runs.find_record(run_id, eval_id=eval_id, project=project))
+    async def delete(self, run_id: str, *, eval_id: str, project: str, kind: RunKind | None = "run") -> None:
+        """Delete a run with the results of its rows, whatever it is at; None is any kind. Raises NotFound."""
+        await self._runs.remove(await self._runs.find_record(run_id, eval_id=eval_id, project=project, kind=kind))
         _log.info("eval_run.deleted", run_id=run_id)
         await self._blobs.remove(self._blobs.paths.eval_folder(run_id))
 
     async def ids(self, eval_id: str, *, limit: int) -> Sequence[str]:
-        """List the first ids of an eval's runs."""
+        """List the first ids of an eval's runs of any kind."""
         return await self._runs.ids(eval_id, limit=limit)
 
     async def _check(self, source: RunSource, access: Access) -> str:

@@ -76,7 +76,7 @@ class Evals:
         while not await self._evals.remove(eval_id, project=project):
             for run_id in await self._runs.ids(eval_id, limit=_RUNS_AT_ONCE):
                 try:
-                    await self._runs.delete(run_id, eval_id=eval_id, project=project)
+                    await self._runs.delete(run_id, eval_id=eval_id, project=project, kind=None)
                 except NotFound:  # somebody else was faster
                     continue
         _log.info("eval.deleted", eval_id=eval_id)

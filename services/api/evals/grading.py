@@ -39,15 +39,16 @@ class Grading:
     ) -> tuple[ItemResult, Sequence[ModelUsage]]:
         """Return what a criterion says of a row, and what that has cost. Raises NoReplica, RunFailed."""
         found = await grade(self.criteria[place], item=item, sample=spoken, means=self._means)
-        return _result(found), _usage(found)
+        return _result(found), usage_of_grade(found)
 
 
-def _usage(found: Grade) -> list[ModelUsage]:
+def usage_of_grade(found: Grade) -> list[ModelUsage]:
+    """Form what the judges of a grade were asked."""
     return [ModelUsage(model_name=model, invocation_count=1, **asdict(tokens)) for model, tokens in found.usage.items()]
 
 
 def _result(found: Grade) -> ItemResult:
-    error = _error(found)
+    error = error_of_grade(found)
     return ItemResult(
         name=found.name,
         type=found.type,
@@ -57,7 +58,7 @@ def _result(found: Grade) -> ItemResult:
     )
 
 
-def _error(found: Grade) -> EvalError | None:
+def error_of_grade(found: Grade) -> EvalError | None:
     """Return the first of a grader's errors with what is told about it, or None."""
     told = asdict(found.errors)
     codes = [name for name, value in told.items() if value is True]

@@ -10,16 +10,15 @@ from msgspec import Raw
 from services.api.gateway.raw_pages import page_of
 from shared.errors import NotFound
 from shared.eval_records import output_item_id, output_item_number
-from shared.schemas.evals import ItemStatus
-from shared.store.eval_runs import MARKS, EvalRunStore
+from shared.store.eval_runs import EvalRunStore, Mark
 
 
 async def items_of(
-    runs: EvalRunStore, run_id: str, *, status: ItemStatus | None, after: str | None, limit: int, newest_first: bool
+    runs: EvalRunStore, run_id: str, *, mark: Mark | None, after: str | None, limit: int, newest_first: bool
 ) -> Response[bytes]:
-    """Form a page of those that have a status, or of all. Raises NotFound when `after` names none of the run's."""
+    """Form a page of those that have a mark, or of all. Raises NotFound when `after` names none of the run's."""
     marks = await runs.marks(run_id)
-    wanted = _wanted(marks, status, newest_first=newest_first)
+    wanted = _wanted(marks, mark, newest_first=newest_first)
     if after is not None:
         place = output_item_number(run_id, after)
         if place is None or not (place < len(marks) and marks[place]):
@@ -39,7 +38,6 @@ async def item_of(runs: EvalRunStore, run_id: str, item_id: str) -> bytes:
     return found[0]
 
 
-def _wanted(marks: bytes, status: ItemStatus | None, *, newest_first: bool) -> Sequence[int]:
-    mark = None if status is None else ord(MARKS[status])
-    numbers = [number for number, found in enumerate(marks) if (found if mark is None else found == mark)]
+def _wanted(marks: bytes, mark: Mark | None, *, newest_first: bool) -> Sequence[int]:
+    numbers = [number for number, found in enumerate(marks) if (found if mark is None else found == ord(mark))]
     return numbers[::-1] if newest_first else numbers

@@ -39,7 +39,7 @@ _BEAT_S = 1.0
 """How often the lease is renewed and the record looked at: a cancellation is seen so soon."""
 MAX_TRIES = 5
 """So often may a process die over a run that gets no row further, before the run is taken for the reason."""
-_ROWS_A_REQUEST = 2
+ROWS_A_REQUEST = 2
 """So many rows are worked on for each request that may be under way: while one is graded and kept, another asks."""
 
 _DEADLY = EvalError(
@@ -188,7 +188,7 @@ class Run:
             questions=_questions(source),
             drafts=await tools.runs.drafts(self._id),
         )
-        await working.work_all(todo, concurrency=_ROWS_A_REQUEST * tools.concurrency, stop=self._stop)
+        await working.work_all(todo, concurrency=ROWS_A_REQUEST * tools.concurrency, stop=self._stop)
 
     async def _fail(self, error: EvalError) -> None:
         with suppress(NotFound, TransitionRefused):

@@ -9,6 +9,7 @@ from contextlib import suppress
 
 from msgspec.structs import replace
 
+from services.api.ab_runs.run import AbRun, waits
 from services.api.evals.run import Run, Tools
 from services.api.leftovers import Leftovers
 from services.api.long_work import LongWork
@@ -50,13 +51,19 @@ class EvalRunner(LongWork[EvalRunRecord]):
         return True
 
     async def _is_away(self, record: EvalRunRecord) -> bool | None:
-        """Of judges alone it is not known, nor of a model outside."""
+        """Of judges alone it is not known, nor of models outside. An A/B run waits for the runs that it compares."""
+        if record.kind == "ab" and await waits(self._tools.runs, record):
+            return True
         if not record.model or self._tools.graders.judges.is_outside(record.model):
             return None
         return await self._tools.answering.is_away("/v1/chat/completions", record.model, record.access)
 
     async def _work(self, piece_id: str, token: str) -> None:
-        await Run(self._tools, piece_id, token).go()
+        try:
+            record = await self._tools.runs.get(piece_id)
+        except NotFound:
+            return
+        await (AbRun if record.kind == "ab" else Run)(self._tools, piece_id, token).go()
 
     async def _survived(self, piece_id: str, token: str) -> None:
         def clear(current: EvalRunRecord) -> EvalRunRecord:

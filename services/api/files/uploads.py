@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import structlog
 from litestar.connection import Request
+from msgspec.structs import replace
 
 from services.api.files.forms import FILE_FORM, lifetime_of, purpose_of
 from services.api.files.multipart_form import receive_form
@@ -64,31 +65,45 @@ class Uploads:
         except BaseException:
             await asyncio.to_thread(partial.discard)
             raise
-        return await self._add(record)
+        await self._enter(record)
+        return record
 
-    async def store(
-        self, blocks: AsyncIterator[bytes], *, project: str, filename: str, purpose: FilePurpose, lifetime_s: int
+    async def make(
+        self,
+        content: AsyncIterator[bytes],
+        *,
+        project: str,
+        filename: str,
+        purpose: FilePurpose,
+        lifetime_s: int | None = None,
+        lineage: dict[str, Any] | None = None,
     ) -> FileRecord:
-        """Store a file that this server makes itself. Raises as receive() does, and what `blocks` raises."""
+        """Store a file that this server makes of a project's things.
+
+        Raises as receive() does, and what `content` raises.
+        """
+        await self._files.check_room(project, 1)
         file_id = ids.new_file_id()
         partial = PartialFile(self._paths.partial / file_id, limit=self._max_file_bytes)
         try:
-            async for block in blocks:
-                await partial.write(block)
+            async for some in content:
+                await partial.write(some)
             await partial.finish()
-            record = _record(file_id, project, filename, purpose, lifetime_s, partial)
+            record = replace(_record(file_id, project, filename, purpose, lifetime_s, partial), lineage=lineage)
             await self._publish(record, partial)
         except BaseException:
             await asyncio.to_thread(partial.discard)
             raise
-        return await self._add(record)
+        await self._enter(record)
+        return record
 
     async def _publish(self, record: FileRecord, partial: PartialFile) -> None:
+        """Put a file's bytes in place, with a mark that they have no record yet."""
         await self._unrecorded.mark(record.id)
         manifest = msgspec.json.format(msgspec.json.encode(record))
         await partial.publish(self._blobs, self._paths.file_folder(record.id), manifest)
 
-    async def _add(self, record: FileRecord) -> FileRecord:
+    async def _enter(self, record: FileRecord) -> None:
         """Record a file whose bytes are kept."""
         # If this fails the bytes stay, since the record may have been written although its answer was lost, and the
         # sweeper finds out; unless the project has no room, for then it was not.
@@ -99,7 +114,6 @@ class Uploads:
             raise
         await self._unrecorded.settle(record.id)
         _log.info("file.stored", file_id=record.id, size_bytes=record.size_bytes, purpose=record.purpose)
-        return record
 
     async def remove(self, file_id: str, *, project: str) -> None:
         """Forget a file, then delete its bytes. Raises NotFound."""

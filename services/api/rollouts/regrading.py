@@ -90,7 +90,7 @@ class Regrading:
         await check_judges(wanted.grader, access, names=self._names, judges=judges, where=_GRADER)
         await self._runs.check_active(access.project)
         drawn = _drawn(await self._files.headers(job.id), wanted, seed=job.seed)
-        file = await self._uploads.store(
+        file = await self._uploads.make(
             self._rows(job.id, drawn),
             project=access.project,
             filename=f"rollouts-{job.id}.jsonl",

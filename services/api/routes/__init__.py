@@ -1,6 +1,7 @@
 """Every route, in the order of the documentation."""
 
 from services.api.routes import (
+    ab_runs,
     admin_keys,
     aliases,
     api_keys,
@@ -18,6 +19,7 @@ from services.api.routes import (
     model_settings,
     models,
     permissions,
+    preferences,
     projects,
     residency,
     responses,
@@ -36,7 +38,8 @@ GROUPS = {
     "Generation": [*inference.ROUTES, *responses.ROUTES, *messages.ROUTES],
     "Stored completions": stored_completions.ROUTES,
     "Batches": batches.ROUTES,
-    "Evals": evals.ROUTES,
+    "Evals": [*evals.ROUTES, *ab_runs.ROUTES],
+    "Preferences": preferences.ROUTES,
     "Distillation": distillations.ROUTES,
     "Webhooks": webhooks.ROUTES,
     "Organization": [

@@ -32,7 +32,7 @@ from shared.schemas.evals import (
 )
 from shared.schemas.paging import Page
 from shared.settings import Settings
-from shared.store.eval_runs import EvalRunStore, Found
+from shared.store.eval_runs import MARKS, EvalRunStore, Found
 from shared.store.evals import EvalStore
 from shared.store.idempotency import IdempotencyStore
 
@@ -246,8 +246,9 @@ async def list_output_items(
 ) -> Response[bytes]:
     """List rows with their results, in the order of the data unless `order` is `desc`; `status` keeps some."""
     await eval_run_store.find_record(run_id, eval_id=eval_id, project=caller.project)
+    mark = None if status is None else MARKS[status]
     return await items_of(
-        eval_run_store, run_id, status=status, after=after or None, limit=limit, newest_first=order == "desc"
+        eval_run_store, run_id, mark=mark, after=after or None, limit=limit, newest_first=order == "desc"
     )
 
 

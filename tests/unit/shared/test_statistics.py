@@ -8,7 +8,7 @@ import random
 import pytest
 
 from services.api.evals.comparison import passing_of, scores_of, verdict_of
-from shared.grading.statistics import mcnemar, paired_interval, wilcoxon
+from shared.grading.statistics import exact_interval, kappa, mcnemar, paired_interval, wilcoxon
 
 ROWS, TRIALS = 300, 200
 
@@ -40,6 +40,46 @@ def test_interval_is_that_of_the_normal_distribution_where_there_are_many_rows()
 def test_interval_of_equal_differences_is_a_point() -> None:
     assert paired_interval([0.25]) == (0.25, 0.25)
     assert paired_interval([0.0] * 50) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("hits", "count", "expected"),
+    [
+        (0, 10, (0.0, 0.3084971)),  # Clopper and Pearson's limits, as statistical tables have them
+        (5, 10, (0.1870861, 0.8129139)),
+        (81, 263, (0.2527107, 0.3676582)),  # Newcombe, Statistics in Medicine 17, 1998, table I, method 5
+        (15, 148, (0.0578, 0.1617)),
+        (1, 29, (0.0009, 0.1776)),
+    ],
+)
+def test_exact_interval_is_that_of_the_tables(hits: int, count: int, expected: tuple[float, float]) -> None:
+    found = exact_interval(hits, count)
+    assert found == pytest.approx(expected, abs=6e-5)
+    assert exact_interval(count - hits, count) == pytest.approx((1 - found[1], 1 - found[0]))
+
+
+@pytest.mark.parametrize("count", [1, 6, 9, 40, 301])
+def test_exact_interval_holds_one_half_where_mcnemar_finds_nothing(count: int) -> None:
+    for hits in range(count + 1):
+        lower, upper = exact_interval(hits, count)
+        assert (lower <= 0.5 <= upper) == (mcnemar(hits, count - hits) >= 0.05)
+
+
+def test_exact_interval_of_many_votes_is_that_of_exact_numbers() -> None:
+    lower, upper = exact_interval(26_000, 50_000)
+    half = 1.96 * math.sqrt(0.52 * 0.48 / 50_000)
+    assert (lower, upper) == pytest.approx((0.52 - half, 0.52 + half), abs=2e-5)
+
+
+def test_kappa_is_that_of_cohens_definition() -> None:
+    # Fleiss, Levin and Paik, Statistical Methods for Rates and Proportions, 3rd edition, table 18.1: kappa = 0.676
+    labels = ("psychotic", "neurotic", "organic")
+    table = [[75, 1, 4], [5, 4, 1], [0, 0, 10]]
+    counts = {(a, b): count for a, row in zip(labels, table, strict=True) for b, count in zip(labels, row, strict=True)}
+    assert kappa(counts) == pytest.approx(0.676, abs=5e-4)
+    assert kappa({("a", "b"): 5, ("b", "a"): 5}) == -1.0
+    assert kappa({("a", "a"): 25, ("a", "b"): 25, ("b", "a"): 25, ("b", "b"): 25}) == 0.0
+    assert kappa({("a", "a"): 7}) is None and kappa({}) is None
 
 
 @pytest.mark.parametrize(

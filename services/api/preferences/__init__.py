@@ -1,0 +1,1 @@
+"""Preferences: taken in one by one, and made into training files."""

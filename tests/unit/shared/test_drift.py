@@ -12,37 +12,9 @@ from shared.drift.traits import Traits, asked_text, traits_of
 TRIALS = 200
 LEVEL = 0.0025
 """Of each of the four measures where one window in a hundred may be a false alarm."""
-TOPICS = {
-    "orders": [
-        "where",
-        "is",
-        "my",
-        "order",
-        "number",
-        "package",
-        "delivery",
-        "late",
-        "tracking",
-        "parcel",
-        "arrived",
-        "address",
-        "shipping",
-    ],
-    "code": [
-        "function",
-        "returns",
-        "list",
-        "error",
-        "python",
-        "compile",
-        "loop",
-        "variable",
-        "stack",
-        "class",
-        "import",
-        "debug",
-    ],
-}
+ORDERS = "where is my order number package delivery late tracking parcel arrived address shipping"
+CODE = "function returns list error python compile loop variable stack class import debug"
+TOPICS = {topic: text.split() for topic, text in (("orders", ORDERS), ("code", CODE))}
 
 
 def conversation(drawing: random.Random, topic: str = "orders", length: float = 12) -> Traits:

@@ -14,8 +14,14 @@ from litestar.di import Provide
 from services.api import metrics
 from services.api.adapters.importing import AdapterImports
 from services.api.aliases.counting import Counting
+from services.api.aliases.gated_moves import GatedMoves
+from services.api.aliases.gates import Gates
 from services.api.aliases.guard import Guard
 from services.api.aliases.management import Aliases
+from services.api.aliases.monitors import Monitors
+from services.api.aliases.promoting import PromotionRunner
+from services.api.aliases.promotions import Promotions
+from services.api.aliases.rechecks import Rechecks
 from services.api.aliases.shadowing import Shadowing
 from services.api.aliases.traffic import Traffic
 from services.api.aliases.warming import Warming
@@ -96,6 +102,8 @@ class Services:
     residencies: Residencies
     model_settings: ModelSettingsAdmin
     aliases: Aliases
+    promotions: Promotions
+    promotion_runner: PromotionRunner
     counting: Counting
     shadowing: Shadowing
     gateway: Gateway
@@ -133,6 +141,16 @@ class Services:
         graders = Graders(judges, Caging(turned_on=settings.python_graders))
         rows = Sources(at.files, at.completions, blobs)
         eval_runs = EvalRuns(at.eval_store, at.eval_run_store, rows, names, judges, blobs)
+        warming = Warming(at.registry, at.presence)
+        aliases = Aliases(
+            at.alias_store,
+            at.registry,
+            names,
+            warming,
+            gates=Gates(at.eval_store, at.files, at.gate_runs, at.audit_store),
+            monitors=Monitors(graders, names),
+        )
+        rechecks = Rechecks(at.promotion_store, at.gate_runs, eval_runs)
         recorder = Recorder(client, blobs, interval_s=settings.records_interval_s)
         return cls(
             settings=settings,
@@ -161,7 +179,19 @@ class Services:
             model_settings=ModelSettingsAdmin(
                 settings, names, at.registry, at.model_settings_store, at.key_store, at.permissions
             ),
-            aliases=Aliases(at.alias_store, at.registry, names, Warming(at.registry, at.presence)),
+            aliases=aliases,
+            promotions=Promotions(at.promotion_store, at.alias_store, aliases, rechecks),
+            promotion_runner=PromotionRunner(
+                at.promotion_store,
+                at.promotion_store.leases(ttl_s=settings.lease_ttl_s),
+                Leftovers(client, blobs, paths.flows_of(at.promotion_store.kind)),
+                drain,
+                moves=GatedMoves(at.alias_store, aliases, warming, at.registry, at.gate_runs, at.audit_store),
+                eval_runs=eval_runs,
+                run_store=at.eval_run_store,
+                gate_runs=at.gate_runs,
+                rechecks=rechecks,
+            ),
             counting=counting,
             shadowing=shadowing,
             gateway=gateway,
@@ -195,12 +225,14 @@ class Services:
         self.counting.start()
         self.batch_runner.start()
         self.eval_runner.start()
+        self.promotion_runner.start()
         self.recorder.start()
 
     async def close(self) -> None:
         await self.database.close()
         await self.batch_runner.close()
         await self.eval_runner.close()
+        await self.promotion_runner.close()
         await self.sweeper.stop()
         await self.dispatcher.close()
         await self.shadowing.close()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from shared import keys
 from shared.key_hash import KeyHash
+from shared.promotion_records import PromotionRecord
 from shared.settings import Settings
 from shared.store.alias_traffic import TrafficStore
 from shared.store.aliases import AliasStore
@@ -17,6 +18,8 @@ from shared.store.completions import CompletionStore
 from shared.store.eval_runs import EvalRunStore
 from shared.store.evals import EvalStore
 from shared.store.files import FileStore
+from shared.store.flows import FlowStore
+from shared.store.gate_runs import GateRunStore
 from shared.store.idempotency import IdempotencyStore
 from shared.store.jobs import JobStore
 from shared.store.leases import LeaseStore
@@ -47,6 +50,8 @@ class Stores:
     alias_store: AliasStore
     alias_traffic: TrafficStore
     shadow_pairs: PairStore
+    gate_runs: GateRunStore
+    promotion_store: FlowStore[PromotionRecord]
     completions: CompletionStore
     responses: ResponseStore
     batch_store: BatchStore
@@ -78,6 +83,8 @@ class Stores:
             alias_store=AliasStore(client),
             alias_traffic=TrafficStore(client),
             shadow_pairs=PairStore(client),
+            gate_runs=GateRunStore(client),
+            promotion_store=FlowStore(client, "promotion", PromotionRecord),
             completions=CompletionStore(client, keep_days=kept_days, project_bytes=project_bytes),
             responses=ResponseStore(
                 client,

@@ -147,7 +147,7 @@ def _joined(before: Counter[Hashable], after: Counter[Hashable]) -> list[tuple[i
     share = min(before.total(), after.total()) / total
     joined: list[tuple[int, int]] = []
     one = other = 0
-    for name in sorted(before.keys() | after.keys(), key=lambda name: (str(type(name)), name)):  # type: ignore[arg-type]
+    for name in sorted(before.keys() | after.keys(), key=lambda name: (str(type(name)), name)):
         one, other = one + before[name], other + after[name]
         if (one + other) * share >= _LEAST_EXPECTED:
             joined.append((one, other))

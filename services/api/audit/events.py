@@ -23,6 +23,8 @@ EVENTS = {
     "deleteAlias": "alias.deleted",
     "promoteCanary": "alias.promoted",
     "rollBackAlias": "alias.rolled_back",
+    "createPromotion": "alias.promotion.created",
+    "cancelPromotion": "alias.promotion.cancelled",
     "deleteShadowPairs": "alias.shadow_pairs.deleted",
     "deleteResponse": "response.deleted",
     "updateChatCompletion": "chat.completion.updated",

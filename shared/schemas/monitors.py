@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeAlias
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from shared.schemas.graders import Grader
 from shared.schemas.methods import SupervisedHyperparameters
@@ -70,7 +70,9 @@ class Monitor(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     baseline: Baseline = Baseline()
     window_s: Annotated[int, Meta(ge=1, le=30 * 86_400, description="Seconds that are compared at a time.")] = 86_400
     thresholds: DriftThresholds = DriftThresholds()
-    actions: Annotated[list[MonitorAction], Meta(max_length=3, description="What an alarm does.")] = ["webhook"]
+    actions: Annotated[list[MonitorAction], Meta(max_length=3, description="What an alarm does.")] = field(
+        default_factory=lambda: list[MonitorAction](("webhook",))
+    )
     recipe: Recipe = Recipe()
     budget: Annotated[RetrainingBudget | None, Meta(description="Limits retraining; `retrain` needs one.")] = None
     retrain_without_approval: Annotated[

@@ -21,10 +21,18 @@ from services.api.aliases.management import Aliases
 from services.api.aliases.monitors import Monitors
 from services.api.aliases.promoting import PromotionRunner
 from services.api.aliases.promotions import Promotions
+from services.api.aliases.proposals import Proposals
 from services.api.aliases.rechecks import Rechecks
+from services.api.aliases.retraining import Retraining
+from services.api.aliases.retraining_data import RetrainingData
+from services.api.aliases.sample_grading import SampleGrading
+from services.api.aliases.sampling import Sampling
 from services.api.aliases.shadowing import Shadowing
+from services.api.aliases.tending import Tending
 from services.api.aliases.traffic import Traffic
+from services.api.aliases.training_inputs import TrainingInputs
 from services.api.aliases.warming import Warming
+from services.api.aliases.watching import Watching
 from services.api.audit.refusals import Refusals
 from services.api.auth import Authenticator
 from services.api.batches.creation import Batches
@@ -104,6 +112,10 @@ class Services:
     aliases: Aliases
     promotions: Promotions
     promotion_runner: PromotionRunner
+    proposals: Proposals
+    watching: Watching
+    tending: Tending
+    sampling: Sampling
     counting: Counting
     shadowing: Shadowing
     gateway: Gateway
@@ -131,9 +143,10 @@ class Services:
         names = ModelNames(at.registry, at.alias_store, settings.model_aliases, organization=settings.organization)
         counting = Counting(at.alias_traffic, Guard(at.alias_store, at.alias_traffic, at.registry, at.audit_store))
         shadowing = Shadowing(at.alias_store, at.shadow_pairs, counting)
+        sampling = Sampling(at.alias_samples, at.completions)
         replicas = Replicas(at.presence, internal_key=internal_key(settings.internal_key, paths))
         salt_of = key_hash.cache_salt if settings.prefix_cache_sharing == "project" else lambda _: ""
-        gateway = Gateway(names, replicas, Traffic(counting, shadowing), salt_of=salt_of)
+        gateway = Gateway(names, replicas, Traffic(counting, shadowing, sampling), salt_of=salt_of)
         outgoing = Outgoing(settings.outgoing_hosts, allow_private=settings.webhook_allow_private)
         sender = WebhookSender(outgoing)
         outside = OutsideJudges(settings.judge_endpoints, outgoing)
@@ -151,6 +164,15 @@ class Services:
             monitors=Monitors(graders, names),
         )
         rechecks = Rechecks(at.promotion_store, at.gate_runs, eval_runs)
+        submission = Submission(settings, at.files, at.jobs, at.registry, names, queue)
+        inputs = TrainingInputs(at.registry, at.jobs, at.files, blobs)
+        retraining = Retraining(
+            at.alias_samples, RetrainingData(at.completions, at.files, blobs), inputs, at.jobs, submission
+        )
+        proposals = Proposals(at.proposal_store, retraining)
+        watching = Watching(
+            at.alias_samples, SampleGrading(at.alias_samples, at.completions, graders), inputs, proposals
+        )
         recorder = Recorder(client, blobs, interval_s=settings.records_interval_s)
         return cls(
             settings=settings,
@@ -171,7 +193,7 @@ class Services:
             uploads=uploads,
             chunked=ChunkedUploads(at.upload_store, at.files, blobs, settings),
             sweeper=Sweeper(at.files, at.upload_store, uploads, blobs, at.audit_store),
-            submission=Submission(settings, at.files, at.jobs, at.registry, names, queue),
+            submission=submission,
             control=JobControl(at.jobs, queue),
             names=names,
             adapter_imports=AdapterImports(settings, at.files, at.registry, names, blobs),
@@ -192,6 +214,10 @@ class Services:
                 gate_runs=at.gate_runs,
                 rechecks=rechecks,
             ),
+            proposals=proposals,
+            watching=watching,
+            tending=Tending(client, at.alias_store, [rechecks.begin_if_due, watching.tend, proposals.tend], drain),
+            sampling=sampling,
             counting=counting,
             shadowing=shadowing,
             gateway=gateway,
@@ -226,6 +252,7 @@ class Services:
         self.batch_runner.start()
         self.eval_runner.start()
         self.promotion_runner.start()
+        self.tending.start()
         self.recorder.start()
 
     async def close(self) -> None:
@@ -233,9 +260,11 @@ class Services:
         await self.batch_runner.close()
         await self.eval_runner.close()
         await self.promotion_runner.close()
+        await self.tending.close()
         await self.sweeper.stop()
         await self.dispatcher.close()
         await self.shadowing.close()
+        await self.sampling.close()
         await self.counting.close()
         await self.graders.close()
         await self.gateway.close()

@@ -8,6 +8,7 @@ from shared import keys
 from shared.key_hash import KeyHash
 from shared.promotion_records import PromotionRecord
 from shared.settings import Settings
+from shared.store.alias_samples import SampleStore
 from shared.store.alias_traffic import TrafficStore
 from shared.store.aliases import AliasStore
 from shared.store.api_keys import KeyStore
@@ -28,6 +29,7 @@ from shared.store.model_settings import ModelSettingsStore
 from shared.store.permissions import PermissionStore
 from shared.store.presence import Presence
 from shared.store.projects import ProjectStore, ServiceAccountStore
+from shared.store.proposals import ProposalStore
 from shared.store.registry import Registry
 from shared.store.responses import ResponseStore
 from shared.store.shadow_pairs import PairStore
@@ -51,6 +53,8 @@ class Stores:
     alias_traffic: TrafficStore
     shadow_pairs: PairStore
     gate_runs: GateRunStore
+    alias_samples: SampleStore
+    proposal_store: ProposalStore
     promotion_store: FlowStore[PromotionRecord]
     completions: CompletionStore
     responses: ResponseStore
@@ -84,6 +88,8 @@ class Stores:
             alias_traffic=TrafficStore(client),
             shadow_pairs=PairStore(client),
             gate_runs=GateRunStore(client),
+            alias_samples=SampleStore(client),
+            proposal_store=ProposalStore(client),
             promotion_store=FlowStore(client, "promotion", PromotionRecord),
             completions=CompletionStore(client, keep_days=kept_days, project_bytes=project_bytes),
             responses=ResponseStore(

@@ -69,3 +69,10 @@ def _check_actions(monitor: Monitor) -> None:
             code="missing_required_parameter",
             param="monitor.retrain_without_approval",
         )
+    if monitor.recipe.min_score is None or not monitor.graders:
+        raise InvalidRequest(
+            "The action 'retrain' needs graders and a least score: without them the model would be taught whatever it "
+            "said.",
+            code="missing_required_parameter",
+            param="monitor.recipe.min_score",
+        )

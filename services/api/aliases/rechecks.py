@@ -32,7 +32,7 @@ class Rechecks:
         self._runs = runs
         self._eval_runs = eval_runs
 
-    async def begin_if_due(self, alias: AliasRecord, *, now: float) -> None:
+    async def begin_if_due(self, alias: AliasRecord, now: float) -> None:
         """Begin one, whoever asks and how often. One that failed is begun again after as long as from look to look."""
         if alias.gate is None or alias.gate.recheck_hours is None or alias.gate_set is None:
             return

@@ -25,6 +25,8 @@ EVENTS = {
     "rollBackAlias": "alias.rolled_back",
     "createPromotion": "alias.promotion.created",
     "cancelPromotion": "alias.promotion.cancelled",
+    "approveRetrainingProposal": "alias.proposal.approved",
+    "dismissRetrainingProposal": "alias.proposal.dismissed",
     "deleteShadowPairs": "alias.shadow_pairs.deleted",
     "deleteResponse": "response.deleted",
     "updateChatCompletion": "chat.completion.updated",

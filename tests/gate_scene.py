@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,7 +31,10 @@ class Models(Model):
     says: dict[str, Callable[[str], str]] = field(default_factory=dict)
 
     def _whole(self, request: dict[str, Any]) -> bytes:
-        return spoken(request["model"], self.says[request["model"]](prompt_of(request)))
+        whole = json.loads(spoken(request["model"], self.says[request["model"]](prompt_of(request))))
+        choice = whole["choices"][0]
+        choice["logprobs"] = choice["message"]["refusal"] = None
+        return json.dumps(whole).encode()
 
 
 @dataclass

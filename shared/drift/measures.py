@@ -20,6 +20,7 @@ import random
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
+from operator import sub
 from statistics import NormalDist
 from typing import Literal, TypeAlias
 
@@ -34,9 +35,10 @@ _LEAST_EXPECTED = 5.0
 """Classes of which fewer are expected on either side are put together with their neighbour."""
 _SYMBOL_EDGES = (0.02, 0.05, 0.1, 0.2, 0.35)
 _EXCHANGES = 1999
-_ENOUGH = 20
+_ENOUGH = 10
 """So many exchanges as far apart as what was seen settle that it is chance."""
-_BLOCKS = 64
+_AVERAGED = 20
+_BLOCKS = 32
 _LEAST_BLOCKS = 8
 
 
@@ -81,19 +83,24 @@ def stability(before: Sequence[Hashable], after: Sequence[Hashable]) -> Shift:
 
 def divergence(before: Sequence[Traits], after: Sequence[Traits], *, seed: int = 0) -> Shift:
     """Return the Jensen-Shannon distance of word frequencies, from 0 to 1: the root of the divergence in bits, less
-    what exchanged blocks have on the average."""
+    what some exchanges of blocks have on the average."""
     drawing = random.Random(seed)
     size = max(1, min(-(-(len(before) + len(after)) // _BLOCKS), min(len(before), len(after)) // _LEAST_BLOCKS))
     here, there = _blocks(before, size, drawing), _blocks(after, size, drawing)
     blocks, total = here + there, _added(here + there)
-    seen = _divergence_of(there, total)
-    as_far, exchanged = 0, list[float]()
-    while as_far < _ENOUGH and len(exchanged) < _EXCHANGES:
-        exchanged.append(_divergence_of(drawing.sample(blocks, len(there)), total))
-        as_far += exchanged[-1] >= seen - 1e-12
-    p_value = as_far / len(exchanged) if as_far == _ENOUGH else (as_far + 1) / (len(exchanged) + 1)
-    by_chance = math.fsum(exchanged) / len(exchanged)
-    return Shift(value=math.sqrt(max(0.0, seen - by_chance)), p_value=p_value)
+    logs = [0.0, *(count * math.log2(count) for count in range(1, sum(total) + 1))]
+    seen = _added(there)
+    order, as_far, tries = _disorder(seen, total, logs), 0, 0
+    by_chance: list[float] = []
+    while as_far < _ENOUGH and tries < _EXCHANGES:
+        exchanged = _added(drawing.sample(blocks, len(there)))
+        as_far += _disorder(exchanged, total, logs) <= order + 1e-6
+        tries += 1
+        if len(by_chance) < _AVERAGED:
+            by_chance.append(_divergence_of(exchanged, total))
+    p_value = as_far / tries if as_far == _ENOUGH else (as_far + 1) / (tries + 1)
+    excess = _divergence_of(seen, total) - math.fsum(by_chance) / len(by_chance)
+    return Shift(value=math.sqrt(max(0.0, excess)), p_value=p_value)
 
 
 def difference_of_means(before: Sequence[float], after: Sequence[float], *, level: float = 0.95) -> Difference:
@@ -112,6 +119,14 @@ def difference_of_means(before: Sequence[float], after: Sequence[float], *, leve
         upper=max(seen, centre + half),
         p_lower=NormalDist().cdf(centre / error),
     )
+
+
+def mean_interval(scores: Sequence[float], *, level: float = 0.95) -> tuple[float, float, float]:
+    """Return the mean of some scores, at least one, and the ends of its interval."""
+    mean = math.fsum(scores) / len(scores)
+    centre, variance = _mean([*scores, min(scores), max(scores)])
+    half = NormalDist().inv_cdf((1 + level) / 2) * math.sqrt(variance)
+    return mean, min(mean, centre - half), max(mean, centre + half)
 
 
 def chi_square_tail(value: float, degrees: int) -> float:
@@ -174,11 +189,18 @@ def _added(blocks: Sequence[Sequence[int]]) -> list[int]:
     return list(map(sum, zip(*blocks, strict=True)))
 
 
-def _divergence_of(chosen: Sequence[Sequence[int]], total: Sequence[int]) -> float:
-    """Return the divergence, in bits, of the words in some blocks from those in the others."""
-    here = _added(chosen)
-    sum_here, sum_all = sum(here), sum(total)
-    sum_there = sum_all - sum_here
+def _disorder(here: Sequence[int], total: Sequence[int], logs: Sequence[float]) -> float:
+    """Return the entropy that is left in words when their side is known, in bits over all of them: the less, the more
+    the sides differ. It orders exchanges as the divergence does when sides are weighted by their words."""
+    there = list(map(sub, total, here))
+    same = sum(map(logs.__getitem__, here)) + sum(map(logs.__getitem__, there))
+    return logs[sum(here)] + logs[sum(there)] - same
+
+
+def _divergence_of(here: Sequence[int], total: Sequence[int]) -> float:
+    """Return the divergence, in bits, of the words on one side from the others."""
+    sum_here = sum(here)
+    sum_there = sum(total) - sum_here
     if not sum_here or not sum_there:
         return 0.0
     bits = 0.0

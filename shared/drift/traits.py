@@ -18,8 +18,6 @@ from msgspec import Struct
 BUCKETS = 128
 _MOST_CHARS = 32_768
 """So much of a text is looked at, except for its length."""
-_MOST_LETTERS = 400
-"""So many letters decide on the script."""
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_]+")
 """Where a script has no spaces between words, each of its signs counts as one."""
 
@@ -59,7 +57,7 @@ def traits_of(text: str) -> Traits:
     """Note what is compared of a text."""
     seen = text[:_MOST_CHARS]
     words = _WORD.findall(seen.lower())
-    others = sum(not (char.isalpha() or char.isspace()) for char in seen)
+    others = sum(count for char, count in Counter(seen).items() if not (char.isalpha() or char.isspace()))
     return Traits(
         length=len(text),
         language=_language(seen, words),
@@ -85,15 +83,17 @@ def _language(text: str, words: Sequence[str]) -> str:
     script = _script(text)
     if script != "latin":
         return script
-    counts = {language: sum(word in common for word in words) for language, common in _WORDS.items()}
+    counts = {language: sum(map(common.__contains__, words)) for language, common in _WORDS.items()}
     best = max(counts, key=lambda language: counts[language])
     return best if counts[best] >= _LEAST_WORDS else script
 
 
 def _script(text: str) -> str:
-    letters = [char for char in text[:_MOST_CHARS] if char.isalpha()][:_MOST_LETTERS]
-    if not letters:
+    names: Counter[str] = Counter()
+    for char, count in Counter(text).items():
+        if char.isalpha():
+            names[unicodedata.name(char, "").partition(" ")[0]] += count
+    if not names:
         return "none"
-    names = Counter(unicodedata.name(char, "").partition(" ")[0] for char in letters)
     found = names.most_common(1)[0][0]
     return found.lower() if found in _SCRIPTS else "other"

@@ -14,7 +14,7 @@ from shared.alias_records import AliasRecord
 from shared.monitor_records import DueSample, Sample, TrainingTraits
 from shared.schemas.quality import QualityWindow
 from shared.store.aliases import alias_event_id
-from shared.store.client import Client
+from shared.store.client import Argument, Client
 
 MOST_DUE = 1000
 """Where graders are too slow, the oldest that wait are dropped."""
@@ -64,7 +64,7 @@ class SampleStore:
             keys.alias_samples(uid),
         ]  # fmt: skip
         kept = b"" if sample is None else _encode(sample)
-        arguments = [uid, _encode(due), kept, due.since, int(is_first), MOST_FIRST, MOST_SAMPLES]
+        arguments: list[Argument] = [uid, _encode(due), kept, due.since, int(is_first), MOST_FIRST, MOST_SAMPLES]
         await self._client.script("keep_sample", places, arguments)
 
     async def first(self, uid: str, *, since: int) -> Sequence[Sample]:
@@ -93,7 +93,7 @@ class SampleStore:
         event = alias_event_id(alias.project, alias.name, int(window.ends_at), window.id)
         places = [keys.alias(alias.project, alias.name), keys.alias_windows(alias.uid), keys.OUTCOMES]
         outcome = f"{event} drifted" if tell else ""
-        arguments = [alias.uid, _encode(window), window.starts_at, MOST_WINDOWS, outcome]
+        arguments: list[Argument] = [alias.uid, _encode(window), window.starts_at, MOST_WINDOWS, outcome]
         return bool(await self._client.script("add_window", places, arguments))
 
     async def _samples(self, key: str, since: int) -> Sequence[Sample]:

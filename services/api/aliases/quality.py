@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal, TypeAlias
 
-from shared.drift.measures import difference_of_means, input_shifts
+from shared.drift.measures import difference_of_means, input_shifts, mean_interval
 from shared.drift.traits import Traits
-from shared.grading.statistics import paired_interval
 from shared.monitor_records import Sample
 from shared.schemas.monitors import DriftThresholds, Monitor
 from shared.schemas.quality import InputDrift, QualityWindow, ScoreDrift, ScoreMean
@@ -110,9 +109,8 @@ def _scores(samples: Sequence[Sample], grader: str) -> list[float]:
 
 
 def _mean(grader: str, scores: Sequence[float]) -> ScoreMean:
-    return ScoreMean(
-        grader=grader, samples=len(scores), mean=sum(scores) / len(scores), interval=list(paired_interval(scores))
-    )
+    mean, lower, upper = mean_interval(scores)
+    return ScoreMean(grader=grader, samples=len(scores), mean=mean, interval=[lower, upper])
 
 
 def _input_words(one: InputDrift) -> str:

@@ -138,7 +138,7 @@ def row_of(messages: list[Any], body: bytes) -> bytes | None:
     try:
         answer = _decode_answer(body)
         said = answer.choices[0]
-        last = {"role": "assistant", "content": said.message.content}
+        last: dict[str, Any] = {"role": "assistant", "content": said.message.content}
         if said.message.tool_calls:
             last["tool_calls"] = said.message.tool_calls
         row: dict[str, Any] = {"messages": [*messages, last]}

@@ -40,7 +40,7 @@ class _Request(Struct, frozen=True):
 
 
 class _Named(Struct, frozen=True):
-    id: str
+    id: str = ""
 
 
 _decode_request = msgspec.json.Decoder(_Request).decode
@@ -102,7 +102,7 @@ class Sampling:
 
 
 def _completion(outcome: Outcome) -> bytes:
-    """Return an answer as a whole completion. Raises msgspec.MsgspecError when it is none."""
+    """Return an answer as a whole completion, without an id if it has no end. Raises MsgspecError when it is none."""
     if not outcome.is_stream:
         return outcome.kept
     pieces = ChatPieces()
@@ -110,4 +110,4 @@ def _completion(outcome: Outcome) -> bytes:
         data = data_of(event)
         if data not in (None, b"[DONE]"):
             pieces.add(data)
-    return pieces.completion()
+    return pieces.completion() if pieces.complete else b"{}"

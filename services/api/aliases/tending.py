@@ -70,10 +70,10 @@ class Tending:
         if not await self._lock.hold():
             await self._put_down()
             return
+        self._running = {place: task for place, task in self._running.items() if not task.done()}
         for place in await self._aliases.tended():
             if place not in self._running:
-                task = self._running[place] = asyncio.create_task(self._tend(*place))
-                task.add_done_callback(lambda _, place=place: self._running.pop(place, None))
+                self._running[place] = asyncio.create_task(self._tend(*place))
 
     async def _tend(self, project: str, name: str) -> None:
         async with self._places:

@@ -1,4 +1,4 @@
-"""A request to an alias: which of its models answers, what is noted and kept of it, and whether the shadow answers, too."""
+"""A request to an alias: which of its models answers, what is kept of it, and whether the shadow answers, too."""
 
 from __future__ import annotations
 

@@ -87,6 +87,8 @@ _TYPES = [
     CreateBatch, Batch, Page[Batch], ImportModel, ImportedModel,
     CreateAlias, UpdateAlias, RollBackAlias, PromoteCanary, Alias, ChangedAlias, DeletedAlias, Page[Alias],
     Page[AliasRevision], AliasTraffic, Page[ShadowPair], DeletedShadowPairs,
+    CreatePromotion, Promotion, Page[Promotion], AliasQuality, DecideProposal, RetrainingProposal,
+    Page[RetrainingProposal],
     CreateEval, UpdateEval, Eval, Page[Eval], EvalDeleted, CreateEvalRun, EvalRun, EvalRunDeleted, OutputItem,
     EvalRunComparison,
     *organization.TYPES,

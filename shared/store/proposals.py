@@ -38,7 +38,7 @@ class ProposalStore:
     async def all(self, uid: str) -> Sequence[ProposalRecord]:
         """List an alias's proposals, newest first."""
         found = [_decode(raw) for raw in await self._client.call("HVALS", keys.alias_proposals(uid))]
-        return sorted(found, key=lambda one: (one.created_at, one.id), reverse=True)
+        return sorted(found, key=lambda one: (one.created_at, one.window_id, one.id), reverse=True)
 
     async def get(self, uid: str, proposal_id: str) -> ProposalRecord:
         """Raises NotFound."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 import redis
 from msgspec.structs import replace
@@ -16,10 +17,9 @@ from shared import keys
 from shared.alias_records import AliasRecord
 from shared.drift.traits import traits_of
 from shared.ids import new_file_id, new_job_id
-from shared.monitor_records import DueSample, Sample
-from shared.store.alias_samples import SampleStore
+from shared.monitor_records import Sample
 from shared.store.aliases import AliasStore
-from shared.store.client import Client
+from shared.store.client import Argument, Client
 from shared.store.completions import CompletionStore, StoredCompletion
 from shared.store.proposals import ProposalStore
 from shared.store.registry import Registry
@@ -38,11 +38,9 @@ POLITE = {
 ALL = {"sample_rate": 1.0, "max_samples_per_hour": 3600, "graders": [POLITE]}
 PROJECT = "proj_default"
 TUNED = f"ft:{BASE}:acme:orders:eeeeeeee"
-STREAM = [
-    b'data: {"id": "chatcmpl-s", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [{"index": '
-    b'0, "delta": {"content": "Please"}, "finish_reason": "stop"}]}\n\n',
-    b"data: [DONE]\n\n",
-]
+END = {"index": 0, "delta": {"content": "Please"}, "finish_reason": "stop"}
+CHUNK = {"id": "chatcmpl-s", "object": "chat.completion.chunk", "created": 1, "model": GOOD, "choices": [END]}
+STREAM = [f"data: {json.dumps(CHUNK)}\n\n".encode(), b"data: [DONE]\n\n"]
 
 
 @pytest.fixture
@@ -112,34 +110,53 @@ def test_what_is_no_monitor_is_refused(watched: GateScene) -> None:
     assert watched.refused("/v1/aliases/bot/proposals/proposal_none/approve")[2] == "proposal_id"
 
 
+class Stretch(NamedTuple):
+    """So many answers at a time, in seconds from the end of the baseline."""
+
+    count: int
+    at: float
+    words: list[str]
+    score: float = 1.0
+
+
 class Traffic:
-    """Graded answers, put where the monitor keeps them as if they had come at those times, with their texts."""
+    """Graded answers with their texts, where the monitor keeps them, as if they had come at those times."""
 
     def __init__(self, scene: GateScene) -> None:
         self.scene = scene
         self.drawing = random.Random(5)
-        self.alias: AliasRecord = with_store(
-            scene.redis_url, lambda client: AliasStore(client).get("bot", project=PROJECT)
+        found = with_store(scene.redis_url, lambda client: AliasStore(client).get("bot", project=PROJECT))
+        self.alias: AliasRecord = found
+        self.start = first_until(found)
+
+    def plant(self, *stretches: Stretch) -> None:
+        """Put them there all at once: whoever looks sees all of them or none."""
+        with_store(self.scene.redis_url, lambda client: self._plant(client, stretches))
+
+    async def _plant(self, client: Client, stretches: Sequence[Stretch]) -> None:
+        completions = CompletionStore(client, keep_days=1)
+        commands: list[tuple[Argument, ...]] = []
+        for stretch in stretches:
+            for _ in range(stretch.count):
+                asked = " ".join(self.drawing.choices(stretch.words, k=self.drawing.randint(6, 14)))
+                sample = await self._stored(completions, stretch, asked)
+                is_first = stretch.at < 0
+                key = (keys.alias_first_samples if is_first else keys.alias_samples)(self.alias.uid)
+                commands.append(("RPUSH" if is_first else "LPUSH", key, msgspec.json.encode(sample)))
+        await client.together(commands)
+
+    async def _stored(self, completions: CompletionStore, stretch: Stretch, asked: str) -> Sample:
+        model, body = self.alias.target, spoken(self.alias.target, "Please wait.")
+        stored = StoredCompletion(id=json.loads(body)["id"], project=PROJECT, model=model, metadata={}, body=body)
+        await completions.keep(stored, messages=json.dumps([{"role": "user", "content": asked}]).encode())
+        return Sample(
+            id=stored.id,
+            at=self.start + stretch.at,
+            model=model,
+            since=self.alias.target_since,
+            traits=traits_of(asked),
+            scores={"polite": stretch.score},
         )
-        self.start = first_until(self.alias)
-
-    def plant(self, count: int, offset: float, words: list[str], *, score: float = 1.0) -> None:
-        asked = [" ".join(self.drawing.choices(words, k=self.drawing.randint(6, 14))) for _ in range(count)]
-        with_store(self.scene.redis_url, lambda client: self._fill(client, asked, self.start + offset, score))
-
-    async def _fill(self, client: Client, asked: list[str], at: float, score: float) -> None:
-        samples, completions = SampleStore(client), CompletionStore(client, keep_days=1)
-        for text in asked:
-            body = spoken(self.alias.target, "Please wait.")
-            one, since = json.loads(body)["id"], self.alias.target_since
-            stored = StoredCompletion(id=one, project=PROJECT, model=self.alias.target, metadata={}, body=body)
-            await completions.keep(stored, messages=json.dumps([{"role": "user", "content": text}]).encode())
-            due = DueSample(id=one, at=at, model=self.alias.target, since=since)
-            sample = Sample(
-                id=one, at=at, model=self.alias.target, since=since, traits=traits_of(text), scores={"polite": score}
-            )
-            await samples.add_due(self.alias, due)
-            await samples.keep(self.alias, due, sample, is_first=at < self.start)
 
 
 def tuned_alias(scene: GateScene, **monitor: Any) -> tuple[str, str]:
@@ -157,6 +174,7 @@ def tuned_alias(scene: GateScene, **monitor: Any) -> tuple[str, str]:
     scene.change(model=TUNED, wait_warm=False)
     with_store(scene.redis_url, _listen)
     scene.change(monitor={**ALL, "baseline": {"first_s": 1}, "window_s": 1, "recipe": {"min_score": 1.0}, **monitor})
+    with_store(scene.redis_url, _an_hour_ago)
     return job.id, file
 
 
@@ -168,10 +186,9 @@ def windows(scene: GateScene, count: int) -> list[dict[str, Any]]:
 def test_planted_drift_raises_an_alarm_and_a_proposal_that_becomes_a_job(watched: GateScene) -> None:
     job, file = tuned_alias(watched, actions=["webhook", "propose_retraining"], budget={"jobs": 1})
     traffic = Traffic(watched)
-    traffic.plant(60, -0.5, ORDERS)
-    traffic.plant(60, 0.5, ORDERS)
-    traffic.plant(60, 1.5, CODE)
-    traffic.plant(60, 1.5, ORDERS, score=0.0)
+    traffic.plant(
+        Stretch(60, -0.5, ORDERS), Stretch(60, 0.5, ORDERS), Stretch(60, 1.5, CODE), Stretch(60, 1.5, ORDERS, 0.0)
+    )
     drifted, calm = windows(watched, 2)
     assert quality(watched)["baseline"]["training_samples"] == 80
     assert (calm["status"], calm["alarms"], calm["samples"], drifted["samples"]) == ("compared", [], 60, 120)
@@ -200,7 +217,7 @@ def test_planted_drift_raises_an_alarm_and_a_proposal_that_becomes_a_job(watched
     assert len(lines) == 80 + 180 and json.loads(lines[-1])["messages"][-1]["content"] == "Please wait."
     assert watched.refused(f"/v1/aliases/bot{path}/dismiss")[:2] == (400, "invalid_proposal_state")
 
-    traffic.plant(60, 2.5, CODE)
+    traffic.plant(Stretch(60, 2.5, CODE))
     windows(watched, 3)
     newer = watched.shown(path="/proposals")["data"][0]
     assert newer["id"] != proposal["id"]
@@ -214,8 +231,7 @@ def test_what_was_approved_before_a_kill_is_carried_out_once(watched: GateScene)
     """The monitor approves by itself, in the budget; a process that died right after is stood in for."""
     tuned_alias(watched, actions=["propose_retraining"])
     traffic = Traffic(watched)
-    traffic.plant(60, -0.5, ORDERS)
-    traffic.plant(60, 0.5, CODE)
+    traffic.plant(Stretch(60, -0.5, ORDERS), Stretch(60, 0.5, CODE))
     windows(watched, 1)
     (proposal,) = watched.shown(path="/proposals")["data"]
     file_id, job_id = new_file_id(), new_job_id()
@@ -234,7 +250,7 @@ def test_what_was_approved_before_a_kill_is_carried_out_once(watched: GateScene)
     budget = {"tokens": 10**6}
     monitor = {**watched.shown()["monitor"], "actions": ["retrain"], "budget": budget, "retrain_without_approval": True}
     watched.change(monitor=monitor)
-    traffic.plant(60, 1.5, CODE)
+    traffic.plant(Stretch(60, 1.5, CODE))
     windows(watched, 2)
     automatic = watched.shown(path="/proposals")["data"][0]
     found = wait_until(lambda: (p := watched.shown(path=f"/proposals/{automatic['id']}"))["status"] == "started" and p)
@@ -243,6 +259,15 @@ def test_what_was_approved_before_a_kill_is_carried_out_once(watched: GateScene)
     with redis.Redis.from_url(watched.redis_url) as client:
         left = [key.decode() for key in client.keys("*") if traffic.alias.uid in key.decode()]
         assert not left and not client.smembers(keys.TENDED_ALIASES)
+
+
+async def _an_hour_ago(client: Client) -> None:
+    """Have the alias be watched for an hour already, so that windows are over as soon as there is traffic in them."""
+    found = await AliasStore(client).get("bot", project=PROJECT)
+    assert found.monitor_set is not None
+    earlier = replace(found.monitor_set, at=found.monitor_set.at - 3600)
+    record = replace(found, moved_at=found.moved_at - 3600, monitor_set=earlier)
+    await client.call("SET", keys.alias(PROJECT, "bot"), msgspec.json.encode(record))
 
 
 async def _listen(client: Client) -> None:

@@ -59,8 +59,11 @@ from shared.schemas.model_settings import ModelSettings, UpdateModelSettings
 from shared.schemas.models import ImportedModel, ImportModel, Model, ModelList
 from shared.schemas.paging import CompletionDeleted, Deleted, Page, ResponseDeleted
 from shared.schemas.preview import Preview
+from shared.schemas.promotions import CreatePromotion, Promotion
+from shared.schemas.quality import AliasQuality
 from shared.schemas.residency import BringIntoMemory, ModelResidency
 from shared.schemas.responses import TokenCount
+from shared.schemas.retraining import DecideProposal, RetrainingProposal
 from shared.schemas.uploads import CompleteUpload, CreateUpload, Upload, UploadPart
 from shared.schemas.webhooks import (
     CreateWebhookEndpoint,

@@ -6,7 +6,10 @@ import re
 
 from msgspec import Struct
 
+from shared.model_records import Access
 from shared.schemas.aliases import MAX_NAME, Alias, Canary, ChangedAlias, Shadow, Watch
+from shared.schemas.gates import Gate
+from shared.schemas.monitors import Monitor
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -14,6 +17,18 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 def is_alias_name(name: str) -> bool:
     """Whether an alias may have this name; fine-tuned models and bases from a hub have others."""
     return len(name) <= MAX_NAME and _NAME.fullmatch(name) is not None
+
+
+class SetBy(Struct, frozen=True, kw_only=True):
+    """Who has set a gate or a monitor, and when: in this key's name models are asked and judges."""
+
+    key_id: str
+    is_admin: bool = False
+    at: int
+    """Unix time."""
+
+    def access(self, project: str) -> Access:
+        return Access(project=project, key_id=self.key_id, is_admin=self.is_admin)
 
 
 class AliasRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -40,6 +55,11 @@ class AliasRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     canary_since: int = 0
     shadow: Shadow | None = None
     watch: Watch | None = None
+    gate: Gate | None = None
+    gate_set: SetBy | None = None
+    monitor: Monitor | None = None
+    monitor_set: SetBy | None = None
+    """Since when it has had a monitor, whatever was changed of that since, and who changed it last."""
     created_at: int
     updated_at: int
 
@@ -47,6 +67,11 @@ class AliasRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
         """Name target, canary and shadow, as far as there are any."""
         others = (self.canary, self.shadow)
         return [self.target, *(other.model for other in others if other is not None)]
+
+    @property
+    def is_tended(self) -> bool:
+        """Whether something is to be done for it now and then, be there traffic or not."""
+        return self.monitor is not None or (self.gate is not None and self.gate.recheck_hours is not None)
 
     def watches(self, now: float) -> bool:
         """Whether a crossed limit would take the alias back at this moment."""
@@ -69,6 +94,8 @@ class AliasRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
             canary=self.canary,
             shadow=self.shadow,
             watch=self.watch,
+            gate=self.gate,
+            monitor=self.monitor,
         )
 
     def changed(self, *, warm: bool, warning: str | None = None) -> ChangedAlias:

@@ -99,6 +99,17 @@
 |                                  |        | model                                          |                |
 | selftune:scorings                | zset   | their ids by the time they may be taken        | for ever       |
 | selftune:scoring_replies:{asker} | stream | reply: ScoringReply to one process             | 10 minutes     |
+| selftune:gate_runs:{uid}         | hash   | model → GateRun, the newest of each            | with the alias |
+| selftune:alias_due_samples:{uid} | list   | DueSample: kept and not graded, oldest first   | with monitor   |
+| selftune:alias_samples:{uid}     | list   | Sample of late, newest first, a bounded number | with monitor   |
+| selftune:alias_first_samples:{uid} | list | Sample of the baseline, oldest first           | with monitor   |
+| selftune:alias_training:{uid}    | string | TrainingTraits of the model's training file    | with monitor   |
+| selftune:alias_hour:{uid} {t}    | string | how many were sampled in the hour t            | two hours      |
+| selftune:alias_windows:{uid}     | list   | QualityWindow, newest first, 200 at most       | with the alias |
+| selftune:alias_proposals:{uid}   | hash   | id → ProposalRecord, 100 at most               | with the alias |
+| selftune:tended_aliases          | set    | "{project} {name}" of those with a monitor or  | for ever       |
+|                                  |        | a gate that is rechecked                       |                |
+| selftune:tending_lock            | string | token of the api process that tends them       | 30 s           |
 | selftune:schema                  | hash   | id, version, applied … : see shared/store/schema | for ever     |
 | selftune:schema_lock             | string | token of the process that migrates             | 30 s           |
 | selftune:recorder_lock           | string | token of the api process that writes records/  | 30 s           |
@@ -140,6 +151,8 @@ SCORINGS = f"{_ROOT}:scorings"
 SCHEMA = f"{_ROOT}:schema"
 SCHEMA_LOCK = f"{_ROOT}:schema_lock"
 RECORDER_LOCK = f"{_ROOT}:recorder_lock"
+TENDED_ALIASES = f"{_ROOT}:tended_aliases"
+TENDING_LOCK = f"{_ROOT}:tending_lock"
 EVERYTHING = f"{_ROOT}:*"
 """Pattern of every key of ours."""
 
@@ -443,3 +456,35 @@ def scoring(request_id: str) -> str:
 
 def scoring_replies(asker: str) -> str:
     return f"{_ROOT}:scoring_replies:{asker}"
+
+
+def gate_runs(uid: str) -> str:
+    return f"{_ROOT}:gate_runs:{uid}"
+
+
+def alias_due_samples(uid: str) -> str:
+    return f"{_ROOT}:alias_due_samples:{uid}"
+
+
+def alias_samples(uid: str) -> str:
+    return f"{_ROOT}:alias_samples:{uid}"
+
+
+def alias_first_samples(uid: str) -> str:
+    return f"{_ROOT}:alias_first_samples:{uid}"
+
+
+def alias_training(uid: str) -> str:
+    return f"{_ROOT}:alias_training:{uid}"
+
+
+def alias_hour(uid: str, hour: int) -> str:
+    return f"{_ROOT}:alias_hour:{uid} {hour}"
+
+
+def alias_windows(uid: str) -> str:
+    return f"{_ROOT}:alias_windows:{uid}"
+
+
+def alias_proposals(uid: str) -> str:
+    return f"{_ROOT}:alias_proposals:{uid}"

@@ -17,11 +17,25 @@ from services.api.ab_runs.report import Reports
 from services.api.ab_runs.voting import Voting
 from services.api.adapters.importing import AdapterImports
 from services.api.aliases.counting import Counting
+from services.api.aliases.gated_moves import GatedMoves
+from services.api.aliases.gates import Gates
 from services.api.aliases.guard import Guard
 from services.api.aliases.management import Aliases
+from services.api.aliases.monitors import Monitors
+from services.api.aliases.promoting import PromotionRunner
+from services.api.aliases.promotions import Promotions
+from services.api.aliases.proposals import Proposals
+from services.api.aliases.rechecks import Rechecks
+from services.api.aliases.retraining import Retraining
+from services.api.aliases.retraining_data import RetrainingData
+from services.api.aliases.sample_grading import SampleGrading
+from services.api.aliases.sampling import Sampling
 from services.api.aliases.shadowing import Shadowing
+from services.api.aliases.tending import Tending
 from services.api.aliases.traffic import Traffic
+from services.api.aliases.training_inputs import TrainingInputs
 from services.api.aliases.warming import Warming
+from services.api.aliases.watching import Watching
 from services.api.audit.refusals import Refusals
 from services.api.auth import Authenticator
 from services.api.batches.creation import Batches
@@ -112,6 +126,12 @@ class Services:
     residencies: Residencies
     model_settings: ModelSettingsAdmin
     aliases: Aliases
+    promotions: Promotions
+    promotion_runner: PromotionRunner
+    proposals: Proposals
+    watching: Watching
+    tending: Tending
+    sampling: Sampling
     counting: Counting
     shadowing: Shadowing
     gateway: Gateway
@@ -146,9 +166,10 @@ class Services:
         names = ModelNames(at.registry, at.alias_store, settings.model_aliases, organization=settings.organization)
         counting = Counting(at.alias_traffic, Guard(at.alias_store, at.alias_traffic, at.registry, at.audit_store))
         shadowing = Shadowing(at.alias_store, at.shadow_pairs, counting)
+        sampling = Sampling(at.alias_samples, at.completions)
         replicas = Replicas(at.presence, internal_key=internal_key(settings.internal_key, paths))
         salt_of = key_hash.cache_salt if settings.prefix_cache_sharing == "project" else lambda _: ""
-        gateway = Gateway(names, replicas, Traffic(counting, shadowing), salt_of=salt_of)
+        gateway = Gateway(names, replicas, Traffic(counting, shadowing, sampling), salt_of=salt_of)
         outgoing = Outgoing(settings.outgoing_hosts, allow_private=settings.webhook_allow_private)
         sender = WebhookSender(outgoing)
         outside = OutsideJudges(settings.judge_endpoints, outgoing)
@@ -163,6 +184,24 @@ class Services:
         control = JobControl(at.jobs, queue)
         distillations, distillation_runner = open_distillations(
             settings, at, client, blobs, rows, evals, eval_runs, comparisons, submission, control, drain
+        )
+        warming = Warming(at.registry, at.presence)
+        aliases = Aliases(
+            at.alias_store,
+            at.registry,
+            names,
+            warming,
+            gates=Gates(at.eval_store, at.files, at.gate_runs, at.audit_store),
+            monitors=Monitors(graders, names),
+        )
+        rechecks = Rechecks(at.promotion_store, at.gate_runs, eval_runs)
+        inputs = TrainingInputs(at.registry, at.jobs, at.files, blobs)
+        retraining = Retraining(
+            at.alias_samples, RetrainingData(at.completions, at.files, blobs), inputs, at.jobs, submission
+        )
+        proposals = Proposals(at.proposal_store, retraining)
+        watching = Watching(
+            at.alias_samples, SampleGrading(at.alias_samples, at.completions, graders), inputs, proposals
         )
         recorder = Recorder(client, blobs, interval_s=settings.records_interval_s)
         return cls(
@@ -195,7 +234,23 @@ class Services:
             model_settings=ModelSettingsAdmin(
                 settings, names, at.registry, at.model_settings_store, at.key_store, at.permissions
             ),
-            aliases=Aliases(at.alias_store, at.registry, names, Warming(at.registry, at.presence)),
+            aliases=aliases,
+            promotions=Promotions(at.promotion_store, at.alias_store, aliases, rechecks),
+            promotion_runner=PromotionRunner(
+                at.promotion_store,
+                at.promotion_store.leases(ttl_s=settings.lease_ttl_s),
+                Leftovers(client, blobs, paths.flows_of(at.promotion_store.kind)),
+                drain,
+                moves=GatedMoves(at.alias_store, aliases, warming, at.registry, at.gate_runs, at.audit_store),
+                eval_runs=eval_runs,
+                run_store=at.eval_run_store,
+                gate_runs=at.gate_runs,
+                rechecks=rechecks,
+            ),
+            proposals=proposals,
+            watching=watching,
+            tending=Tending(client, at.alias_store, [rechecks.begin_if_due, watching.tend, proposals.tend], drain),
+            sampling=sampling,
             counting=counting,
             shadowing=shadowing,
             gateway=gateway,
@@ -239,6 +294,8 @@ class Services:
         self.batch_runner.start()
         self.eval_runner.start()
         self.distillation_runner.start()
+        self.promotion_runner.start()
+        self.tending.start()
         self.recorder.start()
 
     async def close(self) -> None:
@@ -246,9 +303,12 @@ class Services:
         await self.batch_runner.close()
         await self.eval_runner.close()
         await self.distillation_runner.close()
+        await self.promotion_runner.close()
+        await self.tending.close()
         await self.sweeper.stop()
         await self.dispatcher.close()
         await self.shadowing.close()
+        await self.sampling.close()
         await self.counting.close()
         await self.graders.close()
         await self.gateway.close()

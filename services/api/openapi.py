@@ -77,8 +77,11 @@ from shared.schemas.preferences import (
     PreferenceExport,
 )
 from shared.schemas.preview import Preview
+from shared.schemas.promotions import CreatePromotion, Promotion
+from shared.schemas.quality import AliasQuality
 from shared.schemas.residency import BringIntoMemory, ModelResidency
 from shared.schemas.responses import TokenCount
+from shared.schemas.retraining import DecideProposal, RetrainingProposal
 from shared.schemas.uploads import CompleteUpload, CreateUpload, Upload, UploadPart
 from shared.schemas.webhooks import (
     CreateWebhookEndpoint,
@@ -105,6 +108,8 @@ _TYPES = [
     CreateBatch, Batch, Page[Batch], ImportModel, ImportedModel,
     CreateAlias, UpdateAlias, RollBackAlias, PromoteCanary, Alias, ChangedAlias, DeletedAlias, Page[Alias],
     Page[AliasRevision], AliasTraffic, Page[ShadowPair], DeletedShadowPairs,
+    CreatePromotion, Promotion, Page[Promotion], AliasQuality, DecideProposal, RetrainingProposal,
+    Page[RetrainingProposal],
     CreateEval, UpdateEval, Eval, Page[Eval], EvalDeleted, CreateEvalRun, EvalRun, EvalRunDeleted, OutputItem,
     EvalRunComparison,
     CreateDistillation, Distillation, Page[Distillation], DistillationDeleted,

@@ -8,8 +8,10 @@ from shared import keys
 from shared.distillation_records import KIND as DISTILLATION
 from shared.distillation_records import DistillationRecord
 from shared.key_hash import KeyHash
+from shared.promotion_records import PromotionRecord
 from shared.settings import Settings
 from shared.store.ab_votes import AbVoteStore
+from shared.store.alias_samples import SampleStore
 from shared.store.alias_traffic import TrafficStore
 from shared.store.aliases import AliasStore
 from shared.store.api_keys import KeyStore
@@ -21,6 +23,7 @@ from shared.store.eval_runs import EvalRunStore
 from shared.store.evals import EvalStore
 from shared.store.files import FileStore
 from shared.store.flows import FlowStore
+from shared.store.gate_runs import GateRunStore
 from shared.store.idempotency import IdempotencyStore
 from shared.store.jobs import JobStore
 from shared.store.leases import LeaseStore
@@ -30,6 +33,7 @@ from shared.store.permissions import PermissionStore
 from shared.store.preferences import PreferenceStore
 from shared.store.presence import Presence
 from shared.store.projects import ProjectStore, ServiceAccountStore
+from shared.store.proposals import ProposalStore
 from shared.store.registry import Registry
 from shared.store.responses import ResponseStore
 from shared.store.shadow_pairs import PairStore
@@ -52,6 +56,10 @@ class Stores:
     alias_store: AliasStore
     alias_traffic: TrafficStore
     shadow_pairs: PairStore
+    gate_runs: GateRunStore
+    alias_samples: SampleStore
+    proposal_store: ProposalStore
+    promotion_store: FlowStore[PromotionRecord]
     completions: CompletionStore
     responses: ResponseStore
     batch_store: BatchStore
@@ -86,6 +94,10 @@ class Stores:
             alias_store=AliasStore(client),
             alias_traffic=TrafficStore(client),
             shadow_pairs=PairStore(client),
+            gate_runs=GateRunStore(client),
+            alias_samples=SampleStore(client),
+            proposal_store=ProposalStore(client),
+            promotion_store=FlowStore(client, "promotion", PromotionRecord),
             completions=CompletionStore(client, keep_days=kept_days, project_bytes=project_bytes),
             responses=ResponseStore(
                 client,

@@ -6,6 +6,9 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from shared.schemas.gates import Gate
+from shared.schemas.monitors import Monitor
+
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 MAX_NAME = 128
 
@@ -28,6 +31,16 @@ ExpectedRevision: TypeAlias = Annotated[
 ]
 WaitWarm: TypeAlias = Annotated[
     bool, Meta(description="Wait up to 10 seconds until an inference server has the new model in memory.")
+]
+
+
+OverrideGate: TypeAlias = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=512,
+        description="Why the alias's gate is passed over or changed; needs the scope `admin`. It is in the history.",
+    ),
 ]
 
 
@@ -99,6 +112,9 @@ class UpdateAlias(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     canary: Canary | UnsetType | None = UNSET
     shadow: Shadow | UnsetType | None = UNSET
     watch: Watch | UnsetType | None = UNSET
+    gate: Gate | UnsetType | None = UNSET
+    monitor: Monitor | UnsetType | None = UNSET
+    override_gate: OverrideGate | None = None
     expected_revision: ExpectedRevision | None = None
     reason: Reason = ""
     wait_warm: WaitWarm = True
@@ -114,6 +130,7 @@ class RollBackAlias(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         ]
         | None
     ) = None
+    override_gate: OverrideGate | None = None
     expected_revision: ExpectedRevision | None = None
     reason: Reason = ""
     wait_warm: WaitWarm = True
@@ -122,6 +139,7 @@ class RollBackAlias(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class PromoteCanary(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Body of POST /v1/aliases/{alias}/promote."""
 
+    override_gate: OverrideGate | None = None
     expected_revision: ExpectedRevision | None = None
     reason: Reason = ""
     wait_warm: WaitWarm = True
@@ -141,6 +159,8 @@ class Alias(Struct, frozen=True, kw_only=True):
     canary: Canary | None
     shadow: Shadow | None
     watch: Watch | None
+    gate: Gate | None
+    monitor: Monitor | None
 
 
 class ChangedAlias(Alias, frozen=True, kw_only=True):
@@ -180,7 +200,9 @@ class AliasRevision(Struct, frozen=True, kw_only=True):
     revision: int
     created_at: int
     action: Action
-    automatic: Annotated[bool, Meta(description="Whether the server did it, since a limit was crossed.")] = False
+    automatic: Annotated[
+        bool, Meta(description="Whether the server did it, since a limit was crossed or a gate not passed any more.")
+    ] = False
     key_id: Annotated[str | None, Meta(description="The key whose owner did it.")] = None
     key_name: str | None = None
     previous_model: Annotated[str | None, Meta(description="The model that the alias pointed to before.")] = None
@@ -189,6 +211,9 @@ class AliasRevision(Struct, frozen=True, kw_only=True):
     canary_percent: float | None = None
     shadow_model: str | None = None
     reason: str = ""
+    promotion_id: Annotated[str | None, Meta(description="The promotion or recheck that a gate has decided.")] = None
+    eval_run_ids: Annotated[list[str], Meta(description="Runs that it has decided by.")] = []
+    gate_overridden: Annotated[bool, Meta(description="Whether the alias's gate was passed over.")] = False
 
 
 class Latency(Struct, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 EVENT_TYPES = (
     "batch.completed", "batch.failed", "batch.expired", "batch.cancelled",
     "fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled",
+    "selftune.alias.drifted", "selftune.alias.rolled_back",
 )  # fmt: skip
 """What this server has to tell."""
 

@@ -92,8 +92,14 @@ class AliasStore:
             record, entry = changed
             swapped = await self._client.script(
                 "change_alias",
-                [keys.alias(project, name), keys.alias_history(current.uid)],
-                [raw, _encode(record), _encode(entry), MAX_REVISIONS],
+                [
+                    *(keys.alias(project, name), keys.alias_history(current.uid), keys.TENDED_ALIASES, keys.OUTCOMES),
+                    *_samples_keys(current.uid),
+                ],
+                [
+                    *(raw, _encode(record), _encode(entry), MAX_REVISIONS, _member(record)),
+                    *(int(record.is_tended), int(record.monitor is not None), _outcome(record, entry)),
+                ],
             )
             if swapped:
                 return record
@@ -107,10 +113,18 @@ class AliasStore:
                 keys.alias(project, name),
                 keys.aliases(project),
                 keys.alias_history(current.uid),
+                keys.TENDED_ALIASES,
                 keys.shadow_pairs(current.uid),
+                *_samples_keys(current.uid),
+                *(keys.gate_runs(current.uid), keys.alias_windows(current.uid), keys.alias_proposals(current.uid)),
             ]
-            arguments: list[Argument] = [raw, name, keys.place(keys.aliases(project), "")]
+            arguments: list[Argument] = [raw, name, keys.place(keys.aliases(project), ""), _member(current)]
             deleted = bool(await self._client.script("delete_alias", places, arguments))
+
+    async def tended(self) -> Sequence[tuple[str, str]]:
+        """List project and name of the aliases, of all projects, for which something is to be done now and then."""
+        members = await self._client.call("SMEMBERS", keys.TENDED_ALIASES)
+        return sorted((project, name) for project, _, name in (one.decode().partition(" ") for one in members))
 
     async def history(self, uid: str) -> Sequence[AliasRevision]:
         """List the last MAX_REVISIONS changes, newest first."""
@@ -121,6 +135,32 @@ class AliasStore:
         if raw is None:
             raise NotFound(f"No such alias: {name[:200]}", code="alias_not_found", param="alias")
         return _decode(raw), raw
+
+
+def _member(record: AliasRecord) -> str:
+    return f"{record.project} {record.name}"
+
+
+def _samples_keys(uid: str) -> Sequence[str]:
+    """Return where that is which goes with an alias's monitor."""
+    return (
+        keys.alias_due_samples(uid), keys.alias_samples(uid), keys.alias_first_samples(uid), keys.alias_training(uid),
+    )  # fmt: skip
+
+
+def _outcome(record: AliasRecord, entry: AliasRevision) -> str:
+    """Name what webhooks are told of a change, "" for nothing."""
+    if not (entry.automatic and entry.action == "rolled_back"):
+        return ""
+    return f"{alias_event_id(record.project, record.name, entry.created_at, str(entry.revision))} rolled_back"
+
+
+def alias_event_id(project: str, name: str, at: int, place: str) -> str:
+    """Name what has happened to an alias at a Unix time, for webhooks; `place` tells it from others of that time.
+
+    None of them holds a space or a slash, see `alias_event`.
+    """
+    return f"alias/{project}/{at}/{place}/{name}"
 
 
 def check_revision(record: AliasRecord, expected: int | None) -> None:

@@ -168,8 +168,15 @@ KINDS: Mapping[str, Kind] = {
     ),
     "alias": Kind(
         "string",
-        companions=lambda _, alias: [(keys.alias_history(alias["uid"]), "list")],
+        companions=lambda _, alias: [
+            (keys.alias_history(alias["uid"]), "list"),
+            (keys.gate_runs(alias["uid"]), "hash"),
+            (keys.alias_first_samples(alias["uid"]), "list"),
+            (keys.alias_windows(alias["uid"]), "list"),
+            (keys.alias_proposals(alias["uid"]), "hash"),
+        ],
         ranks=lambda _, alias: [(keys.aliases(alias["project"]), alias["name"])],
+        memberships=lambda _, alias: [(keys.TENDED_ALIASES, f"{alias['project']} {alias['name']}")],
     ),
     "upload": Kind(
         "hash",
@@ -236,6 +243,8 @@ _LISTED = frozenset(
         *(keys.eval_runs(""), keys.ACTIVE_EVAL_RUNS, keys.eval_tally(""), keys.eval_items(""), keys.eval_marks("")),
         *(keys.active_runs(""), keys.eval_drafts(""), keys.evals(""), keys.changed_evals("")),
         *(keys.flows("", ""), keys.active_flows(""), keys.active_project_flows("", "")),
+        *(keys.gate_runs(""), keys.alias_first_samples(""), keys.alias_windows(""), keys.alias_proposals("")),
+        keys.TENDED_ALIASES,
         *(keys.alias_history(""), keys.aliases(""), keys.upload_parts(""), keys.UPLOADS, keys.files("")),
         *(keys.EXPIRING_FILES, keys.permissions(""), keys.model_settings(""), keys.adapters(""), keys.models("")),
         *(keys.PINNED_ADAPTERS, keys.shared_models(""), keys.completions(""), keys.webhooks("")),
@@ -253,8 +262,9 @@ LEFT_OUT = frozenset(
         *(keys.eval_run_lease(""), keys.flow_lease("", ""), keys.upload_lock("")),
         *(keys.request_bucket(""), keys.token_bucket(""), keys.place("", ""), keys.alias_traffic("", 0)),
         *(keys.ADAPTER_CHANGES, keys.residency(""), keys.REPLICAS, keys.replica(""), keys.WORKERS, keys.worker("")),
-        *(keys.key_used(""), keys.project_bytes(""), keys.shadow_pairs("")),
+        *(keys.key_used(""), keys.project_bytes(""), keys.shadow_pairs(""), keys.TENDING_LOCK),
         *(keys.SCORINGS, keys.scoring(""), keys.scoring_replies("")),
+        *(keys.alias_due_samples(""), keys.alias_samples(""), keys.alias_training(""), keys.alias_hour("", 0)),
     )
 )
 """What lives for seconds or hours, is worked out again, or is no loss."""

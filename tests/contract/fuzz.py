@@ -79,6 +79,7 @@ def furnish(api: ApiServer, upstream_url: str) -> None:
     with_store(redis_url, lambda client: Presence(client).beat_replica(make_replica(upstream_url), ttl_s=86_400))
     with api.client() as client:
         client.post("/v1/aliases", json={"name": "fuzzed", "model": BASE}).raise_for_status()
+        client.post("/v1/aliases/fuzzed", json={"monitor": {"sample_rate": 0.5}}).raise_for_status()
         client.post("/v1/files", files={"file": ("a.jsonl", b"{}\n")}, data={"purpose": "fine-tune"}).raise_for_status()
 
 

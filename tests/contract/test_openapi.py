@@ -124,6 +124,10 @@ def test_paths_of_aliases_are_all_there(spec: dict[str, Any]) -> None:
         ("post", "/v1/aliases"), ("get", "/v1/aliases"), ("get", one), ("post", one), ("delete", one),
         ("post", one + "/promote"), ("post", one + "/rollback"), ("get", one + "/history"), ("get", one + "/traffic"),
         ("get", one + "/shadow_pairs"), ("delete", one + "/shadow_pairs"),
+        ("post", one + "/promotions"), ("get", one + "/promotions"), ("get", one + "/promotions/{promotion_id}"),
+        ("post", one + "/promotions/{promotion_id}/cancel"), ("get", one + "/quality"), ("get", one + "/proposals"),
+        ("get", one + "/proposals/{proposal_id}"),
+        *(("post", one + "/proposals/{proposal_id}/" + verb) for verb in ("approve", "dismiss")),
     }  # fmt: skip
 
 

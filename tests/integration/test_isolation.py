@@ -19,10 +19,15 @@ import httpx2
 import pytest
 
 from services.api.openapi import document
+from shared.proposal_records import ProposalRecord
 from shared.schemas.checkpoints import Checkpoint, CheckpointMetrics
+from shared.schemas.methods import SupervisedHyperparameters
+from shared.schemas.retraining import RetrainingPlan
+from shared.store.aliases import AliasStore
 from shared.store.client import Client
 from shared.store.jobs import JobStore, event
 from shared.store.presence import Presence
+from shared.store.proposals import ProposalStore
 from shared.store.registry import Registry
 from tests.api_server import BASE, ApiServer, make_adapter, make_base, make_replica, wait_until, with_store
 from tests.fakes.upstream import Upstream
@@ -220,8 +225,52 @@ def _plant(
         "label": True, "source": mark,
     }  # fmt: skip
     ids["preference_id"] = _answered(http.post("/v1/preferences", json=said))["id"]
+    ids["promotion_id"], ids["proposal_id"] = _gate_and_monitor(http, ids, redis_url, project=project, mark=mark)
     hook = {"name": f"{mark} hook", "url": f"http://127.0.0.1:9/{mark}", "event_types": ["batch.completed"]}
     ids["webhook_endpoint_id"] = _answered(http.post("/v1/webhook_endpoints", json=hook))["id"]
+
+
+def _gate_and_monitor(
+    http: httpx2.Client, ids: Mapping[str, str], redis_url: str, *, project: str, mark: str
+) -> tuple[str, str]:
+    """Give the alias a gate that BASE does not pass, and a monitor that proposes something; return the ids of both."""
+    template = {"type": "template", "template": [{"role": "user", "content": mark}]}
+    source = {"type": "file_content", "content": [{"item": {"q": "other"}}]}
+    gate = {
+        "eval_id": ids["eval_id"],
+        "data_source": {"type": "completions", "source": source, "input_messages": template},
+        "criteria": {"min_pass_rate": 1.0},
+    }
+    monitor = {"sample_rate": 0.5, "baseline": {"training": False}}
+    alias = f"/v1/aliases/{ids['alias']}"
+    _answered(http.post(alias, json={"gate": gate, "monitor": monitor, "wait_warm": False}))
+    wanted = {"model": BASE, "reason": mark}
+    promotion = str(_answered(http.post(f"{alias}/promotions", json=wanted))["id"])
+    path = f"{alias}/promotions/{promotion}"
+    wait_until(lambda: _answered(http.get(path))["outcome"] == "refused", timeout_s=30)
+    proposal = ProposalRecord(
+        id=f"proposal_{mark}{project[-15:]}",
+        project=project,
+        alias=ids["alias"],
+        model=ids["model"],
+        created_at=1,
+        alarms=[f"{mark} has drifted"],
+        plan=RetrainingPlan(
+            model=ids["model"],
+            former_job_id=ids["job_id"],
+            training_file=ids["file_id"],
+            answers=0,
+            hyperparameters=SupervisedHyperparameters(),
+            estimated_tokens=0,
+        ),
+    )
+    with_store(redis_url, lambda client: _propose(client, proposal))
+    return promotion, proposal.id
+
+
+async def _propose(client: Client, proposal: ProposalRecord) -> None:
+    alias = await AliasStore(client).get(proposal.alias, project=proposal.project)
+    assert await ProposalStore(client).create(alias, proposal)
 
 
 async def _tell(client: Client, job_id: str, mark: str) -> tuple[str, str]:
@@ -295,6 +344,9 @@ BODIES: dict[str, Bodies] = {
         {"shadow": {"model": ids["model"], "percent": 5}},
     ],
     "/v1/aliases/{alias}/promote": _NOTHING,
+    "/v1/aliases/{alias}/promotions": lambda ids: [{"model": ids["model"]}, {"model": BASE}],
+    "/v1/aliases/{alias}/proposals/{proposal_id}/approve": _NOTHING,
+    "/v1/aliases/{alias}/proposals/{proposal_id}/dismiss": _NOTHING,
     "/v1/aliases/{alias}/rollback": lambda ids: [{}, {"revision": 1}],
     "/v1/chat/completions": _model_bodies("model", "alias", messages=_HI),
     "/v1/completions": _model_bodies("model", "alias", prompt="hi"),
@@ -344,7 +396,8 @@ PLACES = {
     "/v1/fine_tuning/jobs/{job_id}/rollouts": "rollout_id",
     "/v1/fine_tuning/jobs/{job_id}/events": "event_id", "/v1/fine_tuning/jobs/{job_id}/checkpoints": "checkpoint_id",
     "/v1/fine_tuning/checkpoints/{model}/permissions": "permission_id", "/v1/aliases/{alias}/history": "revision",
-    "/v1/aliases/{alias}/shadow_pairs": "event_id", "/v1/responses/{response_id}/input_items": "item_id",
+    "/v1/aliases/{alias}/shadow_pairs": "event_id", "/v1/aliases/{alias}/promotions": "promotion_id",
+    "/v1/aliases/{alias}/proposals": "proposal_id", "/v1/responses/{response_id}/input_items": "item_id",
     "/v1/chat/completions/{completion_id}/messages": "message_id",
     "/v1/evals": "eval_id", "/v1/evals/{eval_id}/runs": "run_id", "/v1/distillations": "distillation_id",
     "/v1/evals/{eval_id}/runs/{run_id}/output_items": "output_item_id",
@@ -374,6 +427,7 @@ HARMLESS = {
 IN_PATH = {
     "file_id", "upload_id", "job_id", "model", "permission_id", "alias", "completion_id", "response_id", "batch_id",
     "webhook_endpoint_id", "eval_id", "run_id", "output_item_id", "ab_run_id", "preference_id", "distillation_id",
+    "promotion_id", "proposal_id",
 }  # fmt: skip
 
 

@@ -7,7 +7,8 @@ import time
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from shared.alias_records import AliasRecord
+from shared.alias_records import AliasRecord, SetBy
+from shared.promotion_records import PromotionRecord
 from shared.records import KeyRecord
 from shared.schemas.aliases import Action, AliasRevision, Canary, UpdateAlias
 from shared.store.aliases import Change
@@ -26,6 +27,7 @@ def updated(record: AliasRecord, wanted: UpdateAlias, caller: KeyRecord) -> Chan
         shadow=record.shadow if wanted.shadow is UNSET else wanted.shadow,
         watch=record.watch if wanted.watch is UNSET else wanted.watch,
     )
+    changed = _with_monitor(_with_gate(changed, wanted, caller), wanted, caller)
     changed = _tidied(changed)
     return None if changed == record else _entered(record, changed, _action(record, changed), wanted.reason, caller)
 
@@ -39,6 +41,20 @@ def pointed_back(record: AliasRecord, model: str, reason: str, caller: KeyRecord
     """Point the alias to a model of before, and take the canary out; this move is not watched."""
     back = replace(_tidied(replace(_pointed(record, model), canary=None)), watched=False)
     return _entered(record, back, "rolled_back", reason, caller)
+
+
+def gate_passed(record: AliasRecord, promotion: PromotionRecord) -> Change:
+    """Point the alias to a model that has passed its gate."""
+    reason = "; ".join(part for part in (promotion.reason, promotion.message) if part)
+    changed, entry = _entered(record, _tidied(_pointed(record, promotion.model)), "promoted", reason, None)
+    by_key = replace(entry, automatic=False, key_id=promotion.key_id, key_name=promotion.key_name)
+    return changed, _decided(by_key, promotion)
+
+
+def gate_lost(record: AliasRecord, promotion: PromotionRecord, model: str) -> Change:
+    """Point the alias back to a model that had passed its gate, since its own does not any more."""
+    changed, entry = pointed_back(record, model, f"'{promotion.model}' does not pass its gate: {promotion.message}")
+    return changed, _decided(entry, promotion)
 
 
 def without_canary(record: AliasRecord, reason: str) -> Change:
@@ -72,6 +88,25 @@ def _with_canary(record: AliasRecord, canary: Canary | None) -> AliasRecord:
         return record
     goes_on = canary is not None and record.canary is not None and canary.model == record.canary.model
     return replace(record, canary=canary, canary_since=record.canary_since if goes_on else record.revision + 1)
+
+
+def _with_gate(record: AliasRecord, wanted: UpdateAlias, caller: KeyRecord) -> AliasRecord:
+    if wanted.gate is UNSET or wanted.gate == record.gate:
+        return record
+    set_by = SetBy(key_id=caller.id, is_admin=caller.access.is_admin, at=int(time.time()))
+    return replace(record, gate=wanted.gate, gate_set=None if wanted.gate is None else set_by)
+
+
+def _with_monitor(record: AliasRecord, wanted: UpdateAlias, caller: KeyRecord) -> AliasRecord:
+    if wanted.monitor is UNSET or wanted.monitor == record.monitor:
+        return record
+    since = int(time.time()) if record.monitor_set is None else record.monitor_set.at
+    set_by = SetBy(key_id=caller.id, is_admin=caller.access.is_admin, at=since)
+    return replace(record, monitor=wanted.monitor, monitor_set=None if wanted.monitor is None else set_by)
+
+
+def _decided(entry: AliasRevision, promotion: PromotionRecord) -> AliasRevision:
+    return replace(entry, promotion_id=promotion.id, eval_run_ids=promotion.run_ids)
 
 
 def _tidied(record: AliasRecord) -> AliasRecord:

@@ -9,6 +9,8 @@ from msgspec import UNSET
 
 from services.api.aliases import changes
 from services.api.aliases.audience import warning_of
+from services.api.aliases.gates import Gates, check_promote, check_update, overridden
+from services.api.aliases.monitors import Monitors
 from services.api.aliases.warming import Warming
 from services.api.gateway.model_names import ModelNames
 from shared import ids
@@ -40,17 +42,28 @@ _MAX_PAIRS = 2000
 class Aliases:
     """Everything about aliases that can be refused is refused here. `caller` is whose key it is, and whose project."""
 
-    def __init__(self, store: AliasStore, registry: Registry, names: ModelNames, warming: Warming) -> None:
+    def __init__(
+        self,
+        store: AliasStore,
+        registry: Registry,
+        names: ModelNames,
+        warming: Warming,
+        *,
+        gates: Gates,
+        monitors: Monitors,
+    ) -> None:
         self._store = store
         self._registry = registry
         self._names = names
         self._warming = warming
+        self._gates = gates
+        self._monitors = monitors
 
     async def create(self, wanted: CreateAlias, *, caller: KeyRecord) -> ChangedAlias:
         """Raises InvalidRequest for a name that is not free or no alias's, NotFound for a model, Conflict."""
         await self._check_name(wanted.name, caller.access)
         _check_watch(wanted.watch)
-        model = await self._model(wanted.model, "model", caller.access)
+        model = await self.find_model(wanted.model, "model", caller.access)
         warm = await self._warming.warm(model.model, param="model", wait=wanted.wait_warm)
         now = int(time.time())
         record = AliasRecord(
@@ -73,6 +86,9 @@ class Aliases:
         `model_not_warm`)."""
         current = await self._store.get(name, project=caller.project)
         check_revision(current, wanted.expected_revision)
+        check_update(current, wanted, caller)
+        await self._gates.check(wanted.gate or None, caller)
+        await self._monitors.check(wanted.monitor or None, caller)
         _check_watch(wanted.watch or None)
         _check_canary(wanted.canary or None)
         await self._check_pairs(current, wanted.shadow or None)
@@ -80,11 +96,14 @@ class Aliases:
 
         def change(record: AliasRecord) -> Change | None:
             _check_others(record, wanted)
-            return changes.updated(record, wanted, caller)
+            check_update(record, wanted, caller)
+            changed = changes.updated(record, wanted, caller)
+            return None if changed is None else overridden(record, changed, wanted.override_gate)
 
         changed = await self._store.change(
             name, change, project=caller.project, expected_revision=wanted.expected_revision
         )
+        await self._gates.note_override(current, wanted.override_gate, caller)
         return self._done(changed, warm, warning)
 
     async def promote(self, name: str, wanted: PromoteCanary, *, caller: KeyRecord) -> ChangedAlias:
@@ -92,7 +111,8 @@ class Aliases:
         current = await self._store.get(name, project=caller.project)
         check_revision(current, wanted.expected_revision)
         planned = _canary_of(current)
-        model = await self._model(planned.model, None, caller.access)
+        check_promote(current, wanted, caller)
+        model = await self.find_model(planned.model, None, caller.access)
         warm = await self._warming.warm(model.model, param="alias", wait=wanted.wait_warm)
         warning = warning_of(await self._pointed_to(current, caller.access), [model])
 
@@ -100,11 +120,13 @@ class Aliases:
             canary = _canary_of(record)
             if canary.model != planned.model:
                 check_revision(record, current.revision)
-            return changes.promoted(record, canary, wanted.reason, caller)
+            check_promote(record, wanted, caller)
+            return overridden(record, changes.promoted(record, canary, wanted.reason, caller), wanted.override_gate)
 
         changed = await self._store.change(
             name, change, project=caller.project, expected_revision=wanted.expected_revision
         )
+        await self._gates.note_override(current, wanted.override_gate, caller)
         return self._done(changed, warm, warning)
 
     async def roll_back(self, name: str, wanted: RollBackAlias, *, caller: KeyRecord) -> ChangedAlias:
@@ -117,18 +139,20 @@ class Aliases:
         if wanted.revision is None and wanted.expected_revision is None:
             await self._check_not_taken_back(current)
         target = await self._former(current, wanted.revision)
-        model = await self._model(target, None, caller.access)
+        await self._gates.check_rollback(current, target, wanted, caller)
+        model = await self.find_model(target, None, caller.access)
         warm = await self._warming.warm(model.model, param="alias", wait=wanted.wait_warm)
         warning = warning_of(await self._pointed_to(current, caller.access), [model])
 
         def change(record: AliasRecord) -> Change:
             if wanted.revision is None and record.previous != target:
                 check_revision(record, current.revision)
-            return changes.pointed_back(record, target, wanted.reason, caller)
+            return overridden(record, changes.pointed_back(record, target, wanted.reason, caller), wanted.override_gate)
 
         changed = await self._store.change(
             name, change, project=caller.project, expected_revision=wanted.expected_revision
         )
+        await self._gates.note_override(current, wanted.override_gate, caller)
         return self._done(changed, warm, warning)
 
     async def delete(self, name: str, *, project: str) -> None:
@@ -170,16 +194,16 @@ class Aliases:
         name = current.target if wanted.model is UNSET else wanted.model
         moves = name != current.target
         if wanted.shadow:
-            new.append(await self._model(wanted.shadow.model, "shadow.model", access))
+            new.append(await self.find_model(wanted.shadow.model, "shadow.model", access))
             await self._warming.warm(new[-1].model, param="shadow.model", wait=False)
         if moves:
-            new.append(await self._model(name, "model", access))
+            new.append(await self.find_model(name, "model", access))
         target = new[-1] if moves else before
         warm = target is not None and await self._warming.warm(
             target.model, param="model", wait=moves and wanted.wait_warm
         )
         if wanted.canary and (current.canary is None or current.canary.model != wanted.canary.model):
-            new.append(await self._model(wanted.canary.model, "canary.model", access))
+            new.append(await self.find_model(wanted.canary.model, "canary.model", access))
             warm = await self._warming.warm(new[-1].model, param="canary.model", wait=wanted.wait_warm)
         return warm, warning_of(before, new)
 
@@ -212,7 +236,7 @@ class Aliases:
                 code="nothing_to_roll_back",
             )
 
-    async def _model(self, name: str, param: str | None, access: Access) -> Known:
+    async def find_model(self, name: str, param: str | None, access: Access) -> Known:
         """Look up a model that an alias may name.
 
         Raises NotFound for unknown ones and for other aliases, InvalidRequest for reward models.

@@ -1,4 +1,4 @@
-"""A request to an alias: which of its models answers, what is noted of it, and whether the shadow answers, too."""
+"""A request to an alias: which of its models answers, what is kept of it, and whether the shadow answers, too."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import httpx2
 
 from services.api.aliases.choice import takes_canary, user_of
 from services.api.aliases.counting import Counting
+from services.api.aliases.sampling import Sampling
 from services.api.aliases.shadowing import GENERATING, Shadowing
 from services.api.aliases.trip import Outcome, Trip
 from services.api.errors import UpstreamError
@@ -31,9 +32,10 @@ class _Answerer:
 class Traffic:
     """Opens answers for aliases."""
 
-    def __init__(self, counting: Counting, shadowing: Shadowing) -> None:
+    def __init__(self, counting: Counting, shadowing: Shadowing, sampling: Sampling) -> None:
         self._counting = counting
         self._shadowing = shadowing
+        self._sampling = sampling
 
     async def open(self, alias: AliasRecord, meaning: Meaning, asking: Asking, send: Opener) -> httpx2.Response:
         """Return the open answer of the alias's target, or of its canary. Raises as Gateway.open does.
@@ -54,6 +56,7 @@ class Traffic:
     ) -> httpx2.Response:
         drawn = shadow is not None and self._shadowing.draws(alias, asking)
         model = answerer.meaning.target
+        sampled = model == alias.target and self._sampling.draws(alias, asking)
 
         def end(outcome: Outcome) -> None:
             if asking.endpoint in _COUNTED:
@@ -61,8 +64,10 @@ class Traffic:
                 self._counting.count(alias, answerer.since, model, outcome, timed=asking.priority == 0)
             if drawn and shadow is not None and outcome.ending == "answered":
                 self._shadowing.start(alias, shadow, asking, model, outcome, send)
+            if sampled and outcome.ending == "answered":
+                self._sampling.start(alias, asking, model, outcome)
 
-        trip = Trip(end, keep=drawn)
+        trip = Trip(end, keep=drawn or sampled)
         try:
             response = await send(answerer.meaning, asking)
         except asyncio.CancelledError:

@@ -11,8 +11,8 @@ from msgspec import Meta, Struct
 
 from services.api.gateway.chat_pieces import ChatPieces
 from services.api.gateway.forwarding import View
-from services.api.gateway.mending import mended
 from services.api.gateway.sse_pieces import EventSplitter, data_of
+from services.api.gateway.stored_form import stored_form
 from shared.rewriting import with_fields
 from shared.schemas.jobs import Metadata
 from shared.store.completions import CompletionStore, StoredCompletion
@@ -35,15 +35,7 @@ class UpdateCompletion(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     metadata: Annotated[Metadata | None, Meta(description="Replaces what was there; null removes it all.")]
 
 
-class _Named(Struct, frozen=True):
-    id: str
-    model: str
-
-
-_decode_named = msgspec.json.Decoder(_Named).decode
 _decode_items = msgspec.json.Decoder(list[dict[str, Any]]).decode
-_decode_raw = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_encode = msgspec.json.encode
 
 
 class StoredChat:
@@ -82,45 +74,10 @@ class StoredChat:
 
     async def keep(self, completion: bytes) -> None:
         """Store a completion. Raises StoreUnavailable."""
-        named = _decode_named(completion)
-        repeated, messages = _repeated(self._request)
-        await self._store.keep(
-            StoredCompletion(
-                id=named.id,
-                project=self._project,
-                model=named.model,
-                metadata=self._metadata,
-                body=with_fields(mended(completion), **repeated, request_id=self._request_id),
-            ),
-            messages=messages,
+        stored, messages = stored_form(
+            completion, self._request, self._metadata, project=self._project, request_id=self._request_id
         )
-
-
-def _repeated(request: bytes) -> tuple[dict[str, Any], bytes]:
-    """Return the fields of a request that its stored completion shows, and the request's messages as JSON.
-
-    The inference server has accepted the request, so it has messages; numbers that it reads in another way than JSON
-    says (a text "0.5", say) are shown as they were sent.
-    """
-    fields = _decode_raw(request)
-    null = msgspec.Raw(b"null")
-    shown: dict[str, Any] = {
-        name: fields.get(name, null) for name in ("tools", "tool_choice", "response_format", "seed")
-    }
-    shown |= {name: _or_default(fields.get(name), default) for name, default in _DEFAULTS.items()}
-    return shown | {"input_user": fields.get("user", null)}, bytes(fields["messages"])
-
-
-_DEFAULTS = {
-    "temperature": b"1.0",
-    "top_p": b"1.0",
-    "presence_penalty": b"0.0",
-    "frequency_penalty": b"0.0",
-}
-
-
-def _or_default(given: msgspec.Raw | None, default: bytes) -> msgspec.Raw:
-    return msgspec.Raw(default) if given is None or bytes(given) == b"null" else given
+        await self._store.keep(stored, messages=messages)
 
 
 def public(completion: StoredCompletion) -> msgspec.Raw:

@@ -10,6 +10,7 @@ from litestar.params import FromPath, FromQuery, QueryParameter
 
 from services.api.aliases.audience import readable_pairs
 from services.api.aliases.management import Aliases
+from services.api.aliases.promotions import Promotions
 from services.api.aliases.statistics import statistics
 from services.api.bodies import decode, read_json
 from services.api.documents import json_body
@@ -95,10 +96,10 @@ async def update_alias(
 
 @delete("/v1/aliases/{alias:str}", status_code=200, operation_id="deleteAlias")
 async def delete_alias(
-    alias: FromPath[str], caller: NamedDependency[KeyRecord], aliases: NamedDependency[Aliases]
+    alias: FromPath[str], caller: NamedDependency[KeyRecord], promotions: NamedDependency[Promotions]
 ) -> DeletedAlias:
-    """Delete an alias with its history and what its shadow answered; the models stay."""
-    await aliases.delete(alias, project=caller.project)
+    """Delete an alias with its history, its promotions, and what was kept of its traffic; the models stay."""
+    await promotions.delete_alias(alias, project=caller.project)
     return DeletedAlias(id=alias)
 
 

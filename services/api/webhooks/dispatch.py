@@ -1,4 +1,5 @@
-"""From ended jobs and batches to deliveries, and from deliveries to endpoints: a task beside the requests.
+"""From ended jobs and batches, and what happened to aliases, to deliveries, and from these to endpoints: a task beside
+the requests.
 
 At least once: an outcome is replaced by its deliveries in one step, and a delivery leaves the queue only when it has
 arrived, was refused for good (410), or is too old. Whoever dies in between leaves it due again.
@@ -49,10 +50,11 @@ _END = 51840
 
 @dataclass(frozen=True)
 class Subject:
-    """Whose the ended object is, and when it ended (Unix time)."""
+    """Whose the ended object is, and when it ended (Unix time); `shown_as` is its id where that is another."""
 
     project: str
     ended_at: int
+    shown_as: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ def families_of(jobs: JobStore, batches: BatchStore) -> dict[str, Family]:
     return {
         "ftjob-": Family("fine_tuning.job", jobs_ending(jobs)),
         "batch_": Family("batch", batches_ending(batches)),
+        "alias/": Family("selftune.alias", alias_event),
     }
 
 
@@ -89,6 +92,12 @@ def batches_ending(batches: BatchStore) -> Callable[[str], Awaitable[Subject]]:
         return Subject(record.project, record.ended_at or record.created_at)
 
     return look_up
+
+
+async def alias_event(event_id: str) -> Subject:
+    """Read what an event of an alias says of itself, see shared.store.aliases.alias_event_id."""
+    _, project, at, _, name = event_id.split("/")
+    return Subject(project, int(at), shown_as=name)
 
 
 def retry_delay_s(attempts: int, base_s: float) -> float:
@@ -181,7 +190,7 @@ class Dispatcher:
             id=event_id_of(outcome),
             created_at=subject.ended_at,
             type=f"{family.name}.{status}",
-            data=WebhookSubject(id=object_id),
+            data=WebhookSubject(id=subject.shown_as or object_id),
         )
         endpoints = await self._webhooks.subscribed(subject.project, event.type)
         if await self._deliveries.expand(outcome, [_delivery(event, endpoint) for endpoint in endpoints]) and endpoints:

@@ -91,7 +91,8 @@ class Webhooks:
         """Send a sample event, once. Raises InvalidRequest when no answer came."""
         endpoint = await self._store.get(endpoint_id, project=project)
         [event_type] = _checked_types([event_type], "event_type")
-        subject = "batch_test" if event_type.startswith("batch.") else "ftjob-test"
+        families = {"batch": "batch_test", "fine_tuning": "ftjob-test", "selftune": "alias-test"}
+        subject = families[event_type.partition(".")[0]]
         event = WebhookEvent(
             id=ids.new_event_id(), created_at=int(time.time()), type=event_type, data=WebhookSubject(id=subject)
         )

@@ -109,3 +109,10 @@ local function release_file(file, holders, used, id, size)
     redis.call('DECRBY', used, size)
   end
 end
+-- Whether an alias is still the one of this uid, and has a monitor.
+local function is_monitored(alias, uid)
+  local raw = redis.call('GET', alias)
+  if not raw then return false end
+  local record = cjson.decode(raw)
+  return record['uid'] == uid and type(record['monitor']) == 'table'
+end

@@ -87,6 +87,8 @@
 | selftune:alias_history:{uid}     | list   | AliasRevision, newest first, 200 at most       | with the alias |
 | selftune:alias_traffic:{uid} {t} | hash   | counts of the 10 s from t, see alias_traffic   | 70 minutes     |
 | selftune:shadow_pairs:{uid}      | stream | pair: StoredPair, keep_pairs at most           | keep_s         |
+| selftune:usage:{project} {day}   | hash   | "{metric} {model}" → count, see store/usage    | 400 days       |
+| selftune:training_pace:{base}    | hash   | sums over jobs that succeeded, see store/usage | for ever       |
 | selftune:schema                  | hash   | id, version, applied … : see shared/store/schema | for ever     |
 | selftune:schema_lock             | string | token of the process that migrates             | 30 s           |
 | selftune:recorder_lock           | string | token of the api process that writes records/  | 30 s           |
@@ -389,3 +391,11 @@ def alias_traffic(uid: str, slot: int) -> str:
 
 def shadow_pairs(uid: str) -> str:
     return f"{_ROOT}:shadow_pairs:{uid}"
+
+
+def usage(project: str, day: str) -> str:
+    return f"{_ROOT}:usage:{project} {day}"
+
+
+def training_pace(base: str) -> str:
+    return f"{_ROOT}:training_pace:{base}"

@@ -54,6 +54,11 @@
 | selftune:eval_items:{run}        | hash   | row's number → OutputItem                      | eval_item_days |
 | selftune:eval_marks:{run}        | string | a byte for each row: p, f, e, or 0 if open     | eval_item_days |
 | selftune:eval_drafts:{run}       | hash   | row's number → Draft: answered, not all graded | until it ended |
+| selftune:flow:{kind} {id}        | hash   | record, version, owner, claims                 | until deleted  |
+| selftune:flows:{kind} {project}  | zset   | flow ids by order of creation                  | for ever       |
+| selftune:active_flows:{kind}     | zset   | ids of flows that are not closed               | for ever       |
+| selftune:flow_lease:{kind} {id}  | string | token of the api process that works on it      | lease_ttl_s    |
+| selftune:active_project_flows:{kind} {project} | set | ids of flows not at their end, of one project | for ever |
 | selftune:sequence                | string | counter behind the order of creation           | for ever       |
 | selftune:bases                   | hash   | base id → BaseRecord                           | for ever       |
 | selftune:adapter:{name}          | string | AdapterRecord                                  | until deleted  |
@@ -252,6 +257,27 @@ def eval_marks(run_id: str) -> str:
 
 def eval_drafts(run_id: str) -> str:
     return f"{_ROOT}:eval_drafts:{run_id}"
+
+
+def flow(kind: str, flow_id: str) -> str:
+    """No kind holds a space."""
+    return f"{_ROOT}:flow:{kind} {flow_id}"
+
+
+def flows(kind: str, project: str) -> str:
+    return f"{_ROOT}:flows:{kind} {project}"
+
+
+def active_flows(kind: str) -> str:
+    return f"{_ROOT}:active_flows:{kind}"
+
+
+def active_project_flows(kind: str, project: str) -> str:
+    return f"{_ROOT}:active_project_flows:{kind} {project}"
+
+
+def flow_lease(kind: str, flow_id: str) -> str:
+    return f"{_ROOT}:flow_lease:{kind} {flow_id}"
 
 
 def adapter(name: str) -> str:

@@ -13,6 +13,7 @@ DATA_DIR/
   uploads/<upload id>/<part id>/   parts of uploads under way, each with content and manifest.json
   batches/<batch id>/              input.jsonl, results/; gone when the batch has ended
   evals/<run id>/rows.jsonl        the rows of an eval's run; gone when it has ended
+  flows/<kind>/<flow id>/          what a flow keeps until it is closed
   jobs/<job id>/                   spec.json, checkpoints/, tensorboard/, train.log; for some reference.json, wandb/
   tokens/<key>/                    tokenised files, kept for other jobs: shared/token_cache.py
   adapters/<base>/<sha256>/        published adapters, immutable
@@ -23,8 +24,8 @@ DATA_DIR/
   .copies/                         which folders an object store has, too: shared/blobs/marks.py
   logs/                            one file a service
 
-With an object store (shared/blobs), files/, uploads/, batches/, evals/, jobs/, adapters/ and models/ are copies of what
-it has, and records/ is there alone.
+With an object store (shared/blobs), files/, uploads/, batches/, evals/, flows/, jobs/, adapters/ and models/ are copies
+of what it has, and records/ is there alone.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class Paths:
         self.uploads = home / "uploads"
         self.batches = home / "batches"
         self.evals = home / "evals"
+        self.flows = home / "flows"
         self.jobs = home / "jobs"
         self.tokens = home / "tokens"
         self.adapters = home / "adapters"
@@ -81,6 +83,7 @@ class Paths:
             self.uploads,
             self.batches,
             self.evals,
+            self.flows,
             self.jobs,
             self.tokens,
             self.adapters,
@@ -121,6 +124,12 @@ class Paths:
 
     def eval_rows(self, run_id: str) -> Path:
         return self.eval_folder(run_id) / "rows.jsonl"
+
+    def flows_of(self, kind: str) -> Path:
+        return self.flows / _name(kind)
+
+    def flow_folder(self, kind: str, flow_id: str) -> Path:
+        return self.flows_of(kind) / _name(flow_id)
 
     def job_folder(self, job_id: str) -> Path:
         return self.jobs / _name(job_id)

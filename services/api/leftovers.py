@@ -1,4 +1,4 @@
-"""Folders that a batch or an eval's run did not need any more, or never got to need, when a process died.
+"""Folders that a batch, an eval's run or a flow did not need any more, or never got to need, when a process died.
 
 A database that was emptied or exchanged needs none of them, and must not take them along: they go only while the
 database is the one that `records/` is of.
@@ -70,7 +70,7 @@ async def _tidy(blobs: Blobs, parent: Path, *, needed: frozenset[str], before: f
 
 
 def _tidy_disk(parent: Path, needed: frozenset[str], before: float) -> None:
-    for folder in parent.iterdir():
+    for folder in parent.iterdir() if parent.is_dir() else ():
         with suppress(FileNotFoundError):  # another process was faster
             if folder.name not in needed and folder.stat().st_mtime < before:
                 shutil.rmtree(folder, ignore_errors=True)

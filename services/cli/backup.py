@@ -101,7 +101,7 @@ def _in_bucket(home: Path) -> frozenset[str]:
     """Name the folders of which an object store has what matters."""
     paths = Paths(home)
     kept = (
-        paths.files, paths.uploads, paths.batches, paths.evals, paths.jobs, paths.adapters, paths.models,
+        paths.files, paths.uploads, paths.batches, paths.evals, paths.flows, paths.jobs, paths.adapters, paths.models,
         paths.fetching,
     )  # fmt: skip
     return frozenset(folder.name for folder in kept)

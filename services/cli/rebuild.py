@@ -33,7 +33,7 @@ from shared.store.schema import Schema, check_version, create_schema, ensure_sch
 _REMARKABLE = frozenset(
     {
         *("job", "batch", "file", "upload", "adapter", "alias", "account", "webhook"),
-        *("completion", "response", "eval", "eval_run"),
+        *("completion", "response", "eval", "eval_run", "flow"),
     }
 )
 """Families that tell a database in use from one in which a service has only been started."""

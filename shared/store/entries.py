@@ -103,6 +103,10 @@ def _counted_answer(name: str, stored: Record) -> Sequence[Where]:
     return [(keys.answers(stored["project"]), f"{name} {stored['counted']}")] if "counted" in stored else []
 
 
+def _kind_of_flow(name: str) -> str:
+    return name.partition(" ")[0]
+
+
 KINDS: Mapping[str, Kind] = {
     keys.family(keys.former_key("")): Kind("string"),
     "job": Kind(
@@ -151,6 +155,15 @@ KINDS: Mapping[str, Kind] = {
     "eval": Kind(
         "string",
         ranks=lambda name, one: [(keys.evals(one["project"]), name), (keys.changed_evals(one["project"]), name)],
+    ),
+    "flow": Kind(
+        "hash",
+        ranks=lambda name, flow: [
+            (keys.flows(_kind_of_flow(name), flow["project"]), flow["id"]),
+            (keys.active_flows(_kind_of_flow(name)), flow["id"]),
+        ],
+        memberships=lambda name, flow: [(keys.active_project_flows(_kind_of_flow(name), flow["project"]), flow["id"])],
+        unkept_fields=("owner", "claims"),
     ),
     "alias": Kind(
         "string",
@@ -217,6 +230,7 @@ _LISTED = frozenset(
         *(keys.job_checkpoints(""), keys.batches(""), keys.ACTIVE_BATCHES, keys.file_batches("")),
         *(keys.eval_runs(""), keys.ACTIVE_EVAL_RUNS, keys.eval_tally(""), keys.eval_items(""), keys.eval_marks("")),
         *(keys.active_runs(""), keys.eval_drafts(""), keys.evals(""), keys.changed_evals("")),
+        *(keys.flows("", ""), keys.active_flows(""), keys.active_project_flows("", "")),
         *(keys.alias_history(""), keys.aliases(""), keys.upload_parts(""), keys.UPLOADS, keys.files("")),
         *(keys.EXPIRING_FILES, keys.permissions(""), keys.model_settings(""), keys.adapters(""), keys.models("")),
         *(keys.PINNED_ADAPTERS, keys.shared_models(""), keys.completions(""), keys.webhooks("")),
@@ -231,7 +245,7 @@ LEFT_OUT = frozenset(
     keys.family(key)
     for key in (
         *(keys.SCHEMA, keys.SCHEMA_LOCK, keys.RECORDER_LOCK, keys.job_lease(""), keys.batch_lease("")),
-        *(keys.eval_run_lease(""), keys.upload_lock("")),
+        *(keys.eval_run_lease(""), keys.flow_lease("", ""), keys.upload_lock("")),
         *(keys.request_bucket(""), keys.token_bucket(""), keys.place("", ""), keys.alias_traffic("", 0)),
         *(keys.ADAPTER_CHANGES, keys.residency(""), keys.REPLICAS, keys.replica(""), keys.WORKERS, keys.worker("")),
         *(keys.key_used(""), keys.project_bytes(""), keys.shadow_pairs("")),

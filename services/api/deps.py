@@ -45,6 +45,8 @@ from services.api.graders.running import Graders
 from services.api.jobs.control import JobControl
 from services.api.jobs.submission import Submission
 from services.api.leftovers import Leftovers
+from services.api.model_deletion import ModelDeletion
+from services.api.model_evals import ModelEvals
 from services.api.model_settings.changes import ModelSettingsAdmin
 from services.api.organization.admin_keys import AdminKeys
 from services.api.organization.keys import KeyAdmin
@@ -52,6 +54,8 @@ from services.api.organization.projects import ProjectAdmin
 from services.api.readiness import Readiness
 from services.api.recorder import Recorder
 from services.api.stores import Stores
+from services.api.sweeps.creation import Sweeps
+from services.api.sweeps.runner import SweepRunner, SweepTools
 from services.api.webhooks.dispatch import Dispatcher, families_of
 from services.api.webhooks.endpoints import Webhooks
 from services.api.webhooks.sender import WebhookSender
@@ -65,6 +69,7 @@ from shared.records import KeyRecord
 from shared.settings import Settings
 from shared.store.api_keys import Identity
 from shared.store.client import Client
+from shared.sweep_records import SWEEP
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,9 @@ class Services:
     eval_runs: EvalRuns
     eval_comparisons: Comparisons
     eval_runner: EvalRunner
+    model_deletion: ModelDeletion
+    sweeps: Sweeps
+    sweep_runner: SweepRunner
     webhooks: Webhooks
     dispatcher: Dispatcher
 
@@ -134,6 +142,16 @@ class Services:
         rows = Sources(at.files, at.completions, blobs)
         eval_runs = EvalRuns(at.eval_store, at.eval_run_store, rows, names, judges, blobs)
         recorder = Recorder(client, blobs, interval_s=settings.records_interval_s)
+        submission = Submission(settings, at.files, at.jobs, at.registry, names, queue)
+        control = JobControl(at.jobs, queue)
+        aliases = Aliases(at.alias_store, at.registry, names, Warming(at.registry, at.presence))
+        comparisons = Comparisons(at.eval_run_store)
+        deletion = ModelDeletion(settings, at.registry, aliases, blobs)
+        model_evals = ModelEvals(at.eval_store, at.eval_run_store, eval_runs)
+        project_admin = ProjectAdmin(settings, at.projects)
+        sweep_tools = SweepTools(
+            at.jobs, at.registry, submission, control, model_evals, comparisons, deletion, project_admin.job_limit
+        )
         return cls(
             settings=settings,
             paths=paths,
@@ -147,21 +165,21 @@ class Services:
             readiness=Readiness(settings, client, at, blobs, drain, record_objection=lambda: recorder.objection),
             authenticator=Authenticator(at.key_store, at.projects, paths, settings),
             refusals=Refusals(at.audit_store),
-            project_admin=ProjectAdmin(settings, at.projects),
+            project_admin=project_admin,
             key_admin=KeyAdmin(at.projects, at.service_accounts, at.key_store),
             admin_keys=AdminKeys(settings.organization, at.key_store),
             uploads=uploads,
             chunked=ChunkedUploads(at.upload_store, at.files, blobs, settings),
             sweeper=Sweeper(at.files, at.upload_store, uploads, blobs, at.audit_store),
-            submission=Submission(settings, at.files, at.jobs, at.registry, names, queue),
-            control=JobControl(at.jobs, queue),
+            submission=submission,
+            control=control,
             names=names,
             adapter_imports=AdapterImports(settings, at.files, at.registry, names, blobs),
             residencies=Residencies(names, at.registry, at.presence),
             model_settings=ModelSettingsAdmin(
                 settings, names, at.registry, at.model_settings_store, at.key_store, at.permissions
             ),
-            aliases=Aliases(at.alias_store, at.registry, names, Warming(at.registry, at.presence)),
+            aliases=aliases,
             counting=counting,
             shadowing=shadowing,
             gateway=gateway,
@@ -170,9 +188,18 @@ class Services:
             batch_runner=Runner(Tools.of(settings, at, blobs, gateway), Leftovers(client, blobs, paths.batches), drain),
             evals=Evals(at.eval_store, eval_runs, graders),
             eval_runs=eval_runs,
-            eval_comparisons=Comparisons(at.eval_run_store),
+            eval_comparisons=comparisons,
             eval_runner=EvalRunner(
                 EvalTools.of(settings, at, blobs, gateway, graders), Leftovers(client, blobs, paths.evals), drain
+            ),
+            model_deletion=deletion,
+            sweeps=Sweeps(at.sweep_store, submission, model_evals),
+            sweep_runner=SweepRunner(
+                at.sweep_store,
+                at.sweep_store.leases(ttl_s=settings.lease_ttl_s),
+                Leftovers(client, blobs, paths.flows_of(SWEEP)),
+                drain,
+                sweep_tools,
             ),
             webhooks=Webhooks(at.webhook_store, sender),
             dispatcher=Dispatcher(
@@ -195,11 +222,13 @@ class Services:
         self.counting.start()
         self.batch_runner.start()
         self.eval_runner.start()
+        self.sweep_runner.start()
         self.recorder.start()
 
     async def close(self) -> None:
         await self.database.close()
         await self.batch_runner.close()
+        await self.sweep_runner.close()
         await self.eval_runner.close()
         await self.sweeper.stop()
         await self.dispatcher.close()

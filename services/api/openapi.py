@@ -61,6 +61,7 @@ from shared.schemas.paging import CompletionDeleted, Deleted, Page, ResponseDele
 from shared.schemas.preview import Preview
 from shared.schemas.residency import BringIntoMemory, ModelResidency
 from shared.schemas.responses import TokenCount
+from shared.schemas.sweeps import CreateSweep, Sweep
 from shared.schemas.uploads import CompleteUpload, CreateUpload, Upload, UploadPart
 from shared.schemas.webhooks import (
     CreateWebhookEndpoint,
@@ -89,6 +90,7 @@ _TYPES = [
     Page[AliasRevision], AliasTraffic, Page[ShadowPair], DeletedShadowPairs,
     CreateEval, UpdateEval, Eval, Page[Eval], EvalDeleted, CreateEvalRun, EvalRun, EvalRunDeleted, OutputItem,
     EvalRunComparison,
+    CreateSweep, Sweep, Page[Sweep],
     *organization.TYPES,
     RunGrader, GraderResult, ValidateGrader, ValidatedGrader,
     Preview, UpdateCompletion, CompletionDeleted, ResponseDeleted, TokenCount, AnthropicErrorResponse,

@@ -17,6 +17,7 @@ from shared.store.completions import CompletionStore
 from shared.store.eval_runs import EvalRunStore
 from shared.store.evals import EvalStore
 from shared.store.files import FileStore
+from shared.store.flows import FlowStore
 from shared.store.idempotency import IdempotencyStore
 from shared.store.jobs import JobStore
 from shared.store.leases import LeaseStore
@@ -30,6 +31,7 @@ from shared.store.responses import ResponseStore
 from shared.store.shadow_pairs import PairStore
 from shared.store.uploads import UploadStore
 from shared.store.webhooks import DeliveryStore, WebhookStore
+from shared.sweep_records import SWEEP, SweepRecord
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Stores:
     eval_store: EvalStore
     eval_run_store: EvalRunStore
     eval_run_leases: LeaseStore
+    sweep_store: FlowStore[SweepRecord]
     webhook_store: WebhookStore
     deliveries: DeliveryStore
     limits: LimitStore
@@ -94,6 +97,7 @@ class Stores:
             eval_run_leases=LeaseStore(
                 client, ttl_s=settings.lease_ttl_s, key=keys.eval_run_lease, owned=keys.eval_run
             ),
+            sweep_store=FlowStore(client, SWEEP, SweepRecord),
             webhook_store=WebhookStore(client),
             deliveries=DeliveryStore(client),
             limits=LimitStore(client),

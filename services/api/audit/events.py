@@ -36,6 +36,8 @@ EVENTS = {
     "cancelEvalRun": "eval.run.cancelled",
     "cancelEvalRunAtItsUrl": "eval.run.cancelled",
     "deleteEvalRun": "eval.run.deleted",
+    "createSweep": "fine_tuning.sweep.created",
+    "cancelSweep": "fine_tuning.sweep.cancelled",
     "createWebhookEndpoint": "webhook_endpoint.created",
     "updateWebhookEndpoint": "webhook_endpoint.updated",
     "deleteWebhookEndpoint": "webhook_endpoint.deleted",

@@ -22,13 +22,14 @@ from services.api.routes import (
     responses,
     service_accounts,
     stored_completions,
+    sweeps,
     uploads,
     webhooks,
 )
 
 GROUPS = {
     "Files": [*files.ROUTES, *uploads.ROUTES],
-    "Fine-tuning": [*jobs.ROUTES, *permissions.ROUTES, *graders.ROUTES],
+    "Fine-tuning": [*jobs.ROUTES, *permissions.ROUTES, *graders.ROUTES, *sweeps.ROUTES],
     "Models": [*models.ROUTES, *model_settings.ROUTES, *residency.ROUTES],
     "Aliases": aliases.ROUTES,
     "Generation": [*inference.ROUTES, *responses.ROUTES, *messages.ROUTES],

@@ -111,7 +111,7 @@ def _points(record: SweepRecord, runs: Sequence[SweepRunRecord], place: int, low
         told = ", ".join(f"{name}={_said(value, chars=60)}" for name, value in record.parameters(run).items())
         yield (
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{colour}" fill-opacity="0.75">'
-            f"<title>{escape(f'{told}: {run.value:.6g}')}</title></circle>"
+            f"<title>{_escaped(f'{told}: {run.value:.6g}')}</title></circle>"
         )
 
 
@@ -130,9 +130,9 @@ def _said(value: object, *, chars: int = _LABEL_CHARS) -> str:
 
 
 def _text(x: float, y: float, text: str, *, anchor: str, size: int = 11) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}">{escape(_printable(text))}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}">{_escaped(text)}</text>'
 
 
-def _printable(text: str) -> str:
-    """Replace what XML cannot hold."""
-    return "".join(sign if sign.isprintable() else "\ufffd" for sign in text)
+def _escaped(text: str) -> str:
+    """Form a text of XML; signs that XML cannot hold are replaced."""
+    return escape("".join(sign if sign.isprintable() else "\ufffd" for sign in text))

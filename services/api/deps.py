@@ -24,6 +24,9 @@ from services.api.auth import Authenticator
 from services.api.batches.creation import Batches
 from services.api.batches.run import Tools
 from services.api.batches.runner import Runner
+from services.api.costs.break_even import BreakEvens
+from services.api.costs.estimates import Estimates
+from services.api.costs.usage import UsageCosts
 from services.api.database import Database
 from services.api.evals.comparison import Comparisons
 from services.api.evals.creation import EvalRuns
@@ -112,6 +115,9 @@ class Services:
     eval_comparisons: Comparisons
     eval_runner: EvalRunner
     model_deletion: ModelDeletion
+    estimates: Estimates
+    usage_costs: UsageCosts
+    break_evens: BreakEvens
     sweeps: Sweeps
     sweep_runner: SweepRunner
     webhooks: Webhooks
@@ -149,6 +155,7 @@ class Services:
         deletion = ModelDeletion(settings, at.registry, aliases, blobs)
         model_evals = ModelEvals(at.eval_store, at.eval_run_store, eval_runs)
         project_admin = ProjectAdmin(settings, at.projects)
+        usage_costs = UsageCosts(settings, at.usage, at.registry, at.projects)
         sweep_tools = SweepTools(
             at.jobs, at.registry, submission, control, model_evals, comparisons, deletion, project_admin.job_limit
         )
@@ -193,6 +200,9 @@ class Services:
                 EvalTools.of(settings, at, blobs, gateway, graders), Leftovers(client, blobs, paths.evals), drain
             ),
             model_deletion=deletion,
+            estimates=Estimates(settings, submission, at.files, at.jobs, at.usage, blobs),
+            usage_costs=usage_costs,
+            break_evens=BreakEvens(settings, usage_costs),
             sweeps=Sweeps(at.sweep_store, submission, model_evals),
             sweep_runner=SweepRunner(
                 at.sweep_store,

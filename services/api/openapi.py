@@ -39,6 +39,7 @@ from shared.schemas.aliases import (
 )
 from shared.schemas.batches import Batch, CreateBatch
 from shared.schemas.checkpoints import Checkpoint, CheckpointPermission, GrantPermissions
+from shared.schemas.costs import BreakEven, Costs, JobEstimate
 from shared.schemas.errors import ErrorResponse
 from shared.schemas.evals import (
     CreateEval,
@@ -90,7 +91,7 @@ _TYPES = [
     Page[AliasRevision], AliasTraffic, Page[ShadowPair], DeletedShadowPairs,
     CreateEval, UpdateEval, Eval, Page[Eval], EvalDeleted, CreateEvalRun, EvalRun, EvalRunDeleted, OutputItem,
     EvalRunComparison,
-    CreateSweep, Sweep, Page[Sweep],
+    JobEstimate, BreakEven, Costs, CreateSweep, Sweep, Page[Sweep],
     *organization.TYPES,
     RunGrader, GraderResult, ValidateGrader, ValidatedGrader,
     Preview, UpdateCompletion, CompletionDeleted, ResponseDeleted, TokenCount, AnthropicErrorResponse,

@@ -30,6 +30,7 @@ from shared.store.registry import Registry
 from shared.store.responses import ResponseStore
 from shared.store.shadow_pairs import PairStore
 from shared.store.uploads import UploadStore
+from shared.store.usage import UsageStore
 from shared.store.webhooks import DeliveryStore, WebhookStore
 from shared.sweep_records import SWEEP, SweepRecord
 
@@ -56,6 +57,7 @@ class Stores:
     eval_store: EvalStore
     eval_run_store: EvalRunStore
     eval_run_leases: LeaseStore
+    usage: UsageStore
     sweep_store: FlowStore[SweepRecord]
     webhook_store: WebhookStore
     deliveries: DeliveryStore
@@ -97,6 +99,7 @@ class Stores:
             eval_run_leases=LeaseStore(
                 client, ttl_s=settings.lease_ttl_s, key=keys.eval_run_lease, owned=keys.eval_run
             ),
+            usage=UsageStore(client),
             sweep_store=FlowStore(client, SWEEP, SweepRecord),
             webhook_store=WebhookStore(client),
             deliveries=DeliveryStore(client),

@@ -67,7 +67,7 @@ UNRECORDED = frozenset(
         "createChatCompletion", "createCompletion", "createEmbedding", "createResponse", "createMessage",
         "countResponseInputTokens", "countMessageTokens",
         # never change anything here
-        "compactResponse", "cancelResponse", "runGrader", "validateGrader",
+        "compactResponse", "cancelResponse", "runGrader", "validateGrader", "estimateFineTuningJob",
         # a part is of use once its upload is completed, which is recorded
         "addUploadPart",
     }

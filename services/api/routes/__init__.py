@@ -6,6 +6,7 @@ from services.api.routes import (
     api_keys,
     audit_logs,
     batches,
+    costs,
     docs,
     evals,
     files,
@@ -29,7 +30,7 @@ from services.api.routes import (
 
 GROUPS = {
     "Files": [*files.ROUTES, *uploads.ROUTES],
-    "Fine-tuning": [*jobs.ROUTES, *permissions.ROUTES, *graders.ROUTES, *sweeps.ROUTES],
+    "Fine-tuning": [*jobs.ROUTES, *permissions.ROUTES, *graders.ROUTES, *sweeps.ROUTES, *costs.ROUTES],
     "Models": [*models.ROUTES, *model_settings.ROUTES, *residency.ROUTES],
     "Aliases": aliases.ROUTES,
     "Generation": [*inference.ROUTES, *responses.ROUTES, *messages.ROUTES],

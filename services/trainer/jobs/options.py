@@ -26,9 +26,9 @@ from typing import Literal
 from msgspec.structs import replace
 
 from services.trainer.failures import TrainingFailed
-from services.trainer.jobs.hyperparameters import resolve
 from services.trainer.jobs.parents import AdapterShape, find_parent, read_shape
 from services.trainer.stores import Stores
+from shared.auto_hyperparameters import resolve
 from shared.records import BaseRecord, JobRecord
 from shared.schemas.methods import LabelWeights
 from shared.schemas.options import TargetModule, TrainingOptions

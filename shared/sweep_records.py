@@ -22,8 +22,6 @@ from shared.schemas.sweeps import (
 
 SWEEP = "sweep"
 """The kind of these flows."""
-WAITING = "waiting"
-"""Status of a run that has no job yet."""
 
 
 class SweepAxis(Struct, frozen=True, kw_only=True):
@@ -43,7 +41,7 @@ class SweepRunRecord(Struct, frozen=True, kw_only=True):
     """Empty without an eval."""
     picks: list[int]
     """Which value it has of each axis."""
-    status: str = WAITING
+    status: str = "waiting"
     model: str = ""
     is_kept: bool = True
     value: float | None = None

@@ -37,6 +37,7 @@ from services.api.evals.sources import Sources
 from services.api.files.chunked_uploads import ChunkedUploads
 from services.api.files.sweeper import Sweeper
 from services.api.files.uploads import Uploads
+from services.api.flow_jobs import FlowJobs
 from services.api.gateway.forwarding import Gateway
 from services.api.gateway.model_names import ModelNames
 from services.api.gateway.replicas import Replicas
@@ -56,6 +57,10 @@ from services.api.organization.keys import KeyAdmin
 from services.api.organization.projects import ProjectAdmin
 from services.api.readiness import Readiness
 from services.api.recorder import Recorder
+from services.api.replays.creation import Replays
+from services.api.replays.manifest import Manifests
+from services.api.replays.promotion import Promotion
+from services.api.replays.runner import ReplayRunner, ReplayTools
 from services.api.stores import Stores
 from services.api.sweeps.creation import Sweeps
 from services.api.sweeps.runner import SweepRunner, SweepTools
@@ -69,6 +74,7 @@ from shared.outgoing import Outgoing
 from shared.paths import Paths, internal_key, key_secret
 from shared.queue import Queue
 from shared.records import KeyRecord
+from shared.replay_records import REPLAY
 from shared.settings import Settings
 from shared.store.api_keys import Identity
 from shared.store.client import Client
@@ -118,6 +124,9 @@ class Services:
     estimates: Estimates
     usage_costs: UsageCosts
     break_evens: BreakEvens
+    replays: Replays
+    replay_runner: ReplayRunner
+    promotion: Promotion
     sweeps: Sweeps
     sweep_runner: SweepRunner
     webhooks: Webhooks
@@ -156,9 +165,10 @@ class Services:
         model_evals = ModelEvals(at.eval_store, at.eval_run_store, eval_runs)
         project_admin = ProjectAdmin(settings, at.projects)
         usage_costs = UsageCosts(settings, at.usage, at.registry, at.projects)
-        sweep_tools = SweepTools(
-            at.jobs, at.registry, submission, control, model_evals, comparisons, deletion, project_admin.job_limit
-        )
+        flow_jobs = FlowJobs(at.jobs, submission, control, project_admin.job_limit)
+        manifests = Manifests(settings, at.registry, at.jobs)
+        replay_tools = ReplayTools(flow_jobs, manifests, model_evals, comparisons)
+        sweep_tools = SweepTools(flow_jobs, at.registry, model_evals, comparisons, deletion)
         return cls(
             settings=settings,
             paths=paths,
@@ -203,6 +213,15 @@ class Services:
             estimates=Estimates(settings, submission, at.files, at.jobs, at.usage, blobs),
             usage_costs=usage_costs,
             break_evens=BreakEvens(settings, usage_costs),
+            replays=Replays(at.replay_store, names, model_evals),
+            replay_runner=ReplayRunner(
+                at.replay_store,
+                at.replay_store.leases(ttl_s=settings.lease_ttl_s),
+                Leftovers(client, blobs, paths.flows_of(REPLAY)),
+                drain,
+                replay_tools,
+            ),
+            promotion=Promotion(at.alias_store, aliases),
             sweeps=Sweeps(at.sweep_store, submission, model_evals),
             sweep_runner=SweepRunner(
                 at.sweep_store,
@@ -232,12 +251,14 @@ class Services:
         self.counting.start()
         self.batch_runner.start()
         self.eval_runner.start()
+        self.replay_runner.start()
         self.sweep_runner.start()
         self.recorder.start()
 
     async def close(self) -> None:
         await self.database.close()
         await self.batch_runner.close()
+        await self.replay_runner.close()
         await self.sweep_runner.close()
         await self.eval_runner.close()
         await self.sweeper.stop()

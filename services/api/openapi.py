@@ -60,6 +60,7 @@ from shared.schemas.model_settings import ModelSettings, UpdateModelSettings
 from shared.schemas.models import ImportedModel, ImportModel, Model, ModelList
 from shared.schemas.paging import CompletionDeleted, Deleted, Page, ResponseDeleted
 from shared.schemas.preview import Preview
+from shared.schemas.replays import CreateReplay, PromoteReplay, Replay, ReplayPromotion
 from shared.schemas.residency import BringIntoMemory, ModelResidency
 from shared.schemas.responses import TokenCount
 from shared.schemas.sweeps import CreateSweep, Sweep
@@ -91,7 +92,8 @@ _TYPES = [
     Page[AliasRevision], AliasTraffic, Page[ShadowPair], DeletedShadowPairs,
     CreateEval, UpdateEval, Eval, Page[Eval], EvalDeleted, CreateEvalRun, EvalRun, EvalRunDeleted, OutputItem,
     EvalRunComparison,
-    JobEstimate, BreakEven, Costs, CreateSweep, Sweep, Page[Sweep],
+    JobEstimate, BreakEven, Costs, CreateSweep, Sweep, CreateReplay, Replay, PromoteReplay,
+    ReplayPromotion, Page[Replay], Page[Sweep],
     *organization.TYPES,
     RunGrader, GraderResult, ValidateGrader, ValidatedGrader,
     Preview, UpdateCompletion, CompletionDeleted, ResponseDeleted, TokenCount, AnthropicErrorResponse,

@@ -44,6 +44,7 @@ RULES: tuple[Rule, ...] = (
     _rule("/v1/files", ["read"], ["train"]),
     _rule("/v1/uploads", ["read"], ["train"]),
     _rule("/v1/fine_tuning/alpha/graders/run", ["read"], ["infer", "train"]),
+    _rule("/v1/fine_tuning/replays", ["read"], ["infer", "train"]),
     _rule("/v1/fine_tuning", ["read"], ["train"]),
     _rule("/v1/usage", ["read"], ["read"]),
     _rule("/v1/evals", ["read"], ["infer", "train"]),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from shared import keys
 from shared.key_hash import KeyHash
+from shared.replay_records import REPLAY, ReplayRecord
 from shared.settings import Settings
 from shared.store.alias_traffic import TrafficStore
 from shared.store.aliases import AliasStore
@@ -58,6 +59,7 @@ class Stores:
     eval_run_store: EvalRunStore
     eval_run_leases: LeaseStore
     usage: UsageStore
+    replay_store: FlowStore[ReplayRecord]
     sweep_store: FlowStore[SweepRecord]
     webhook_store: WebhookStore
     deliveries: DeliveryStore
@@ -100,6 +102,7 @@ class Stores:
                 client, ttl_s=settings.lease_ttl_s, key=keys.eval_run_lease, owned=keys.eval_run
             ),
             usage=UsageStore(client),
+            replay_store=FlowStore(client, REPLAY, ReplayRecord),
             sweep_store=FlowStore(client, SWEEP, SweepRecord),
             webhook_store=WebhookStore(client),
             deliveries=DeliveryStore(client),

@@ -19,6 +19,7 @@ from services.api.routes import (
     models,
     permissions,
     projects,
+    replays,
     residency,
     responses,
     service_accounts,
@@ -30,7 +31,7 @@ from services.api.routes import (
 
 GROUPS = {
     "Files": [*files.ROUTES, *uploads.ROUTES],
-    "Fine-tuning": [*jobs.ROUTES, *permissions.ROUTES, *graders.ROUTES, *sweeps.ROUTES, *costs.ROUTES],
+    "Fine-tuning": [*jobs.ROUTES, *permissions.ROUTES, *graders.ROUTES, *sweeps.ROUTES, *replays.ROUTES, *costs.ROUTES],
     "Models": [*models.ROUTES, *model_settings.ROUTES, *residency.ROUTES],
     "Aliases": aliases.ROUTES,
     "Generation": [*inference.ROUTES, *responses.ROUTES, *messages.ROUTES],

@@ -10,7 +10,6 @@ keeping ─── with `keep: "best"` the models of the other jobs are deleted, 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -18,47 +17,42 @@ import structlog
 from msgspec.structs import replace
 
 from services.api.evals.comparison import Comparisons
-from services.api.flows import FlowFailed, FlowRunner
-from services.api.jobs.control import JobControl
-from services.api.jobs.submission import Submission
+from services.api.flow_jobs import OVER, REFUSED, WAITING, FlowJobs, failure_of
+from services.api.flows import FlowRunner
 from services.api.leftovers import Leftovers
 from services.api.model_deletion import ModelDeletion
 from services.api.model_evals import ModelEvals
 from services.api.sweeps.grid import job_request
 from services.api.sweeps.ranking import NO_VALUE, ranked, runner_up, validation_value
-from shared.errors import InvalidRequest, NotFound, PermissionDenied, RateLimited, TransitionRefused
+from shared.errors import InvalidRequest, NotFound, RateLimited
 from shared.flow_records import FlowError
 from shared.flow_states import FlowState
 from shared.records import JobRecord
 from shared.schemas.evals import Verdict
 from shared.schemas.jobs import CreateJob
-from shared.states import TERMINAL, JobState
+from shared.states import JobState
 from shared.store.flows import FlowStore
-from shared.store.jobs import JobStore
 from shared.store.leases import LeaseStore
 from shared.store.registry import Registry
-from shared.sweep_records import WAITING, SweepRecord, SweepRunRecord
+from shared.sweep_records import SweepRecord, SweepRunRecord
 
 _log = structlog.get_logger()
 
 SWEEP_ID = "sweep_id"
 """Under which name a job's metadata have the sweep that it is of, if there is room."""
 _MOST_METADATA = 16
-_OVER = frozenset(state.value for state in TERMINAL) | {"refused"}
+_NOBODY = FlowError(code="no_model", message="None of the runs has a model with a value to rank it by; see the runs.")
 
 
 @dataclass(frozen=True)
 class SweepTools:
-    """What every sweep needs. `job_limit` gives a project's limit of unfinished jobs, None for none."""
+    """What every sweep needs."""
 
-    jobs: JobStore
+    jobs: FlowJobs
     registry: Registry
-    submission: Submission
-    control: JobControl
     evals: ModelEvals
     comparisons: Comparisons
     deletion: ModelDeletion
-    job_limit: Callable[[str], Awaitable[int | None]]
 
 
 class SweepRunner(FlowRunner[SweepRecord]):
@@ -78,13 +72,13 @@ class SweepRunner(FlowRunner[SweepRecord]):
     async def advance(self, record: SweepRecord) -> SweepRecord:
         """Take the next step; see the module's head."""
         record = await self._watched(await self._submitted(record))
-        if any(run.status not in _OVER for run in record.runs):
+        if any(run.status not in OVER for run in record.runs):
             return record
         if any(run.model and run.value is None and run.error is None for run in record.runs):
             return await self._valued(record)
         record = ranked(record)
         if record.best() is None:
-            raise FlowFailed("no_model", f"None of the {len(record.runs)} runs has a model with a value to rank it by.")
+            return replace(record, status=FlowState.FAILED, error=_NOBODY)
         record = replace(record, lead=await self._lead(record))
         if record.keep == "best":
             record = await self._without_others(record)
@@ -95,49 +89,43 @@ class SweepRunner(FlowRunner[SweepRecord]):
         if record.status is FlowState.COMPLETED:
             return
         for run in record.runs:
-            with suppress(NotFound, TransitionRefused):  # none was made, or it has ended
-                await self._tools.control.cancel(run.job_id, project=record.project)
+            await self._tools.jobs.cancel(run.job_id, project=record.project)
             if record.eval is not None:
                 await self._tools.evals.cancel(record.eval, run.eval_run_id, project=record.project)
 
     async def _submitted(self, record: SweepRecord) -> SweepRecord:
         """Make jobs of waiting runs, until the project may have no more at a time."""
-        waiting = [place for place, run in enumerate(record.runs) if run.status == WAITING]
-        limit = await self._tools.job_limit(record.project) if waiting else None
         runs = list(record.runs)
-        for place in waiting:
-            run = runs[place]
-            try:
-                job = await self._tools.submission.submit(
-                    _request(record, run), access=record.access, job_id=run.job_id, limit=limit
-                )
-            except RateLimited:
-                break
-            except (InvalidRequest, NotFound, PermissionDenied) as error:
-                _log.info("sweep.run_refused", job_id=run.job_id, code=error.code)
-                refusal = FlowError(code=error.code or "invalid", message=error.message)
-                runs[place] = replace(run, status="refused", error=refusal)
-            else:
-                runs[place] = replace(run, status=job.status.value)
+        with suppress(RateLimited):
+            for place, run in enumerate(runs):
+                if run.status != WAITING:
+                    continue
+                made = await self._tools.jobs.submit(_request(record, run), run.job_id, record)
+                if isinstance(made, FlowError):
+                    runs[place] = replace(run, status=REFUSED, error=made)
+                else:
+                    runs[place] = replace(run, status=made.status.value)
         return replace(record, runs=tuple(runs))
 
     async def _watched(self, record: SweepRecord) -> SweepRecord:
         """Take note of what the jobs have come to; one that has ended is not looked at again."""
-        open_ids = [run.job_id for run in record.runs if run.status not in (*_OVER, WAITING)]
+        open_ids = [run.job_id for run in record.runs if run.status not in (*OVER, WAITING)]
         jobs = await self._tools.jobs.many(open_ids)
         runs = [_noted(run, jobs[run.job_id]) if run.job_id in jobs else run for run in record.runs]
         return replace(record, runs=tuple(runs))
 
     async def _valued(self, record: SweepRecord) -> SweepRecord:
-        """Give models their values; those of an eval come one after the other. Raises RateLimited."""
+        """Give models their values; those of an eval come one after the other, as many runs as a project may have."""
         runs = list(record.runs)
-        for place, run in enumerate(runs):
-            if run.model and run.value is None and run.error is None:
-                runs[place] = await (self._scored(record, run) if record.eval else self._validated(record, run))
+        with suppress(RateLimited):
+            for place, run in enumerate(runs):
+                if run.model and run.value is None and run.error is None:
+                    runs[place] = await (self._scored(record, run) if record.eval else self._validated(record, run))
         return replace(record, runs=tuple(runs))
 
     async def _validated(self, record: SweepRecord, run: SweepRunRecord) -> SweepRunRecord:
-        value = await validation_value(self._tools.jobs, await self._tools.jobs.get(run.job_id), record.metric)
+        jobs = self._tools.jobs.store
+        value = await validation_value(jobs, await jobs.get(run.job_id), record.metric)
         return replace(run, error=NO_VALUE) if value is None else replace(run, value=value)
 
     async def _scored(self, record: SweepRecord, run: SweepRunRecord) -> SweepRunRecord:
@@ -211,6 +199,4 @@ def _noted(run: SweepRunRecord, job: JobRecord) -> SweepRunRecord:
     )
     if job.status is JobState.SUCCEEDED:
         return replace(run, model=job.fine_tuned_model or "")
-    if job.error is not None:
-        return replace(run, error=FlowError(code=job.error.code, message=job.error.message))
-    return run
+    return replace(run, error=failure_of(job))

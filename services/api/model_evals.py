@@ -19,6 +19,10 @@ from shared.store.eval_runs import EvalRunStore
 from shared.store.evals import EvalStore
 
 
+MAX_SOURCE_BYTES = 65_536
+"""Of a data source, which is written again with every step of what asks for the runs."""
+
+
 class Scored(Struct, frozen=True):
     """What came of a run: the share of all rows that passed, or why there is none."""
 
@@ -42,6 +46,11 @@ class ModelEvals:
             raise NotFound(error.message, code=error.code, param=f"{where}.eval_id") from error
         if wanted.data_source.model is not None:
             raise _invalid(f"{where}.data_source.model", "it is each of the models in turn; leave it out")
+        if len(msgspec.json.encode(wanted.data_source)) > MAX_SOURCE_BYTES:
+            raise _invalid(
+                f"{where}.data_source",
+                f"it has more than {MAX_SOURCE_BYTES:,} bytes; upload its rows as a file with purpose 'evals'",
+            )
         asked = replace(wanted.data_source, model="-")
         try:
             check_messages(asked, are_stored=isinstance(asked.source, EvalStoredCompletions))

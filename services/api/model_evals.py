@@ -18,7 +18,6 @@ from shared.schemas.sweeps import ModelEval
 from shared.store.eval_runs import EvalRunStore
 from shared.store.evals import EvalStore
 
-
 MAX_SOURCE_BYTES = 65_536
 """Of a data source, which is written again with every step of what asks for the runs."""
 

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from shared.errors import InvalidRequest, NotFound
 from shared.records import AdapterRecord, BaseRecord, JobRecord
 from shared.replay_records import ReplayRecord
+from shared.schemas.integrations import WandbIntegration, WandbRun, WandbSettings
 from shared.schemas.jobs import CreateJob
 from shared.settings import Settings
 from shared.store.jobs import JobStore
@@ -74,8 +75,6 @@ class Manifests:
             options = replace(options, max_length=None)
         if job.fine_tuned_model != champion.name:
             remarks.append("The champion is a checkpoint of its job; the challenger is the end of the new one.")
-        if job.integrations:
-            remarks.append("Integrations are left out: the job's record does not have their keys.")
         request = CreateJob(
             model=base.id,
             training_file=job.training_file,
@@ -84,9 +83,15 @@ class Manifests:
             seed=job.seed,
             method=None if shown.method is UNSET else shown.method,
             metadata=job.metadata,
+            integrations=[_logged_again(one.wandb) for one in job.integrations] or None,
             selftune=options,
         )
         return Manifest(job.id, request, tuple(remarks))
+
+
+def _logged_again(run: WandbRun) -> WandbIntegration:
+    """Ask for a run of the new job's own, with the same settings."""
+    return WandbIntegration(wandb=WandbSettings(project=run.project, name=run.name, entity=run.entity, tags=run.tags))
 
 
 def _refused(code: str, message: str) -> InvalidRequest:

@@ -39,10 +39,6 @@ class ModelEvals:
 
     async def check(self, wanted: ModelEval, *, project: str, where: str) -> None:
         """Refuse what no run could be made of. Raises NotFound, and InvalidRequest that names the field."""
-        try:
-            await self._evals.get(wanted.eval_id, project=project)
-        except NotFound as error:
-            raise NotFound(error.message, code=error.code, param=f"{where}.eval_id") from error
         if wanted.data_source.model is not None:
             raise _invalid(f"{where}.data_source.model", "it is each of the models in turn; leave it out")
         if len(msgspec.json.encode(wanted.data_source)) > MAX_SOURCE_BYTES:
@@ -50,6 +46,10 @@ class ModelEvals:
                 f"{where}.data_source",
                 f"it has more than {MAX_SOURCE_BYTES:,} bytes; upload its rows as a file with purpose 'evals'",
             )
+        try:
+            await self._evals.get(wanted.eval_id, project=project)
+        except NotFound as error:
+            raise NotFound(error.message, code=error.code, param=f"{where}.eval_id") from error
         asked = replace(wanted.data_source, model="-")
         try:
             check_messages(asked, are_stored=isinstance(asked.source, EvalStoredCompletions))

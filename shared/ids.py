@@ -159,3 +159,11 @@ def new_response_id() -> str:
 def new_item_id(prefix: str) -> str:
     """Return an id for an item of a response's input, such as `msg_…`."""
     return f"{prefix}_{secrets.token_hex(24)}"
+
+
+def new_sweep_id() -> str:
+    return f"sweep_{_random(24)}"
+
+
+def new_replay_id() -> str:
+    return f"replay_{_random(24)}"

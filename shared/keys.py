@@ -110,6 +110,8 @@
 | selftune:tended_aliases          | set    | "{project} {name}" of those with a monitor or  | for ever       |
 |                                  |        | a gate that is rechecked                       |                |
 | selftune:tending_lock            | string | token of the api process that tends them       | 30 s           |
+| selftune:usage:{project} {day}   | hash   | "{metric} {model}" → count, see store/usage    | 400 days       |
+| selftune:training_pace:{base}    | hash   | sums over jobs that succeeded, see store/usage | for ever       |
 | selftune:schema                  | hash   | id, version, applied … : see shared/store/schema | for ever     |
 | selftune:schema_lock             | string | token of the process that migrates             | 30 s           |
 | selftune:recorder_lock           | string | token of the api process that writes records/  | 30 s           |
@@ -488,3 +490,11 @@ def alias_windows(uid: str) -> str:
 
 def alias_proposals(uid: str) -> str:
     return f"{_ROOT}:alias_proposals:{uid}"
+
+
+def usage(project: str, day: str) -> str:
+    return f"{_ROOT}:usage:{project} {day}"
+
+
+def training_pace(base: str) -> str:
+    return f"{_ROOT}:training_pace:{base}"

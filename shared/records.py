@@ -11,6 +11,7 @@ from msgspec.structs import asdict, replace
 from shared.model_records import Access
 from shared.projects import ALL_SCOPES, Limits
 from shared.schemas.checkpoints import CheckpointPermission
+from shared.schemas.costs import JobCost
 from shared.schemas.files import File, FilePurpose
 from shared.schemas.integrations import JobIntegration
 from shared.schemas.jobs import Job, JobError, JobStatus
@@ -153,6 +154,13 @@ class JobRecord(Struct, frozen=True, kw_only=True):
     """The same, part by part."""
     traceparent: str = ""
     """The request that created it, in W3C's form, where that was traced."""
+    device_seconds: float = 0.0
+    """What all its attempts have taken of devices, as far as it is known."""
+    earlier_device_seconds: float = 0.0
+    """The same before the attempt that was begun last."""
+    device_hour_price: float = 0.0
+    """Of an hour, when the last attempt began; 0 where none was set."""
+    currency: str = ""
     waiting_reason: str = ""
     """Why it waits in the queue although a worker is free; empty once one has begun."""
 
@@ -204,6 +212,17 @@ class JobRecord(Struct, frozen=True, kw_only=True):
             method=self._own_method(effective),
             estimated_memory_bytes=self.estimated_memory_bytes,
             waiting_reason=(self.waiting_reason or None) if waits else None,
+            cost=self.cost if self.started else None,
+        )
+
+    @property
+    def cost(self) -> JobCost:
+        """What it has cost so far."""
+        price = self.device_seconds / 3600 * self.device_hour_price
+        return JobCost(
+            device_seconds=self.device_seconds,
+            price=round(price, 6) if self.device_hour_price else None,
+            currency=self.currency or None,
         )
 
     @property

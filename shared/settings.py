@@ -21,6 +21,7 @@ from shared import embedded_valkey
 from shared.errors import InvalidRequest
 from shared.ids import is_fine_tuned
 from shared.paths import Paths
+from shared.prices import TokenPrice
 
 ENV_PREFIX = "SELFTUNE_"
 _COMPLETE = f"{ENV_PREFIX}SETTINGS"
@@ -259,6 +260,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         ),
     ] = {}
     judge_timeout_s: Annotated[float, _setting("Seconds that a judge may take to answer.", gt=0, le=3600)] = 120.0
+    currency: Annotated[str, _setting("Currency of all prices.", pattern=r"\A[A-Z]{3}\Z")] = "USD"
+    device_hour_price: Annotated[
+        float, _setting("Price of an hour of training on one device; 0: none is known.", ge=0, le=1e6)
+    ] = 0.0
+    model_prices: Annotated[
+        dict[str, TokenPrice],
+        _setting(
+            "Prices of what this server's models read and write: JSON object of names of models, of bases for all "
+            "models on them, or '*', each with input, output and cached_input per million tokens."
+        ),
+    ] = {}
+    hosted_prices: Annotated[
+        dict[Annotated[str, Meta(min_length=1, max_length=256)], TokenPrice],
+        _setting("Prices of models elsewhere, to compare with: the same for their names."),
+    ] = {}
     mlflow_tracking_uri: Annotated[
         str, _setting("MLflow server that jobs may write to, http://…; empty: none.", pattern=r"\A(https?://.+)?\Z")
     ] = ""

@@ -41,6 +41,9 @@ from services.api.auth import Authenticator
 from services.api.batches.creation import Batches
 from services.api.batches.run import Tools
 from services.api.batches.runner import Runner
+from services.api.costs.break_even import BreakEvens
+from services.api.costs.estimates import Estimates
+from services.api.costs.usage import UsageCosts
 from services.api.database import Database
 from services.api.distillation.creation import Distillations
 from services.api.distillation.opening import open_distillations
@@ -54,6 +57,7 @@ from services.api.evals.sources import Sources
 from services.api.files.chunked_uploads import ChunkedUploads
 from services.api.files.sweeper import Sweeper
 from services.api.files.uploads import Uploads
+from services.api.flow_jobs import FlowJobs
 from services.api.gateway.forwarding import Gateway
 from services.api.gateway.model_names import ModelNames
 from services.api.gateway.replicas import Replicas
@@ -63,6 +67,8 @@ from services.api.graders.running import Graders
 from services.api.jobs.control import JobControl
 from services.api.jobs.submission import Submission
 from services.api.leftovers import Leftovers
+from services.api.model_deletion import ModelDeletion
+from services.api.model_evals import ModelEvals
 from services.api.model_settings.changes import ModelSettingsAdmin
 from services.api.organization.admin_keys import AdminKeys
 from services.api.organization.keys import KeyAdmin
@@ -72,10 +78,16 @@ from services.api.preferences.export import Exports
 from services.api.preferences.sources import OpinionSources
 from services.api.readiness import Readiness
 from services.api.recorder import Recorder
+from services.api.replays.creation import Replays
+from services.api.replays.manifest import Manifests
+from services.api.replays.promotion import Promotion
+from services.api.replays.runner import ReplayRunner, ReplayTools
 from services.api.rollouts.files import RolloutFiles
 from services.api.rollouts.regraded import Regraded
 from services.api.rollouts.regrading import Regrading
 from services.api.stores import Stores
+from services.api.sweeps.creation import Sweeps
+from services.api.sweeps.runner import SweepRunner, SweepTools
 from services.api.webhooks.dispatch import Dispatcher, families_of
 from services.api.webhooks.endpoints import Webhooks
 from services.api.webhooks.sender import WebhookSender
@@ -88,10 +100,12 @@ from shared.outgoing import Outgoing
 from shared.paths import Paths, internal_key, key_secret
 from shared.queue import Queue
 from shared.records import KeyRecord
+from shared.replay_records import REPLAY
 from shared.reward_scoring import RewardScoring
 from shared.settings import Settings
 from shared.store.api_keys import Identity
 from shared.store.client import Client
+from shared.sweep_records import SWEEP
 
 
 @dataclass(frozen=True)
@@ -149,6 +163,15 @@ class Services:
     ab_voting: Voting
     preferences: Preferences
     preference_exports: Exports
+    model_deletion: ModelDeletion
+    estimates: Estimates
+    usage_costs: UsageCosts
+    break_evens: BreakEvens
+    replays: Replays
+    replay_runner: ReplayRunner
+    promotion: Promotion
+    sweeps: Sweeps
+    sweep_runner: SweepRunner
     webhooks: Webhooks
     dispatcher: Dispatcher
 
@@ -204,6 +227,14 @@ class Services:
             at.alias_samples, SampleGrading(at.alias_samples, at.completions, graders), inputs, proposals
         )
         recorder = Recorder(client, blobs, interval_s=settings.records_interval_s)
+        deletion = ModelDeletion(settings, at.registry, aliases, blobs)
+        model_evals = ModelEvals(at.eval_store, at.eval_run_store, eval_runs)
+        project_admin = ProjectAdmin(settings, at.projects)
+        usage_costs = UsageCosts(settings, at.usage, at.registry, at.projects)
+        flow_jobs = FlowJobs(at.jobs, submission, control, project_admin.job_limit)
+        manifests = Manifests(settings, at.registry, at.jobs)
+        replay_tools = ReplayTools(flow_jobs, manifests, model_evals, comparisons)
+        sweep_tools = SweepTools(flow_jobs, at.registry, model_evals, comparisons, deletion)
         return cls(
             settings=settings,
             paths=paths,
@@ -217,7 +248,7 @@ class Services:
             readiness=Readiness(settings, client, at, blobs, drain, record_objection=lambda: recorder.objection),
             authenticator=Authenticator(at.key_store, at.projects, paths, settings),
             refusals=Refusals(at.audit_store),
-            project_admin=ProjectAdmin(settings, at.projects),
+            project_admin=project_admin,
             key_admin=KeyAdmin(at.projects, at.service_accounts, at.key_store),
             admin_keys=AdminKeys(settings.organization, at.key_store),
             uploads=uploads,
@@ -272,6 +303,27 @@ class Services:
             preference_exports=Exports(
                 OpinionSources(at.preference_store, at.eval_run_store, at.ab_vote_store), uploads
             ),
+            model_deletion=deletion,
+            estimates=Estimates(settings, submission, at.files, at.jobs, at.usage, blobs),
+            usage_costs=usage_costs,
+            break_evens=BreakEvens(settings, usage_costs),
+            replays=Replays(at.replay_store, names, model_evals),
+            replay_runner=ReplayRunner(
+                at.replay_store,
+                at.replay_store.leases(ttl_s=settings.lease_ttl_s),
+                Leftovers(client, blobs, paths.flows_of(REPLAY)),
+                drain,
+                replay_tools,
+            ),
+            promotion=Promotion(at.alias_store, aliases),
+            sweeps=Sweeps(at.sweep_store, submission, model_evals),
+            sweep_runner=SweepRunner(
+                at.sweep_store,
+                at.sweep_store.leases(ttl_s=settings.lease_ttl_s),
+                Leftovers(client, blobs, paths.flows_of(SWEEP)),
+                drain,
+                sweep_tools,
+            ),
             webhooks=Webhooks(at.webhook_store, sender),
             dispatcher=Dispatcher(
                 at.webhook_store,
@@ -296,11 +348,15 @@ class Services:
         self.distillation_runner.start()
         self.promotion_runner.start()
         self.tending.start()
+        self.replay_runner.start()
+        self.sweep_runner.start()
         self.recorder.start()
 
     async def close(self) -> None:
         await self.database.close()
         await self.batch_runner.close()
+        await self.replay_runner.close()
+        await self.sweep_runner.close()
         await self.eval_runner.close()
         await self.distillation_runner.close()
         await self.promotion_runner.close()

@@ -114,6 +114,7 @@ EVENTS: Described = {
     }
 }
 
+SVG = _content("image/svg+xml", {"type": "string"})
 PAGE = {"content": {"text/html": {"schema": {"type": "string"}}}}
 PART_OF_PAGE = {"content": {kind: {"schema": {"type": "string"}} for kind in ("text/javascript", "text/css")}}
 

@@ -49,6 +49,7 @@ from shared.schemas.aliases import (
 )
 from shared.schemas.batches import Batch, CreateBatch
 from shared.schemas.checkpoints import Checkpoint, CheckpointPermission, GrantPermissions
+from shared.schemas.costs import BreakEven, Costs, JobEstimate
 from shared.schemas.distillations import CreateDistillation, Distillation, DistillationDeleted
 from shared.schemas.errors import ErrorResponse
 from shared.schemas.evals import (
@@ -79,9 +80,11 @@ from shared.schemas.preferences import (
 from shared.schemas.preview import Preview
 from shared.schemas.promotions import CreatePromotion, Promotion
 from shared.schemas.quality import AliasQuality
+from shared.schemas.replays import CreateReplay, PromoteReplay, Replay, ReplayPromotion
 from shared.schemas.residency import BringIntoMemory, ModelResidency
 from shared.schemas.responses import TokenCount
 from shared.schemas.retraining import DecideProposal, RetrainingProposal
+from shared.schemas.sweeps import CreateSweep, Sweep
 from shared.schemas.uploads import CompleteUpload, CreateUpload, Upload, UploadPart
 from shared.schemas.webhooks import (
     CreateWebhookEndpoint,
@@ -115,6 +118,8 @@ _TYPES = [
     CreateDistillation, Distillation, Page[Distillation], DistillationDeleted,
     CreateAbRun, AbRun, Page[AbRun], AbRunDeleted, AbItem, AbReport, AbNext, CreateAbVote, AbVote,
     CreatePreference, Preference, Page[Preference], PreferenceDeleted, ExportPreferences, PreferenceExport,
+    JobEstimate, BreakEven, Costs, CreateSweep, Sweep, CreateReplay, Replay, PromoteReplay,
+    ReplayPromotion, Page[Replay], Page[Sweep],
     *organization.TYPES,
     RunGrader, GraderResult, ValidateGrader, ValidatedGrader,
     Preview, UpdateCompletion, CompletionDeleted, ResponseDeleted, TokenCount, AnthropicErrorResponse,

@@ -9,6 +9,7 @@ from shared.distillation_records import KIND as DISTILLATION
 from shared.distillation_records import DistillationRecord
 from shared.key_hash import KeyHash
 from shared.promotion_records import PromotionRecord
+from shared.replay_records import REPLAY, ReplayRecord
 from shared.settings import Settings
 from shared.store.ab_votes import AbVoteStore
 from shared.store.alias_samples import SampleStore
@@ -38,7 +39,9 @@ from shared.store.registry import Registry
 from shared.store.responses import ResponseStore
 from shared.store.shadow_pairs import PairStore
 from shared.store.uploads import UploadStore
+from shared.store.usage import UsageStore
 from shared.store.webhooks import DeliveryStore, WebhookStore
+from shared.sweep_records import SWEEP, SweepRecord
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,9 @@ class Stores:
     distillation_store: FlowStore[DistillationRecord]
     ab_vote_store: AbVoteStore
     preference_store: PreferenceStore
+    usage: UsageStore
+    replay_store: FlowStore[ReplayRecord]
+    sweep_store: FlowStore[SweepRecord]
     webhook_store: WebhookStore
     deliveries: DeliveryStore
     limits: LimitStore
@@ -117,6 +123,9 @@ class Stores:
             distillation_store=FlowStore(client, DISTILLATION, DistillationRecord),
             ab_vote_store=AbVoteStore(client, project_bytes=project_bytes),
             preference_store=PreferenceStore(client, project_bytes=project_bytes),
+            usage=UsageStore(client),
+            replay_store=FlowStore(client, REPLAY, ReplayRecord),
+            sweep_store=FlowStore(client, SWEEP, SweepRecord),
             webhook_store=WebhookStore(client),
             deliveries=DeliveryStore(client),
             limits=LimitStore(client),

@@ -32,6 +32,7 @@ from services.inference.engine.link import EngineLink
 from services.inference.engine.self_test import EngineFailed
 from services.inference.http import server
 from services.inference.http.admission import Traffic
+from services.inference.http.usage import UsageCounts
 from services.inference.launcher import interrupt_on_signals, stop_on_signals, until_stopped
 from services.inference.replica import STARTUP_TTL_S, Replica
 from shared.blobs.opening import open_blobs
@@ -43,6 +44,7 @@ from shared.store.adapter_uses import AdapterUses
 from shared.store.client import Client
 from shared.store.presence import Presence
 from shared.store.registry import Registry
+from shared.store.usage import UsageStore
 
 log = structlog.get_logger()
 
@@ -96,6 +98,7 @@ class _Server:
         self._loader = make_loader(settings, base, self._link)
         self._reports = Reports(Registry(client), replica.record.id)
         self._uses = Uses(AdapterUses(client), base.id)
+        self._usage = UsageCounts(UsageStore(client))
         self._merged = merged
         self._agent = self._make_agent(client)
         self._traffic = Traffic()
@@ -110,6 +113,7 @@ class _Server:
             asyncio.create_task(self._agent.follow(), name="registry"),
             asyncio.create_task(self._reports.run(), name="reports"),
             asyncio.create_task(self._uses.run(), name="uses"),
+            asyncio.create_task(self._usage.run(), name="usage"),
             asyncio.create_task(self._watch_engine(), name="engine"),
             asyncio.create_task(copies.drop_forever(self._settings), name="copies"),
         ]
@@ -125,7 +129,7 @@ class _Server:
         settings, replica, agent, traffic = self._settings, self._replica, self._agent, self._traffic
         app = await server.build(
             args, self._engine, agent, traffic, settings, internal_key(settings.internal_key, Paths(settings.home)),
-            is_ready=lambda: replica.record.state == "ready",
+            is_ready=lambda: replica.record.state == "ready", note_usage=self._usage.note,
         )  # fmt: skip
         configure("inference", level=settings.log_level)  # a library behind build() has taken the root logger
         _adopt_lines_of_vllm()
@@ -166,6 +170,7 @@ class _Server:
         serving, *others = parts
         await asyncio.wait([serving], timeout=10)
         await tasks.end([*others, serving])
+        await self._usage.tell()
 
     async def _watch_engine(self) -> None:
         """Prove every two seconds that the engine's loop turns. Raises when the engine is dead."""

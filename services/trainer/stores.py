@@ -22,6 +22,7 @@ from shared.store.jobs import JobStore
 from shared.store.leases import LeaseStore
 from shared.store.presence import Presence
 from shared.store.registry import Registry
+from shared.store.usage import UsageStore
 
 RETRY_S = 0.5
 
@@ -42,6 +43,7 @@ class Stores:
         self.leases = LeaseStore(self.client, ttl_s=settings.lease_ttl_s)
         self.presence = Presence(self.client)
         self.registry = Registry(self.client)
+        self.usage = UsageStore(self.client)
         self.queue = Queue(settings.database_url)
 
     def internal_key(self) -> str:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
+from shared.schemas.costs import JobCost
 from shared.schemas.methods import OwnMethod
 
 TargetModule: TypeAlias = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -232,3 +233,4 @@ class ShownOptions(TrainingOptions, frozen=True, kw_only=True):
         ]
         | None
     ) = None
+    cost: Annotated[JobCost, Meta(description="What it has taken of devices so far; no input.")] | None = None

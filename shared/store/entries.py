@@ -226,6 +226,8 @@ KINDS: Mapping[str, Kind] = {
     "account": Kind("string", ranks=lambda name, account: [(keys.accounts(account["project"]), name)]),
     "project": Kind("string", ranks=lambda name, _: [(keys.PROJECTS, name)]),
     "adapter_uses": Kind("zset", mirrored=False),
+    "usage": Kind("hash", mirrored=False),
+    "training_pace": Kind("hash", mirrored=False),
     keys.family(keys.AUDIT_PENDING): Kind("hash", mirrored=False),
     keys.family(keys.AUDIT): Kind("stream", mirrored=False),
 }

@@ -84,6 +84,11 @@ class JobStore:
         """Raises NotFound when it is unknown or belongs to another project than `project`."""
         return (await self._read(job_id, project))[0]
 
+    async def many(self, job_ids: Sequence[str]) -> dict[str, JobRecord]:
+        """Return those that exist, by id."""
+        raws = await self._client.together([("HGET", keys.job(one), "record") for one in job_ids]) if job_ids else []
+        return {record.id: record for record in (_decode(raw) for raw in raws if raw is not None)}
+
     async def list(self, project: str, *, after: str | None, limit: int) -> tuple[Sequence[JobRecord], bool]:
         """Return a page, newest first, and whether there are more."""
         ids, more = await index.page(self._client, keys.jobs(project), after=after, limit=limit)

@@ -226,6 +226,13 @@ def _plant(
     }  # fmt: skip
     ids["preference_id"] = _answered(http.post("/v1/preferences", json=said))["id"]
     ids["promotion_id"], ids["proposal_id"] = _gate_and_monitor(http, ids, redis_url, project=project, mark=mark)
+    valid = upload("fine-tune", row * 1 + b"\n")
+    sweep = {**job, "validation_file": valid, "selftune": {"rank": [4, 8]}}
+    ids["sweep_id"] = _answered(http.post("/v1/fine_tuning/sweeps", json=sweep))["id"]
+    judged = {"eval_id": ids["eval_id"], "data_source": _eval_source(ids["file_id"], None)}
+    replay = {"base": BASE, "models": [model], "eval": judged, "suffix": mark, "metadata": {"team": mark}}
+    ids["replay_id"] = _answered(http.post("/v1/fine_tuning/replays", json=replay))["id"]
+    wait_until(lambda: _answered(http.get(f"/v1/fine_tuning/replays/{ids['replay_id']}"))["status"] == "failed")
     hook = {"name": f"{mark} hook", "url": f"http://127.0.0.1:9/{mark}", "event_types": ["batch.completed"]}
     ids["webhook_endpoint_id"] = _answered(http.post("/v1/webhook_endpoints", json=hook))["id"]
 
@@ -326,6 +333,28 @@ BODIES: dict[str, Bodies] = {
         {"model": ids["alias"], "training_file": ids["own_file_id"]},
     ],
     "/v1/fine_tuning/jobs/{job_id}/rollouts/regrade": lambda _: [{"grader": CHECK}],
+    "/v1/fine_tuning/estimates": lambda ids: [
+        {"model": BASE, "training_file": ids["file_id"]},
+        {"model": ids["model"], "training_file": ids["own_file_id"]},
+    ],
+    "/v1/fine_tuning/sweeps": lambda ids: [
+        {**_SWEPT, "training_file": ids["file_id"], "validation_file": ids["own_file_id"]},
+        {**_SWEPT, "training_file": ids["own_file_id"], "validation_file": ids["file_id"]},
+        {
+            **_SWEPT,
+            "training_file": ids["own_file_id"],
+            "sweep": {"eval": {"eval_id": ids["eval_id"], "data_source": _eval_source(ids["own_file_id"], None)}},
+        },
+    ],
+    "/v1/fine_tuning/replays": lambda ids: [
+        {
+            "base": ids["model"] if other else BASE,
+            "models": ["ft:x"],
+            "eval": {"eval_id": ids["eval_id"], "data_source": _eval_source(ids["own_file_id"], None)},
+        }
+        for other in (True, False)
+    ],
+    "/v1/fine_tuning/replays/{replay_id}/promote": lambda ids: [{}, {"models": [ids["model"]]}],
     "/v1/fine_tuning/checkpoints/{model}/permissions": lambda ids: [{"project_ids": ["proj_default"]}],
     "/v1/models": lambda ids: [
         {"base": BASE, "files": _adapter_files(ids["user_file_id"], ids["own_user_file_id"])},
@@ -390,7 +419,10 @@ BODIES: dict[str, Bodies] = {
 }
 """What is sent to a path that takes a body, with the ids of somebody else in it; `own_…` are the caller's."""
 
+_SWEPT: dict[str, Any] = {"model": BASE, "selftune": {"rank": [4, 8]}}
+
 PLACES = {
+    "/v1/fine_tuning/sweeps": "sweep_id", "/v1/fine_tuning/replays": "replay_id",
     "/v1/files": "file_id", "/v1/fine_tuning/jobs": "job_id", "/v1/aliases": "alias", "/v1/batches": "batch_id",
     "/v1/chat/completions": "completion_id", "/v1/webhook_endpoints": "webhook_endpoint_id",
     "/v1/fine_tuning/jobs/{job_id}/rollouts": "rollout_id",
@@ -422,16 +454,20 @@ HARMLESS = {
     "owner_project_access",
     "voter",
     "source",
+    "group_by",
+    "start",
+    "end",
+    "prompt_tokens_saved",
 }
 """Query parameters that name nothing of anybody's."""
 IN_PATH = {
     "file_id", "upload_id", "job_id", "model", "permission_id", "alias", "completion_id", "response_id", "batch_id",
     "webhook_endpoint_id", "eval_id", "run_id", "output_item_id", "ab_run_id", "preference_id", "distillation_id",
-    "promotion_id", "proposal_id",
+    "promotion_id", "proposal_id", "sweep_id", "replay_id",
 }  # fmt: skip
 
 
-def _eval_source(file_id: str, model: str) -> dict[str, Any]:
+def _eval_source(file_id: str, model: str | None) -> dict[str, Any]:
     messages = {"type": "item_reference", "item_reference": "item.input"}
     source = {"type": "file_id", "id": file_id}
     return {"type": "completions", "source": source, "model": model, "input_messages": messages}

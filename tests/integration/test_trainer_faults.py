@@ -8,6 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from services.trainer.jobs import attempt_record
+from services.trainer.jobs.device_time import DeviceTime
 from services.trainer.jobs.first_attempt import other_way
 from services.trainer.jobs.job_folder import CheckpointNames
 from services.trainer.jobs.publishing import Publication
@@ -145,7 +146,9 @@ def test_job_is_handed_back_to_a_database_that_is_away_for_a_moment(settings: Se
         await jobs.update(job_id, lambda record: replace(record, status=JobState.QUEUED))
         token = await client.stores.leases.claim(job_id)
         assert token is not None
-        assert (await attempt_record.begin(client.stores, job_id, token)).attempts == 1
+        begun = await attempt_record.begin(client.stores, job_id, token)
+        assert begun.attempts == 1
+        device_time = DeviceTime(client.stores, Launcher(settings), begun)
         update, calls = jobs.update, iter(range(100))
 
         async def away_once(*arguments: object, **more: object) -> object:
@@ -154,9 +157,10 @@ def test_job_is_handed_back_to_a_database_that_is_away_for_a_moment(settings: Se
             return await update(*arguments, **more)  # type: ignore[arg-type]
 
         jobs.update = away_once  # type: ignore[method-assign,assignment]
-        await attempt_record.hand_back(client.stores, job_id, token)
+        await attempt_record.hand_back(client.stores, job_id, token, device_time)
         record = await jobs.get(job_id)
         assert (record.status, record.attempts) == (JobState.QUEUED, 0)
+        assert record.device_seconds > 0
 
     with_client(settings, story)
 

@@ -50,6 +50,11 @@ EVENTS = {
     "createPreference": "preference.created",
     "deletePreference": "preference.deleted",
     "exportPreferences": "preferences.exported",
+    "createSweep": "fine_tuning.sweep.created",
+    "cancelSweep": "fine_tuning.sweep.cancelled",
+    "createReplay": "fine_tuning.replay.created",
+    "cancelReplay": "fine_tuning.replay.cancelled",
+    "promoteReplay": "fine_tuning.replay.promoted",
     "createWebhookEndpoint": "webhook_endpoint.created",
     "updateWebhookEndpoint": "webhook_endpoint.updated",
     "deleteWebhookEndpoint": "webhook_endpoint.deleted",
@@ -79,7 +84,7 @@ UNRECORDED = frozenset(
         "createChatCompletion", "createCompletion", "createEmbedding", "createResponse", "createMessage",
         "countResponseInputTokens", "countMessageTokens",
         # never change anything here
-        "compactResponse", "cancelResponse", "runGrader", "validateGrader",
+        "compactResponse", "cancelResponse", "runGrader", "validateGrader", "estimateFineTuningJob",
         # a part is of use once its upload is completed, which is recorded
         "addUploadPart",
     }

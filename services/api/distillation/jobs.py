@@ -48,7 +48,10 @@ class StudentJobs:
                 param="student.selftune.method",
             )
         try:
-            return await self._submission.check(_request(student, student.model, _UNKNOWN_YET), access=access)
+            _, start = await self._submission.check_but_files(
+                _request(student, student.model, _UNKNOWN_YET), access=access
+            )
+            return start.parent or start.base
         except (InvalidRequest, NotFound) as error:
             raise _of_student(error) from error
 

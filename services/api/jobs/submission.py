@@ -29,7 +29,7 @@ _log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
-class _Start:
+class Start:
     """What training starts from: a base, or a fine-tuned model on it."""
 
     base: str
@@ -72,36 +72,37 @@ class Submission:
             return await self._jobs.get(job_id, project=project)
         except NotFound:
             pass
-        start = await self._checked_start(request, access)
-        await self._check_files(request, project)
-        record = self._record(request, asked(request), start, project, job_id)
+        wanted, start = await self.check(request, access=access)
+        record = self._record(request, wanted, start, project, job_id)
         record = await self._jobs.create(record, [event(f"Created fine-tuning job: {record.id}")], limit=limit)
         await self._enqueue(record)
         metrics.JOBS_CREATED.labels(record.method).inc()
         _log.info("job.created", job_id=record.id, model=record.model, training_file=record.training_file)
         return record
 
-    async def check(self, request: CreateJob, *, access: Access) -> str:
-        """Look at a job that is to be submitted once its files are there; returns the model that it starts from.
+    async def check(self, request: CreateJob, *, access: Access) -> tuple[Asked, Start]:
+        """Refuse what can be refused before there is a job; return what is asked for, and what training starts from.
 
-        Raises as `submit` does, but for what files and limits are the reason of.
+        Raises InvalidRequest, NotFound, PermissionDenied.
         """
-        start = await self._checked_start(request, access)
-        return start.parent or start.base
+        wanted, start = await self.check_but_files(request, access=access)
+        await self._check_files(request, access.project)
+        return wanted, start
 
-    async def _checked_start(self, request: CreateJob, access: Access) -> _Start:
+    async def check_but_files(self, request: CreateJob, *, access: Access) -> tuple[Asked, Start]:
+        """Do the same for a job whose files are not there yet."""
         _check_priority(request, access)
         wanted = asked(request)
         start = await self._start(request.model, access)
         check_options(request, self._settings, context_length=start.context_length, parent_rank=start.parent_rank)
         await self._check_grader(wanted, access)
-        return start
+        return wanted, start
 
-    async def _start(self, name: str, access: Access) -> _Start:
+    async def _start(self, name: str, access: Access) -> Start:
         """Find what `model` means: a base, an alias, or a fine-tuned model. Raises NotFound."""
         model = (await self._names.look_up(name, access)).model
         if isinstance(model, BaseRecord):
-            return _Start(model.id, model.context_length, model.origin or model.id)
+            return Start(model.id, model.context_length, model.origin or model.id)
         base = await self._registry.base(model.base)
         if base is None:
             raise unknown_model(name)
@@ -112,7 +113,7 @@ class Submission:
                 param="model",
             )
         named_after = base.origin or base.id
-        return _Start(base.id, base.context_length, named_after, parent=model.name, parent_rank=model.rank)
+        return Start(base.id, base.context_length, named_after, parent=model.name, parent_rank=model.rank)
 
     async def _check_grader(self, wanted: Asked, access: Access) -> None:
         """Raises InvalidRequest, and NotFound for judges that the key may not use."""
@@ -146,7 +147,7 @@ class Submission:
             )
         return record
 
-    def _record(self, request: CreateJob, wanted: Asked, start: _Start, project: str, job_id: str) -> JobRecord:
+    def _record(self, request: CreateJob, wanted: Asked, start: Start, project: str, job_id: str) -> JobRecord:
         organization = self._settings.organization
         return JobRecord(
             id=job_id,

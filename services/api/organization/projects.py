@@ -1,4 +1,4 @@
-"""Administration of projects and of what they may do in a minute."""
+"""Administration of projects and of what they may do in a minute, or at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shared.projects import Limits, ProjectRecord
 from shared.records import DEFAULT_PROJECT
 from shared.schemas import organization as wire
 from shared.settings import Settings
-from shared.store.projects import ProjectStore
+from shared.store.projects import ProjectStore, without_record
 
 _log = structlog.get_logger()
 
@@ -26,6 +26,7 @@ class ProjectAdmin:
         self._default_limits = Limits(
             requests_per_minute=settings.project_requests_per_minute,
             tokens_per_minute=settings.project_tokens_per_minute,
+            concurrent_jobs=settings.project_concurrent_jobs,
         )
         self._projects = projects
 
@@ -67,6 +68,14 @@ class ProjectAdmin:
         record = await self._projects.update(project_id, change)
         _log.info("project.archived", project=project_id)
         return record
+
+    async def job_limit(self, project_id: str) -> int | None:
+        """Return how many unfinished jobs a project may have; None where there is no limit."""
+        try:
+            project = await self._projects.get(project_id)
+        except NotFound:
+            project = without_record(project_id)
+        return project.limits.over(self._default_limits).concurrent_jobs or None
 
     async def rate_limit(self, project_id: str) -> wire.RateLimit:
         return self._shown_limit(await self._projects.get(project_id))

@@ -1,22 +1,19 @@
 """/v1/models. Ids hold colons and slashes."""
 
-from contextlib import suppress
 from typing import Any
 
-import structlog
 from litestar import Request, delete, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 
 from services.api.adapters.importing import AdapterImports, read_import
-from services.api.aliases.management import Aliases
 from services.api.bodies import read_json
 from services.api.documents import json_body
 from services.api.gateway.model_names import ModelNames
 from services.api.idempotency import object_id_for
+from services.api.model_deletion import ModelDeletion
 from services.api.model_paths import model_id
-from shared.blobs.interface import Blobs
-from shared.errors import InvalidRequest, StorageUnavailable
+from shared.errors import InvalidRequest
 from shared.records import KeyRecord
 from shared.schemas.models import ImportedModel, Model, ModelList
 from shared.schemas.paging import Deleted
@@ -24,8 +21,6 @@ from shared.settings import Settings
 from shared.store.aliases import AliasStore
 from shared.store.idempotency import IdempotencyStore
 from shared.store.registry import Registry
-
-_log = structlog.get_logger()
 
 
 @post("/v1/models", status_code=200, operation_id="importModel", opt={"request_body": json_body("ImportModel")})
@@ -71,10 +66,8 @@ async def delete_model(
     caller: NamedDependency[KeyRecord],
     registry: NamedDependency[Registry],
     names: NamedDependency[ModelNames],
-    aliases: NamedDependency[Aliases],
     alias_store: NamedDependency[AliasStore],
-    blobs: NamedDependency[Blobs],
-    settings: NamedDependency[Settings],
+    model_deletion: NamedDependency[ModelDeletion],
 ) -> Deleted:
     """Delete a fine-tuned model; it stops answering at once.
 
@@ -98,34 +91,8 @@ async def delete_model(
         raise InvalidRequest(
             f"'{name}' is an alias; delete it at /v1/aliases/{name}.", code="model_alias", param="model"
         )
-    record = await registry.owned(name, caller.access)
-    await aliases.check_unused(name, project=caller.project)
-    if record.whole:
-        await _check_unused(name, registry, settings)
-    await registry.retire(name)
-    if record.whole:
-        with suppress(StorageUnavailable):  # the trainer looks every hour for what is left
-            await blobs.remove(blobs.paths.whole_model_folder(record.job_id))
-    _log.info("model.deleted", model=name)
+    await model_deletion.delete(await registry.owned(name, caller.access))
     return Deleted(id=name, object="model")
-
-
-async def _check_unused(name: str, registry: Registry, settings: Settings) -> None:
-    """Raise InvalidRequest for a whole model that others stand on: without it they could never be served again."""
-    adapters = await registry.on_base(name)
-    if adapters:
-        raise InvalidRequest(
-            f"'{name}' is the base of {len(adapters)} fine-tuned model(s), which could not be served without it; "
-            "delete them first.",
-            code="model_in_use",
-            param="model",
-        )
-    if name == settings.public_base_id:
-        raise InvalidRequest(
-            f"'{name}' is the base that this server serves; the operator sets another base_model first.",
-            code="model_in_use",
-            param="model",
-        )
 
 
 ROUTES = [import_model, list_models, retrieve_model, delete_model]

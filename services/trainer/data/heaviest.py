@@ -22,8 +22,8 @@ from services.trainer.data.cutting import (
 )
 from services.trainer.data.table import Fitting, TokenTable
 from services.trainer.data.tokenizing_protocol import Request
-from services.trainer.jobs.hyperparameters import resolve
 from services.trainer.memory.estimate import Piece
+from shared.auto_hyperparameters import resolve
 from shared.overlong import DROPPED
 
 _BATCHES = 500

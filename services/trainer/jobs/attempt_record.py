@@ -15,6 +15,7 @@ import structlog
 from msgspec.structs import replace
 
 from services.trainer import metrics
+from services.trainer.jobs.device_time import DeviceTime
 from services.trainer.jobs.mirror import reached_step
 from services.trainer.stores import Stores, persist_once
 from shared.errors import LeaseLost
@@ -42,6 +43,9 @@ async def begin(stores: Stores, job_id: str, token: str) -> JobRecord:
             attempts=attempts,
             reached_step=reached,
             started=True,
+            earlier_device_seconds=current.device_seconds,
+            device_hour_price=stores.settings.device_hour_price,
+            currency=stores.settings.currency,
             waiting_reason="",
         )
 
@@ -57,7 +61,12 @@ async def begin(stores: Stores, job_id: str, token: str) -> JobRecord:
     return begun
 
 
-async def hand_back(stores: Stores, job_id: str, token: str) -> None:
+async def note_time(stores: Stores, job_id: str, token: str, device_time: DeviceTime) -> None:
+    """Note what the attempt has taken of its devices so far. Raises LeaseLost."""
+    await persist_once(lambda nonce: stores.jobs.update(job_id, device_time.on, fence=token, nonce=nonce))
+
+
+async def hand_back(stores: Stores, job_id: str, token: str, device_time: DeviceTime) -> None:
     """Put the job back into the queue while this worker stops, within HAND_BACK_S; a paused one stays paused.
 
     If Redis is away for longer than that, the lease's end does the same, and the attempt counts as a death.
@@ -67,7 +76,7 @@ async def hand_back(stores: Stores, job_id: str, token: str) -> None:
         if current.status in TERMINAL:
             return current
         status = JobState.QUEUED if current.status is JobState.RUNNING else current.status
-        return _discounted(replace(current, status=status, estimated_finish=None))
+        return _discounted(replace(device_time.on(current), status=status, estimated_finish=None))
 
     def tell(handed_back: JobRecord) -> list[Event]:
         return [told] if handed_back.status is JobState.QUEUED else []
@@ -80,11 +89,12 @@ async def hand_back(stores: Stores, job_id: str, token: str) -> None:
         log.warning("job.not_handed_back", reason=type(error).__name__)
 
 
-async def put_down(stores: Stores, job_id: str, token: str) -> bool:
-    """Note the end of an attempt at a job that was paused. Returns whether the job was resumed meanwhile."""
+async def put_down(stores: Stores, job_id: str, token: str, device_time: DeviceTime) -> bool:
+    """Note the end of an attempt at a job that ended or was paused. Returns whether it was resumed meanwhile."""
 
     def discount(current: JobRecord) -> JobRecord:
-        return current if current.status in {JobState.RUNNING, *TERMINAL} else _discounted(current)
+        timed = device_time.on(current)
+        return timed if current.status in {JobState.RUNNING, *TERMINAL} else _discounted(timed)
 
     left = await persist_once(lambda nonce: stores.jobs.update(job_id, discount, fence=token, nonce=nonce))
     return left.status is JobState.QUEUED

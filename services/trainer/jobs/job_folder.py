@@ -13,7 +13,6 @@ from msgspec.structs import asdict, replace
 
 from services.trainer.base.weights import weights_digest
 from services.trainer.failures import TrainingFailed
-from services.trainer.jobs.hyperparameters import resolve
 from services.trainer.jobs.mirror import fetch_sources, restore
 from services.trainer.jobs.options import offered_base, options_of, resolve_beta
 from services.trainer.jobs.parents import check_parent, find_parent, read_shape
@@ -27,6 +26,7 @@ from services.trainer.protocol import (
 )
 from services.trainer.stores import Stores
 from shared import ids, tracing
+from shared.auto_hyperparameters import resolve
 from shared.errors import InvalidTrainingData, NotFound, StorageUnavailable
 from shared.paths import write_atomic
 from shared.records import AdapterRecord, BaseRecord, FileRecord, JobRecord

@@ -28,9 +28,9 @@ from typing import Literal
 from msgspec.structs import replace
 
 from services.trainer.failures import TrainingFailed
-from services.trainer.jobs.hyperparameters import group_size, resolve, resolve_reinforcement
 from services.trainer.jobs.parents import AdapterShape, find_parent, read_shape
 from services.trainer.stores import Stores
+from shared.auto_hyperparameters import group_size, resolve, resolve_reinforcement
 from shared.records import BaseRecord, JobRecord
 from shared.schemas.methods import LabelWeights, SupervisedHyperparameters
 from shared.schemas.options import ReinforcementOptions, TargetModule, TrainingOptions

@@ -25,6 +25,7 @@ from msgspec.structs import replace
 from services.trainer import metrics as observed
 from services.trainer.failures import ProcessDied, TrainingFailed
 from services.trainer.jobs import attempt_record, job_folder
+from services.trainer.jobs.device_time import DeviceTime
 from services.trainer.jobs.first_attempt import other_way
 from services.trainer.jobs.holding import Lease, holding
 from services.trainer.jobs.leftovers import DROPPED
@@ -133,15 +134,19 @@ class _Attempt:
             tracing.span("job.train", parent=record.traceparent, job_id=record.id, attempt=record.attempts),
             observed.attempt(record) as measured,
         ):
-            return await self._go_through(record, measured)
+            device_time = DeviceTime(self._stores, self._launcher, record)
+            try:
+                return await self._go_through(record, measured, device_time)
+            finally:
+                device_time.leave()
 
-    async def _go_through(self, record: JobRecord, measured: observed.Measured) -> bool:
+    async def _go_through(self, record: JobRecord, measured: observed.Measured, device_time: DeviceTime) -> bool:
         try:
-            await self._train(record)
+            await self._train(record, device_time)
         except LeaseLost:
             raise
         except asyncio.CancelledError:
-            await attempt_record.hand_back(self._stores, self._job_id, self._token)
+            await attempt_record.hand_back(self._stores, self._job_id, self._token, device_time)
             raise
         except TransitionRefused:
             log.info("job.paused_at_its_end")
@@ -151,6 +156,8 @@ class _Attempt:
             if isinstance(error, ProcessDied) and record.attempts < MAX_PROCESS_DEATHS:
                 await self._tell(event(f"{error.message} The job goes on from its last checkpoint.", level="warn"))
                 measured.outcome = "process_died"
+                await attempt_record.note_time(self._stores, self._job_id, self._token, device_time)
+                await device_time.tell()
                 return True
             reason = files_failed(error) if isinstance(error, OSError) else error
             await self._withdraw_unless_succeeded(record)  # whoever sees the job failed finds no model of it
@@ -159,7 +166,8 @@ class _Attempt:
         measured.outcome = status.value
         if status in DROPPED:
             await job_folder.drop_points(self._stores, self._job_id)
-        return await attempt_record.put_down(self._stores, self._job_id, self._token)
+        await device_time.tell()
+        return await attempt_record.put_down(self._stores, self._job_id, self._token, device_time)
 
     async def _begin(self) -> JobRecord:
         record = await attempt_record.begin(self._stores, self._job_id, self._token)
@@ -180,7 +188,7 @@ class _Attempt:
                 return int(told.data.get("step", 0))
         return 0
 
-    async def _train(self, record: JobRecord) -> None:
+    async def _train(self, record: JobRecord, device_time: DeviceTime) -> None:
         if record.attempts > MAX_ATTEMPTS:
             raise TrainingFailed(
                 f"The trainer died {record.attempts - 1} times while it worked on this job, after step "
@@ -200,7 +208,9 @@ class _Attempt:
             child = await self._launcher.start(folder, spec, record, self._token)
             log.info("child.started", pid=child.pid)
             try:
-                await self._until_ended(self._follow(child, spec, publication, tracker, rollouts), self._watch(child))
+                await self._until_ended(
+                    self._follow(child, spec, publication, tracker, rollouts, device_time), self._watch(child)
+                )
             except LeaseLost:
                 await child.kill()  # it is in other hands: nothing more may be written
                 raise
@@ -263,6 +273,7 @@ class _Attempt:
         publication: Publication,
         tracker: Tracker,
         rollouts: Gathering | None,
+        device_time: DeviceTime,
     ) -> None:
         """Pass on what the child says, and conclude. Raises TrainingFailed with the child's reason, or that it died."""
         async for message in child.messages():
@@ -280,7 +291,7 @@ class _Attempt:
                     if checkpoint_s is not None:
                         observed.CHECKPOINT_SECONDS.observe(checkpoint_s)
                     self._last_step_at = time.time()
-                    await self._report_step(metrics, tracker)
+                    await self._report_step(metrics, tracker, device_time)
                 case Requantized():
                     await self._report_requantized(message)
                 case WantRollouts() if rollouts is not None:
@@ -293,7 +304,9 @@ class _Attempt:
                         await rollouts.retire()
                     await publication.prove(child, message, self._last_step_at)
                     await tracker.close("finished")
+                    await attempt_record.note_time(self._stores, self._job_id, self._token, device_time)
                     await publication.succeed(child, message)
+                    await device_time.note_pace(message.trained_tokens)
                     return
                 case Exported(metrics=metrics):
                     await publication.announce(metrics.step)
@@ -332,14 +345,14 @@ class _Attempt:
         job_id, jobs = self._job_id, self._stores.jobs
         await persist_once(lambda nonce: jobs.append_events(job_id, [told], fence=self._token, nonce=nonce))
 
-    async def _report_step(self, metrics: Metrics, tracker: Tracker) -> None:
+    async def _report_step(self, metrics: Metrics, tracker: Tracker, device_time: DeviceTime) -> None:
         if metrics.step <= self._reported_step:
             return
         self._reported_step = metrics.step
         self._count(metrics)
         await self._tell(step_event(metrics, self._grader))
         tracker.step(metrics)
-        await self._estimate(metrics)
+        await self._estimate(metrics, device_time)
 
     def _count(self, metrics: Metrics) -> None:
         observed.STEPS.inc()
@@ -347,15 +360,17 @@ class _Attempt:
         observed.note_rate(self._job_id, metrics.tokens_per_s)
         observed.PEAK_MEMORY.set(metrics.peak_memory_bytes or 0)
 
-    async def _estimate(self, metrics: Metrics) -> None:
+    async def _estimate(self, metrics: Metrics, device_time: DeviceTime) -> None:
         finish = self._estimates.finish(metrics.seconds_left)
         if finish is None:
             return
 
         def estimate(current: JobRecord) -> JobRecord:
-            return current if current.status is not JobState.RUNNING else replace(current, estimated_finish=finish)
+            timed = device_time.on(current)
+            return timed if current.status is not JobState.RUNNING else replace(timed, estimated_finish=finish)
 
         await persist(lambda: self._stores.jobs.update(self._job_id, estimate, fence=self._token))
+        await device_time.tell()
 
     async def _withdraw_unless_succeeded(self, record: JobRecord) -> JobState:
         """Take back the names of a job that failed, was cancelled or paused, whatever was published by then.

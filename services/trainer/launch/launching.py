@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from services.trainer.device_clock import DeviceClock
 from services.trainer.launch.child_process import ChildProcess
 from services.trainer.launch.process_group import most_processes, process_count, start_group
 from services.trainer.launch.shared_process import SharedProcess
@@ -19,6 +20,7 @@ class Launcher:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._shared = SharedProcess(settings)
+        self.clock = DeviceClock()
 
     @property
     def most_together(self) -> int:
@@ -34,6 +36,11 @@ class Launcher:
         if self.most_together == 1 or record.attempts or _has_own_base(record.options):
             return None
         return f"{record.model} {record.options.dtype or 'auto'}"
+
+    def process_count(self, record: JobRecord) -> int:
+        """Return how many processes train a job whose files were read."""
+        assert record.resolved is not None and record.resolved.batch_size != "auto"
+        return process_count(record.resolved.batch_size, self._settings)
 
     async def start(self, folder: Path, spec: TrainSpec, record: JobRecord, token: str = "") -> ChildProcess:
         """Have the job in `folder` trained; what its libraries print is appended to train.log there or to our log.

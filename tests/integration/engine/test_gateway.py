@@ -16,7 +16,7 @@ import openai
 import pytest
 
 from shared.grading.judging import score_format
-from tests.api_server import ApiServer
+from tests.api_server import ApiServer, wait_until
 from tests.integration.engine.names import ALIAS, TUNED
 from tests.integration.inference_stack import BASE_ID, InferenceStack
 from tests.openai_spec import violations
@@ -61,6 +61,23 @@ def sdk(engine_api: ApiServer, checked: None) -> openai.OpenAI:
 def http(engine_api: ApiServer) -> Iterator[httpx2.Client]:
     with engine_api.client() as client:
         yield client
+
+
+def test_tokens_are_counted_by_model_however_they_are_sent(sdk: openai.OpenAI, http: httpx2.Client) -> None:
+    def used(model: str) -> dict[str, int]:
+        groups = http.get("/v1/usage/costs").json()["data"]
+        found = next((group for group in groups if group["group"] == model), {})
+        return {name: found.get(name, 0) for name in ("requests", "input_tokens", "output_tokens")}
+
+    before = {model: used(model) for model in (BASE_ID, TUNED)}
+    whole = sdk.chat.completions.create(model=ALIAS, messages=MESSAGES, max_tokens=4, n=2, temperature=1)
+    assert whole.usage is not None
+    for chunk in sdk.chat.completions.create(model=TUNED, messages=MESSAGES, max_tokens=3, temperature=0, stream=True):
+        assert chunk.usage is None
+    wanted = {"requests": 2, "input_tokens": 2 * whole.usage.prompt_tokens, "output_tokens": 2 * 4 + 3}
+    expected = {name: before[TUNED][name] + number for name, number in wanted.items()}
+    wait_until(lambda: used(TUNED) == expected)
+    assert used(BASE_ID) == before[BASE_ID]
 
 
 @pytest.mark.parametrize("model", [BASE_ID, TUNED, ALIAS])

@@ -11,9 +11,9 @@ import torch
 from services.trainer.data.batches import collate, epoch_batches
 from services.trainer.data.chat import Example
 from services.trainer.data.cutting import micro_batches
-from services.trainer.jobs.hyperparameters import group_size, resolve, resolve_reinforcement
 from services.trainer.training.losses import OutputLayer, chunked_logprobs, chunked_nll, score_tokens
 from services.trainer.training.optim import BASE_LEARNING_RATE, learning_rate_at
+from shared.auto_hyperparameters import group_size, resolve, resolve_reinforcement
 from shared.schemas.methods import ReinforcementHyperparameters, SupervisedHyperparameters
 
 

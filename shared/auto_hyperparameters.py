@@ -1,4 +1,4 @@
-"""How `auto` becomes a number, from the size of the data alone. No torch: the worker resolves before it starts a child.
+"""How `auto` becomes a number, from the size of the data alone: before a process is started, and for estimates.
 
 | hyperparameter           | rule                                                                                  |
 | ------------------------ | ------------------------------------------------------------------------------------- |

@@ -1,0 +1,1 @@
+"""What training and answering cost: before, afterwards, and against a model elsewhere."""

@@ -173,8 +173,9 @@ def test_stored_answers_become_a_student_that_is_compared(api: ApiServer, redis_
 
 
 def test_a_teacher_outside_is_asked_once_for_each_prompt(launch: Launch, upstream: Several, tmp_path: Path) -> None:
-    """The process is killed while one answer is on its way; then the distillation is cancelled, and its job with it."""
-    with Several(stuck={"What is 5 and 5?"}) as teacher:
+    """One question is refused, and the process killed while an answer is on its way; then the distillation is
+    cancelled, and its job with it."""
+    with Several(stuck={"What is 5 and 5?"}, statuses=[400]) as teacher:
         outside = {"lan": JudgeEndpoint(base_url=f"{teacher.url}/v1")}
         first = launch(judge_endpoints=outside)
         wanted = {
@@ -196,7 +197,7 @@ def test_a_teacher_outside_is_asked_once_for_each_prompt(launch: Launch, upstrea
             wait_until(lambda: teacher.asked().total() == 20)
             found = look(http, flow_id)
             run = f"/v1/evals/{found['candidates_eval_id']}/runs/{found['run_ids']['candidates']}"
-            wait_until(lambda: answered(http.get(run))["result_counts"]["passed"] == 19)
+            wait_until(lambda: answered(http.get(run))["result_counts"]["passed"] == 18)
         first.process.kill()
         first.process.wait()
         teacher.stuck = set()
@@ -206,12 +207,15 @@ def test_a_teacher_outside_is_asked_once_for_each_prompt(launch: Launch, upstrea
             assert {json.loads(one.body)["model"] for one in teacher.received} == {"large"}
             assert json.loads(teacher.received[0].body)["temperature"] == 0.2
             assert found["counts"] == {
-                "found": 22, "dropped": {"duplicate": 1, "no_prompt": 1}, "training": 18, "held_out": 2,
+                "found": 22, "dropped": {"duplicate": 1, "no_prompt": 1, "not_answered": 1},
+                "training": 17, "held_out": 2,
             }  # fmt: skip
             assert found["source"]["posted_prompts"] == 22
+            (refused,) = answered(http.get(f"{run}/output_items?status=error"))["data"]
+            assert refused["sample"]["error"]["code"] == "endpoint_failed"
             held_out = lines_of(http, found["files"]["held_out"])
             assert all(one["item"]["output"] == one["item"]["row"]["answer"] for one in held_out)
-            assert found["usage"][0]["model_name"] == "lan/large" and found["usage"][0]["invocation_count"] == 20
+            assert found["usage"][0]["model_name"] == "lan/large" and found["usage"][0]["invocation_count"] == 19
 
             assert answered(http.delete(f"/v1/distillations/{flow_id}"), 400)["error"]["code"] == (
                 "invalid_distillation_state"

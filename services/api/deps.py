@@ -167,7 +167,12 @@ class Services:
         submission = Submission(settings, at.files, at.jobs, at.registry, names, queue)
         inputs = TrainingInputs(at.registry, at.jobs, at.files, blobs)
         retraining = Retraining(
-            at.alias_samples, RetrainingData(at.completions, at.files, blobs), inputs, at.jobs, submission
+            at.alias_samples,
+            RetrainingData(at.completions, at.files, blobs),
+            inputs,
+            at.jobs,
+            at.projects,
+            submission,
         )
         proposals = Proposals(at.proposal_store, retraining)
         watching = Watching(

@@ -220,7 +220,12 @@ class Services:
         rechecks = Rechecks(at.promotion_store, at.gate_runs, eval_runs)
         inputs = TrainingInputs(at.registry, at.jobs, at.files, blobs)
         retraining = Retraining(
-            at.alias_samples, RetrainingData(at.completions, at.files, blobs), inputs, at.jobs, submission
+            at.alias_samples,
+            RetrainingData(at.completions, at.files, blobs),
+            inputs,
+            at.jobs,
+            at.projects,
+            submission,
         )
         proposals = Proposals(at.proposal_store, retraining)
         watching = Watching(

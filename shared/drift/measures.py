@@ -88,13 +88,12 @@ def divergence(before: Sequence[Traits], after: Sequence[Traits], *, seed: int =
     size = max(1, min(-(-(len(before) + len(after)) // _BLOCKS), min(len(before), len(after)) // _LEAST_BLOCKS))
     here, there = _blocks(before, size, drawing), _blocks(after, size, drawing)
     blocks, total = here + there, _added(here + there)
-    logs = [0.0, *(count * math.log2(count) for count in range(1, sum(total) + 1))]
     seen = _added(there)
-    order, as_far, tries = _disorder(seen, total, logs), 0, 0
+    order, as_far, tries = _disorder(seen, total), 0, 0
     by_chance: list[float] = []
     while as_far < _ENOUGH and tries < _EXCHANGES:
         exchanged = _added(drawing.sample(blocks, len(there)))
-        as_far += _disorder(exchanged, total, logs) <= order + 1e-6
+        as_far += _disorder(exchanged, total) <= order + 1e-6
         tries += 1
         if len(by_chance) < _AVERAGED:
             by_chance.append(_divergence_of(exchanged, total))
@@ -189,13 +188,15 @@ def _added(blocks: Sequence[Sequence[int]]) -> list[int]:
     return list(map(sum, zip(*blocks, strict=True)))
 
 
-def _disorder(here: Sequence[int], total: Sequence[int], logs: Sequence[float]) -> float:
+def _disorder(here: Sequence[int], total: Sequence[int]) -> float:
     """Return the entropy that is left in words when their side is known, in bits over all of them: the less, the more
     the sides differ. It orders exchanges as the divergence does when sides are weighted by their words."""
     there = list(map(sub, total, here))
-    same = sum(map(logs.__getitem__, here)) + sum(map(logs.__getitem__, there))
-    left: float = logs[sum(here)] + logs[sum(there)] - same
-    return left
+    return _weighed((sum(here), sum(there))) - _weighed(here) - _weighed(there)
+
+
+def _weighed(counts: Sequence[int]) -> float:
+    return sum(count * math.log2(count) for count in counts if count)
 
 
 def _divergence_of(here: Sequence[int], total: Sequence[int]) -> float:

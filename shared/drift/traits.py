@@ -18,6 +18,8 @@ from msgspec import Struct
 BUCKETS = 128
 _MOST_CHARS = 32_768
 """So much of a text is looked at, except for its length."""
+_MOST_WORDS = 1000
+"""So many words are counted: a long text must not drown the others."""
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_]+")
 """Where a script has no spaces between words, each of its signs counts as one."""
 
@@ -62,7 +64,9 @@ def traits_of(text: str) -> Traits:
         length=len(text),
         language=_language(seen, words),
         symbols=others / len(seen) if seen else 0.0,
-        words=dict(Counter(zlib.crc32(word.encode("utf-8", "surrogatepass")) % BUCKETS for word in words)),
+        words=dict(
+            Counter(zlib.crc32(word.encode("utf-8", "surrogatepass")) % BUCKETS for word in words[:_MOST_WORDS])
+        ),
     )
 
 

@@ -75,6 +75,11 @@ class SampleStore:
         """List those of late, newest first."""
         return await self._samples(keys.alias_samples(uid), since)
 
+    async def newest_at(self, uid: str) -> float:
+        """Return the Unix time of the newest answer of late; 0 without any."""
+        raw = await self._client.call("LINDEX", keys.alias_samples(uid), 0)
+        return 0.0 if raw is None else _decode_sample(raw).at
+
     async def training(self, uid: str) -> TrainingTraits | None:
         raw = await self._client.call("GET", keys.alias_training(uid))
         return None if raw is None else _decode_training(raw)

@@ -35,7 +35,7 @@ def test_life_of_an_alias(bots: Scene) -> None:
     assert made == {
         "id": "bot", "object": "alias", "created_at": made["created_at"], "updated_at": made["created_at"],
         "revision": 1, "model": V1, "previous_model": None, "description": "support", "canary": None, "shadow": None,
-        "watch": None, "warm": True, "warning": None,
+        "watch": None, "gate": None, "monitor": None, "warm": True, "warning": None,
     }  # fmt: skip
     shown = bots.shown()
     assert shown == {name: value for name, value in made.items() if name not in ("warm", "warning")}

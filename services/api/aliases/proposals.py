@@ -23,6 +23,9 @@ _log = structlog.get_logger()
 
 _MONTH_S = 30 * 86_400
 _AGAIN_S = 60.0
+"""How often a proposal that has to wait is tried again."""
+_LOOK_S = 5.0
+"""How often an alias's proposals are looked at."""
 _FINAL = (InvalidRequest, NotFound, PermissionDenied, TransitionRefused)
 
 
@@ -33,7 +36,7 @@ class Proposals:
         self._store = store
         self._retraining = retraining
         self._tried: dict[str, float] = {}
-        """When a proposal that could not be carried out yet was tried last, on the monotonic clock."""
+        """When an alias's proposals were looked at last, and one that has to wait was tried, on the monotonic clock."""
 
     async def propose(self, alias: AliasRecord, window: QualityWindow) -> None:
         """Propose to answer a window's alarms, unless a proposal is open; with `retrain`, and in the budget, do it."""
@@ -92,8 +95,9 @@ class Proposals:
 
     async def tend(self, alias: AliasRecord, now: float) -> None:
         """Go on with what was approved by a process that died, or had to wait."""
-        if alias.monitor is None:
+        if alias.monitor is None or time.monotonic() < self._tried.get(alias.uid, 0.0) + _LOOK_S:
             return
+        self._tried[alias.uid] = time.monotonic()
         for record in await self._store.all(alias.uid):
             if record.status == "approved" and time.monotonic() > self._tried.get(record.id, 0.0) + _AGAIN_S:
                 self._tried[record.id] = time.monotonic()
@@ -123,9 +127,11 @@ class Proposals:
             return replace(current, status="approved", **_new_ids(), **key, **told)
 
         try:
-            await self._decided(alias, proposal_id, approve)
+            record = await self._decided(alias, proposal_id, approve)
         except (InvalidRequest, NotFound) as error:  # over the budget, or another one is open
             _log.info("retraining.not_approved", alias=alias.name, proposal_id=proposal_id, reason=str(error))
+        else:
+            await self._carry_on(alias, record)
 
     async def _decided(
         self, alias: AliasRecord, proposal_id: str, change: Callable[[ProposalRecord], ProposalRecord]

@@ -18,6 +18,7 @@ from shared.schemas.options import ShownOptions
 from shared.schemas.retraining import RetrainingPlan
 from shared.store.alias_samples import SampleStore
 from shared.store.jobs import JobStore
+from shared.store.projects import ProjectStore
 
 _CHARS_PER_TOKEN = 4
 _USUAL_EPOCHS = 3
@@ -33,12 +34,14 @@ class Retraining:
         data: RetrainingData,
         inputs: TrainingInputs,
         jobs: JobStore,
+        projects: ProjectStore,
         submission: Submission,
     ) -> None:
         self._samples = samples
         self._data = data
         self._inputs = inputs
         self._jobs = jobs
+        self._projects = projects
         self._submission = submission
 
     async def tokens_of(self, record: ProposalRecord) -> int:
@@ -92,7 +95,8 @@ class Retraining:
         """Make the proposal's file and its job; twice is the same as once. Raises what either raises."""
         await self._data.publish(record, lines)
         job = await self._inputs.job_of(record.model, record.project)
-        await self._submission.submit(_job(record, job), access=record.access, job_id=record.job_id)
+        limit = (await self._projects.get(record.project)).limits.concurrent_jobs or None
+        await self._submission.submit(_job(record, job), access=record.access, job_id=record.job_id, limit=limit)
 
 
 def _job(record: ProposalRecord, former: JobRecord | None) -> CreateJob:

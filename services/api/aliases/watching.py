@@ -34,6 +34,8 @@ class Watching:
         self._grading = grading
         self._inputs = inputs
         self._proposals = proposals
+        self._not_before: dict[tuple[str, int, int], float] = {}
+        """When the window is over that an alias's answers of late are in, by what decides on its windows."""
 
     async def tend(self, alias: AliasRecord, now: float) -> None:
         """Grade what is due, and compare a window that is over. Raises StoreUnavailable."""
@@ -41,8 +43,12 @@ class Watching:
             return
         await self._learn_training(alias)
         await self._grading.grade_due(alias, first_until=first_until(alias))
-        window = await self._next_window(alias)
-        if window is not None and window.ends_at <= now and await self._is_settled(alias, window, now):
+        place = (alias.uid, alias.target_since, alias.monitor.window_s)
+        if now < self._not_before.get(place, 0.0) or (window := await self._next_window(alias, now)) is None:
+            return
+        if window.ends_at > now:
+            self._not_before[place] = window.ends_at
+        elif await self._is_settled(alias, window, now):
             await self._compare(alias, window)
 
     async def shown(self, alias: AliasRecord) -> AliasQuality:
@@ -78,13 +84,15 @@ class Watching:
         found = await self._samples.training(alias.uid)
         return found if found is not None and found.model == alias.target else None
 
-    async def _next_window(self, alias: AliasRecord) -> QualityWindow | None:
-        """Return the next window in which there are answers, its numbers still missing; None where none are.
+    async def _next_window(self, alias: AliasRecord, now: float) -> QualityWindow | None:
+        """Return the next window in which there are answers, its numbers still missing; None where none can be over.
 
         Windows follow each other without a gap from the end of the baseline on; empty ones are left out.
         """
         assert alias.monitor is not None
         length_s, start = alias.monitor.window_s, self._start(alias, await self._samples.windows(alias.uid, limit=1))
+        if now < start + length_s or await self._samples.newest_at(alias.uid) < start:
+            return None
         answered = [one.at for one in await self._latest(alias) if one.at >= start]
         if not answered:
             return None

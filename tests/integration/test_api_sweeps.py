@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -11,16 +14,22 @@ import openai
 import pytest
 from msgspec.structs import replace
 
+from services.api.deps import Services
 from services.api.sweeps.ranking import validation_value
 from shared import ids
-from shared.records import JobRecord
+from shared.flow_states import FlowState
+from shared.records import FileRecord, JobRecord, KeyRecord
+from shared.schemas.checkpoints import Checkpoint, CheckpointMetrics
 from shared.schemas.jobs import JobError
 from shared.schemas.methods import SupervisedHyperparameters
+from shared.schemas.sweeps import CreateSweep, SweepOptions
+from shared.settings import Settings
 from shared.states import JobState
 from shared.store.client import Client
 from shared.store.jobs import JobStore, event
 from shared.store.registry import Registry
-from tests.api_server import BASE, ApiServer, make_adapter, wait_until, with_store
+from shared.sweep_records import SweepRecord
+from tests.api_server import BASE, NO_METRICS, ApiServer, make_adapter, make_base, wait_until, with_store
 from tests.batch_requests import prompt_of, serve
 from tests.eval_scene import QUESTION, Speaker, adds, content, make_eval, rows, spoken
 from tests.integration.test_api_limits import new_key, new_project
@@ -121,6 +130,69 @@ def test_an_eval_ranks_the_models_and_what_an_alias_needs_is_kept(
     assert runs[3]["error"] == {"code": "training_failed", "message": "The loss is no number."}
     assert [run["model_kept"] for run in runs] == [True, True, False, False]
     assert [http.get(f"/v1/models/{model}").is_success for model in models] == [True, True, False]
+
+
+def test_steps_that_are_taken_twice_do_what_once_does(tmp_path: Path, redis_url: str) -> None:
+    """A process may die after a step's work and before its record is stored; then the step is taken again."""
+    settings = Settings(data_dir=str(tmp_path), redis_url=redis_url, **NO_METRICS)
+    caller = KeyRecord(project="proj_default", name="k", created_at=1)
+
+    async def twice(services: Services, record: SweepRecord) -> SweepRecord:
+        first = await services.sweep_runner.advance(record)
+        assert await services.sweep_runner.advance(record) == first
+        return first
+
+    async def story() -> None:
+        services = Services.open(settings, asyncio.Event())
+        jobs, registry = services.stores.jobs, services.stores.registry
+        try:
+            await registry.put_base(make_base())
+            for name in ("file-a", "file-b"):
+                await services.stores.files.add(
+                    FileRecord(
+                        id=name,
+                        project=caller.project,
+                        filename="a",
+                        purpose="fine-tune",
+                        size_bytes=1,
+                        sha256="a" * 64,
+                        created_at=1,
+                    )
+                )
+            wanted = CreateSweep(
+                model=BASE, training_file="file-a", validation_file="file-b", selftune={"rank": [1, 2, 4]},
+                sweep=SweepOptions(keep="best"),
+            )  # fmt: skip
+            record = await services.sweeps.create(wanted, caller=caller, sweep_id="sweep_a")
+            record = await twice(services, replace(record, status=FlowState.IN_PROGRESS))
+            made, _ = await jobs.list(caller.project, after=None, limit=10)
+            assert {job.id for job in made} == {run.job_id for run in record.runs}
+            for place, run in enumerate(record.runs):
+                model = f"ft:{BASE}:acme::ABCDEFG{place}"
+                await registry.publish(make_adapter(model, job_id=run.job_id))
+                await jobs.append_checkpoint(
+                    Checkpoint(
+                        id=f"c{place}",
+                        created_at=1,
+                        fine_tuning_job_id=run.job_id,
+                        step_number=1,
+                        fine_tuned_model_checkpoint=model,
+                        metrics=CheckpointMetrics(full_valid_loss=2.0 - place),
+                    )
+                )
+                for state in (JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED):
+                    change = partial(replace, status=state, fine_tuned_model=model)
+                    await jobs.update(run.job_id, change)
+            record = await twice(services, record)
+            assert [run.value for run in record.runs] == [2.0, 1.0, 0.0]
+            record = await twice(services, record)
+            assert record.status is FlowState.COMPLETED
+            assert [(run.rank, run.is_kept) for run in record.runs] == [(3, False), (2, False), (1, True)]
+            assert [one.job_id for one in await registry.listed(caller.project)] == [record.runs[2].job_id]
+        finally:
+            await services.close()
+
+    asyncio.run(story())
 
 
 def test_sweep_of_which_nothing_is_left_has_failed(http: httpx2.Client, redis_url: str) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import structlog
+from msgspec.structs import replace
 
 from services.api.aliases.management import Aliases
+from shared.alias_records import AliasRecord
 from shared.errors import AdapterRejected, Conflict, InvalidRequest, NotFound, TransitionRefused
 from shared.flow_states import FlowState
 from shared.records import KeyRecord
@@ -38,35 +40,26 @@ class Promotion:
             )
         winners = {row.model: row.challenger for row in _chosen(record, wanted.models)}
         moved = [
-            await self._move(alias.name, alias.target, winners[alias.target], alias.revision, record, wanted, caller)
+            await self._move(alias, winners[alias.target], f"Promoted by the replay {record.id}", wanted, caller)
             for alias in await self._store.all(record.project)
             if alias.target in winners
         ]
         return ReplayPromotion(replay_id=record.id, data=moved)
 
     async def _move(
-        self,
-        name: str,
-        champion: str,
-        challenger: str,
-        revision: int,
-        record: ReplayRecord,
-        wanted: PromoteReplay,
-        caller: KeyRecord,
+        self, alias: AliasRecord, challenger: str, reason: str, wanted: PromoteReplay, caller: KeyRecord
     ) -> MovedAlias:
         change = UpdateAlias(
-            model=challenger,
-            expected_revision=revision,
-            reason=f"Promoted by the replay {record.id}",
-            wait_warm=wanted.wait_warm,
+            model=challenger, expected_revision=alias.revision, reason=reason, wait_warm=wanted.wait_warm
         )
+        moved = MovedAlias(alias=alias.name, previous_model=alias.target, model=challenger, revision=None, error=None)
         try:
-            changed = await self._aliases.update(name, change, caller=caller)
+            changed = await self._aliases.update(alias.name, change, caller=caller)
         except (NotFound, InvalidRequest, AdapterRejected, Conflict) as error:
-            _log.info("replay.alias_not_moved", alias=name, code=error.code)
+            _log.info("replay.alias_not_moved", alias=alias.name, code=error.code)
             said = ReplayError(code=error.code or "invalid_request", message=error.message)
-            return MovedAlias(alias=name, previous_model=champion, model=champion, revision=None, error=said)
-        return MovedAlias(alias=name, previous_model=champion, model=challenger, revision=changed.revision, error=None)
+            return replace(moved, model=alias.target, error=said)
+        return replace(moved, revision=changed.revision)
 
 
 def _chosen(record: ReplayRecord, models: Sequence[str] | None) -> list[ReplayRowRecord]:

@@ -85,6 +85,7 @@ async def hand_back(stores: Stores, job_id: str, token: str, device_time: Device
     try:
         async with asyncio.timeout(HAND_BACK_S):
             await persist_once(lambda nonce: stores.jobs.update(job_id, requeue, tell, fence=token, nonce=nonce))
+            await device_time.tell()
     except (TimeoutError, LeaseLost) as error:
         log.warning("job.not_handed_back", reason=type(error).__name__)
 

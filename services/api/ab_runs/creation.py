@@ -54,14 +54,13 @@ class AbRuns:
         spec = msgspec.json.encode(await self._spec(request, eval_id, access.project))
         await self._runs.check_active(access.project)
         await self._files.check_room(access.project, len(spec))
-        is_ours = request.judge is not None and not self._graders.judges.is_outside(request.judge.model)
         record = EvalRunRecord(
             id=run_id,
             eval_id=eval_id,
             project=access.project,
             kind="ab",
             name=request.name or "",
-            model=request.judge.model if request.judge is not None and is_ours else "",
+            model="" if request.judge is None or self._is_outside(request.judge) else request.judge.model,
             criteria=[],
             metadata=request.metadata,
             created_at=int(time.time()),
@@ -77,8 +76,11 @@ class AbRuns:
 
     async def _check_judge(self, judge: AbJudge, access: Access) -> None:
         await check_judge(judge, self._graders)
-        if not self._graders.judges.is_outside(judge.model):
+        if not self._is_outside(judge):
             await self._eval_runs.check_model(judge.model, access, where="judge.model")
+
+    def _is_outside(self, judge: AbJudge) -> bool:
+        return self._graders.judges.is_outside(judge.model)
 
     async def _spec(self, request: CreateAbRun, eval_id: str, project: str) -> AbSpec:
         if request.run_a == request.run_b:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import msgspec
 import structlog
 
+from services.api.ab_runs.judging import BlindJudge
 from services.api.ab_runs.working import AbWorking, Answers, has_result, results_gone
 from services.api.evals.failing import RunFailed
 from services.api.evals.judging import PatientJudge
@@ -61,13 +62,20 @@ class AbRun(Run):
         working = AbWorking(
             tools.runs,
             Keeping(tools.runs, self._id, self._token),
-            tools.graders.means(PatientJudge(tools.answering, tools.graders.judges, tools.slots, record.access)),
+            self._judge(spec, record),
             record,
             spec,
             sides,
             drafts=await tools.runs.drafts(self._id),
         )
         await working.work_all(todo, concurrency=ROWS_A_REQUEST * tools.concurrency, stop=self._stop)
+
+    def _judge(self, spec: AbSpec, record: EvalRunRecord) -> BlindJudge | None:
+        if spec.judge is None:
+            return None
+        tools = self._tools
+        patient = PatientJudge(tools.answering, tools.graders.judges, tools.slots, record.access)
+        return BlindJudge(spec.judge, tools.graders.means(patient))
 
 
 async def waits(runs: EvalRunStore, record: EvalRunRecord) -> bool:

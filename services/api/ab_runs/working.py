@@ -10,32 +10,24 @@ import asyncio
 import random
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from itertools import chain
+from typing import NamedTuple
 
 import msgspec
-import structlog
-from msgspec import UNSET, Struct
+from msgspec import Struct
 
-from services.api.ab_runs.rubric import grader_of
+from services.api.ab_runs.judging import BlindJudge
 from services.api.batches.side_by_side import side_by_side
 from services.api.evals.failing import RunFailed
-from services.api.evals.grading import error_of_grade, usage_of_grade
 from services.api.evals.keeping import Keeping
 from shared.ab_records import AbSpec, of_status, places_of
-from shared.errors import SelftuneError
 from shared.eval_records import EvalRunRecord, of_model, output_item_id
-from shared.grading.means import Means
-from shared.grading.run import grade
-from shared.grading.samples import sample_of
-from shared.schemas.ab_runs import AbItem, AbItemStatus, AbJudgement, Choice, Side
+from shared.schemas.ab_runs import AbItem, AbItemStatus, AbJudgement, Side
 from shared.schemas.evals import EvalError, OutputItem
 from shared.store.eval_runs import AB_MARKS, Entry, EvalRunStore
 
-_log = structlog.get_logger()
-
 _ORDERS: tuple[Side, Side] = ("a", "b")
 _NO_ERROR = EvalError()
-_BROKEN = EvalError(code="server_error", message="An internal error occurred; the server's log has it.")
 
 _encode = msgspec.json.Encoder().encode
 _decode_item = msgspec.json.Decoder(OutputItem).decode
@@ -64,7 +56,7 @@ class AbWorking:
         self,
         runs: EvalRunStore,
         keeping: Keeping,
-        means: Means,
+        judge: BlindJudge | None,
         record: EvalRunRecord,
         spec: AbSpec,
         sides: tuple[Answers, Answers],
@@ -73,12 +65,11 @@ class AbWorking:
     ) -> None:
         self._runs = runs
         self._keeping = keeping
-        self._means = means
+        self._judge = judge
         self._record = record
         self._spec = spec
         self._sides = sides
         self._drafts = drafts
-        self._grader = None if spec.judge is None else grader_of(spec.judge)
 
     async def work_all(self, todo: Sequence[int], *, concurrency: int, stop: asyncio.Event) -> None:
         """Return when these rows have their results, or soon after `stop`: what is under way then is dropped.
@@ -116,51 +107,30 @@ class AbWorking:
         return _decode_item(texts[0])
 
     async def _judged(self, number: int, here: OutputItem, other: OutputItem) -> Entry:
+        """Have a row judged in both orders, or in the first one alone if that gives no verdict."""
+        if self._judge is None:
+            return self._result(number, "unjudged", here, other)
         counts: dict[str, int] = {}
         judgements: list[AbJudgement] = []
         if number in self._drafts:
             judgements += _decode_draft(self._drafts[number]).judgements
-        for first in self._orders(number)[len(judgements) :] if self._grader is not None else ():
-            if judgements and judgements[-1].choice is None:
-                break  # the row has no verdict any more
+        for first in self._orders(number)[len(judgements) :]:
             if counts:
                 await self._keeping.keep(Entry(number, "", _encode(Draft(judgements=judgements)), counts))
-                counts = {}
-            judgements.append(await self._judgement(number, first, here, other, counts))
+            judgement, usage = await self._judge.judge(first, here, other)
+            judgements.append(judgement)
+            counts = dict(chain.from_iterable(of_model(one).items() for one in usage))
+            if judgement.choice is None:
+                return self._result(number, "error", here, other, judgements=judgements, counts=counts)
         winners = {one.winner for one in judgements}
-        status = _status(winners) if self._grader is not None else "unjudged"
-        if None not in winners:
-            counts |= places_of(judgements)
-        return self._result(number, status, here, other, judgements=judgements, counts=counts)
+        status: AbItemStatus = "a" if winners == {"a"} else "b" if winners == {"b"} else "tie"
+        return self._result(
+            number, status, here, other, judgements=judgements, counts={**counts, **places_of(judgements)}
+        )
 
     def _orders(self, number: int) -> Sequence[Side]:
         """Return whose answer stands first, for each order in which the judge is asked."""
         return _ORDERS if random.Random(f"{self._spec.seed} {number}").random() < 0.5 else _ORDERS[::-1]
-
-    async def _judgement(
-        self, number: int, first: Side, here: OutputItem, other: OutputItem, counts: dict[str, int]
-    ) -> AbJudgement:
-        """Ask the judge about one order; what that costs is added to the counts. Raises NoReplica, RunFailed.
-
-        What nobody foresaw is the row's error, not the run's.
-        """
-        assert self._grader is not None
-        shown = (here, other) if first == "a" else (other, here)
-        sample = {place: _spoken(one) for place, one in zip(("first", "second"), shown, strict=True)}
-        try:
-            found = await grade(self._grader, item=here.datasource_item, sample=sample, means=self._means)
-        except (RunFailed, SelftuneError, OSError):
-            raise
-        except Exception as error:  # noqa: BLE001 - ends this row, not the thousands beside it
-            _log.error("ab_run.row_broken", run_id=self._record.id, row=number, exc_info=error)
-            return AbJudgement(first=first, choice=None, error=_BROKEN)
-        for usage in usage_of_grade(found):
-            for name, count in of_model(usage).items():
-                counts[name] = counts.get(name, 0) + count
-        if fault := error_of_grade(found):
-            return AbJudgement(first=first, choice=None, error=fault)
-        choice: Choice = msgspec.convert(found.label, Choice)
-        return AbJudgement(first=first, choice=choice)
 
     def _left_out(self, number: int, there: OutputItem | None, code: str, message: str) -> Entry:
         return self._result(number, "left_out", there, None, error=EvalError(code=code, message=message))
@@ -205,18 +175,5 @@ def results_gone() -> RunFailed:
     )
 
 
-def _status(winners: set[Any]) -> AbItemStatus:
-    """Say what a row came to: one wins only where the judge chose it in both orders."""
-    if None in winners:
-        return "error"
-    only: AbItemStatus = winners.pop() if len(winners) == 1 else "tie"
-    return only
-
-
 def _has_answer(item: OutputItem) -> bool:
     return not item.sample.error.code and bool(item.sample.output)
-
-
-def _spoken(item: OutputItem) -> dict[str, Any]:
-    message = item.sample.output[-1]
-    return sample_of(message.content, None if message.tool_calls is UNSET else message.tool_calls)

@@ -10,6 +10,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 
+from services.api.ab_runs.judging import BlindJudge
 from services.api.ab_runs.working import AbWorking, Answers, Draft
 from services.api.evals.failing import RunFailed
 from shared.ab_records import CHOSE_FIRST, LEANING_FIRST, AbSpec, of_status
@@ -20,7 +21,8 @@ from shared.schemas.ab_runs import AbItem, AbJudge
 from shared.schemas.evals import OutputItem, Sample, SampleMessage
 from shared.store.eval_runs import Entry
 
-SPEC = AbSpec(run_a="a", run_b="b", judge=AbJudge(model="judge"), seed=1, salt="00")
+JUDGE = AbJudge(model="judge")
+SPEC = AbSpec(run_a="a", run_b="b", judge=JUDGE, seed=1, salt="00")
 
 
 class _Runs:
@@ -60,7 +62,9 @@ def work(judge: _Judge, *, number: int = 0, draft: Draft | None = None) -> list[
     drafts = {} if draft is None else {number: msgspec.json.encode(draft)}
     sides = (Answers("a", b"p" * 10), Answers("b", b"f" * 10))
     keeping: Any = SimpleNamespace(keep=keep)
-    working = AbWorking(cast(Any, _Runs()), keeping, Means(judge=judge), record, SPEC, sides, drafts=drafts)
+    working = AbWorking(
+        cast(Any, _Runs()), keeping, BlindJudge(JUDGE, Means(judge=judge)), record, SPEC, sides, drafts=drafts
+    )
     asyncio.run(working.work_all([number], concurrency=1, stop=asyncio.Event()))
     return kept
 

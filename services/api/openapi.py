@@ -61,6 +61,7 @@ from shared.schemas.paging import CompletionDeleted, Deleted, Page, ResponseDele
 from shared.schemas.preview import Preview
 from shared.schemas.residency import BringIntoMemory, ModelResidency
 from shared.schemas.responses import TokenCount
+from shared.schemas.rollouts import RegradeRollouts, Rollout, RolloutRegrade, RolloutSummary
 from shared.schemas.uploads import CompleteUpload, CreateUpload, Upload, UploadPart
 from shared.schemas.webhooks import (
     CreateWebhookEndpoint,
@@ -90,7 +91,8 @@ _TYPES = [
     CreateEval, UpdateEval, Eval, Page[Eval], EvalDeleted, CreateEvalRun, EvalRun, EvalRunDeleted, OutputItem,
     EvalRunComparison,
     *organization.TYPES,
-    RunGrader, GraderResult, ValidateGrader, ValidatedGrader,
+    RunGrader, GraderResult, ValidateGrader, ValidatedGrader, Page[Rollout], RolloutSummary,
+    RegradeRollouts, RolloutRegrade,
     Preview, UpdateCompletion, CompletionDeleted, ResponseDeleted, TokenCount, AnthropicErrorResponse,
 ]  # fmt: skip
 _REF = "#/components/schemas/{name}"

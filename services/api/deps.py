@@ -38,9 +38,7 @@ from services.api.gateway.forwarding import Gateway
 from services.api.gateway.model_names import ModelNames
 from services.api.gateway.replicas import Replicas
 from services.api.gateway.residency import Residencies
-from services.api.graders.caging import Caging
 from services.api.graders.judges import Judges
-from services.api.graders.outside import OutsideJudges
 from services.api.graders.running import Graders
 from services.api.jobs.control import JobControl
 from services.api.jobs.submission import Submission
@@ -60,6 +58,8 @@ from services.api.webhooks.endpoints import Webhooks
 from services.api.webhooks.sender import WebhookSender
 from shared.blobs.interface import Blobs
 from shared.blobs.opening import open_blobs
+from shared.grading.caging import Caging
+from shared.grading.outside import OutsideJudges
 from shared.key_hash import KeyHash
 from shared.outgoing import Outgoing
 from shared.paths import Paths, internal_key, key_secret

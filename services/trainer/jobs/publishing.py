@@ -32,6 +32,7 @@ from services.trainer.jobs.serving import AdapterRefused, Answers, Serving
 from services.trainer.jobs.story import newest_first
 from services.trainer.launch.child_process import ChildProcess
 from services.trainer.protocol import CheckParity, Exported, Failed, Finish, ParityMeasured, TrainSpec
+from services.trainer.rollouts.policies import withdraw_policies
 from services.trainer.shortages import died
 from services.trainer.stores import Stores, persist, persist_once
 from services.trainer.training.history import History
@@ -61,6 +62,8 @@ async def withdraw(stores: Stores, record: JobRecord, *, fence: str = "") -> Non
         await stores.blobs.fetch_file(folder / NAMES_FILE)
     for name in {*CheckpointNames(folder, record.model_name).all(), record.model_name}:
         await persist(partial(stores.registry.retire, name, fence=fence))
+    if record.method == "reinforcement":
+        await withdraw_policies(stores, record.id, fence=fence)
     await persist(lambda: stores.jobs.forget_checkpoints(record.id, fence=fence))
     try:
         await stores.blobs.remove(stores.paths.whole_model_folder(record.id))

@@ -84,6 +84,7 @@ from shared.schemas.replays import CreateReplay, PromoteReplay, Replay, ReplayPr
 from shared.schemas.residency import BringIntoMemory, ModelResidency
 from shared.schemas.responses import TokenCount
 from shared.schemas.retraining import DecideProposal, RetrainingProposal
+from shared.schemas.rollouts import RegradeRollouts, Rollout, RolloutRegrade, RolloutSummary
 from shared.schemas.sweeps import CreateSweep, Sweep
 from shared.schemas.uploads import CompleteUpload, CreateUpload, Upload, UploadPart
 from shared.schemas.webhooks import (
@@ -121,7 +122,8 @@ _TYPES = [
     JobEstimate, BreakEven, Costs, CreateSweep, Sweep, CreateReplay, Replay, PromoteReplay,
     ReplayPromotion, Page[Replay], Page[Sweep],
     *organization.TYPES,
-    RunGrader, GraderResult, ValidateGrader, ValidatedGrader,
+    RunGrader, GraderResult, ValidateGrader, ValidatedGrader, Page[Rollout], RolloutSummary,
+    RegradeRollouts, RolloutRegrade,
     Preview, UpdateCompletion, CompletionDeleted, ResponseDeleted, TokenCount, AnthropicErrorResponse,
 ]  # fmt: skip
 _REF = "#/components/schemas/{name}"

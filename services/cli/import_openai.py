@@ -17,7 +17,11 @@ from shared.errors import InvalidRequest, NotFound
 from shared.paths import write_atomic
 
 STATE = ".selftune-import.json"
-_HYPERPARAMETERS = ("n_epochs", "batch_size", "learning_rate_multiplier", "beta")
+_HYPERPARAMETERS = (
+    "n_epochs", "batch_size", "learning_rate_multiplier", "beta", "compute_multiplier", "eval_interval", "eval_samples",
+    "reasoning_effort",
+)  # fmt: skip
+_METHODS = ("supervised", "dpo", "reinforcement")
 _METADATA_ID = "openai_job_id"
 _MAX_METADATA = 16
 
@@ -225,11 +229,21 @@ def _read_states(folder: Path) -> dict[str, Imported]:
 def _method(job: ExportedJob) -> dict[str, Any]:
     """Return the part of the request that says how to train."""
     kind = (job.method or {}).get("type", "supervised")
-    if kind not in ("supervised", "dpo"):
-        raise InvalidRequest(f"its method is '{kind}'; this server trains supervised and dpo")
-    chosen = ((job.method or {}).get(kind) or {}).get("hyperparameters") or job.hyperparameters or {}
+    if kind not in _METHODS:
+        raise InvalidRequest(f"its method is '{kind}'; this server trains {', '.join(_METHODS)}")
+    asked = (job.method or {}).get(kind) or {}
+    chosen = asked.get("hyperparameters") or job.hyperparameters or {}
     known = {name: chosen[name] for name in _HYPERPARAMETERS if chosen.get(name) is not None}
-    return {"method": {"type": kind, kind: {"hyperparameters": known}}}
+    return {"method": {"type": kind, kind: {"hyperparameters": known, **_graded(asked, kind)}}}
+
+
+def _graded(asked: dict[str, Any], kind: str) -> dict[str, Any]:
+    """Return what reinforcement has beside hyperparameters. Raises InvalidRequest without a grader."""
+    if kind != "reinforcement":
+        return {}
+    if not asked.get("grader"):
+        raise InvalidRequest(f"its method is '{kind}', and it has no grader")
+    return {name: asked[name] for name in ("grader", "response_format") if asked.get(name) is not None}
 
 
 def _metadata(job: ExportedJob) -> dict[str, str]:

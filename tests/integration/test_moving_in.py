@@ -110,6 +110,20 @@ def test_trained_models_get_their_old_names(target: openai.OpenAI, tmp_path: Pat
     assert "would train on ft:new:x" in again
 
 
+def test_reinforcement_is_moved_with_its_grader(target: openai.OpenAI, tmp_path: Path) -> None:
+    grader = {"type": "string_check", "name": "n", "input": "i", "reference": "r", "operation": "eq"}
+    old = {"grader": grader, "hyperparameters": {"eval_samples": 2, "n_epochs": "auto"}, "response_format": None}
+    export = write_export(
+        tmp_path / "export", [old_job("ftjob-a", method={"type": "reinforcement", "reinforcement": old})]
+    )
+    run(target, "import-openai", export, "--train")
+    [made] = target.fine_tuning.jobs.list()
+    assert made.method is not None and made.method.reinforcement is not None
+    assert made.method.reinforcement.grader.to_dict() == grader
+    chosen = made.method.reinforcement.hyperparameters
+    assert chosen is not None and (chosen.eval_samples, chosen.n_epochs) == (2, "auto")
+
+
 def test_dry_run_changes_nothing(target: openai.OpenAI, tmp_path: Path) -> None:
     export = write_export(tmp_path / "export", [old_job("ftjob-a")])
     before = sorted(export.rglob("*"))
@@ -121,7 +135,7 @@ def test_dry_run_changes_nothing(target: openai.OpenAI, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"method": {"type": "reinforcement", "reinforcement": {}}}, "skipped: its method is 'reinforcement'"),
+        ({"method": {"type": "reinforcement", "reinforcement": {}}}, "skipped: its method is 'reinforcement', and"),
         ({"status": "failed"}, "skipped: it ended as failed"),
         ({"training_file": "file-gone"}, "skipped: its training file file-gone is not in the export"),
         ({"model": "ft:unknown:x"}, "skipped: it goes on from ft:unknown:x"),

@@ -79,6 +79,12 @@ async function jobs() {
   const result = await (await client.files.content(finished.result_files[0])).text();
   assert.ok(Buffer.from(result, "base64").toString().startsWith("step,train_loss,train_accuracy"));
   const grader = { type: "string_check", name: "n", input: "i", operation: "eq", reference: "r" };
+  const reinforcement = { grader, hyperparameters: { eval_samples: 2 } };
+  const method = { type: "reinforcement", reinforcement };
+  const taught = await calls.create({ model: base, training_file: pairs.id, method });
+  assert.deepEqual(taught.method.reinforcement.grader, grader);
+  assert.equal(taught.method.reinforcement.hyperparameters.eval_samples, 2);
+  await calls.cancel(taught.id);
   const graders = client.fineTuning.alpha.graders;
   assert.deepEqual((await graders.validate({ grader })).grader, grader);
   assert.equal((await graders.run({ grader, model_sample: "s", item: {} })).reward, 0);

@@ -132,6 +132,7 @@ def jobs(client: Any, training_file: str) -> None:
     )  # fmt: skip
     assert job.method.reinforcement.grader.to_dict() == grader
     assert job.method.reinforcement.hyperparameters.eval_samples == 2
+    assert client.get(f"/fine_tuning/jobs/{job.id}/rollouts", cast_to=object)["data"] == []
     calls.cancel(job.id)
     graders = client.fine_tuning.alpha.graders
     assert graders.validate(grader=grader).grader.to_dict() == grader

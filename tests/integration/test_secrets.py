@@ -20,10 +20,8 @@ import redis
 from shared.settings import Settings
 from tests.api_server import ROOT, ApiServer, wait_until
 from tests.conftest import start_valkey
-from tests.integration.trainer_stack import BASE_ID, TrainerProcess, running_trainer, tiny_base
+from tests.integration.trainer_stack import BASE_ID, TrainerProcess, running_trainer
 from tests.unit.trainer.tiny import training_rows
-
-__all__ = ["tiny_base"]
 
 SECRETS = {
     name: f"s3cret-{name.lower().replace('_', '-')}-0123456789"

@@ -17,19 +17,8 @@ from shared.schemas.options import EarlyStopping, TrainingOptions
 from shared.settings import Settings
 from shared.states import JobState
 from shared.store.jobs import event
-from tests.integration.trainer_stack import (
-    BASE_ID,
-    SHORT,
-    Client,
-    TrainerProcess,
-    lasting_settings,
-    lasting_trainer,
-    tiny_base,
-    with_client,
-)
+from tests.integration.trainer_stack import BASE_ID, SHORT, Client, TrainerProcess, with_client
 from tests.unit.trainer.tiny import labelled_rows, preference_rows, training_rows
-
-__all__ = ["lasting_settings", "lasting_trainer", "tiny_base"]
 
 
 def job(training_file: str, **changes: Any) -> JobRecord:

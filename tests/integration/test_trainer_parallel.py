@@ -36,15 +36,13 @@ from shared.records import DEFAULT_PROJECT
 from shared.schemas.options import EarlyStopping
 from shared.settings import Settings
 from shared.states import JobState
-from tests.integration.trainer_stack import LONG, Client, TrainerProcess, tiny_base, trainer, with_client
+from tests.integration.trainer_stack import LONG, Client, TrainerProcess, with_client
 from tests.unit.trainer.test_trainer_dpo import dpo_spec
 from tests.unit.trainer.test_trainer_dpo import train as train_dpo
 from tests.unit.trainer.test_trainer_kto import kto_spec
 from tests.unit.trainer.test_trainer_kto import train as train_kto
 from tests.unit.trainer.test_trainer_loop import train
 from tests.unit.trainer.tiny import make_spec, training_rows
-
-__all__ = ["tiny_base", "trainer"]
 
 MEASURED = ("train_loss", "train_mean_token_accuracy", "grad_norm", "valid_loss", "full_valid_loss", "rewards_margin",
             "kl", "full_valid_rewards_chosen", "tokens", "supervised_tokens")  # fmt: skip

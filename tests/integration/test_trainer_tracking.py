@@ -14,19 +14,8 @@ from shared.schemas.integrations import JobIntegration, WandbRun
 from shared.schemas.methods import SupervisedHyperparameters
 from shared.settings import Settings
 from shared.states import JobState
-from tests.integration.trainer_stack import (
-    Client,
-    TrainerProcess,
-    lasting_settings,
-    lasting_trainer,
-    running_trainer,
-    settings,
-    tiny_base,
-    with_client,
-)
+from tests.integration.trainer_stack import Client, TrainerProcess, running_trainer, with_client
 from tests.unit.trainer.tiny import training_rows
-
-__all__ = ["lasting_settings", "lasting_trainer", "settings", "tiny_base"]
 
 MANY = SupervisedHyperparameters(n_epochs=20, batch_size=2, learning_rate_multiplier=1.0)
 INTEGRATION = JobIntegration(wandb=WandbRun(project="pets", name="first", entity="team", tags=["a"]))

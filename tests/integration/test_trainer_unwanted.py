@@ -30,9 +30,7 @@ from shared.settings import Settings
 from shared.states import JobState
 from shared.store.jobs import event
 from tests.api_server import make_adapter, make_base
-from tests.integration.trainer_stack import Client, settings, tiny_base, with_client
-
-__all__ = ["settings", "tiny_base"]
+from tests.integration.trainer_stack import Client, with_client
 
 
 async def job_in(client: Client, state: JobState) -> JobRecord:

@@ -101,6 +101,7 @@ def scene(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> I
     for name, value in IN_ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "2")
     scene = Scene(tmp_path, tiny_base)
     yield scene
     scene.close()

@@ -112,7 +112,9 @@ def test_server_out_of_reach_is_a_warning_and_the_run_is_kept(settings: Settings
         [folder] = (client.stores.paths.job_folder(job_id) / "wandb").glob(f"offline-run-*-{job_id}")
         assert [step["step"] for step in metrics(folder)] == list(range(1, 7))
 
-    with running_trainer(settings, tmp_path, WANDB_API_KEY="a" * 40, WANDB_BASE_URL="http://127.0.0.1:9"):
+    with running_trainer(
+        settings, tmp_path, WANDB_API_KEY="a" * 40, WANDB_BASE_URL="http://127.0.0.1:9", WANDB_INIT_TIMEOUT="2"
+    ):
         with_client(settings, story)
 
 

@@ -208,7 +208,7 @@ def test_job_that_was_never_queued_is_found_and_done(
         async def lose_the_message(_job_id: str, **_place: object) -> None:
             return
 
-        client.stores.queue.validate = lose_the_message  # type: ignore[method-assign]
+        client.stores.queue.validate = lose_the_message  # type: ignore[method-assign,assignment]
         job_id = await client.submit(await client.upload(training_rows(12)))
         assert (await client.ended(job_id)).status is JobState.SUCCEEDED
 

@@ -20,7 +20,7 @@ from services.trainer.jobs.validating import MAX_VALIDATIONS, validate_job
 from services.trainer.launch.launching import Launcher
 from shared import queue
 from shared.errors import StoreUnavailable
-from shared.records import DEFAULT_PROJECT, JobRecord, ReplicaRecord
+from shared.records import DEFAULT_PROJECT, AdapterRecord, JobRecord, ReplicaRecord
 from shared.settings import Settings
 from shared.states import JobState
 from tests.api_server import make_base
@@ -200,7 +200,8 @@ def test_job_cancelled_while_it_concludes_leaves_no_model_and_no_checkpoint(
         await stores.registry.put_base(replace(make_base(BASE_ID), path=str(tiny_base), context_length=128))
         job_id = await client.submit(await client.upload(training_rows(12)))
         await validate_job(stores, job_id)
-        append, listed = stores.jobs.append_checkpoint, []
+        append = stores.jobs.append_checkpoint
+        listed: list[AdapterRecord] = []
 
         async def append_and_be_cancelled(*arguments: object, **more: object) -> None:
             await append(*arguments, **more)  # type: ignore[arg-type]

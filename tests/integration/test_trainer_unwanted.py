@@ -87,7 +87,8 @@ def test_work_for_a_wanted_job_gives_what_it_gives(settings: Settings) -> None:
 def test_leftovers_of_ended_jobs_go_and_nothing_else(settings: Settings) -> None:
     async def story(client: Client) -> None:
         paths, registry = client.stores.paths, client.stores.registry
-        kept, gone = [], []
+        kept: list[Path] = []
+        gone: list[Path] = []
         for state in (JobState.SUCCEEDED, JobState.CANCELLED, JobState.FAILED, JobState.RUNNING):
             job = await job_in(client, state)
             points = paths.job_folder(job.id) / "checkpoints"

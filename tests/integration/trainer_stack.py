@@ -219,7 +219,8 @@ class Client:
             record = await self.stores.jobs.get(job_id)
             return record if record.status in TERMINAL else None
 
-        return await self.until(check, "the end of the job")
+        ended: JobRecord = await self.until(check, "the end of the job")
+        return ended
 
     async def reached(self, job_id: str, step: int) -> None:
         async def check() -> bool:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 import sys
+from email.message import Message
 from importlib.metadata import Distribution, distributions
+from typing import cast
 
 ALLOWED = frozenset(
     {
@@ -53,7 +55,7 @@ KNOWN = {
 
 def licence_of(package: Distribution) -> str:
     """Return an SPDX expression as far as the package's metadata give one, else their words; empty if none."""
-    said = package.metadata
+    said = cast(Message, package.metadata)
     if expression := said.get("License-Expression"):
         return str(expression)
     classifiers = [

@@ -42,6 +42,8 @@ def main() -> int:
     arguments = _arguments()
     begun = time.monotonic()
     data = write(arguments.data_dir / "dataset")
+    _shorten(data["train"], arguments.examples)
+    _shorten(data["test"], arguments.questions)
     with _stack(arguments) as (base_url, key):
         client = OpenAI(base_url=base_url, api_key=key)
         say(f"the API answers at {base_url} after {time.monotonic() - begun:.0f} s")
@@ -67,6 +69,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--data-dir", type=Path, default=Path(".demo"), help="where the stack keeps its data")
     parser.add_argument("--base-url", help="use this running stack, with the key in OPENAI_API_KEY")
     parser.add_argument("--epochs", type=int, default=2, help="passes over the training data")
+    parser.add_argument("--examples", type=int, help="how many examples to learn, instead of all")
+    parser.add_argument("--questions", type=int, help="how many questions to ask both models, instead of all")
     return parser.parse_args()
 
 
@@ -169,6 +173,11 @@ def _train(client: OpenAI, base: str, data: dict[str, Path], epochs: int) -> Fin
         raise SystemExit(f"the job {job.status}: {job.error.message if job.error else ''}")
     say(f"model {job.fine_tuned_model}")
     return job
+
+
+def _shorten(path: Path, count: int | None) -> None:
+    """Leave the first `count` lines, which are in no order of topics; all of them where it is None."""
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:count]))
 
 
 def _count(path: Path) -> int:

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import httpx2
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
 BASE = "org/tiny-base"
 KEY_SECRET = "secret-of-the-tests"
-NO_METRICS = {"api_metrics_port": 0, "trainer_metrics_port": 0, "inference_metrics_port": 0}
+NO_METRICS: dict[str, Any] = {"api_metrics_port": 0, "trainer_metrics_port": 0, "inference_metrics_port": 0}
 """Settings of a stack among others: each would want the same ports."""
 
 
@@ -132,7 +132,7 @@ def make_replica(url: str, **changes: Any) -> ReplicaRecord:
     return ReplicaRecord(**{**fields, **changes})
 
 
-def wait_until(condition: Callable[[], T], *, timeout_s: float = 15.0) -> T:
+def wait_until(condition: Callable[[], T | Literal[False] | None], *, timeout_s: float = 15.0) -> T:
     """Return the first true value of `condition`; fails after the timeout."""
     deadline = time.monotonic() + timeout_s
     while True:

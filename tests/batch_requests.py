@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import openai
 from openai.types import Batch
@@ -18,7 +18,7 @@ from shared.store.registry import Registry
 from tests.api_server import BASE, ApiServer, make_base, make_replica, wait_until, with_store
 from tests.fakes.upstream import Upstream
 
-CHAT = "/v1/chat/completions"
+CHAT: Final = "/v1/chat/completions"
 ENDED = {"completed", "failed", "expired", "cancelled"}
 
 

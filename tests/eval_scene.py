@@ -68,11 +68,16 @@ def adds(prompt: str) -> str:
 
 def make_eval(sdk: openai.OpenAI, *criteria: dict[str, Any], **options: Any) -> Any:
     config = options.pop("config", {"type": "custom", "item_schema": SCHEMA, "include_sample_schema": True})
-    return sdk.evals.create(data_source_config=config, testing_criteria=list(criteria) or [EXACT], **options)
+    given: Any = list(criteria) or [EXACT]
+    return sdk.evals.create(data_source_config=config, testing_criteria=given, **options)
 
 
-def content(given: list[dict[str, Any]]) -> dict[str, Any]:
+def content(given: list[dict[str, Any]]) -> Any:
     return {"type": "file_content", "content": given}
+
+
+def jsonl(source: dict[str, Any]) -> Any:
+    return {"type": "jsonl", "source": source}
 
 
 def asking(source: dict[str, Any], **options: Any) -> Any:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -35,7 +36,7 @@ class ObjectStore:
         self._wait()
         httpx2.put(f"{self.url}/{BUCKET}", trust_env=False).raise_for_status()
 
-    def settings(self, prefix: str) -> dict[str, str]:
+    def settings(self, prefix: str) -> dict[str, Any]:
         """Return the settings for a part of the bucket that is the caller's alone."""
         return {"storage_url": f"s3://{BUCKET}/{prefix}", "storage_endpoint": self.url}
 

@@ -20,7 +20,10 @@ HEALTH_S = 2.0
 """In which /healthz has to answer, whatever else goes on."""
 GROWTH_BYTES = 96 << 20
 """By which a process may have grown after any amount of abuse: caches and the allocator's reserves."""
-_SETTLE_S = 10.0
+FILES_LEFT = 8
+"""Open files that it may have more than before."""
+_SETTLE_S, _STILL_S = 10.0, 3.0
+"""How long its connections may take to end, and how long nothing may have changed until they are waited for no more."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Measured:
         assert not self.faults, f"{self.name}: {len(self.faults)} faults, such as {self.faults[:3]}"
         assert self.slowest_health_s < HEALTH_S, f"{self.name}: /healthz took {self.slowest_health_s:.1f} s"
         assert self.grown_bytes < GROWTH_BYTES, f"{self.name}: grown by {self.grown_bytes >> 20} MiB"
-        assert self.files_left <= 8, f"{self.name}: {self.files_left} files are still open"
+        assert self.files_left <= FILES_LEFT, f"{self.name}: {self.files_left} files are still open"
 
 
 def measure(name: str, api: ApiServer, abuse: Callable[[Findings], Coroutine[Any, Any, None]]) -> Measured:
@@ -55,9 +58,8 @@ def measure(name: str, api: ApiServer, abuse: Callable[[Findings], Coroutine[Any
             await abuse(found)
 
     asyncio.run(run())
-    seconds, until = time.monotonic() - started, time.monotonic() + _SETTLE_S
-    while process.num_fds() > files and time.monotonic() < until:
-        time.sleep(0.1)
+    seconds = time.monotonic() - started
+    _settle(process, files)
     return Measured(
         name=name,
         seconds=seconds,
@@ -67,6 +69,17 @@ def measure(name: str, api: ApiServer, abuse: Callable[[Findings], Coroutine[Any
         files_left=process.num_fds() - files,
         faults=found.faults,
     )
+
+
+def _settle(process: psutil.Process, files: int) -> None:
+    """Wait until it has hardly more open files than before, or no longer closes any."""
+    now = process.num_fds()
+    changed = begun = time.monotonic()
+    while now > files + FILES_LEFT and time.monotonic() < min(begun + _SETTLE_S, changed + _STILL_S):
+        time.sleep(0.1)
+        before, now = now, process.num_fds()
+        if now != before:
+            changed = time.monotonic()
 
 
 @asynccontextmanager

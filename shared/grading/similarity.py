@@ -158,7 +158,7 @@ def _tokenizer() -> Any:
 
 @cache
 def _stemmer() -> Any:
-    from nltk.stem.porter import PorterStemmer  # type: ignore[import-untyped]
+    from nltk.stem.porter import PorterStemmer
 
     return PorterStemmer()
 

@@ -7,7 +7,7 @@ from tests.contract.fuzz import fuzz, scene
 
 def test_no_request_breaks_what_the_document_promises() -> None:
     with scene() as api:
-        status, report = fuzz(api.url, api.key, seconds=30)
+        status, report = fuzz(api.url, api.key, seconds=20)
         log = api.log.read_text()
     assert status == 0, report[-6000:]
     assert "request.failed" not in log and "request.cut" not in log

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from tests.faults.batch_client import BatchClient
 from tests.faults.calls import Calls
@@ -30,7 +30,7 @@ class Client:
 
     async def work(self, stop: asyncio.Event) -> None:
         """Do one thing after another until `stop`."""
-        actions = {
+        actions: dict[Callable[[], Awaitable[object]], float] = {
             self.calls.upload: 2, self._parts.send: 1.5, self.train: 3, self.chat: 5, self.look: 5, self.delete: 1,
             self.cancel: 0.4, self.pause: 0.6, self.resume: 1.5, self.move_alias: 1.5, self._batches.start: 1.5,
             self._batches.look: 1.5,

@@ -150,7 +150,7 @@ class InferenceStack:
         final = self.home / "adapters" / BASE_ID / digest
         if not final.exists():
             shutil.copytree(folder, final)
-        fields = {
+        fields: dict[str, Any] = {
             "name": name, "base": BASE_ID, "base_fingerprint": "tiny", "folder": str(final.relative_to(self.home)),
             "sha256": digest, "rank": 4, "project": "proj_default", "job_id": "ftjob-test", "created_at": 1,
         }  # fmt: skip

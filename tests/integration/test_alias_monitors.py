@@ -113,7 +113,7 @@ def test_what_is_no_monitor_is_refused(watched: GateScene) -> None:
 class Stretch(NamedTuple):
     """So many answers at a time, in seconds from the end of the baseline."""
 
-    count: int
+    answers: int
     at: float
     words: list[str]
     score: float = 1.0
@@ -137,7 +137,7 @@ class Traffic:
         completions = CompletionStore(client, keep_days=1)
         commands: list[tuple[Argument, ...]] = []
         for stretch in stretches:
-            for _ in range(stretch.count):
+            for _ in range(stretch.answers):
                 asked = " ".join(self.drawing.choices(stretch.words, k=self.drawing.randint(6, 14)))
                 sample = await self._stored(completions, stretch, asked)
                 is_first = stretch.at < 0

@@ -28,7 +28,7 @@ COMPLETION = {
                  "finish_reason": "stop"}],
     "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
 }  # fmt: skip
-PART = {"type": "output_text", "text": "Hello!", "annotations": [], "logprobs": None}
+PART: dict[str, Any] = {"type": "output_text", "text": "Hello!", "annotations": [], "logprobs": None}
 RESPONSE = {
     "id": "resp_upstream", "object": "response", "created_at": 1, "model": V1, "status": "completed",
     "output": [{"type": "message", "id": "m", "role": "assistant", "status": "completed", "content": [PART]}],
@@ -125,7 +125,7 @@ def test_moves_under_load_lose_and_mix_nothing(bots: Scene) -> None:
                     moved = await http.post("/v1/aliases/bot", json={"model": (V2, V1)[number % 2]})
                     assert moved.status_code == 200, moved.text
 
-            *loads, _ = await asyncio.gather(*(load() for _ in range(6)), move())
+            loads, _ = await asyncio.gather(asyncio.gather(*(load() for _ in range(6))), move())
             return [one for answers in loads for one in answers]
 
     answers = asyncio.run(run())

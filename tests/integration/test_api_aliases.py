@@ -169,11 +169,11 @@ def test_of_fifty_writers_who_expect_the_same_revision_one_wins(bots: Scene) -> 
         headers = {"authorization": f"Bearer {bots.api.key}"}
         async with httpx2.AsyncClient(base_url=bots.api.url, headers=headers, trust_env=False, timeout=60) as http:
 
-            def write(number: int) -> object:
+            async def write(number: int) -> httpx2.Response:
                 body = {"description": f"{revision}/{number}", "expected_revision": revision}
-                return http.post("/v1/aliases/bot", json=body)
+                return await http.post("/v1/aliases/bot", json=body)
 
-            return await asyncio.gather(*(write(number) for number in range(50)))  # type: ignore[arg-type]
+            return await asyncio.gather(*(write(number) for number in range(50)))
 
     for revision in (1, 2, 3):
         answers = asyncio.run(race(revision))

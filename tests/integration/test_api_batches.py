@@ -285,4 +285,4 @@ def test_stored_chats_of_a_batch_are_kept(sdk: openai.OpenAI, upstream: Model) -
     done = ended(sdk, start(sdk, [line(0, store=True, metadata={"from": "batch"})]))
     (answer,) = content(sdk, done.output_file_id)
     stored = sdk.chat.completions.retrieve(answer["response"]["body"]["id"])
-    assert stored.metadata == {"from": "batch"}  # type: ignore[attr-defined]
+    assert stored.metadata == {"from": "batch"}

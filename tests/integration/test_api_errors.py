@@ -118,7 +118,7 @@ def test_bad_json_is_400(api: ApiServer, path: str, body: bytes, word: str) -> N
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/fine_tuning/jobs"])
 def test_wrong_content_type_is_415(api: ApiServer, path: str, kind: str) -> None:
     with api.client() as http:
-        answer = http.post(path, content=b'{"model": "x"}', headers={"content-type": kind.encode("latin-1")})
+        answer = http.post(path, content=b'{"model": "x"}', headers={b"content-type": kind.encode("latin-1")})
     assert answer.status_code == 415
     assert error_of(answer)["code"] == "unsupported_media_type"
 

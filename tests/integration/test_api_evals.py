@@ -13,7 +13,7 @@ from shared import keys
 from shared.store.client import Client
 from tests.api_server import BASE, ApiServer, with_store
 from tests.batch_requests import sdk_of, serve
-from tests.eval_scene import EXACT, SCHEMA, Speaker, adds, asking, content, ended, items, make_eval, rows
+from tests.eval_scene import EXACT, SCHEMA, Speaker, adds, asking, content, ended, items, jsonl, make_eval, rows
 from tests.integration.test_api_limits import new_key, new_project
 
 
@@ -96,13 +96,13 @@ def test_wrong_evals_are_refused_by_the_name_of_the_field(api: ApiServer, change
 
 def test_rows_are_graded_as_they_are(sdk: openai.OpenAI, upstream: Speaker) -> None:
     made = make_eval(sdk, EXACT, {**EXACT, "name": "has a digit", "operation": "like", "reference": "4"})
-    given = [
+    given: list[dict[str, Any]] = [
         {"item": {"question": "2+2", "answer": "4"}, "sample": {"output_text": "4"}},
         {"item": {"question": "2+2", "answer": "4"}, "sample": {"choices": [{"message": {"content": "14"}}]}},
         {"item": {"question": "1+1", "answer": "2"}, "sample": {"output_text": "3", "model": "mine"}},
         {"item": {"question": "1+1", "answer": "2"}},
     ]
-    run = sdk.evals.runs.create(made.id, data_source={"type": "jsonl", "source": content(given)}, name="by hand")
+    run = sdk.evals.runs.create(made.id, data_source=jsonl(content(given)), name="by hand")
     assert (run.status, run.name, run.model, run.object) == ("queued", "by hand", "", "eval.run")
     assert run.data_source.to_dict() == {"type": "jsonl", "source": content(given)}
     done = ended(sdk, run)
@@ -189,8 +189,8 @@ def test_rows_of_a_file(api: ApiServer, sdk: openai.OpenAI) -> None:
         ('{"item"', "line 1 is no valid JSON"),
     ):
         file = files.create(file=("rows.jsonl", wrong.encode()), purpose="evals")
-        source = {"type": "jsonl", "source": {"type": "file_id", "id": file.id}}
-        failed = ended(sdk, sdk.evals.runs.create(made.id, data_source=source))  # type: ignore[call-overload]
+        source = jsonl({"type": "file_id", "id": file.id})
+        failed = ended(sdk, sdk.evals.runs.create(made.id, data_source=source))
         assert (failed.status, failed.error.code) == ("failed", "invalid_eval_file"), failed
         assert said in failed.error.message, failed.error.message
 
@@ -341,12 +341,12 @@ def test_deleting_an_eval_takes_its_runs_with_it(
     upstream.stuck = {"What is 0 and 0?"}
     made = make_eval(sdk)
     stuck = sdk.evals.runs.create(made.id, data_source=asking(content(rows(1))))
-    ended(sdk, sdk.evals.runs.create(made.id, data_source={"type": "jsonl", "source": content(rows(1))}))
+    ended(sdk, sdk.evals.runs.create(made.id, data_source=jsonl(content(rows(1)))))
     sdk.evals.delete(made.id)
     with pytest.raises(openai.NotFoundError):
         sdk.evals.runs.retrieve(stuck.id, eval_id=made.id)
     with pytest.raises(openai.NotFoundError):
-        sdk.evals.runs.create(made.id, data_source={"type": "jsonl", "source": content(rows(1))})
+        sdk.evals.runs.create(made.id, data_source=jsonl(content(rows(1))))
 
     async def left(client: Client) -> list[bytes]:
         found = await client.call("KEYS", "selftune:*eval*")

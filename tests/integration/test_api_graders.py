@@ -135,11 +135,12 @@ def test_multi_with_a_map_of_graders_is_run_and_echoed(api: ApiServer, sdk: open
 
 
 def test_a_sound_grader_is_echoed(sdk: openai.OpenAI, judge: Upstream) -> None:
-    for grader in (
+    sound: list[Any] = [
         EQ,
         SCORE | {"range": [0, 5]},
         {"type": "multi", "name": "m", "graders": EQ, "calculate_output": "eq"},
-    ):
+    ]
+    for grader in sound:
         echoed = sdk.fine_tuning.alpha.graders.validate(grader=grader).grader
         assert echoed is not None and echoed.to_dict() == grader
     assert not judge.received

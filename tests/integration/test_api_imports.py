@@ -59,7 +59,7 @@ def body_of(sdk: openai.OpenAI, adapter: Path, **changes: Any) -> dict[str, Any]
 
 
 def create(sdk: openai.OpenAI, body: dict[str, Any], **headers: str) -> dict[str, Any]:
-    answer: dict[str, Any] = sdk.post("/models", body=body, cast_to=dict[str, Any], options={"headers": headers})  # type: ignore[arg-type]
+    answer: dict[str, Any] = sdk.post("/models", body=body, cast_to=dict[str, Any], options={"headers": headers})
     return answer
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import socket
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -425,7 +426,11 @@ def test_what_would_be_stored_is_refused_where_there_is_no_room(api: ApiServer) 
     def chat(*, store: bool) -> object:
         return client.chat.completions.create(model="nobody", messages=[{"role": "user", "content": "hi"}], store=store)
 
-    for call in (lambda: client.responses.create(model="nobody", input="hi"), lambda: chat(store=True)):
+    calls: list[Callable[[], object]] = [
+        lambda: client.responses.create(model="nobody", input="hi"),
+        lambda: chat(store=True),
+    ]
+    for call in calls:
         with pytest.raises(openai.RateLimitError) as refused:
             call()
         assert (refused.value.code, refused.value.param) == ("storage_limit_exceeded", "store")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import openai
@@ -96,11 +98,12 @@ def test_deleted_model_takes_its_permissions_along(
 def test_foreign_and_unknown_models_cannot_be_shared(owner: openai.OpenAI, guest: openai.OpenAI, other: str) -> None:
     for client, model in ((guest, MODEL), (owner, "ft:nothing:here::x"), (owner, BASE)):
         permissions = client.fine_tuning.checkpoints.permissions
-        for call in (
-            lambda p=permissions, m=model: p.create(m, project_ids=[other]),
-            lambda p=permissions, m=model: p.list(m),
-            lambda p=permissions, m=model: p.delete("cp_x", fine_tuned_model_checkpoint=m),
-        ):
+        calls: list[Callable[[], object]] = [
+            partial(permissions.create, model, project_ids=[other]),
+            partial(permissions.list, model),
+            partial(permissions.delete, "cp_x", fine_tuned_model_checkpoint=model),
+        ]
+        for call in calls:
             with pytest.raises(openai.NotFoundError) as caught:
                 call()
             assert caught.value.code == "model_not_found"

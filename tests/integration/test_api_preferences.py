@@ -127,14 +127,15 @@ def test_wrong_preferences_are_refused_by_the_name_of_the_field(http: httpx2.Cli
         answer = http.post(URL, json=body)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
     assert http.post(URL, json=pair("q" * (1 << 20), "a", "b")).status_code == 413
-    for body, param in (
+    refused: list[tuple[dict[str, Any], str | None]] = [
         ({"method": "orpo"}, "method"),
         ({"method": "dpo", "said_by": "judge"}, "said_by"),
         ({"method": "dpo", "ab_run_id": "x", "source": "s"}, "source"),
         ({"method": "dpo", "ab_run_id": "x", "said_by": "judge", "voter": "v"}, "voter"),
         ({"method": "dpo", "contradictions": "keep"}, "contradictions"),
         ({"method": "dpo"}, None),
-    ):
+    ]
+    for body, param in refused:
         answer = http.post(f"{URL}/export", json=body)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
     assert answer.json()["error"]["code"] == "nothing_to_export"

@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -224,9 +225,9 @@ def test_completing_against_cancelling_has_one_winner(sdk: openai.OpenAI, api: A
             except openai.BadRequestError:
                 return "refused"
 
-        calls = [
-            lambda u=upload.id, p=part: sdk.uploads.complete(u, part_ids=[p]),
-            lambda u=upload.id: sdk.uploads.cancel(u),
+        calls: list[Callable[[], Any]] = [
+            partial(sdk.uploads.complete, upload.id, part_ids=[part]),
+            partial(sdk.uploads.cancel, upload.id),
         ]
         with ThreadPoolExecutor(2) as pool:
             results = list(pool.map(attempt, calls))

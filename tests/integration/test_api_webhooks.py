@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import openai
 import pytest
@@ -21,8 +21,8 @@ from shared.store.webhooks import MAX_ENDPOINTS
 from tests.api_server import ApiServer, know_key, wait_until, with_store
 from tests.webhook_receiver import Received, Receiver, receiver
 
-SUCCEEDED = "fine_tuning.job.succeeded"
-FAILED = "fine_tuning.job.failed"
+SUCCEEDED: Final = "fine_tuning.job.succeeded"
+FAILED: Final = "fine_tuning.job.failed"
 
 
 def _database(valkey_folder: Path, number: int) -> str:
@@ -197,7 +197,7 @@ def test_projects_do_not_see_each_other(open_api: ApiServer, open_url: str, targ
     theirs = sdk_of(open_api, know_key(open_url, "sk-selftune-other", project="proj_other")).webhooks
     made = mine.create(name="mine", url=target.url, event_types=[SUCCEEDED])
     assert list(theirs.list()) == []
-    attempts = [
+    attempts: list[Callable[[], object]] = [
         lambda: theirs.retrieve(made.id), lambda: theirs.update(made.id, name="x"), lambda: theirs.delete(made.id),
         lambda: theirs.rotate_secret(made.id), lambda: theirs.test(made.id, event_type=SUCCEEDED),
     ]  # fmt: skip

@@ -56,9 +56,9 @@ def test_a_page_has_as_many_runs_as_their_sources_allow(redis_url: str, monkeypa
             after = found[-1].record.id
             seen.append(([one.record.id for one in found], more))
         assert (await store.find_record("run_3", eval_id="eval_1", project="p")).created_at == 3
-        for wrong in ({"eval_id": "eval_2", "project": "p"}, {"eval_id": "eval_1", "project": "q"}):
+        for eval_id, project in (("eval_2", "p"), ("eval_1", "q")):
             with pytest.raises(NotFound):
-                await store.find("run_3", **wrong)
+                await store.find("run_3", eval_id=eval_id, project=project)
 
     with_store(redis_url, look)
     assert seen == [(["run_0", "run_2"], True), (["run_3"], True), (["run_4"], False)]

@@ -23,7 +23,7 @@ CALL = {"type": "function_call", "id": "fc_1", "call_id": "c1", "name": "f", "ar
 
 def response(text: str = "Hello!", **changes: Any) -> dict[str, Any]:
     """Return a response as vLLM writes it."""
-    part = {"annotations": [], "text": text, "type": "output_text", "logprobs": None}
+    part: dict[str, Any] = {"annotations": [], "text": text, "type": "output_text", "logprobs": None}
     message = {"id": "msg_a", "content": [part], "role": "assistant", "status": "completed", "type": "message"}
     return {
         "id": "resp_upstream", "created_at": 1_700_000_000, "incomplete_details": None, "instructions": None,
@@ -60,7 +60,7 @@ def answer_as(upstream: Upstream, sdk: openai.OpenAI, **options: Any) -> str:
     """Have a request answered as the real server would, under the id that it is given; returns that id."""
     upstream.answer = json.dumps(response(id="resp_upstream")).encode()
     made = sdk.responses.create(**{"model": BASE, "input": "hi", **options})
-    return made.id
+    return str(made.id)
 
 
 def test_the_server_gets_an_id_of_ours_and_nothing_that_is_ours(sdk: openai.OpenAI, upstream: Upstream) -> None:

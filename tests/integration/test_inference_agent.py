@@ -42,7 +42,13 @@ class RememberingEngine:
         self.broken: set[int] = set()
         self.tried: list[int] = []
 
-    async def collective_rpc(self, method: str, timeout: float | None = None, args: tuple[Any, ...] = ()) -> list[Any]:
+    async def collective_rpc(
+        self,
+        method: str,
+        timeout: float | None = None,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> list[Any]:
         await asyncio.sleep(0.01)
         if method == "selftune_load":
             _, int_id, _, evict = args

@@ -568,11 +568,10 @@ def test_every_endpoint_treats_anothers_things_as_unknown(world: World) -> None:
         assert for_admins or names <= IN_PATH, f"{template}: add what the parameters {names - IN_PATH} may name"
         http = world.other_usual if for_admins else world.other
         has_body = "requestBody" in operation or method == "POST"
-        bodies: list[dict[str, Any] | None] = [None]
         if "requestBody" in operation and not for_admins:
             assert template in BODIES, f"{method} {template}: say what a body with somebody else's ids is"
         count = len(BODIES[template](walk._foreign)) if has_body and template in BODIES else 0
-        bodies = list(range(count)) or [None]  # type: ignore[assignment]
+        bodies: list[int | None] = [*range(count)] or [None]
         queries = [] if for_admins else _queries(template, operation)
         for number, query in chain(((one, None) for one in bodies), ((None, one) for one in queries)):
             walk.compare(

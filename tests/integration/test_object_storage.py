@@ -36,13 +36,14 @@ from shared.store.files import FileStore
 from shared.store.uploads import UploadStore
 from tests.api_server import ApiServer, know_key, wait_until, with_store
 from tests.batch_requests import Model, completed, content, ended, line, sdk_of, serve, start
-from tests.integration.test_inference_agent import BASE_ID as AGENT_BASE
-from tests.integration.test_inference_agent import World, make_adapter, make_base, play, state
-from tests.integration.trainer_stack import LONG, Client, running_trainer, settings, tiny_base, with_client
+from tests.integration.inference_stack import BASE_ID as AGENT_BASE
+from tests.integration.inference_stack import make_adapter, make_base
+from tests.integration.test_inference_agent import World, play, state
+from tests.integration.trainer_stack import LONG, Client, running_trainer, with_client
 from tests.object_store import ObjectStore, object_store, running_store
 from tests.unit.trainer.tiny import training_rows
 
-__all__ = ["object_store", "settings", "tiny_base"]
+__all__ = ["object_store"]
 
 MANY = 240
 CONTENT = os.urandom(9_000_000)  # two pieces

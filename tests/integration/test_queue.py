@@ -135,7 +135,7 @@ def test_jobs_keep_their_turn_and_nobody_pays_for_jobs_that_are_over(redis_url: 
         for number in range(9):
             await jobs.finish(f"ftjob-a{number}", JobState.CANCELLED)
         for priority in ("low", None, "high"):  # whatever the priority of the job that ended last
-            await _submit(client, waiting, a_job(f"x{priority}", priority, "a"))  # type: ignore[arg-type]
+            await _submit(client, waiting, a_job(f"x{priority}", priority, "a"))
         for priority in ("low", None, "high"):
             await jobs.finish(f"ftjob-x{priority}", JobState.CANCELLED)
         for each in ("low", "normal", "high"):

@@ -185,7 +185,7 @@ def test_doctor_tells_the_form_and_what_the_database_would_lose(database: str, t
     def lines() -> list[tuple[str, str, str]]:
         sources = dict.fromkeys(Settings.__struct_fields__, "the default")
         places = next(found for section, found in examine(settings, sources) if section == "Places")
-        return [tuple(line) for line in places if line.what in ("database", "records")]
+        return [(line.level, line.what, line.detail) for line in places if line.what in ("database", "records")]
 
     lost = "the database has no append-only file (appendonly no) and loses what was written when it stops"
     expected = [("ok", "database", "answers"), ("warning", "database", lost)]

@@ -20,10 +20,8 @@ import redis
 from shared.settings import Settings
 from tests.api_server import ROOT, ApiServer, wait_until
 from tests.conftest import start_valkey
-from tests.integration.trainer_stack import BASE_ID, TrainerProcess, running_trainer, tiny_base
+from tests.integration.trainer_stack import BASE_ID, TrainerProcess, running_trainer
 from tests.unit.trainer.tiny import training_rows
-
-__all__ = ["tiny_base"]
 
 SECRETS = {
     name: f"s3cret-{name.lower().replace('_', '-')}-0123456789"
@@ -103,6 +101,7 @@ def scene(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> I
     for name, value in IN_ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "2")
     scene = Scene(tmp_path, tiny_base)
     yield scene
     scene.close()

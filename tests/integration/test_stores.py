@@ -189,11 +189,11 @@ def test_write_that_is_repeated_for_want_of_an_answer_is_done_once(redis_url: st
             return replace(record, attempts=record.attempts + 1)
 
         for nonce in ("a" * 32, "b" * 32):
-            client.script = answer_is_lost  # type: ignore[method-assign]
+            client.script = answer_is_lost  # type: ignore[method-assign,assignment]
             with pytest.raises(StoreUnavailable):
                 await jobs.append_events("ftjob-1", [event("told")], nonce=nonce)
             await jobs.append_events("ftjob-1", [event("told")], nonce=nonce)
-        client.script = answer_is_lost  # type: ignore[method-assign]
+        client.script = answer_is_lost  # type: ignore[method-assign,assignment]
         with pytest.raises(StoreUnavailable):
             await jobs.update("ftjob-1", more, [event("changed")], nonce="c" * 32)
         repeated = await jobs.update("ftjob-1", more, [event("changed")], nonce="c" * 32)

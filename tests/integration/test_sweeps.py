@@ -188,7 +188,7 @@ def test_training_is_paid_back_by_what_requests_save(
     assert (unknown["code"], unknown["param"]) == ("unknown_hosted_model", "against")
     assert http.get(path, params={"against": "large"}).json()["error"]["code"] == "nothing_measured"
     tokens = {"requests": 10, "input_tokens": 1000, "cached_tokens": 400, "output_tokens": 500}
-    counts = {Used(metric, best["model"]): number for metric, number in tokens.items()}  # type: ignore[arg-type]
+    counts = {Used(metric, best["model"]): number for metric, number in tokens.items()}
     with_store(
         lasting_settings.redis_url, lambda client: UsageStore(client).add({Day("proj_default", today()): counts})
     )

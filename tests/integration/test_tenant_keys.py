@@ -26,6 +26,7 @@ from shared.store.api_keys import Identity, KeyStore
 from shared.store.client import Client
 from shared.store.jobs import JobStore, event
 from shared.store.migrations import keyed_hashes
+from shared.store.migrations.context import MigrationContext
 from shared.store.presence import Presence
 from shared.store.projects import ProjectStore
 from shared.store.registry import Registry
@@ -244,18 +245,12 @@ class _Reading(threading.Thread):
         self.ended_at = time.monotonic()
 
 
-@dataclass(frozen=True)
-class _Context:
-    settings: Settings
-    paths: Paths
-
-
 def test_plain_hashes_become_keyed_ones_and_keys_go_on_working(redis_url: str, tmp_path: Path) -> None:
     (tmp_path / "admin.key").write_text("sk-admin")  # the folder of an api
     value, key_id = ids.new_api_key(), ids.new_key_id()
     sha256 = hashlib.sha256(value.encode()).hexdigest()
     ancient = hashlib.sha256(b"sk-ancient").hexdigest()
-    context = _Context(Settings(data_dir=str(tmp_path)), Paths(tmp_path))
+    context = MigrationContext(settings=Settings(data_dir=str(tmp_path)), paths=Paths(tmp_path))
 
     async def story(client: Client) -> None:
         await client.call(
@@ -272,14 +267,14 @@ def test_plain_hashes_become_keyed_ones_and_keys_go_on_working(redis_url: str, t
         assert await store.last_used([key_id]) == {key_id: 1_700_000_000}
         assert (await store.authenticate(value)).key.id == key_id
         assert (await store.authenticate("sk-ancient")).key.created_at == 6
-        another = _Context(Settings(key_secret="another-secret-0"), Paths(tmp_path))
+        another = MigrationContext(settings=Settings(key_secret="another-secret-0"), paths=Paths(tmp_path))
         await keyed_hashes.apply(client, another)  # there is nothing to do
         await client.call("SET", f"selftune:key:{ancient}", '{"project":"proj_default","name":"a","created_at":6}')
         with pytest.raises(KeySecretMismatch):
             await keyed_hashes.apply(client, another)
         elsewhere = Paths(tmp_path / "inference-host")
         with pytest.raises(StoreUnavailable):  # a host without the secret leaves it to an api
-            await keyed_hashes.apply(client, _Context(Settings(), elsewhere))
+            await keyed_hashes.apply(client, MigrationContext(settings=Settings(), paths=elsewhere))
         assert not elsewhere.key_secret.exists()
 
     with_store(redis_url, story)

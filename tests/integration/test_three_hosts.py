@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -137,7 +138,7 @@ class Site:
         with self.network.hosts[CLIENT].inside():
             return with_store(self.redis_url, work)
 
-    def until(self, condition: Callable[[], T], *, timeout_s: float = 60.0) -> T:
+    def until(self, condition: Callable[[], T | None], *, timeout_s: float = 60.0) -> T:
         """Return the condition's first true value; services that are not there yet count as false."""
         deadline = time.monotonic() + timeout_s
         while True:
@@ -241,15 +242,22 @@ def test_no_host_wrote_into_anothers_folder(site: Site, trained: FineTuningJob) 
 def test_answers_go_on_while_a_replica_is_cut_off(site: Site, trained: FineTuningJob) -> None:
     """Four clients ask all the time, so that requests are under way on the lost host: the other answers them."""
     model = str(trained.fine_tuned_model)
-    (expected,) = answers(site, model, seconds=0)
+    enough = threading.Event()
+    enough.set()
+    (expected,) = answers(site, model, enough)
+    enough.clear()
     with ThreadPoolExecutor(4) as clients:
-        asking = [clients.submit(answers, site, model, seconds=20) for _ in range(4)]
-        time.sleep(3)
+        asking = [clients.submit(answers, site, model, enough) for _ in range(4)]
+        time.sleep(1)
         site.network.unplug(REPLICAS[0])
         try:
+            site.until(lambda: len(site.replicas("ready")) == 1)
+            time.sleep(2)
+            enough.set()
             given = [future.result() for future in asking]
             left = [replica.url for replica in site.replicas("ready")]
         finally:
+            enough.set()
             site.network.plug_in(REPLICAS[0])
     assert [set(one) for one in given] == [{expected}] * 4
     assert left == [f"http://{site.network.addresses[REPLICAS[1]]}:8001"]
@@ -257,13 +265,12 @@ def test_answers_go_on_while_a_replica_is_cut_off(site: Site, trained: FineTunin
     assert site.ask(REPLICAS[0], model).is_success
 
 
-def answers(site: Site, model: str, *, seconds: float) -> list[str]:
-    """Ask the same again and again, at least once; the SDK is given no second try."""
+def answers(site: Site, model: str, enough: threading.Event) -> list[str]:
+    """Ask the same again and again, at least once, until it is enough; the SDK is given no second try."""
     messages: Any = QUESTION
     given: list[str] = []
-    deadline = time.monotonic() + seconds
     with site.network.hosts[CLIENT].inside(), site.client(timeout=30, max_retries=0) as client:
-        while not given or time.monotonic() < deadline:
+        while not given or not enough.is_set():
             answer = client.chat.completions.create(model=model, messages=messages, max_tokens=8, temperature=0)
             given.append(str(answer.choices[0].message.content))
     return given

@@ -20,27 +20,12 @@ from shared.schemas.methods import SupervisedHyperparameters
 from shared.settings import Settings
 from shared.states import JobState
 from shared.store.jobs import event
-from tests.integration.trainer_stack import (
-    BASE_ID,
-    DEADLINE_S,
-    LONG,
-    SHORT,
-    Client,
-    TrainerProcess,
-    lasting_settings,
-    lasting_trainer,
-    settings,
-    tiny_base,
-    trainer,
-    with_client,
-)
+from tests.integration.trainer_stack import BASE_ID, DEADLINE_S, LONG, SHORT, Client, TrainerProcess, with_client
 from tests.unit.trainer.tiny import training_rows
-
-__all__ = ["lasting_settings", "lasting_trainer", "settings", "tiny_base", "trainer"]
 
 
 def test_job_succeeds_without_a_replica_and_says_that_serving_is_pending(
-    trainer: TrainerProcess, settings: Settings, tiny_base: Path
+    lasting_trainer: TrainerProcess, lasting_settings: Settings, tiny_base: Path
 ) -> None:
     async def story(client: Client) -> None:
         training, validation = await client.upload(training_rows(24)), await client.upload(training_rows(6))
@@ -72,10 +57,11 @@ def test_job_succeeds_without_a_replica_and_says_that_serving_is_pending(
         assert [checkpoint.step_number for checkpoint in checkpoints] == [6, 3]
         assert checkpoints[0].fine_tuned_model_checkpoint == record.model_name
         assert checkpoints[0].metrics.full_valid_loss is not None
-        listed = {adapter.name: adapter for adapter in await client.stores.registry.listed(DEFAULT_PROJECT)}
-        assert set(listed) == {checkpoint.fine_tuned_model_checkpoint for checkpoint in checkpoints}
-        adapter = listed[record.model_name]
-        folder = settings.home / adapter.folder
+        named = {checkpoint.fine_tuned_model_checkpoint for checkpoint in checkpoints}
+        assert await client.models_of(job_id) == named
+        adapter = await client.stores.registry.get(record.model_name)
+        assert adapter is not None
+        folder = lasting_settings.home / adapter.folder
         verify_adapter(folder, base_folder=tiny_base, base_id=BASE_ID, max_rank=4, expected_sha256=adapter.sha256)
 
         [result_id] = record.result_files
@@ -85,11 +71,11 @@ def test_job_succeeds_without_a_replica_and_says_that_serving_is_pending(
         assert (result.filename, result.purpose) == ("step_metrics.csv", "fine-tune-results")
         assert lines[0] == "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy" and len(lines) == 7
 
-    with_client(settings, story)
+    with_client(lasting_settings, story)
 
 
 def test_cancelled_job_stops_within_five_seconds_and_publishes_nothing(
-    trainer: TrainerProcess, settings: Settings
+    lasting_trainer: TrainerProcess, lasting_settings: Settings
 ) -> None:
     async def story(client: Client) -> None:
         job_id = await client.submit(await client.upload(training_rows(40)), LONG)
@@ -98,14 +84,14 @@ def test_cancelled_job_stops_within_five_seconds_and_publishes_nothing(
         await client.stores.jobs.finish(job_id, JobState.CANCELLED, events=[event("cancelled")])
 
         async def quiet() -> bool:
-            return not trainer.children()
+            return not lasting_trainer.children()
 
         await client.until(quiet, "the end of the training process")
         assert time.monotonic() - started < 5
         second = await client.submit(await client.upload(training_rows(12)))
         assert (await client.ended(second)).status is JobState.SUCCEEDED
         assert (await client.stores.jobs.get(job_id)).status is JobState.CANCELLED
-        assert all(a.job_id == second for a in await client.stores.registry.listed(DEFAULT_PROJECT))
+        assert await client.models_of(second) and not await client.models_of(job_id)
         points = client.stores.paths.job_folder(job_id) / "checkpoints"
 
         async def dropped() -> bool:
@@ -113,19 +99,21 @@ def test_cancelled_job_stops_within_five_seconds_and_publishes_nothing(
 
         await client.until(dropped, "the end of its resume points")
 
-    with_client(settings, story)
+    with_client(lasting_settings, story)
 
 
-def test_job_of_a_killed_worker_goes_on_from_its_checkpoint(trainer: TrainerProcess, settings: Settings) -> None:
+def test_job_of_a_killed_worker_goes_on_from_its_checkpoint(
+    lasting_trainer: TrainerProcess, lasting_settings: Settings
+) -> None:
     async def story(client: Client) -> None:
         many = SupervisedHyperparameters(n_epochs=30, batch_size=2, learning_rate_multiplier=1.0)
         job_id = await client.submit(await client.upload(training_rows(24)), many)
         await client.reached(job_id, 30)
-        orphans = trainer.children()
-        trainer.signal(signal.SIGKILL)
+        orphans = lasting_trainer.children()
+        lasting_trainer.signal(signal.SIGKILL)
         psutil.wait_procs(orphans, timeout=5)
         assert not any(orphan.is_running() for orphan in orphans), "the training process outlived its worker"
-        trainer.start()
+        lasting_trainer.start()
         record = await client.ended(job_id)
         assert (record.status, record.attempts) == (JobState.SUCCEEDED, 1), "a death after progress does not count"
         assert record.reached_step >= 24
@@ -134,36 +122,36 @@ def test_job_of_a_killed_worker_goes_on_from_its_checkpoint(trainer: TrainerProc
         metrics = (client.stores.paths.job_folder(job_id) / "train.log").read_text()
         assert "Traceback" not in metrics
 
-    with_client(settings, story)
+    with_client(lasting_settings, story)
 
 
-def test_stopped_worker_hands_its_job_back(trainer: TrainerProcess, settings: Settings) -> None:
+def test_stopped_worker_hands_its_job_back(lasting_trainer: TrainerProcess, lasting_settings: Settings) -> None:
     async def story(client: Client) -> None:
         job_id = await client.submit(await client.upload(training_rows(40)), LONG)
         await client.reached(job_id, 5)
         started = time.monotonic()
-        trainer.signal(signal.SIGTERM)
+        lasting_trainer.signal(signal.SIGTERM)
         assert time.monotonic() - started < 6
         record = await client.stores.jobs.get(job_id)
         assert (record.status, record.attempts) == (JobState.QUEUED, 0)
         assert not await client.stores.leases.held(job_id)
-        assert await client.stores.presence.workers() == []
+        assert lasting_trainer.id not in {worker.id for worker in await client.stores.presence.workers()}
         step = (await client.steps(job_id))[-1]
-        trainer.start()
+        lasting_trainer.start()
         await client.reached(job_id, step + 1)
         await client.stores.jobs.finish(job_id, JobState.CANCELLED)
 
-    with_client(settings, story)
+    with_client(lasting_settings, story)
 
 
 def test_job_goes_on_when_its_process_is_killed_and_fails_with_the_signal_the_third_time(
-    trainer: TrainerProcess, settings: Settings
+    lasting_trainer: TrainerProcess, lasting_settings: Settings
 ) -> None:
     async def story(client: Client) -> None:
         job_id = await client.submit(await client.upload(training_rows(400)), LONG)
         for _ in range(3):
             await client.reached(job_id, 3)
-            while not (found := trainer.children()):
+            while not (found := lasting_trainer.children()):
                 await asyncio.sleep(0.05)
             for child in found:
                 child.kill()
@@ -176,7 +164,7 @@ def test_job_goes_on_when_its_process_is_killed_and_fails_with_the_signal_the_th
         assert "killed by signal 9 (SIGKILL)" in record.error.message
         assert "set selftune.quantization to nf4" in record.error.message
 
-    with_client(settings, story)
+    with_client(lasting_settings, story)
 
 
 @pytest.mark.parametrize(
@@ -220,27 +208,28 @@ def test_job_that_was_never_queued_is_found_and_done(
         async def lose_the_message(_job_id: str, **_place: object) -> None:
             return
 
-        client.stores.queue.validate = lose_the_message  # type: ignore[method-assign]
+        client.stores.queue.validate = lose_the_message  # type: ignore[method-assign,assignment]
         job_id = await client.submit(await client.upload(training_rows(12)))
         assert (await client.ended(job_id)).status is JobState.SUCCEEDED
 
     with_client(lasting_settings, story)
 
 
-def test_model_that_no_server_can_load_fails_the_job(trainer: TrainerProcess, settings: Settings) -> None:
+def test_model_that_no_server_can_load_fails_the_job(
+    lasting_trainer: TrainerProcess, lasting_settings: Settings
+) -> None:
     async def story(client: Client) -> None:
+        replica = ReplicaRecord(id="r1", url="http://127.0.0.1:9", base=BASE_ID, state="ready")
+        await client.stores.presence.beat_replica(replica, ttl_s=DEADLINE_S)
         job_id = await client.submit(await client.upload(training_rows(12)))
         name = (await client.stores.jobs.get(job_id)).model_name
-        await client.stores.presence.beat_replica(
-            ReplicaRecord(id="r1", url="http://127.0.0.1:9", base=BASE_ID, state="ready"), ttl_s=DEADLINE_S
-        )
         await client.stores.registry.acknowledge("r1", {name: Residency(state="failed", reason="too big")})
         record = await client.ended(job_id)
         assert record.status is JobState.FAILED and record.error is not None
         assert record.error.code == "not_servable" and "too big" in record.error.message
         assert await client.stores.registry.get(name) is None
 
-    with_client(settings, story)
+    with_client(lasting_settings, story)
 
 
 class LyingReplica(ThreadingHTTPServer):
@@ -267,7 +256,9 @@ class LyingReplica(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
 
-def test_model_that_answers_differently_fails_the_job(trainer: TrainerProcess, settings: Settings) -> None:
+def test_model_that_answers_differently_fails_the_job(
+    lasting_trainer: TrainerProcess, lasting_settings: Settings
+) -> None:
     async def story(client: Client) -> None:
         with LyingReplica() as server:
             replica = ReplicaRecord(id="r1", url=server.url, base=BASE_ID, state="ready")
@@ -281,9 +272,9 @@ def test_model_that_answers_differently_fails_the_job(trainer: TrainerProcess, s
         assert record.error.code == "parity_mismatch" and "0.02 is allowed" in record.error.message
         assert record.fine_tuned_model is None
         assert await client.stores.registry.get(name) is None
-        assert await client.stores.registry.listed(DEFAULT_PROJECT) == []
+        assert await client.models_of(job_id) == set()
 
-    with_client(settings, story)
+    with_client(lasting_settings, story)
 
 
 def test_heartbeat_says_what_the_trainer_does(lasting_trainer: TrainerProcess, lasting_settings: Settings) -> None:

@@ -16,17 +16,8 @@ from shared.settings import Settings
 from shared.states import JobState
 from tests.api_server import ApiServer
 from tests.integration.test_trainer_options import finished, job, submitted
-from tests.integration.trainer_stack import (
-    Client,
-    TrainerProcess,
-    lasting_settings,
-    lasting_trainer,
-    tiny_base,
-    with_client,
-)
+from tests.integration.trainer_stack import Client, TrainerProcess, with_client
 from tests.unit.trainer.tiny import preference_rows, tiny_tokenizer, training_rows
-
-__all__ = ["lasting_settings", "lasting_trainer", "tiny_base"]
 
 T = TypeVar("T")
 

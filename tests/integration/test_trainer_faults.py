@@ -21,10 +21,8 @@ from shared.errors import StoreUnavailable
 from shared.settings import Settings
 from shared.states import JobState
 from tests.api_server import make_base
-from tests.integration.trainer_stack import BASE_ID, Client, settings, tiny_base, with_client
+from tests.integration.trainer_stack import BASE_ID, Client, with_client
 from tests.unit.trainer.tiny import make_spec, training_rows
-
-__all__ = ["settings", "tiny_base"]
 
 
 def no_space(*_: object, **__: object) -> None:

@@ -17,22 +17,8 @@ from shared.schemas.methods import SupervisedHyperparameters
 from shared.settings import Settings
 from shared.states import JobState
 from tests.api_server import make_base
-from tests.integration.trainer_stack import (
-    BASE_ID,
-    DEADLINE_S,
-    LONG,
-    Client,
-    TrainerProcess,
-    lasting_settings,
-    lasting_trainer,
-    settings,
-    tiny_base,
-    trainer,
-    with_client,
-)
+from tests.integration.trainer_stack import BASE_ID, DEADLINE_S, LONG, Client, TrainerProcess, with_client
 from tests.unit.trainer.tiny import training_rows
-
-__all__ = ["lasting_settings", "lasting_trainer", "settings", "tiny_base", "trainer"]
 
 MANY = SupervisedHyperparameters(n_epochs=30, batch_size=2, learning_rate_multiplier=1.0)
 COMPLETED = "The job has successfully completed"
@@ -146,22 +132,22 @@ def test_paused_job_can_be_cancelled(lasting_trainer: TrainerProcess, lasting_se
 
 @pytest.mark.parametrize(("number", "deaths"), [(signal.SIGKILL, 1), (signal.SIGTERM, 0)], ids=["killed", "stopped"])
 def test_paused_job_survives_the_end_of_its_worker(
-    trainer: TrainerProcess, settings: Settings, number: signal.Signals, deaths: int
+    lasting_trainer: TrainerProcess, lasting_settings: Settings, number: signal.Signals, deaths: int
 ) -> None:
     async def story(client: Client) -> None:
         job_id = await client.submit(await client.upload(training_rows(24)), MANY)
         await client.reached(job_id, 15)
         await client.pause(job_id)
-        trainer.signal(number)
+        lasting_trainer.signal(number)
         record = await client.released(job_id)
         assert (record.status, record.attempts) == (JobState.PAUSED, deaths)
-        trainer.start()
+        lasting_trainer.start()
 
         async def idle() -> bool:
             return any(worker.state == "idle" for worker in await client.stores.presence.workers())
 
         await client.until(idle, "an idle trainer")
-        pool = await queue.connect(settings.redis_url)
+        pool = await queue.connect(lasting_settings.redis_url)
         await reap(client.stores, pool)
         await pool.aclose()
         assert (await client.stores.jobs.get(job_id)).status is JobState.PAUSED
@@ -170,7 +156,7 @@ def test_paused_job_survives_the_end_of_its_worker(
         assert (await client.ended(job_id)).status is JobState.SUCCEEDED
         assert await client.steps(job_id) == list(range(1, 361))
 
-    with_client(settings, story)
+    with_client(lasting_settings, story)
 
 
 async def assert_whole(client: Client, job_id: str) -> None:

@@ -14,10 +14,8 @@ from shared.records import JobRecord, WorkerRecord
 from shared.schemas.options import TrainingOptions
 from shared.settings import Settings
 from shared.states import JobState
-from tests.integration.trainer_stack import Client, TrainerProcess, settings, tiny_base, with_client
+from tests.integration.trainer_stack import Client, TrainerProcess, with_client
 from tests.unit.trainer.tiny import training_rows
-
-__all__ = ["settings", "tiny_base"]
 
 SMALL = 100_000_000
 

@@ -27,20 +27,8 @@ from shared.settings import Settings
 from shared.states import JobState
 from shared.store.jobs import event
 from tests.api_server import ApiServer, wait_until
-from tests.integration.trainer_stack import (
-    BASE_ID,
-    DEADLINE_S,
-    SHORT,
-    Client,
-    TrainerProcess,
-    lasting_settings,
-    lasting_trainer,
-    tiny_base,
-    with_client,
-)
+from tests.integration.trainer_stack import BASE_ID, DEADLINE_S, SHORT, Client, TrainerProcess, with_client
 from tests.unit.trainer.tiny import labelled_rows, preference_rows, training_rows
-
-__all__ = ["lasting_settings", "lasting_trainer", "tiny_base"]
 
 
 def job(training_file: str, **changes: Any) -> JobRecord:

@@ -36,15 +36,13 @@ from shared.records import DEFAULT_PROJECT
 from shared.schemas.options import EarlyStopping
 from shared.settings import Settings
 from shared.states import JobState
-from tests.integration.trainer_stack import LONG, Client, TrainerProcess, tiny_base, trainer, with_client
+from tests.integration.trainer_stack import LONG, Client, TrainerProcess, with_client
 from tests.unit.trainer.test_trainer_dpo import dpo_spec
 from tests.unit.trainer.test_trainer_dpo import train as train_dpo
 from tests.unit.trainer.test_trainer_kto import kto_spec
 from tests.unit.trainer.test_trainer_kto import train as train_kto
 from tests.unit.trainer.test_trainer_loop import train
 from tests.unit.trainer.tiny import make_spec, training_rows
-
-__all__ = ["tiny_base", "trainer"]
 
 MEASURED = ("train_loss", "train_mean_token_accuracy", "grad_norm", "valid_loss", "full_valid_loss", "rewards_margin",
             "kl", "full_valid_rewards_chosen", "tokens", "supervised_tokens")  # fmt: skip
@@ -76,6 +74,12 @@ class Together:
 
 def pick(group: ChildProcess) -> list[psutil.Process]:
     return psutil.Process(group.pid).children(recursive=True)
+
+
+def launcher_of(running: Sequence[psutil.Process]) -> psutil.Process:
+    parent = running[0].parent()
+    assert parent is not None
+    return parent
 
 
 def train_together(
@@ -139,7 +143,7 @@ def test_two_processes_one_killed_mid_run_train_as_one_does(tiny_base: Path, tmp
 
     def kill(message: Message, running: Sequence[psutil.Process]) -> None:
         if isinstance(message, Started) and not message.n_restarts:
-            sockets = [each for process in (running[0].parent(), *running) for each in process.net_connections("tcp")]
+            sockets = [each for process in (launcher_of(running), *running) for each in process.net_connections("tcp")]
             addresses.update(each.laddr.ip.removeprefix("::ffff:") for each in sockets)
         if isinstance(message, Stepped) and message.metrics.step == 6 and not victims:
             victims.append(running[-1].pid)
@@ -163,7 +167,7 @@ def test_preferences_learnt_on_two_processes_are_saved_when_they_stop_and_learnt
 
     def stop(message: Message, running: Sequence[psutil.Process]) -> None:
         if isinstance(message, Stepped) and message.metrics.step == 3:
-            running[0].parent().terminate()  # the launcher, as the worker does
+            launcher_of(running).terminate()  # as the worker does
 
     spec = dpo_spec(tiny_base, tmp_path / "b", **changes)
     together = train_together(spec, tmp_path / "b", stop)

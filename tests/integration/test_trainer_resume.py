@@ -20,23 +20,12 @@ from services.trainer.jobs.validating import MAX_VALIDATIONS, validate_job
 from services.trainer.launch.launching import Launcher
 from shared import queue
 from shared.errors import StoreUnavailable
-from shared.records import DEFAULT_PROJECT, JobRecord, ReplicaRecord
+from shared.records import DEFAULT_PROJECT, AdapterRecord, JobRecord, ReplicaRecord
 from shared.settings import Settings
 from shared.states import JobState
 from tests.api_server import make_base
-from tests.integration.trainer_stack import (
-    BASE_ID,
-    DEADLINE_S,
-    Client,
-    TrainerProcess,
-    settings,
-    tiny_base,
-    trainer,
-    with_client,
-)
+from tests.integration.trainer_stack import BASE_ID, DEADLINE_S, Client, TrainerProcess, with_client
 from tests.unit.trainer.tiny import training_rows
-
-__all__ = ["settings", "tiny_base", "trainer"]
 
 
 async def said(client: Client, job_id: str) -> list[tuple[int, float]]:
@@ -44,26 +33,32 @@ async def said(client: Client, job_id: str) -> list[tuple[int, float]]:
     return [(told.data["step"], told.data["train_loss"]) for told in reversed(page) if told.type == "metrics"]
 
 
+async def result_files(client: Client) -> set[str]:
+    files, _ = await client.stores.files.list(DEFAULT_PROJECT, after=None, limit=1000, purpose="fine-tune-results")
+    return {file.id for file in files}
+
+
 def test_worker_killed_before_the_first_resume_point_and_while_publishing_loses_nothing(
-    trainer: TrainerProcess, settings: Settings
+    lasting_trainer: TrainerProcess, lasting_settings: Settings
 ) -> None:
     async def story(client: Client) -> None:
+        before = await result_files(client)
         rows, held_out = await client.upload(training_rows(24)), await client.upload(training_rows(4))
         replica = ReplicaRecord(id="r1", url="http://127.0.0.1:9", base=BASE_ID, state="ready")
         await client.stores.presence.beat_replica(replica, ttl_s=DEADLINE_S)
         job_id = await client.submit(rows, validation_file=held_out)
         await client.reached(job_id, 1)
-        trainer.signal(signal.SIGKILL)
-        trainer.start()
+        lasting_trainer.signal(signal.SIGKILL)
+        lasting_trainer.start()
         name = (await client.stores.jobs.get(job_id)).model_name
 
         async def published() -> bool:
             return await client.stores.registry.get(name) is not None
 
         await client.until(published, "the publication")
-        trainer.signal(signal.SIGKILL)
+        lasting_trainer.signal(signal.SIGKILL)
         await client.stores.presence.forget_replica("r1")
-        trainer.start()
+        lasting_trainer.start()
         record = await client.ended(job_id)
         assert (record.status, record.error) == (JobState.SUCCEEDED, None)
         unbroken = await client.submit(rows, validation_file=held_out)
@@ -71,10 +66,10 @@ def test_worker_killed_before_the_first_resume_point_and_while_publishing_loses_
         assert await said(client, job_id) == await said(client, unbroken)
         told = await client.story(job_id)
         assert len([message for message in told if message.startswith("Before training")]) == 1
-        files, _ = await client.stores.files.list(DEFAULT_PROJECT, after=None, limit=10, purpose="fine-tune-results")
-        assert len(files) == 2 and record.result_files[0] in {file.id for file in files}
+        made = await result_files(client) - before
+        assert len(made) == 2 and record.result_files[0] in made
 
-    with_client(settings, story)
+    with_client(lasting_settings, story)
 
 
 def test_deaths_count_as_long_as_nothing_is_gained(settings: Settings) -> None:
@@ -97,15 +92,16 @@ def test_deaths_count_as_long_as_nothing_is_gained(settings: Settings) -> None:
     with_client(settings, story)
 
 
-def test_job_that_kills_its_workers_at_the_same_place_is_given_up(trainer: TrainerProcess, settings: Settings) -> None:
+def test_job_that_kills_its_workers_at_the_same_place_is_given_up(
+    lasting_trainer: TrainerProcess, lasting_settings: Settings
+) -> None:
     async def story(client: Client) -> None:
-        job_id = await client.submit(await client.upload(training_rows(12)))
-        await client.stores.jobs.update(job_id, lambda record: replace(record, attempts=MAX_ATTEMPTS))
+        job_id = await client.submit(await client.upload(training_rows(12)), attempts=MAX_ATTEMPTS)
         record = await client.ended(job_id)
         assert record.status is JobState.FAILED and record.error is not None
         assert "The trainer died 5 times while it worked on this job, after step 0" in record.error.message
 
-    with_client(settings, story)
+    with_client(lasting_settings, story)
 
 
 def test_base_with_other_weights_under_the_same_name_fails_a_resumed_job(
@@ -204,7 +200,8 @@ def test_job_cancelled_while_it_concludes_leaves_no_model_and_no_checkpoint(
         await stores.registry.put_base(replace(make_base(BASE_ID), path=str(tiny_base), context_length=128))
         job_id = await client.submit(await client.upload(training_rows(12)))
         await validate_job(stores, job_id)
-        append, listed = stores.jobs.append_checkpoint, []
+        append = stores.jobs.append_checkpoint
+        listed: list[AdapterRecord] = []
 
         async def append_and_be_cancelled(*arguments: object, **more: object) -> None:
             await append(*arguments, **more)  # type: ignore[arg-type]

@@ -9,9 +9,8 @@ from msgspec.structs import replace
 
 from shared.schemas.options import EarlyStopping, TrainingOptions
 from tests.integration.inference_stack import InferenceStack, inference_stack, make_base
-from tests.integration.test_trainer import SHORT, Client, with_client
 from tests.integration.test_trainer_options import finished, job
-from tests.integration.trainer_stack import running_trainer
+from tests.integration.trainer_stack import SHORT, Client, running_trainer, with_client
 from tests.unit.trainer.tiny import preference_rows, training_rows
 
 AGREES = "The served model answers like the trained one"

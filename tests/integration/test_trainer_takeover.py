@@ -17,40 +17,54 @@ from shared.errors import LeaseLost
 from shared.schemas.methods import SupervisedHyperparameters
 from shared.settings import Settings
 from shared.states import JobState
-from tests.integration.trainer_stack import Client, TrainerProcess, running_trainer, settings, tiny_base, with_client
+from tests.integration.trainer_stack import Client, TrainerProcess, running_trainer, with_client
 from tests.unit.trainer.tiny import training_rows
-
-__all__ = ["settings", "tiny_base"]
 
 STEPS = SupervisedHyperparameters(n_epochs=40, batch_size=2, learning_rate_multiplier=1.0)
 LAST_STEP = 40 * 12
 
 
 @pytest.fixture
-def two(settings: Settings, tmp_path: Path) -> Iterator[tuple[TrainerProcess, TrainerProcess]]:
-    for name in ("first", "second"):
-        (tmp_path / name).mkdir()
-    with (
-        running_trainer(settings, tmp_path / "first") as first,
-        running_trainer(settings, tmp_path / "second") as other,
-    ):
-        yield first, other
+def two(
+    lasting_trainer: TrainerProcess, other_trainer: TrainerProcess
+) -> Iterator[tuple[TrainerProcess, TrainerProcess]]:
+    if not other_trainer.is_running():
+        other_trainer.start()
+    yield lasting_trainer, other_trainer
+
+
+@pytest.fixture(scope="module")
+def other_trainer(lasting_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainerProcess]:
+    """A second trainer on the database of the one that lasts."""
+    with running_trainer(lasting_settings, tmp_path_factory.mktemp("other")) as process:
+        yield process
 
 
 async def owner(client: Client, workers: tuple[TrainerProcess, ...], job_id: str) -> TrainerProcess:
     """Return the worker whose log says that it trains the job."""
 
-    async def started() -> bool:
-        return any('"child.started"' in worker.log.read_text() for worker in workers)
+    async def started() -> TrainerProcess | None:
+        return next((worker for worker in workers if trains(worker, job_id)), None)
 
-    await client.until(started, "a training process")
-    return next(worker for worker in workers if '"child.started"' in worker.log.read_text())
+    found = await client.until(started, "a training process")
+    assert isinstance(found, TrainerProcess)
+    return found
+
+
+def trains(worker: TrainerProcess, job_id: str) -> bool:
+    return any('"child.started"' in line and job_id in line for line in worker.log.read_text().splitlines())
+
+
+async def are_idle(client: Client, two: tuple[TrainerProcess, TrainerProcess]) -> bool:
+    found = {worker.id for worker in await client.stores.presence.workers() if worker.state == "idle"}
+    return found >= {worker.id for worker in two}
 
 
 async def under_way(
     client: Client, two: tuple[TrainerProcess, TrainerProcess]
 ) -> tuple[str, TrainerProcess, TrainerProcess]:
     """Return a job that has made twenty steps, the worker that trains it, and the other one."""
+    await client.until(lambda: are_idle(client, two), "two trainers that could take the job")
     job_id = await client.submit(await client.upload(training_rows(24)), STEPS)
     first = await owner(client, two, job_id)
     other = next(worker for worker in two if worker is not first)
@@ -69,7 +83,7 @@ async def exactly_once(client: Client, job_id: str) -> None:
 
 
 def test_job_of_a_killed_worker_runs_elsewhere_within_the_lease_and_ten_seconds(
-    two: tuple[TrainerProcess, TrainerProcess], settings: Settings
+    two: tuple[TrainerProcess, TrainerProcess], lasting_settings: Settings
 ) -> None:
     async def story(client: Client) -> None:
         job_id, first, other = await under_way(client, two)
@@ -77,14 +91,14 @@ def test_job_of_a_killed_worker_runs_elsewhere_within_the_lease_and_ten_seconds(
         died = time.monotonic()
         await owner(client, (other,), job_id)
         # of the lease, and two rounds of the reaper
-        assert time.monotonic() - died < settings.lease_ttl_s + 10
+        assert time.monotonic() - died < lasting_settings.lease_ttl_s + 10
         await exactly_once(client, job_id)
 
-    with_client(settings, story)
+    with_client(lasting_settings, story)
 
 
 def test_frozen_worker_s_process_waits_and_ends_when_another_worker_has_the_job(
-    two: tuple[TrainerProcess, TrainerProcess], settings: Settings
+    two: tuple[TrainerProcess, TrainerProcess], lasting_settings: Settings
 ) -> None:
     async def story(client: Client) -> None:
         job_id, first, other = await under_way(client, two)
@@ -95,7 +109,7 @@ def test_frozen_worker_s_process_waits_and_ends_when_another_worker_has_the_job(
         try:
             # The second worker is kept from claiming, so that the lease only runs out.
             psutil.Process(other.process.pid).suspend()  # type: ignore[union-attr]
-            await asyncio.sleep(settings.lease_ttl_s + 1)
+            await asyncio.sleep(lasting_settings.lease_ttl_s + 1)
             waiting_at = reported(folder)
             await asyncio.sleep(2)
             assert reported(folder) == waiting_at < LAST_STEP, "it trains without a lease"
@@ -110,7 +124,7 @@ def test_frozen_worker_s_process_waits_and_ends_when_another_worker_has_the_job(
         assert [msgspec.json.decode(line)["step"] for line in lines] == list(range(1, LAST_STEP + 1))
         assert "lease.lost" in first.log.read_text()
 
-    with_client(settings, story)
+    with_client(lasting_settings, story)
 
 
 def test_replaced_worker_takes_nothing_back(settings: Settings) -> None:

@@ -9,10 +9,8 @@ from shared.schemas.methods import SupervisedHyperparameters
 from shared.settings import Settings
 from shared.states import JobState
 from shared.store.jobs import event
-from tests.integration.trainer_stack import LONG, SHORT, Client, TrainerProcess, settings, tiny_base, with_client
+from tests.integration.trainer_stack import LONG, SHORT, Client, TrainerProcess, with_client
 from tests.unit.trainer.tiny import training_rows
-
-__all__ = ["settings", "tiny_base"]
 
 
 def test_jobs_share_a_process_and_nothing_else(settings: Settings, tmp_path: Path) -> None:

@@ -14,19 +14,8 @@ from shared.schemas.integrations import JobIntegration, WandbRun
 from shared.schemas.methods import SupervisedHyperparameters
 from shared.settings import Settings
 from shared.states import JobState
-from tests.integration.trainer_stack import (
-    Client,
-    TrainerProcess,
-    lasting_settings,
-    lasting_trainer,
-    running_trainer,
-    settings,
-    tiny_base,
-    with_client,
-)
+from tests.integration.trainer_stack import Client, TrainerProcess, running_trainer, with_client
 from tests.unit.trainer.tiny import training_rows
-
-__all__ = ["lasting_settings", "lasting_trainer", "settings", "tiny_base"]
 
 MANY = SupervisedHyperparameters(n_epochs=20, batch_size=2, learning_rate_multiplier=1.0)
 INTEGRATION = JobIntegration(wandb=WandbRun(project="pets", name="first", entity="team", tags=["a"]))
@@ -123,7 +112,9 @@ def test_server_out_of_reach_is_a_warning_and_the_run_is_kept(settings: Settings
         [folder] = (client.stores.paths.job_folder(job_id) / "wandb").glob(f"offline-run-*-{job_id}")
         assert [step["step"] for step in metrics(folder)] == list(range(1, 7))
 
-    with running_trainer(settings, tmp_path, WANDB_API_KEY="a" * 40, WANDB_BASE_URL="http://127.0.0.1:9"):
+    with running_trainer(
+        settings, tmp_path, WANDB_API_KEY="a" * 40, WANDB_BASE_URL="http://127.0.0.1:9", WANDB_INIT_TIMEOUT="2"
+    ):
         with_client(settings, story)
 
 

@@ -30,9 +30,7 @@ from shared.settings import Settings
 from shared.states import JobState
 from shared.store.jobs import event
 from tests.api_server import make_adapter, make_base
-from tests.integration.trainer_stack import Client, settings, tiny_base, with_client
-
-__all__ = ["settings", "tiny_base"]
+from tests.integration.trainer_stack import Client, with_client
 
 
 async def job_in(client: Client, state: JobState) -> JobRecord:
@@ -89,7 +87,8 @@ def test_work_for_a_wanted_job_gives_what_it_gives(settings: Settings) -> None:
 def test_leftovers_of_ended_jobs_go_and_nothing_else(settings: Settings) -> None:
     async def story(client: Client) -> None:
         paths, registry = client.stores.paths, client.stores.registry
-        kept, gone = [], []
+        kept: list[Path] = []
+        gone: list[Path] = []
         for state in (JobState.SUCCEEDED, JobState.CANCELLED, JobState.FAILED, JobState.RUNNING):
             job = await job_in(client, state)
             points = paths.job_folder(job.id) / "checkpoints"

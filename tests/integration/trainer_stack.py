@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -25,7 +26,7 @@ from shared import ids
 from shared.records import DEFAULT_PROJECT, FileRecord, JobRecord
 from shared.schemas.methods import SupervisedHyperparameters
 from shared.settings import Settings
-from shared.states import TERMINAL
+from shared.states import TERMINAL, JobState
 from shared.store.jobs import event
 from tests.api_server import NO_METRICS
 from tests.conftest import start_valkey
@@ -75,6 +76,15 @@ class TrainerProcess:
         self.process.send_signal(number)
         self.process.wait(timeout=20)
 
+    @property
+    def id(self) -> str:
+        """What it calls itself in its heartbeat."""
+        assert self.process is not None
+        return f"{socket.gethostname()}-{self.process.pid}"
+
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
     def children(self) -> list[psutil.Process]:
         """Return its processes, but for those that multiprocessing keeps until the end: its fork server and tracker."""
         assert self.process is not None
@@ -90,7 +100,7 @@ def running_trainer(settings: Settings, folder: Path, **environment: str) -> Ite
     try:
         yield process
     finally:
-        if process.process is not None and process.process.poll() is None:
+        if process.is_running():
             process.signal(signal.SIGTERM)
         print(process.log.read_text())  # noqa: T201 - pytest shows it for a test that failed
 
@@ -101,9 +111,9 @@ def trainer(settings: Settings, tmp_path: Path) -> Iterator[TrainerProcess]:
         yield process
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def lasting_settings(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[Settings]:
-    """Settings of a trainer that a module's tests share, on a database that no other test empties."""
+    """Settings of a trainer that tests share, on a database that no other test empties."""
     folder = Path(tempfile.mkdtemp(prefix="st-lasting-"))
     valkey = start_valkey(folder)
     yield trainer_settings(tmp_path_factory.mktemp("lasting") / "data", f"unix://{folder}/valkey.sock", tiny_base)
@@ -112,11 +122,33 @@ def lasting_settings(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) 
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(scope="module")
-def lasting_trainer(lasting_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainerProcess]:
-    """A trainer for tests that leave it as it is: starting one means importing PyTorch anew."""
+@pytest.fixture(scope="session")
+def kept_trainer(lasting_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainerProcess]:
+    """The process behind `lasting_trainer`."""
     with running_trainer(lasting_settings, tmp_path_factory.mktemp("log")) as process:
         yield process
+
+
+@pytest.fixture
+def lasting_trainer(kept_trainer: TrainerProcess, lasting_settings: Settings) -> Iterator[TrainerProcess]:
+    """A trainer that runs, for tests that ask for nothing special: starting one means importing PyTorch anew.
+
+    A test may end it, and start it again. What was not finished is cancelled after it, and its replicas are forgotten.
+    """
+    if not kept_trainer.is_running():
+        kept_trainer.start()
+    written = kept_trainer.log.stat().st_size
+    yield kept_trainer
+    with_client(lasting_settings, put_down)
+    print(kept_trainer.log.read_bytes()[written:].decode())  # noqa: T201 - pytest shows it for a test that failed
+
+
+async def put_down(client: Client) -> None:
+    """Cancel what is unfinished, and forget the replicas."""
+    for job_id in await client.stores.jobs.active():
+        await client.stores.jobs.finish(job_id, JobState.CANCELLED)
+    for replica in await client.stores.presence.replicas():
+        await client.stores.presence.forget_replica(replica.id)
 
 
 class Client:
@@ -187,7 +219,8 @@ class Client:
             record = await self.stores.jobs.get(job_id)
             return record if record.status in TERMINAL else None
 
-        return await self.until(check, "the end of the job")
+        ended: JobRecord = await self.until(check, "the end of the job")
+        return ended
 
     async def reached(self, job_id: str, step: int) -> None:
         async def check() -> bool:

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 import openai
-from blocking import Blocking
+from blocking import Blocking  # type: ignore[import-not-found]  # it lies beside this program
 
 BASE, TUNED, JOB = os.environ["BASE_MODEL"], os.environ["TUNED_MODEL"], os.environ["JOB_ID"]
 CHAT = [{"role": "user", "content": f"Colour of {thing}?"} for thing in ("sky", "grass")]

@@ -30,7 +30,7 @@ from shared.process import die_with_parent
 from shared.schemas.integrations import WandbRun
 
 INIT_TIMEOUT_S = 15
-"""How long wandb tries to reach its server before the run is written to files only."""
+"""How long wandb tries to reach its server before the run is written to files only, unless its own variable says."""
 
 EXIT_CODES: dict[Outcome, int] = {"finished": 0, "failed": 1, "killed": 255}
 """What wandb knows an end by."""
@@ -110,7 +110,7 @@ def _quiet_settings() -> Any:
         disable_git=True,
         disable_code=True,
         disable_job_creation=True,
-        init_timeout=INIT_TIMEOUT_S,
+        init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_TIMEOUT_S)),
         x_disable_meta=True,
         x_disable_stats=True,
         x_disable_machine_info=True,

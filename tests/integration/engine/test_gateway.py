@@ -66,7 +66,7 @@ def http(engine_api: ApiServer) -> Iterator[httpx2.Client]:
 def test_tokens_are_counted_by_model_however_they_are_sent(sdk: openai.OpenAI, http: httpx2.Client) -> None:
     def used(model: str) -> dict[str, int]:
         groups = http.get("/v1/usage/costs").json()["data"]
-        found = next((group for group in groups if group["group"] == model), {})
+        found: dict[str, int] = next((group for group in groups if group["group"] == model), {})
         return {name: found.get(name, 0) for name in ("requests", "input_tokens", "output_tokens")}
 
     before = {model: used(model) for model in (BASE_ID, TUNED)}

@@ -57,7 +57,7 @@ def test_how_alike_texts_are_does_not_hang_on_case_and_punctuation() -> None:
 
 
 def test_only_the_answer_is_learned() -> None:
-    asked = [
+    asked: list[dict[str, Any]] = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": [{"type": "text", "text": "Hi"}], "name": None},
         {"role": "assistant", "content": "Hello", "annotations": [], "reasoning_content": "…"},

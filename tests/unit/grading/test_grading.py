@@ -216,13 +216,14 @@ def test_python_without_a_cage_is_an_error_of_the_grade() -> None:
 
 
 def test_multi_combines_its_parts() -> None:
-    multi = {"type": "multi", "graders": {"a": EQ, "b": SCORE, "c": LABEL}, "calculate_output": "a + 2 * b + c ^ 2"}
+    parts = {"a": EQ, "b": SCORE, "c": LABEL}
+    multi = {"type": "multi", "graders": parts, "calculate_output": "a + 2 * b + c ^ 2"}
     judge = Said('{"result": 0.25}')
     done = graded(multi, judge=judge)
     assert (done.name, done.type, done.passed) == ("multi", "multi", None)
     assert done.sub_rewards == {"a": 1.0, "b": 0.25, "c": 0.0}
     assert (done.reward, flags(done)) == (0.0, {"model_grader_parse_error"})  # the label is none
-    del multi["graders"]["c"]
+    del parts["c"]
     done = graded(multi | {"calculate_output": "a + 2 * b"}, judge=judge)
     assert (done.reward, flags(done), done.usage["judge"].prompt_tokens) == (1.5, set(), 10)
 

@@ -40,7 +40,7 @@ def _pair(source: random.Random) -> tuple[str, str]:
 
 
 def tokens(text: str) -> list[str]:
-    return Tokenizer13a()(text).split()
+    return str(Tokenizer13a()(text)).split()  # type: ignore[no-untyped-call]
 
 
 def indel_ratio(text: str, reference: str) -> float:

@@ -8,7 +8,7 @@ from services.inference.adapters.failures import QUARANTINE_AFTER, Failures
 
 def test_a_failure_stands_for_a_while_then_the_adapter_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(failures.time, "monotonic", lambda: now)
+    monkeypatch.setattr("services.inference.adapters.failures.time.monotonic", lambda: now)
     known = Failures()
     known.note(1, "damaged")
     standing = known.standing(1)
@@ -24,7 +24,7 @@ def test_a_failure_stands_for_a_while_then_the_adapter_is_tried_again(monkeypatc
 
 def test_after_several_in_a_row_it_is_not_tried_any_more_until_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(failures.time, "monotonic", lambda: now)
+    monkeypatch.setattr("services.inference.adapters.failures.time.monotonic", lambda: now)
     known = Failures()
     for _ in range(QUARANTINE_AFTER):
         known.note(1, "damaged")

@@ -45,7 +45,10 @@ def cut(folder: Path) -> None:
 
 
 def option(**values: object) -> Callable[[Path], None]:
-    return lambda folder: (folder / CONFIG_NAME).write_text(json.dumps(CONFIG | values)) and None
+    def change(folder: Path) -> None:
+        (folder / CONFIG_NAME).write_text(json.dumps(CONFIG | values))
+
+    return change
 
 
 def tensors(shapes: dict[str, list[int]]) -> Callable[[Path], None]:

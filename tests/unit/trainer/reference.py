@@ -143,4 +143,5 @@ def answer_logprobs(model: Any, examples: Sequence[Example]) -> Tensor:
     logprobs = model(input_ids=inputs, attention_mask=mask).logits[:, :-1].log_softmax(-1)
     targets = labels[:, 1:]
     picked = logprobs.gather(2, targets.clamp(min=0)[..., None])[..., 0]
-    return (picked * (targets != -100)).sum(1)
+    summed: Tensor = (picked * (targets != -100)).sum(1)
+    return summed

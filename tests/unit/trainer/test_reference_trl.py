@@ -66,7 +66,7 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return save_tiny_model(tmp_path_factory.mktemp("base"), request.param)
 
 
-class Gradient(TrainerCallback):
+class Gradient(TrainerCallback):  # type: ignore[misc]  # mypy skips transformers
     """Keeps what the optimiser is about to apply."""
 
     def __init__(self) -> None:

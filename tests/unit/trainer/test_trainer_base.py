@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -69,7 +70,8 @@ def test_code_that_comes_with_a_base_is_not_run(tiny_base: Path, tmp_path: Path)
     )
     describe_base(copy, "b")
     TokenSource(str(copy), "", "supervised")
-    assert load_base(copy, torch.float32).config.model_type == config["model_type"]
+    loaded: Any = load_base(copy, torch.float32)
+    assert loaded.config.model_type == config["model_type"]
     (copy / "config.json").write_bytes(msgspec.json.encode({**config, "model_type": "evil", "auto_map": classes}))
     with pytest.raises(ValueError, match="trust_remote_code"):
         load_base(copy, torch.float32)

@@ -137,7 +137,8 @@ def textbook(session: TrainingSession[Pair], pairs: list[Pair], beta: float) -> 
     def logprob(example: Any) -> torch.Tensor:
         tokens = torch.tensor([list(example.tokens)])
         logprobs = model(input_ids=tokens).logits[0, :-1].log_softmax(-1).gather(1, tokens[0, 1:, None])[:, 0]
-        return (logprobs * torch.tensor(list(example.supervised[1:]))).sum()
+        summed: torch.Tensor = (logprobs * torch.tensor(list(example.supervised[1:]))).sum()
+        return summed
 
     losses = []
     for pair in pairs:
@@ -158,7 +159,7 @@ def test_loss_and_gradients_equal_the_textbook_s(
 ) -> None:
     spec = dpo_spec(tiny_base, tmp_path, beta=0.3, packing=packing)
     session, data = prepare(spec, tmp_path, fast=False)
-    reader = session.objective.reader  # type: ignore[attr-defined]
+    reader = session.objective.reader
     cut = type(reader).pieces
     monkeypatch.setattr(
         reader, "pieces", lambda rows: [[row] for row in rows] if max_tokens == 60 else cut(reader, rows)
@@ -175,8 +176,9 @@ def test_loss_and_gradients_equal_the_textbook_s(
     assert found.keys() == gradients.keys() == session.parameters.keys()
     for name, value in gradients.items():
         torch.testing.assert_close(found[name].double(), value, rtol=2e-3, atol=2e-6, msg=name)
-    assert measured.rewards is not None
-    assert measured.rewards.margin == pytest.approx(measured.rewards.chosen - measured.rewards.rejected, abs=1e-5)
+    rewards = measured.rewards
+    assert rewards is not None and rewards.chosen is not None and rewards.rejected is not None
+    assert rewards.margin == pytest.approx(rewards.chosen - rewards.rejected, abs=1e-5)
 
 
 # --- training
@@ -186,7 +188,7 @@ def test_first_loss_is_ln_2_and_margins_grow(tiny_base: Path, tmp_path: Path) ->
     run = train(dpo_spec(tiny_base, tmp_path, n_epochs=6, learning_rate_multiplier=200.0), tmp_path)
     first, last = run.steps[0], run.steps[-1]
     assert first.train_loss == pytest.approx(math.log(2), abs=1e-6)
-    assert (first.rewards_margin, first.rewards_chosen) == (pytest.approx(0, abs=1e-6), pytest.approx(0, abs=1e-6))
+    assert first.rewards_margin == pytest.approx(0, abs=1e-6) == first.rewards_chosen
     assert last.train_loss < 0.6
     assert (last.full_valid_rewards_margin or 0) > (run.steps[5].full_valid_rewards_margin or 0) > 0
     assert (last.full_valid_rewards_accuracy, last.rewards_accuracy) == (1.0, 1.0)

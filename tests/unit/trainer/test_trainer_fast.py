@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from services.trainer.data.chat import Example
@@ -102,9 +103,9 @@ def test_long_segments_behind_others_attend_alike(
     session = supervised(spec)
     move_away_from_base(session.parameters)
     rows = load_data(spec).train[:5]
-    session.objective.reader.shares = False  # type: ignore[attr-defined]
+    session.objective.reader.shares = False
     expected = gradient(session, rows)
-    session.objective.reader.shares = True  # type: ignore[attr-defined]
+    session.objective.reader.shares = True
     for name, value in limits.items():
         monkeypatch.setattr(attention, name, value)
     assert_equal(gradient(session, rows), expected)
@@ -165,7 +166,7 @@ def nan_in_a_gradient(real: Any) -> Any:
     def broken(query: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
         output: torch.Tensor = real(query, *rest, **named)
         if output.requires_grad:
-            output.register_hook(lambda g: g * torch.nan)
+            output.register_hook(lambda g: g * torch.nan)  # type: ignore[no-untyped-call]
         return output
 
     return broken
@@ -190,7 +191,7 @@ def test_a_model_that_does_not_come_out_the_same_stays_on_the_plain_path(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, breakage: Any, reason: str
 ) -> None:
     plain = supervised(make_spec(tiny_base, tmp_path), fast=False)
-    monkeypatch.setattr(attention, "scaled_dot_product_attention", breakage(attention.scaled_dot_product_attention))
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", breakage(scaled_dot_product_attention))
     session = supervised(make_spec(tiny_base, tmp_path))
     assert reason in session.model.plain_because
     assert not replaced_in(session.model)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from array import array
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -103,7 +102,9 @@ def test_epoch_ends_carry_the_full_validation_and_an_export_follows(tiny_base: P
 
 def test_long_prompts_are_probed_by_their_beginning() -> None:
     """A job whose prompts are all long is compared with the served model, too."""
-    row = Example(1, array("i", range(PROBE_TOKENS + 9)), bytes(PROBE_TOKENS + 8) + b"\x01")
+    tokens, supervised = np.arange(PROBE_TOKENS + 9, dtype=np.int32), np.zeros(PROBE_TOKENS + 9, np.uint8)
+    supervised[-1] = 1
+    row = Example(1, tokens, supervised)
     assert Dataset([row], []).probes(2) == [list(range(PROBE_TOKENS))]
 
 

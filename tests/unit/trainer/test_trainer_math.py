@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from array import array
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -63,7 +63,8 @@ def test_scores_are_log_softmax() -> None:
 
 
 def make_example(length: int, first: int = 1) -> Example:
-    return Example(1, array("q", range(100, 100 + length)), bytes(first) + b"\x01" * (length - first))
+    tokens = np.arange(100, 100 + length, dtype=np.int32)
+    return Example(1, tokens, np.array([0] * first + [1] * (length - first), np.uint8))
 
 
 def test_collate_points_each_target_at_the_place_before_it() -> None:

@@ -12,7 +12,7 @@ from services.trainer.data.cache import TokenCache
 from shared.errors import NotFound
 from shared.paths import Paths
 from shared.records import JobRecord
-from shared.schemas.jobs import SupervisedHyperparameters
+from shared.schemas.methods import SupervisedHyperparameters
 from shared.schemas.options import TrainingOptions
 from tests.unit.trainer.tiny import tiny_tokenizer, training_rows, write_rows
 

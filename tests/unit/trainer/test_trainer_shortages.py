@@ -12,6 +12,8 @@ import pytest
 import torch
 from msgspec.structs import replace
 
+from services.trainer.data.chat import Example
+from services.trainer.data.dataset import Dataset
 from services.trainer.failures import NonFiniteLoss
 from services.trainer.protocol import (
     CHECKPOINTS_FOLDER,
@@ -111,7 +113,7 @@ def test_advice_follows_what_most_of_the_memory_is_for(tiny_base: Path, tmp_path
     assert advice(replace(spec, memory_parts={})).startswith("To need less: raise")
 
 
-def vars_of(data: run_job.Dataset) -> Iterator[tuple[str, list]]:  # type: ignore[type-arg]
+def vars_of(data: Dataset[Example]) -> Iterator[tuple[str, list[Example]]]:
     yield "train", list(data.train)
     yield "valid", list(data.valid)
 

@@ -129,8 +129,7 @@ def test_death_of_the_process_is_each_one_s_death(tiny_base: Path, tmp_path: Pat
         with shared() as process:
             jobs = [make_spec(tiny_base, tmp_path / name, n_epochs=500) for name in "ab"]
             members = [await process.join(prepared(job, tmp_path / name)) for job, name in zip(jobs, "ab", strict=True)]
-            hearing = [asyncio.create_task(anext(aiter(member.messages()))) for member in members]
-            await asyncio.gather(*hearing)
+            await asyncio.gather(*(anext(aiter(member.messages())) for member in members))
             psutil.Process(members[0].pid).kill()
             assert [await member.wait() for member in members] == [-9, -9]
             for member in members:

@@ -305,7 +305,7 @@ def test_tokens_go_with_their_file(tmp_path: Path, tiny_base: Path) -> None:
 
 
 def test_only_a_few_ranges_are_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    submitted: list[int] = []
+    submitted: list[Any] = []
 
     class Pool(Executor):
         def submit(self, _: Any, place: Any) -> Any:  # type: ignore[override]
@@ -314,7 +314,7 @@ def test_only_a_few_ranges_are_under_way(monkeypatch: pytest.MonkeyPatch) -> Non
             future.set_result(place)
             return future
 
-    taken = []
+    taken: list[Any] = []
     for block in files.in_order(Pool(), [(n, n) for n in range(20)], 4):
         taken.append(block)
         assert len(submitted) - len(taken) < 4

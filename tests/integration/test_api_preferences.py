@@ -135,9 +135,9 @@ def test_wrong_preferences_are_refused_by_the_name_of_the_field(http: httpx2.Cli
         ({"method": "dpo", "contradictions": "keep"}, "contradictions"),
         ({"method": "dpo"}, None),
     ]
-    for body, param in refused:
+    for body, named in refused:
         answer = http.post(f"{URL}/export", json=body)
-        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, named), answer.text
     assert answer.json()["error"]["code"] == "nothing_to_export"
     unknown = http.post(f"{URL}/export", json={"method": "dpo", "ab_run_id": "../x:y"})
     assert (unknown.status_code, unknown.json()["error"]["param"]) == (404, "ab_run_id")

@@ -32,9 +32,11 @@ from shared.grading.caging import Caging
 from shared.grading.means import Means
 from shared.grading.outside import OutsideJudges
 from shared.grading.parts import parts_of
+from shared.model_records import Access
 from shared.outgoing import Outgoing
 from shared.paths import write_atomic
 from shared.records import AdapterRecord, JobRecord
+from shared.reward_scoring import RewardScoring
 from shared.rollout_records import RolloutGroup, RolloutHeader, read_rollouts, rollout_file, write_rollouts
 from shared.schemas.events import Event
 from shared.schemas.graders import Grader, MultiGrader, PythonGrader
@@ -76,10 +78,13 @@ class Gathering:
         self._caging = Caging(turned_on=settings.python_graders)
         inside = StackModels(stores, self._replicas, record.project).ask
         judge = ModelJudge(inside, self._outside, timeout_s=settings.judge_timeout_s)
-        self._means = Means(judge=judge, cage=self._caging.cage)
+        self._scoring = RewardScoring(stores.client, timeout_s=settings.judge_timeout_s)
+        scores = self._scoring.of(Access(project=record.project))
+        self._means = Means(judge=judge, cage=self._caging.cage, reward_models=scores)
 
     async def close(self) -> None:
         """Let go of connections and cages; what is published stays."""
+        await self._scoring.close()
         await self._caging.close()
         await self._outside.close()
         await self._replicas.close()

@@ -51,9 +51,9 @@ class Scene:
         return run.id
 
     def create(self, run_a: str, run_b: str, **options: Any) -> dict[str, Any]:
-        answer = self.http.post(self.url, json={"run_a": run_a, "run_b": run_b, **options})
-        assert answer.status_code == 201, answer.text
-        return dict(answer.json())
+        body = {"run_a": run_a, "run_b": run_b, **options}
+        made: Any = self.sdk.post(self.url.removeprefix("/v1"), body=body, cast_to=object)
+        return dict(made)
 
     def end(self, made: dict[str, Any]) -> dict[str, Any]:
         def look() -> dict[str, Any] | None:

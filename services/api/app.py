@@ -28,7 +28,7 @@ def create_app(settings: Settings, *, drain: asyncio.Event | None = None) -> Lit
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
         services = Services.open(settings, drain or asyncio.Event())
         app.state.services = services
-        state = StateMetrics(services.client, services.paths.home, lease_ttl_s=settings.lease_ttl_s)
+        state = StateMetrics(services.core.client, services.core.paths.home, lease_ttl_s=settings.lease_ttl_s)
         metrics.REGISTRY.register(state)
         try:
             await services.start()

@@ -11,324 +11,93 @@ from litestar.connection import Request
 from litestar.datastructures import State
 from litestar.di import Provide
 
-from services.api import metrics
-from services.api.ab_runs.creation import AbRuns
-from services.api.ab_runs.report import Reports
-from services.api.ab_runs.voting import Voting
 from services.api.adapters.importing import AdapterImports
-from services.api.aliases.counting import Counting
-from services.api.aliases.gated_moves import GatedMoves
-from services.api.aliases.gates import Gates
-from services.api.aliases.guard import Guard
-from services.api.aliases.management import Aliases
-from services.api.aliases.monitors import Monitors
-from services.api.aliases.promoting import PromotionRunner
-from services.api.aliases.promotions import Promotions
-from services.api.aliases.proposals import Proposals
-from services.api.aliases.rechecks import Rechecks
-from services.api.aliases.retraining import Retraining
-from services.api.aliases.retraining_data import RetrainingData
-from services.api.aliases.sample_grading import SampleGrading
-from services.api.aliases.sampling import Sampling
-from services.api.aliases.shadowing import Shadowing
-from services.api.aliases.tending import Tending
-from services.api.aliases.traffic import Traffic
-from services.api.aliases.training_inputs import TrainingInputs
-from services.api.aliases.warming import Warming
-from services.api.aliases.watching import Watching
+from services.api.aliases.parts import AliasParts
 from services.api.audit.refusals import Refusals
 from services.api.auth import Authenticator
 from services.api.batches.creation import Batches
 from services.api.batches.run import Tools
 from services.api.batches.runner import Runner
-from services.api.costs.break_even import BreakEvens
-from services.api.costs.estimates import Estimates
-from services.api.costs.usage import UsageCosts
+from services.api.core import Core
 from services.api.database import Database
-from services.api.distillation.creation import Distillations
-from services.api.distillation.opening import open_distillations
-from services.api.distillation.runner import DistillationRunner
-from services.api.evals.comparison import Comparisons
-from services.api.evals.creation import EvalRuns
-from services.api.evals.definitions import Evals
-from services.api.evals.run import Tools as EvalTools
-from services.api.evals.runner import EvalRunner
-from services.api.evals.sources import Sources
+from services.api.evals.parts import EvalParts
 from services.api.files.chunked_uploads import ChunkedUploads
 from services.api.files.sweeper import Sweeper
-from services.api.files.uploads import Uploads
-from services.api.flow_jobs import FlowJobs
-from services.api.gateway.forwarding import Gateway
-from services.api.gateway.model_names import ModelNames
-from services.api.gateway.replicas import Replicas
+from services.api.flow_parts import FlowParts
 from services.api.gateway.residency import Residencies
-from services.api.graders.judges import Judges
-from services.api.graders.running import Graders
-from services.api.jobs.control import JobControl
-from services.api.jobs.submission import Submission
-from services.api.leftovers import Leftovers
-from services.api.model_deletion import ModelDeletion
-from services.api.model_evals import ModelEvals
 from services.api.model_settings.changes import ModelSettingsAdmin
 from services.api.organization.admin_keys import AdminKeys
 from services.api.organization.keys import KeyAdmin
-from services.api.organization.projects import ProjectAdmin
-from services.api.preferences.creation import Preferences
-from services.api.preferences.export import Exports
-from services.api.preferences.sources import OpinionSources
 from services.api.readiness import Readiness
 from services.api.recorder import Recorder
-from services.api.replays.creation import Replays
-from services.api.replays.manifest import Manifests
-from services.api.replays.promotion import Promotion
-from services.api.replays.runner import ReplayRunner, ReplayTools
-from services.api.rollouts.files import RolloutFiles
-from services.api.rollouts.regraded import Regraded
-from services.api.rollouts.regrading import Regrading
 from services.api.stores import Stores
-from services.api.sweeps.creation import Sweeps
-from services.api.sweeps.runner import SweepRunner, SweepTools
 from services.api.webhooks.dispatch import Dispatcher, families_of
 from services.api.webhooks.endpoints import Webhooks
 from services.api.webhooks.sender import WebhookSender
-from shared.blobs.interface import Blobs
-from shared.blobs.opening import open_blobs
-from shared.grading.caging import Caging
-from shared.grading.outside import OutsideJudges
-from shared.key_hash import KeyHash
-from shared.outgoing import Outgoing
-from shared.paths import Paths, internal_key, key_secret
-from shared.queue import Queue
 from shared.records import KeyRecord
-from shared.replay_records import REPLAY
-from shared.reward_scoring import RewardScoring
 from shared.settings import Settings
 from shared.store.api_keys import Identity
-from shared.store.client import Client
-from shared.sweep_records import SWEEP
 
 
 @dataclass(frozen=True)
 class Services:
     """Everything that lives as long as the app."""
 
-    settings: Settings
-    paths: Paths
-    blobs: Blobs
-    client: Client
-    drain: asyncio.Event
-    stores: Stores
-    queue: Queue
+    core: Core
+    measured: EvalParts
+    named: AliasParts
+    flowing: FlowParts
     database: Database
     recorder: Recorder
     readiness: Readiness
     authenticator: Authenticator
     refusals: Refusals
-    project_admin: ProjectAdmin
     key_admin: KeyAdmin
     admin_keys: AdminKeys
-    uploads: Uploads
     chunked: ChunkedUploads
     sweeper: Sweeper
-    submission: Submission
-    control: JobControl
-    rollout_files: RolloutFiles
-    regrading: Regrading
-    regraded: Regraded
-    names: ModelNames
     adapter_imports: AdapterImports
     residencies: Residencies
     model_settings: ModelSettingsAdmin
-    aliases: Aliases
-    promotions: Promotions
-    promotion_runner: PromotionRunner
-    proposals: Proposals
-    watching: Watching
-    tending: Tending
-    sampling: Sampling
-    counting: Counting
-    shadowing: Shadowing
-    gateway: Gateway
-    graders: Graders
     batches: Batches
     batch_runner: Runner
-    evals: Evals
-    eval_runs: EvalRuns
-    eval_comparisons: Comparisons
-    eval_runner: EvalRunner
-    distillations: Distillations
-    distillation_runner: DistillationRunner
-    ab_runs: AbRuns
-    ab_reports: Reports
-    ab_voting: Voting
-    preferences: Preferences
-    preference_exports: Exports
-    model_deletion: ModelDeletion
-    estimates: Estimates
-    usage_costs: UsageCosts
-    break_evens: BreakEvens
-    replays: Replays
-    replay_runner: ReplayRunner
-    promotion: Promotion
-    sweeps: Sweeps
-    sweep_runner: SweepRunner
     webhooks: Webhooks
     dispatcher: Dispatcher
+
+    @property
+    def stores(self) -> Stores:
+        return self.core.stores
 
     @classmethod
     def open(cls, settings: Settings, drain: asyncio.Event) -> Services:
         """Prepare the data folder and build the clients; none connects before its first use."""
-        paths = Paths(settings.home)
-        paths.prepare()
-        blobs = open_blobs(settings, paths)
-        client = Client(settings.database_url, watch=metrics.note_store_call)
-        key_hash = KeyHash(key_secret(settings.key_secret, paths))
-        at = Stores.on(client, settings, key_hash)
-        queue = Queue(settings.database_url)
-        uploads = Uploads(at.files, blobs, max_file_bytes=settings.max_file_bytes)
-        names = ModelNames(at.registry, at.alias_store, settings.model_aliases, organization=settings.organization)
-        counting = Counting(at.alias_traffic, Guard(at.alias_store, at.alias_traffic, at.registry, at.audit_store))
-        shadowing = Shadowing(at.alias_store, at.shadow_pairs, counting)
-        sampling = Sampling(at.alias_samples, at.completions)
-        replicas = Replicas(at.presence, internal_key=internal_key(settings.internal_key, paths))
-        salt_of = key_hash.cache_salt if settings.prefix_cache_sharing == "project" else lambda _: ""
-        gateway = Gateway(names, replicas, Traffic(counting, shadowing, sampling), salt_of=salt_of)
-        outgoing = Outgoing(settings.outgoing_hosts, allow_private=settings.webhook_allow_private)
-        sender = WebhookSender(outgoing)
-        outside = OutsideJudges(settings.judge_endpoints, outgoing)
-        judges = Judges(gateway, outside, timeout_s=settings.judge_timeout_s)
-        reward_models = RewardScoring(client, timeout_s=settings.judge_timeout_s)
-        graders = Graders(judges, Caging(turned_on=settings.python_graders), reward_models)
-        rows = Sources(at.files, at.completions, blobs)
-        eval_runs = EvalRuns(at.eval_store, at.eval_run_store, rows, names, judges, blobs)
-        evals, comparisons = Evals(at.eval_store, eval_runs, graders), Comparisons(at.eval_run_store)
-        rollout_files = RolloutFiles(blobs)
-        submission = Submission(settings, at.files, at.jobs, at.registry, names, graders, queue)
-        control = JobControl(at.jobs, queue)
-        distillations, distillation_runner = open_distillations(
-            settings, at, client, blobs, rows, evals, eval_runs, comparisons, submission, control, drain
-        )
-        warming = Warming(at.registry, at.presence)
-        aliases = Aliases(
-            at.alias_store,
-            at.registry,
-            names,
-            warming,
-            gates=Gates(at.eval_store, at.files, at.gate_runs, at.audit_store),
-            monitors=Monitors(graders, names),
-        )
-        rechecks = Rechecks(at.promotion_store, at.gate_runs, eval_runs)
-        inputs = TrainingInputs(at.registry, at.jobs, at.files, blobs)
-        retraining = Retraining(
-            at.alias_samples,
-            RetrainingData(at.completions, at.files, blobs),
-            inputs,
-            at.jobs,
-            at.projects,
-            submission,
-        )
-        proposals = Proposals(at.proposal_store, retraining)
-        watching = Watching(
-            at.alias_samples, SampleGrading(at.alias_samples, at.completions, graders), inputs, proposals
-        )
+        core = Core.open(settings, drain)
+        at, client, blobs, names = core.stores, core.client, core.blobs, core.names
+        measured = EvalParts.open(core)
+        named = AliasParts.open(core, measured)
         recorder = Recorder(client, blobs, interval_s=settings.records_interval_s)
-        deletion = ModelDeletion(settings, at.registry, aliases, blobs)
-        model_evals = ModelEvals(at.eval_store, at.eval_run_store, eval_runs)
-        project_admin = ProjectAdmin(settings, at.projects)
-        usage_costs = UsageCosts(settings, at.usage, at.registry, at.projects)
-        flow_jobs = FlowJobs(at.jobs, submission, control, project_admin.job_limit)
-        manifests = Manifests(settings, at.registry, at.jobs)
-        replay_tools = ReplayTools(flow_jobs, manifests, model_evals, comparisons)
-        sweep_tools = SweepTools(flow_jobs, at.registry, model_evals, comparisons, deletion)
+        sender = WebhookSender(core.outgoing)
         return cls(
-            settings=settings,
-            paths=paths,
-            blobs=blobs,
-            client=client,
-            drain=drain,
-            stores=at,
-            queue=queue,
+            core=core,
+            measured=measured,
+            named=named,
+            flowing=FlowParts.open(core, measured, named),
             database=Database(client, settings),
             recorder=recorder,
             readiness=Readiness(settings, client, at, blobs, drain, record_objection=lambda: recorder.objection),
-            authenticator=Authenticator(at.key_store, at.projects, paths, settings),
+            authenticator=Authenticator(at.key_store, at.projects, core.paths, settings),
             refusals=Refusals(at.audit_store),
-            project_admin=project_admin,
             key_admin=KeyAdmin(at.projects, at.service_accounts, at.key_store),
             admin_keys=AdminKeys(settings.organization, at.key_store),
-            uploads=uploads,
             chunked=ChunkedUploads(at.upload_store, at.files, blobs, settings),
-            sweeper=Sweeper(at.files, at.upload_store, uploads, blobs, at.audit_store),
-            submission=submission,
-            control=control,
-            rollout_files=rollout_files,
-            regrading=Regrading(rollout_files, uploads, graders, names, evals, eval_runs, at.eval_run_store),
-            regraded=Regraded(at.eval_store, at.eval_run_store),
-            names=names,
+            sweeper=Sweeper(at.files, at.upload_store, core.uploads, blobs, at.audit_store),
             adapter_imports=AdapterImports(settings, at.files, at.registry, names, blobs),
             residencies=Residencies(names, at.registry, at.presence),
             model_settings=ModelSettingsAdmin(
                 settings, names, at.registry, at.model_settings_store, at.key_store, at.permissions
             ),
-            aliases=aliases,
-            promotions=Promotions(at.promotion_store, at.alias_store, aliases, rechecks),
-            promotion_runner=PromotionRunner(
-                at.promotion_store,
-                at.promotion_store.leases(ttl_s=settings.lease_ttl_s),
-                Leftovers(client, blobs, paths.flows_of(at.promotion_store.kind)),
-                drain,
-                moves=GatedMoves(at.alias_store, aliases, warming, at.registry, at.gate_runs, at.audit_store),
-                eval_runs=eval_runs,
-                run_store=at.eval_run_store,
-                gate_runs=at.gate_runs,
-                rechecks=rechecks,
-            ),
-            proposals=proposals,
-            watching=watching,
-            tending=Tending(client, at.alias_store, [rechecks.begin_if_due, watching.tend, proposals.tend], drain),
-            sampling=sampling,
-            counting=counting,
-            shadowing=shadowing,
-            gateway=gateway,
-            graders=graders,
             batches=Batches(at.batch_store, at.files, blobs),
-            batch_runner=Runner(Tools.of(settings, at, blobs, gateway), Leftovers(client, blobs, paths.batches), drain),
-            evals=evals,
-            eval_runs=eval_runs,
-            eval_comparisons=comparisons,
-            eval_runner=EvalRunner(
-                EvalTools.of(settings, at, blobs, gateway, graders), Leftovers(client, blobs, paths.evals), drain
-            ),
-            distillations=distillations,
-            distillation_runner=distillation_runner,
-            ab_runs=AbRuns(at.eval_store, at.eval_run_store, at.files, eval_runs, graders),
-            ab_reports=Reports(at.eval_run_store, at.ab_vote_store),
-            ab_voting=Voting(at.eval_run_store, at.ab_vote_store),
-            preferences=Preferences(at.preference_store),
-            preference_exports=Exports(
-                OpinionSources(at.preference_store, at.eval_run_store, at.ab_vote_store), uploads
-            ),
-            model_deletion=deletion,
-            estimates=Estimates(settings, submission, at.files, at.jobs, at.usage, blobs),
-            usage_costs=usage_costs,
-            break_evens=BreakEvens(settings, usage_costs),
-            replays=Replays(at.replay_store, names, model_evals),
-            replay_runner=ReplayRunner(
-                at.replay_store,
-                at.replay_store.leases(ttl_s=settings.lease_ttl_s),
-                Leftovers(client, blobs, paths.flows_of(REPLAY)),
-                drain,
-                replay_tools,
-            ),
-            promotion=Promotion(at.alias_store, aliases),
-            sweeps=Sweeps(at.sweep_store, submission, model_evals),
-            sweep_runner=SweepRunner(
-                at.sweep_store,
-                at.sweep_store.leases(ttl_s=settings.lease_ttl_s),
-                Leftovers(client, blobs, paths.flows_of(SWEEP)),
-                drain,
-                sweep_tools,
-            ),
+            batch_runner=Runner(Tools.of(settings, at, blobs, core.gateway), core.leftovers(core.paths.batches), drain),
             webhooks=Webhooks(at.webhook_store, sender),
             dispatcher=Dispatcher(
                 at.webhook_store,
@@ -347,48 +116,43 @@ class Services:
         self.sweeper.start()
         await self.authenticator.start()
         self.dispatcher.start()
-        self.counting.start()
+        self.core.counting.start()
         self.batch_runner.start()
-        self.eval_runner.start()
-        self.distillation_runner.start()
-        self.promotion_runner.start()
-        self.tending.start()
-        self.replay_runner.start()
-        self.sweep_runner.start()
+        self.measured.start()
+        self.named.start()
+        self.flowing.start()
         self.recorder.start()
 
     async def close(self) -> None:
         await self.database.close()
         await self.batch_runner.close()
-        await self.replay_runner.close()
-        await self.sweep_runner.close()
-        await self.eval_runner.close()
-        await self.distillation_runner.close()
-        await self.promotion_runner.close()
-        await self.tending.close()
+        await self.flowing.close()
+        await self.named.close()
+        await self.measured.close()
         await self.sweeper.stop()
         await self.dispatcher.close()
-        await self.shadowing.close()
-        await self.sampling.close()
-        await self.counting.close()
-        await self.graders.close()
-        await self.gateway.close()
         await self.recorder.close()
         await self.refusals.close()
-        await self.queue.close()
-        await self.client.close()
+        await self.core.close()
+
+
+_GROUPS: dict[str, type[Any]] = {
+    "core": Core, "measured": EvalParts, "named": AliasParts, "flowing": FlowParts, "stores": Stores,
+}  # fmt: skip
 
 
 def providers() -> dict[str, Provide]:
-    """Providers by parameter name: each part of Services, each store, the `caller` and its `identity`."""
-    parts = {name: Provide(_part(name), sync_to_thread=False) for name in Services.__dataclass_fields__}
-    stores = {name: Provide(_store(name), sync_to_thread=False) for name in Stores.__dataclass_fields__}
-    return {
-        **parts,
-        **stores,
+    """Providers by parameter name: each part of Services and of its groups, the `caller` and its `identity`."""
+    provided = {
         "caller": Provide(provide_caller, sync_to_thread=False),
         "identity": Provide(provide_identity, sync_to_thread=False),
     }
+    for name in Services.__dataclass_fields__:
+        provided[name] = Provide(_part(name), sync_to_thread=False)
+    for group, kind in _GROUPS.items():
+        for name in kind.__dataclass_fields__:
+            provided[name] = Provide(_part(name, group), sync_to_thread=False)
+    return provided
 
 
 def provide_caller(request: Request[Any, Identity, State]) -> KeyRecord:
@@ -401,15 +165,8 @@ def provide_identity(request: Request[Any, Identity, State]) -> Identity:
     return request.auth
 
 
-def _part(name: str) -> Callable[[State], Any]:
+def _part(name: str, group: str | None = None) -> Callable[[State], Any]:
     def provide(state: State) -> Any:
-        return getattr(state.services, name)
-
-    return provide
-
-
-def _store(name: str) -> Callable[[State], Any]:
-    def provide(state: State) -> Any:
-        return getattr(state.services.stores, name)
+        return getattr(state.services if group is None else getattr(state.services, group), name)
 
     return provide

@@ -138,8 +138,8 @@ def test_steps_that_are_taken_twice_do_what_once_does(tmp_path: Path, redis_url:
     caller = KeyRecord(project="proj_default", name="k", created_at=1)
 
     async def twice(services: Services, record: SweepRecord) -> SweepRecord:
-        first = await services.sweep_runner.advance(record)
-        assert await services.sweep_runner.advance(record) == first
+        first = await services.flowing.sweep_runner.advance(record)
+        assert await services.flowing.sweep_runner.advance(record) == first
         return first
 
     async def story() -> None:
@@ -163,7 +163,7 @@ def test_steps_that_are_taken_twice_do_what_once_does(tmp_path: Path, redis_url:
                 model=BASE, training_file="file-a", validation_file="file-b", selftune={"rank": [1, 2, 4]},
                 sweep=SweepOptions(keep="best"),
             )  # fmt: skip
-            record = await services.sweeps.create(wanted, caller=caller, sweep_id="sweep_a")
+            record = await services.flowing.sweeps.create(wanted, caller=caller, sweep_id="sweep_a")
             record = await twice(services, replace(record, status=FlowState.IN_PROGRESS))
             made, _ = await jobs.list(caller.project, after=None, limit=10)
             assert {job.id for job in made} == {run.job_id for run in record.runs}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from services.api.jobs.control import JobControl
@@ -9,14 +10,11 @@ from services.api.jobs.submission import Submission
 from shared.distillation_records import DistillationRecord
 from shared.errors import InvalidRequest, NotFound, SelftuneError, TransitionRefused
 from shared.model_records import Access
-from shared.projects import Limits
 from shared.records import JobRecord
 from shared.schemas.distillations import Student
 from shared.schemas.jobs import CreateJob
-from shared.settings import Settings
 from shared.states import TERMINAL
 from shared.store.jobs import JobStore
-from shared.store.projects import ProjectStore
 
 _UNKNOWN_YET = "file-not-made-yet"
 
@@ -26,17 +24,16 @@ class StudentJobs:
 
     def __init__(
         self,
-        settings: Settings,
         submission: Submission,
         control: JobControl,
         jobs: JobStore,
-        projects: ProjectStore,
+        limit_of: Callable[[str], Awaitable[int | None]],
     ) -> None:
-        self._default_limit = settings.project_concurrent_jobs
+        """`limit_of` gives a project's limit of unfinished jobs, None for none."""
         self._submission = submission
         self._control = control
         self._jobs = jobs
-        self._projects = projects
+        self._limit_of = limit_of
 
     async def check(self, student: Student, access: Access) -> str:
         """Return the model that training starts from. Raises as Submission.submit does, naming fields of `student`."""
@@ -57,12 +54,11 @@ class StudentJobs:
 
     async def submit(self, record: DistillationRecord) -> None:
         """Submit the job, once. Raises as Submission.submit does: RateLimited, too."""
-        project = await self._projects.get(record.project)
-        limit = project.limits.over(Limits(concurrent_jobs=self._default_limit)).concurrent_jobs
+        limit = await self._limit_of(record.project)
         request = _request(
             record.student, record.start_model, record.ids.training, metadata={"distillation_id": record.id}
         )
-        await self._submission.submit(request, access=record.access, job_id=record.ids.job, limit=limit or None)
+        await self._submission.submit(request, access=record.access, job_id=record.ids.job, limit=limit)
 
     async def ended(self, record: DistillationRecord) -> JobRecord | None:
         """Return the job, None while it is not at its end. Raises NotFound."""

@@ -1,0 +1,170 @@
+"""What a replay makes of a model's job, what it refuses, and which champions are replaced: on the stores alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.api.deps import Services
+from services.api.replays.manifest import Manifests
+from shared.errors import InvalidRequest, NotFound, SelftuneError, TransitionRefused
+from shared.flow_records import FlowError
+from shared.flow_states import FlowState
+from shared.records import JobRecord, KeyRecord
+from shared.replay_records import ReplayRecord, ReplayRowRecord
+from shared.schemas.aliases import CreateAlias
+from shared.schemas.evals import CompletionsRun, EvalFileId
+from shared.schemas.integrations import JobIntegration, WandbRun
+from shared.schemas.methods import LabelWeights, SupervisedHyperparameters
+from shared.schemas.options import TrainingOptions
+from shared.schemas.replays import PromoteReplay
+from shared.schemas.sweeps import ModelEval
+from shared.settings import Settings
+from shared.states import JobState
+from tests.api_server import BASE, NO_METRICS, make_adapter, make_base
+
+NEW = "org/new-base"
+PROJECT = "proj_default"
+CALLER = KeyRecord(project=PROJECT, name="k", created_at=1)
+EVAL = ModelEval(eval_id="eval_a", data_source=CompletionsRun(source=EvalFileId(id="file-a")))
+
+
+def name(letter: str, base: str = BASE) -> str:
+    return f"ft:{base}:acme::{letter * 8}"
+
+
+def make_job(letter: str, **fields: Any) -> JobRecord:
+    chosen = SupervisedHyperparameters(n_epochs=3, batch_size=4, learning_rate_multiplier=0.5)
+    return JobRecord(
+        id=f"ftjob-{letter}", project=PROJECT, organization="acme", created_at=1, model=BASE, training_file="file-a",
+        validation_file="file-b", suffix="old", seed=7, requested=SupervisedHyperparameters(), resolved=chosen,
+        status=JobState.SUCCEEDED, model_name=name(letter), fine_tuned_model=name(letter), **fields,
+    )  # fmt: skip
+
+
+def make_replay(*rows: ReplayRowRecord, **fields: Any) -> ReplayRecord:
+    record = ReplayRecord(id="replay_a", project=PROJECT, created_at=1, base=NEW, eval=EVAL, rows=rows)
+    return ReplayRecord(**{**{one: getattr(record, one) for one in record.__struct_fields__}, **fields})
+
+
+def make_row(letter: str, **fields: Any) -> ReplayRowRecord:
+    return ReplayRowRecord(model=name(letter), job_id="j", champion_run_id="c", challenger_run_id="d", **fields)
+
+
+def on_services(folder: Path, redis_url: str, story: Callable[[Services], Awaitable[None]]) -> None:
+    async def run() -> None:
+        settings = Settings(data_dir=str(folder), redis_url=redis_url, **NO_METRICS)
+        services = Services.open(settings, asyncio.Event())
+        try:
+            registry = services.stores.registry
+            await registry.put_base(make_base())
+            await registry.put_base(make_base(NEW, context_length=512))
+            await story(services)
+        finally:
+            await services.close()
+
+    asyncio.run(run())
+
+
+def test_a_model_is_made_again_as_it_was_made(tmp_path: Path, redis_url: str) -> None:
+    job = make_job(
+        "a",
+        method="kto",
+        resolved_beta=0.2,
+        resolved_weights=LabelWeights(desirable=1.0, undesirable=2.0),
+        options=TrainingOptions(rank=8, max_length=1024, priority="high", lr_schedule="cosine"),
+        integrations=[JobIntegration(wandb=WandbRun(project="p", run_id="r", tags=["t"]))],
+        metadata={"team": "x"},
+        device_seconds=5.0,
+        started=True,
+    )
+
+    async def story(services: Services) -> None:
+        stores = services.stores
+        await stores.jobs.create(job, [])
+        await stores.registry.publish(make_adapter(name("a"), job_id=job.id))
+        manifest = await Manifests(services.settings, stores.registry, stores.jobs).of(name("a"), make_replay())
+        request = manifest.request
+        assert (manifest.job_id, request.model, request.seed, request.suffix) == (job.id, NEW, 7, "old")
+        assert (request.training_file, request.validation_file) == ("file-a", "file-b")
+        assert request.method is None and request.own_method is not None and request.own_method.kto is not None
+        hyperparameters = request.own_method.kto.hyperparameters
+        assert (hyperparameters.n_epochs, hyperparameters.beta, hyperparameters.undesirable_weight) == (3, 0.2, 2.0)
+        assert request.options == TrainingOptions(rank=8, lr_schedule="cosine")
+        assert manifest.remarks == ("max_length is 512 in place of 1024, which the base does not have.",)
+        assert request.integrations is not None and request.integrations[0].wandb.tags == ["t"]
+        assert request.metadata == {"team": "x"}
+
+    on_services(tmp_path, redis_url, story)
+
+
+def test_a_model_that_cannot_be_made_again_says_why(tmp_path: Path, redis_url: str) -> None:
+    async def story(services: Services) -> None:
+        stores = services.stores
+        manifests = Manifests(services.settings, stores.registry, stores.jobs)
+        for job in (make_job("p", parent=name("x")), make_job("r"), make_job("n")):
+            await stores.jobs.create(job, [])
+        for letter, fields in (
+            ("p", {"job_id": "ftjob-p"}),
+            ("r", {"job_id": "ftjob-r", "kind": "reward"}),
+            ("i", {"job_id": ""}),
+            ("j", {"job_id": "ftjob-gone"}),
+            ("f", {"job_id": "ftjob-p", "project": "proj_other"}),
+        ):
+            await stores.registry.publish(make_adapter(name(letter), **fields))  # type: ignore[arg-type]
+        await stores.registry.publish(make_adapter(name("n", NEW), base=NEW, job_id="ftjob-n"))
+
+        async def refusal(model: str, replay: ReplayRecord) -> str | None:
+            with pytest.raises(SelftuneError) as caught:
+                await manifests.of(model, replay)
+            assert isinstance(caught.value, InvalidRequest | NotFound)
+            return caught.value.code
+
+        models = [name("p"), name("r"), name("i"), name("j"), name("f"), name("z"), name("n", NEW)]
+        assert [await refusal(model, make_replay()) for model in models] == [
+            "has_parent", "reward_model", "no_job", "no_job", "model_not_found", "model_not_found", "same_base",
+        ]  # fmt: skip
+        assert await refusal(name("p"), make_replay(base="org/none")) == "base_gone"
+
+    on_services(tmp_path, redis_url, story)
+
+
+def test_only_better_challengers_and_those_that_are_named_take_over(tmp_path: Path, redis_url: str) -> None:
+    verdicts = {"a": "better", "b": "no_difference_shown", "c": "worse"}
+    rows = [make_row(letter, verdict=said, challenger=name(letter, NEW)) for letter, said in verdicts.items()]
+    replay = make_replay(
+        *rows, make_row("d", error=FlowError(code="no_job", message="gone")), status=FlowState.COMPLETED
+    )
+
+    async def story(services: Services) -> None:
+        for letter in "abcd":
+            await services.stores.registry.publish(make_adapter(name(letter)))
+            await services.stores.registry.publish(make_adapter(name(letter, NEW), base=NEW))
+            alias = CreateAlias(name=f"alias-{letter}", model=name(letter), wait_warm=False)
+            await services.aliases.create(alias, caller=CALLER)
+
+        async def moved(record: ReplayRecord, models: list[str] | None = None) -> dict[str, str]:
+            wanted = PromoteReplay(models=models, wait_warm=False)
+            promotion = await services.promotion.promote(record, wanted, caller=CALLER)
+            return {one.alias: one.model for one in promotion.data}
+
+        with pytest.raises(TransitionRefused):
+            await moved(make_replay(*rows))
+        for letter, code in (("c", "challenger_worse"), ("d", "no_challenger"), ("z", "unknown_model")):
+            with pytest.raises(InvalidRequest) as caught:
+                await moved(replay, [name("a"), name(letter)])
+            assert (caught.value.code, caught.value.param) == (code, "models")
+        assert await moved(replay) == {"alias-a": name("a", NEW)}
+        assert await moved(replay) == {}
+        assert await moved(replay, [name("a"), name("b")]) == {"alias-b": name("b", NEW)}
+        await services.stores.registry.retire(name("a", NEW))
+        targets = {one.name: one.target for one in await services.stores.alias_store.all(PROJECT)}
+        assert targets == {
+            "alias-a": name("a", NEW), "alias-b": name("b", NEW), "alias-c": name("c"), "alias-d": name("d"),
+        }  # fmt: skip
+
+    on_services(tmp_path, redis_url, story)

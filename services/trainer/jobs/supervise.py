@@ -31,6 +31,7 @@ from services.trainer.jobs.holding import Lease, holding
 from services.trainer.jobs.leftovers import DROPPED
 from services.trainer.jobs.mirror import mirroring
 from services.trainer.jobs.narration import (
+    alarm_events,
     other_way_event,
     plain_event,
     rehearsed_event,
@@ -61,6 +62,7 @@ from services.trainer.rollouts.gathering import Gathering, gathering
 from services.trainer.shortages import died, files_failed
 from services.trainer.stores import Stores, persist, persist_once
 from services.trainer.tracking.tracker import Tracker, tracking
+from services.trainer.training.history import History
 from services.trainer.training.pace import Estimates
 from shared import tracing
 from shared.errors import LeaseLost, NotFound, SelftuneError, TransitionRefused
@@ -351,8 +353,17 @@ class _Attempt:
         self._reported_step = metrics.step
         self._count(metrics)
         await self._tell(step_event(metrics, self._grader))
+        await self._tell_alarms(metrics)
         tracker.step(metrics)
         await self._estimate(metrics, device_time)
+
+    async def _tell_alarms(self, metrics: Metrics) -> None:
+        """Tell of signs of reward hacking that this step shows for the first time."""
+        if metrics.rollouts is None:
+            return
+        steps = await asyncio.to_thread(History(self._stores.paths.job_folder(self._job_id), Path()).steps)
+        for told in alarm_events(steps, metrics):
+            await self._tell(told)
 
     def _count(self, metrics: Metrics) -> None:
         observed.STEPS.inc()

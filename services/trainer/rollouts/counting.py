@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 
+from shared.grading.hacking import agreement, repeated_share
 from shared.rollout_records import RolloutGroup, RolloutSample, RolloutStats
 from shared.schemas.graders import JudgeUsage
 
@@ -31,6 +32,8 @@ def stats_of(
         completion_tokens_mean=_mean([len(sample.tokens) for _, sample in graded]),
         prompt_tokens_mean=_mean([len(group.prompt_tokens) for group, _ in graded]),
         truncated_share=_mean([sample.is_truncated for _, sample in graded]),
+        repeated_share=repeated_share([sample.tokens for _, sample in graded]),
+        agreement=agreement([sample.scores for _, sample in graded]),
         ungraded=len(samples) - len(graded),
         errors=dict(Counter(name for sample in samples for name in sample.errors)),
         usage=dict(usage),

@@ -119,7 +119,8 @@ class Gathering:
         self._waiting.over()
         sampled_at = max(at for _, at in answered)
         groups = await self._surely_graded([group for group, _ in answered], grading, wanted)
-        stats = stats_of(
+        stats = await asyncio.to_thread(
+            stats_of,
             groups,
             usage=grading.take_usage(),
             sampling_s=sampled_at - started,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import pytest
 from msgspec.structs import replace
 
 from services.trainer.curves import curves
-from services.trainer.jobs.narration import checkpoint_metrics, rehearsed_event, result_csv, step_event
+from services.trainer.jobs.narration import alarm_events, checkpoint_metrics, rehearsed_event, result_csv, step_event
 from services.trainer.jobs.publishing import kept_before
 from services.trainer.protocol import Exported, Metrics, Rehearsed
 from shared.rollout_records import RolloutStats
@@ -124,6 +125,22 @@ def test_checkpoint_and_result_file_have_rewards() -> None:
         "2,0.25,0.5,,,0.25,0.75,12.5,0.5,0.01",
     ]
     assert result_csv([PLAIN]).decode().splitlines()[1] == "2,0.25,0.5,,"
+
+
+def test_alarm_is_told_at_the_step_that_shows_it_first() -> None:
+    def step(number: int) -> Metrics:
+        return replace(PLAIN, step=number, rollouts=replace(TRAIN, repeated_share=0.9 if number > 7 else 0.1))
+
+    steps = [step(number) for number in range(1, 15)]
+    told = {metrics.step: alarm_events(steps, metrics) for metrics in steps}
+    assert [number for number, events in told.items() if events] == [10]
+    [alarm] = told[10]
+    assert alarm.level == "warn" and alarm.message.startswith("Answers repeat themselves")
+    assert alarm.data["alarm"] == {
+        "kind": "repetition", "step": 10, "message": alarm.message, "grader": None, "before": pytest.approx(0.1),
+        "now": pytest.approx(0.58),
+    }  # fmt: skip
+    assert alarm_events([], steps[9]) == [] == alarm_events([PLAIN], replace(PLAIN, step=3))
 
 
 def test_curves_are_numbers_under_names_that_trackers_take() -> None:

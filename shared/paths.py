@@ -14,7 +14,8 @@ DATA_DIR/
   batches/<batch id>/              input.jsonl, results/; gone when the batch has ended
   evals/<run id>/rows.jsonl        the rows of an eval's run; gone when it has ended
   flows/<kind>/<flow id>/          what a flow keeps until it is closed
-  jobs/<job id>/                   spec.json, checkpoints/, tensorboard/, train.log; for some reference.json, wandb/
+  jobs/<job id>/                   spec.json, checkpoints/, tensorboard/, train.log; for some rollouts/, reference.json,
+                                   wandb/
   tokens/<key>/                    tokenised files, kept for other jobs: shared/token_cache.py
   adapters/<base>/<sha256>/        published adapters, immutable
   models/<job id>/<sha256>/        a fully fine-tuned model, immutable

@@ -89,7 +89,6 @@ class Policies:
             except NoReplica as error:
                 await self._waiting.pause(error.message)
             else:
-                self._waiting.over()
                 return
 
     def _adapter(self, wanted: WantRollouts) -> AdapterRecord:

@@ -3,47 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import httpx2
 import msgspec
 import pytest
 from msgspec.structs import replace
 
 from services.trainer.failures import TrainingFailed
 from services.trainer.jobs.publishing import withdraw
-from services.trainer.jobs.serving import Serving
-from services.trainer.protocol import ReinforcementSpec, TrainSpec, WantRollouts
 from services.trainer.rollouts import gathering as module
-from services.trainer.rollouts.gathering import Gathering, gathering
-from services.trainer.stores import Stores
+from services.trainer.rollouts.gathering import gathering
 from shared import ids
 from shared.adapters import adapter_digest
 from shared.errors import LeaseLost
 from shared.grading.judging import score_format
 from shared.grading.means import JudgeFailed
-from shared.records import DEFAULT_PROJECT, JobRecord
 from shared.rollout_records import RolloutGroup, RolloutHeader, read_rollouts
-from shared.schemas.graders import Grader, SamplingParams
-from shared.schemas.methods import ReinforcementMethod, SupervisedHyperparameters
+from shared.schemas.graders import SamplingParams
 from shared.settings import JudgeEndpoint
 from tests.fakes.upstream import Upstream
-from tests.integration.inference_stack import BASE_ID, InferenceStack, make_adapter
+from tests.integration.inference_stack import BASE_ID, KEY, InferenceStack, make_adapter
+from tests.integration.rollout_scene import GROUP, TOKENS, Attempt, with_attempt
 from tests.integration.test_api_graders import EQ, completion
 
-GROUP = 3
-TOKENS = 6
 CUT = chr(0xFFFD)
 """Stands for bytes that are no character, as of one that was cut off."""
-ROWS = [
-    {"messages": [{"role": "user", "content": "what is the capital of france?"}], "answer": "paris"},
-    {"messages": [{"role": "system", "content": "the dog"}, {"role": "user", "content": "jumps over"}], "answer": "x"},
-    {"messages": [{"role": "user", "content": [{"type": "text", "text": "fox "}, {"type": "text", "text": "brown"}]}]},
-]
 SHORTER: Any = {
     "type": "python", "name": "shorter",
     "source": "def grade(sample, item):\n"
@@ -56,80 +42,9 @@ SCORE: Any = {
 }  # fmt: skip
 
 
-class Attempt(NamedTuple):
-    """One attempt at a job, with a place for its adapters."""
-
-    stores: Stores
-    record: JobRecord
-    spec: TrainSpec
-    token: str
-    gathering: Gathering
-
-    def wanted(self, adapter: Path, *, step: int = 1, lines: tuple[int, ...] = (1, 2), **changes: Any) -> WantRollouts:
-        """Put an adapter where the training process exports it, and want answers by it."""
-        digest = adapter_digest(adapter)
-        folder = Path(self.spec.adapters_folder) / digest
-        if not folder.exists():
-            shutil.copytree(adapter, folder)
-        asked: dict[str, Any] = {"validation": False, "samples": GROUP, **changes}
-        return WantRollouts(step=step, folder=str(folder), sha256=digest, lines=list(lines), **asked)
-
-    async def policies(self) -> list[str]:
-        return [policy.sha256 for policy in await self.stores.registry.policies(self.record.id)]
-
-    async def story(self) -> list[str]:
-        page, _ = await self.stores.jobs.events(self.record.id, limit=100)
-        return [told.message for told in reversed(page)]
-
-
 @pytest.fixture(scope="module")
 def adapters(stack: InferenceStack, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [make_adapter(tmp_path_factory.mktemp("policy"), stack.base, seed=seed) for seed in (21, 22)]
-
-
-@asynccontextmanager
-async def attempt(stack: InferenceStack, grader: Any, **settings: Any) -> AsyncIterator[Attempt]:
-    """Hold a job with three prompts, which nobody else knows."""
-    stores = Stores(replace(stack.settings, **settings))
-    record = JobRecord(
-        id=ids.new_job_id(), project=DEFAULT_PROJECT, organization="selftune", created_at=1, model=BASE_ID,
-        training_file="file-t", suffix="t", seed=3, requested=SupervisedHyperparameters(),
-        model_name=ids.model_name(BASE_ID, "selftune", "t"), method="reinforcement",
-        reinforcement=ReinforcementMethod(grader=msgspec.convert(grader, Grader)),
-    )  # fmt: skip
-    folder = stores.paths.job_folder(record.id)
-    folder.mkdir(parents=True)
-    rows = folder / "rows.jsonl"
-    rows.write_text("".join(f"{json.dumps(row)}\n" for row in ROWS))
-    chosen = ReinforcementSpec(group_size=GROUP, max_completion_tokens=TOKENS, temperature=0.8)
-    spec = TrainSpec(
-        job_id=record.id, base_id=BASE_ID, base_folder=str(stack.base), base_fingerprint="tiny",
-        adapters_folder=str(stores.paths.adapter_folder(BASE_ID, "0").parent), training_path=str(rows),
-        validation_path=str(rows), n_epochs=1, batch_size=2, learning_rate_multiplier=1.0, seed=3, rank=4,
-        method="reinforcement", reinforcement=chosen,
-    )  # fmt: skip
-    serving = Serving(stores)
-    try:
-        await stores.jobs.create(record, [])
-        token = await stores.leases.claim(record.id)
-        assert token is not None
-        async with gathering(stores, serving, record, spec, token) as given:
-            assert given is not None
-            yield Attempt(stores, record, spec, token, given)
-        await withdraw(stores, record)
-    finally:
-        await serving.close()
-        await stores.close()
-
-
-def with_attempt(
-    stack: InferenceStack, grader: Any, story: Callable[[Attempt], Awaitable[None]], **settings: Any
-) -> None:
-    async def run() -> None:
-        async with attempt(stack, grader, **settings) as one:
-            await story(one)
-
-    asyncio.run(run())
 
 
 def trained_logprobs(stack: InferenceStack, adapter: Path, group: RolloutGroup) -> list[list[float]]:
@@ -176,7 +91,7 @@ def test_a_step_is_answered_by_its_own_model_and_rewarded(stack: InferenceStack,
             assert await one.policies() == [header.policy]  # the one before is taken back
         assert not (Path(one.spec.adapters_folder) / adapter_digest(adapters[0])).exists()
 
-    with_attempt(stack, SHORTER, story, python_graders=True)
+    with_attempt(replace(stack.settings, python_graders=True), SHORTER, story)
 
 
 def _check_prompt(tokenizer: Any, group: RolloutGroup) -> None:
@@ -206,6 +121,28 @@ def _check_rewards(header: RolloutHeader, groups: list[RolloutGroup]) -> None:
     assert stats.zero_variance_share in (pytest.approx(1 / 3), pytest.approx(2 / 3), 1.0)
 
 
+def test_seeds_hold_where_prompts_are_read_in_several_steps(stack: InferenceStack) -> None:
+    """The engine reads 512 tokens in a step: what it draws for a prompt that goes on must not count."""
+    assert stack.replica is not None
+    url, headers = stack.replica.url, {"authorization": f"Bearer {KEY}"}
+
+    async def story() -> None:
+        async with httpx2.AsyncClient(base_url=url, headers=headers, timeout=None, trust_env=False) as http:
+
+            async def ask(number: int) -> list[int]:
+                messages = [{"role": "user", "content": f"{number} " + "what is the lazy dog? " * 30}]
+                asked = {"model": BASE_ID, "messages": messages, "seed": number, "max_tokens": 4}
+                answered = await http.post("/v1/chat/completions", json=asked | {"return_token_ids": True})
+                answered.raise_for_status()
+                tokens: list[int] = answered.json()["choices"][0]["token_ids"]
+                return tokens
+
+            together = await asyncio.gather(*map(ask, range(6)))
+            assert together == [await ask(number) for number in range(6)]
+
+    asyncio.run(story())
+
+
 def test_a_step_is_sampled_and_judged_once(stack: InferenceStack, adapters: list[Path]) -> None:
     """Another attempt gets what the file has; a damaged file is made again, with the same answers."""
 
@@ -215,7 +152,7 @@ def test_a_step_is_sampled_and_judged_once(stack: InferenceStack, adapters: list
         path = Path(given.path)
         content = path.read_bytes()
         assert len(judge.received) == 2 * GROUP
-        async with gathering(one.stores, Serving(one.stores), one.record, one.spec, one.token) as later:
+        async with gathering(one.stores, one.serving, one.record, one.spec, one.token) as later:
             assert later is not None and await later.gather(wanted) == given
         assert (path.read_bytes(), len(judge.received)) == (content, 2 * GROUP)
         valid = await one.gathering.gather(one.wanted(adapters[0], validation=True, samples=1))
@@ -232,7 +169,7 @@ def test_a_step_is_sampled_and_judged_once(stack: InferenceStack, adapters: list
 
     with Upstream() as judge:
         judge.answer = completion('{"steps": [], "result": 0.5}')
-        with_attempt(stack, SCORE, story, judge_endpoints=_at(judge))
+        with_attempt(replace(stack.settings, judge_endpoints=_at(judge)), SCORE, story)
 
 
 def _at(judge: Upstream) -> dict[str, JudgeEndpoint]:
@@ -261,7 +198,7 @@ def test_a_step_waits_for_its_judge_and_in_the_end_fails(
 
     with Upstream() as judge:
         judge.answer = completion('{"steps": [], "result": 0.5}')
-        with_attempt(stack, SCORE, story, judge_endpoints=_at(judge))
+        with_attempt(replace(stack.settings, judge_endpoints=_at(judge)), SCORE, story)
 
 
 def test_judges_of_this_stack_are_those_that_the_project_may_use(stack: InferenceStack, adapters: list[Path]) -> None:
@@ -279,7 +216,7 @@ def test_judges_of_this_stack_are_those_that_the_project_may_use(stack: Inferenc
             with pytest.raises(JudgeFailed, match="does not exist or you do not have access"):
                 await judge.ask(model, messages, sampling, form)
 
-    with_attempt(stack, EQ, story, model_aliases={"quick": BASE_ID})
+    with_attempt(replace(stack.settings, model_aliases={"quick": BASE_ID}), EQ, story)
 
 
 def test_nothing_is_left_of_a_job_that_ended(stack: InferenceStack, adapters: list[Path]) -> None:
@@ -295,7 +232,7 @@ def test_nothing_is_left_of_a_job_that_ended(stack: InferenceStack, adapters: li
         await withdraw(one.stores, one.record, fence=later or "")
         assert await one.policies() == []
 
-    with_attempt(stack, SHORTER, story, python_graders=True)
+    with_attempt(replace(stack.settings, python_graders=True), SHORTER, story)
 
 
 def test_what_this_trainer_cannot_do_fails_the_job(stack: InferenceStack, adapters: list[Path]) -> None:
@@ -303,4 +240,4 @@ def test_what_this_trainer_cannot_do_fails_the_job(stack: InferenceStack, adapte
         with pytest.raises(TrainingFailed, match="Python graders cannot be run: they are turned off"):
             await one.gathering.gather(one.wanted(adapters[0]))
 
-    with_attempt(stack, SHORTER, story)
+    with_attempt(stack.settings, SHORTER, story)

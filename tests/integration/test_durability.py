@@ -258,10 +258,10 @@ def test_killed_backup_is_none_and_changes_nothing(tmp_path: Path) -> None:
     home, backup = tmp_path / "home", tmp_path / "backup"
     with valkey() as url, server(home, url) as api:
         of = populate(api)
-        for number in range(200):
+        for number in range(1000):  # so many that it is killed before the last
             folder = home / "jobs" / "ftjob-done" / f"part {number}"
             folder.mkdir(parents=True)
-            (folder / "weights").write_bytes(os.urandom(200_000))
+            (folder / "weights").write_bytes(os.urandom(40_000))
         before = seen(api, of["key"])
         running = subprocess.Popen(
             [sys.executable, "-m", "services.cli", "backup", str(backup), "--data-dir", str(home)],

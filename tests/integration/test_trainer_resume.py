@@ -24,7 +24,7 @@ from shared.records import DEFAULT_PROJECT, AdapterRecord, JobRecord, ReplicaRec
 from shared.settings import Settings
 from shared.states import JobState
 from tests.api_server import make_base
-from tests.integration.trainer_stack import BASE_ID, DEADLINE_S, Client, TrainerProcess, with_client
+from tests.integration.trainer_stack import BASE_ID, DEADLINE_S, SHORT, Client, TrainerProcess, with_client
 from tests.unit.trainer.tiny import training_rows
 
 
@@ -46,7 +46,8 @@ def test_worker_killed_before_the_first_resume_point_and_while_publishing_loses_
         rows, held_out = await client.upload(training_rows(24)), await client.upload(training_rows(4))
         replica = ReplicaRecord(id="r1", url="http://127.0.0.1:9", base=BASE_ID, state="ready")
         await client.stores.presence.beat_replica(replica, ttl_s=DEADLINE_S)
-        job_id = await client.submit(rows, validation_file=held_out)
+        asked = replace(SHORT, batch_size=1)  # 24 steps before the first resume point
+        job_id = await client.submit(rows, asked, held_out)
         await client.reached(job_id, 1)
         lasting_trainer.signal(signal.SIGKILL)
         lasting_trainer.start()
@@ -61,7 +62,7 @@ def test_worker_killed_before_the_first_resume_point_and_while_publishing_loses_
         lasting_trainer.start()
         record = await client.ended(job_id)
         assert (record.status, record.error) == (JobState.SUCCEEDED, None)
-        unbroken = await client.submit(rows, validation_file=held_out)
+        unbroken = await client.submit(rows, asked, held_out)
         assert (await client.ended(unbroken)).status is JobState.SUCCEEDED
         assert await said(client, job_id) == await said(client, unbroken)
         told = await client.story(job_id)

@@ -87,7 +87,7 @@ def test_a_model_is_made_again_as_it_was_made(tmp_path: Path, redis_url: str) ->
         stores = services.stores
         await stores.jobs.create(job, [])
         await stores.registry.publish(make_adapter(name("a"), job_id=job.id))
-        manifest = await Manifests(services.settings, stores.registry, stores.jobs).of(name("a"), make_replay())
+        manifest = await Manifests(services.core.settings, stores.registry, stores.jobs).of(name("a"), make_replay())
         request = manifest.request
         assert (manifest.job_id, request.model, request.seed, request.suffix) == (job.id, NEW, 7, "old")
         assert (request.training_file, request.validation_file) == ("file-a", "file-b")
@@ -105,7 +105,7 @@ def test_a_model_is_made_again_as_it_was_made(tmp_path: Path, redis_url: str) ->
 def test_a_model_that_cannot_be_made_again_says_why(tmp_path: Path, redis_url: str) -> None:
     async def story(services: Services) -> None:
         stores = services.stores
-        manifests = Manifests(services.settings, stores.registry, stores.jobs)
+        manifests = Manifests(services.core.settings, stores.registry, stores.jobs)
         for job in (make_job("p", parent=name("x")), make_job("r"), make_job("n")):
             await stores.jobs.create(job, [])
         for letter, fields in (
@@ -115,7 +115,7 @@ def test_a_model_that_cannot_be_made_again_says_why(tmp_path: Path, redis_url: s
             ("j", {"job_id": "ftjob-gone"}),
             ("f", {"job_id": "ftjob-p", "project": "proj_other"}),
         ):
-            await stores.registry.publish(make_adapter(name(letter), **fields))  # type: ignore[arg-type]
+            await stores.registry.publish(make_adapter(name(letter), **fields))
         await stores.registry.publish(make_adapter(name("n", NEW), base=NEW, job_id="ftjob-n"))
 
         async def refusal(model: str, replay: ReplayRecord) -> str | None:
@@ -145,11 +145,11 @@ def test_only_better_challengers_and_those_that_are_named_take_over(tmp_path: Pa
             await services.stores.registry.publish(make_adapter(name(letter)))
             await services.stores.registry.publish(make_adapter(name(letter, NEW), base=NEW))
             alias = CreateAlias(name=f"alias-{letter}", model=name(letter), wait_warm=False)
-            await services.aliases.create(alias, caller=CALLER)
+            await services.named.aliases.create(alias, caller=CALLER)
 
         async def moved(record: ReplayRecord, models: list[str] | None = None) -> dict[str, str]:
             wanted = PromoteReplay(models=models, wait_warm=False)
-            promotion = await services.promotion.promote(record, wanted, caller=CALLER)
+            promotion = await services.flowing.promotion.promote(record, wanted, caller=CALLER)
             return {one.alias: one.model for one in promotion.data}
 
         with pytest.raises(TransitionRefused):

@@ -106,7 +106,7 @@ def test_an_answer_that_lacks_something_is_asked_for_again(body: bytes, reason: 
 
 def graded(reward: float = 0.0, **errors: Any) -> Grade:
     return Grade(
-        name="g", type="multi", reward=reward, passed=None, sub_rewards={"a": 1.0, "b": 0.5},
+        name="g", type="multi", reward=reward, passed=None, label="", sub_rewards={"a": 1.0, "b": 0.5},
         errors=GraderErrors(**errors), usage={}, sampled_model_name=None, seconds=0.0,
     )  # fmt: skip
 

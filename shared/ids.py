@@ -78,10 +78,6 @@ def new_promotion_id() -> str:
     return f"promotion_{_random(24)}"
 
 
-def new_proposal_id() -> str:
-    return f"proposal_{_random(24)}"
-
-
 def new_event_id() -> str:
     return f"evt_{_random(24)}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable
 
@@ -17,6 +18,7 @@ from shared.proposal_records import ProposalRecord
 from shared.records import KeyRecord
 from shared.schemas.evals import EvalError
 from shared.schemas.quality import QualityWindow
+from shared.schemas.retraining import ProposalStatus
 from shared.store.proposals import ProposalStore
 
 _log = structlog.get_logger()
@@ -87,21 +89,31 @@ class Proposals:
             await self._start(alias, record)
         except _FINAL as error:
             told = EvalError(code=error.code or "invalid", message=error.message)
-            await self._store.update(alias.uid, record.id, lambda now: replace(now, status="failed", error=told))
+            await self._ended(alias, record, "failed", told)
             _log.warning("retraining.failed", alias=alias.name, proposal_id=record.id, reason=error.message)
             raise
         _log.info("retraining.started", alias=alias.name, proposal_id=record.id, job_id=record.job_id)
-        return await self._store.update(alias.uid, record.id, lambda now: replace(now, status="started"))
+        return await self._ended(alias, record, "started", EvalError())
 
     async def tend(self, alias: AliasRecord, now: float) -> None:
         """Go on with what was approved by a process that died, or had to wait."""
-        if alias.monitor is None or time.monotonic() < self._tried.get(alias.uid, 0.0) + _LOOK_S:
+        if alias.monitor is None or time.monotonic() < self._tried.get(alias.uid, -math.inf) + _LOOK_S:
             return
         self._tried[alias.uid] = time.monotonic()
         for record in await self._store.all(alias.uid):
-            if record.status == "approved" and time.monotonic() > self._tried.get(record.id, 0.0) + _AGAIN_S:
+            if record.status == "approved" and time.monotonic() > self._tried.get(record.id, -math.inf) + _AGAIN_S:
                 self._tried[record.id] = time.monotonic()
                 await self._carry_on(alias, record)
+
+    async def _ended(
+        self, alias: AliasRecord, record: ProposalRecord, status: ProposalStatus, error: EvalError
+    ) -> ProposalRecord:
+        """Say what came of an approved proposal, unless somebody else has said so."""
+
+        def change(current: ProposalRecord) -> ProposalRecord:
+            return replace(current, status=status, error=error) if current.status == "approved" else current
+
+        return await self._store.update(alias.uid, record.id, change)
 
     async def _start(self, alias: AliasRecord, record: ProposalRecord) -> None:
         plan, lines = await self._retraining.planned_again(alias, record)

@@ -2,7 +2,6 @@
 
     SelftuneError                 message for the client, `code`, `param`
     ├── InvalidRequest            the request itself is wrong
-    │   └── UnsupportedMethod     a training method that this server does not have
     ├── NotAuthenticated          no key, or one that is not known
     ├── PermissionDenied          a known key that may not do this
     ├── NotFound                  unknown, or belongs to another project: the two look the same
@@ -44,12 +43,6 @@ class SelftuneError(Exception):
 
 class InvalidRequest(SelftuneError):
     """The request is malformed or out of range."""
-
-
-class UnsupportedMethod(InvalidRequest):
-    """The training method is not offered here."""
-
-    default_code = "unsupported_method"
 
 
 class NotAuthenticated(SelftuneError):

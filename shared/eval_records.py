@@ -22,7 +22,7 @@ from shared.schemas.evals import (
     ResultCounts,
     ShownDataSource,
 )
-from shared.schemas.graders import Grader
+from shared.schemas.graders import Grader, RunnableGrader
 
 _TEXT: dict[str, Any] = {"type": "string"}
 _SAMPLE: dict[str, Any] = {
@@ -46,6 +46,14 @@ _LOGGED: dict[str, Any] = {
 }
 
 
+class RegradedJob(Struct, frozen=True, kw_only=True):
+    """The reinforcement job whose rollouts an eval grades anew."""
+
+    job_id: str
+    grader: RunnableGrader
+    """The eval's criteria are its parts."""
+
+
 class EvalRecord(Struct, frozen=True, kw_only=True):
     """An eval. Its criteria stay as they are."""
 
@@ -56,6 +64,8 @@ class EvalRecord(Struct, frozen=True, kw_only=True):
     testing_criteria: list[Grader]
     metadata: dict[str, str] | None = None
     created_at: int
+    regrades: RegradedJob | None = None
+    """None where its owner has made it."""
 
     def public(self) -> Eval:
         return Eval(

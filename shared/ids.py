@@ -111,6 +111,27 @@ def checkpoint_name(model: str, step: int) -> str:
     return f"{stem}:{_random(8)}:ckpt-step-{step}"
 
 
+_POLICY = "rollouts:"
+
+
+def policy_name(job_id: str, sha256: str) -> str:
+    """Form the name under which replicas know the model of one step of a reinforcement job; clients never do.
+
+    It stands for these bytes alone: a replica that has not heard of the newest step cannot answer for it.
+    """
+    return f"{_POLICY}{job_id}:{sha256[:16]}"
+
+
+def is_policy(name: str) -> bool:
+    """Whether a name is one that `policy_name` has formed."""
+    return name.startswith(_POLICY)
+
+
+def without_step(name: str) -> str:
+    """Return what the models of all steps of a job are called together; other names stay as they are."""
+    return name.rpartition(":")[0] if is_policy(name) else name
+
+
 def new_response_id() -> str:
     return f"resp_{secrets.token_hex(24)}"
 

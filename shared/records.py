@@ -214,6 +214,9 @@ class JobRecord(Struct, frozen=True, kw_only=True):
         if self.method == "dpo":
             chosen = DpoHyperparameters(**asdict(effective), beta=self._beta)
             return Method(type="dpo", dpo=DpoMethod(hyperparameters=chosen))
+        if self.reinforcement is not None:
+            used = self.resolved_reinforcement or self.reinforcement.hyperparameters
+            return Method(type="reinforcement", reinforcement=replace(self.reinforcement, hyperparameters=used))
         return None
 
     def _own_method(self, effective: SupervisedHyperparameters) -> OwnMethod | None:

@@ -26,5 +26,5 @@ def check_prompt(example: PromptExample) -> int:
     """Return 1, for the answer that is to come; raises ValueError that says what is wrong."""
     check_messages(example.messages, "messages")
     if example.messages[-1].role not in ("user", "developer", "tool"):
-        raise ValueError("messages must end with a message that the model is to answer: a user's or developer's")
+        raise ValueError("messages must end with what the model is to answer: a user's, developer's or tool's message")
     return 1

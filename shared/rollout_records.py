@@ -7,8 +7,9 @@ valid-N is by the model of step N, and valid-0 by the one that training starts f
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -71,6 +72,10 @@ class RolloutStats(Struct, frozen=True, kw_only=True, omit_defaults=True):
     completion_tokens_mean: float = 0.0
     prompt_tokens_mean: float = 0.0
     truncated_share: float = 0.0
+    repeated_share: float = 0.0
+    """Of 4-grams that stood in the same answer before."""
+    agreement: dict[str, float] = {}
+    """Of a multi grader: how each part's scores correlate with the mean of the others'."""
     ungraded: int = 0
     """Samples without a reward."""
     errors: dict[str, int] = {}
@@ -91,8 +96,24 @@ class RolloutHeader(Struct, frozen=True, kw_only=True):
     stats: RolloutStats
 
 
-_header = msgspec.json.Decoder(RolloutHeader).decode
-_group = msgspec.json.Decoder(RolloutGroup).decode
+decode_header = msgspec.json.Decoder(RolloutHeader).decode
+decode_group = msgspec.json.Decoder(RolloutGroup).decode
+
+
+_NAME = re.compile(r"(train|valid)-(\d{6,9})\.jsonl")
+
+
+class Place(NamedTuple):
+    """Which of a job's files; in order, the answers of a step's model come after those that the step learnt from."""
+
+    step: int
+    validation: bool
+
+
+def place_of(name: str) -> Place | None:
+    """Return which file a name is; None for others."""
+    found = _NAME.fullmatch(name)
+    return None if found is None else Place(int(found[2]), found[1] == "valid")
 
 
 def rollout_file(job_folder: Path, step: int, *, validation: bool) -> Path:
@@ -103,7 +124,7 @@ def rollout_file(job_folder: Path, step: int, *, validation: bool) -> Path:
 def read_rollouts(path: Path) -> tuple[RolloutHeader, list[RolloutGroup]]:
     """Read a whole file. Raises OSError, msgspec.DecodeError."""
     first, *lines = path.read_bytes().splitlines()
-    return _header(first), [_group(line) for line in lines]
+    return decode_header(first), [decode_group(line) for line in lines]
 
 
 def write_rollouts(header: RolloutHeader, groups: list[RolloutGroup]) -> bytes:

@@ -33,10 +33,12 @@ from shared.token_cache import Format
 
 __all__ = ["MIN_EXAMPLES", "Census", "ChatExample", "Message", "read_examples", "validate"]
 
-MIN_EXAMPLES = 10
-
 Method: TypeAlias = MethodName
 FileRole: TypeAlias = Literal["training", "validation"]
+
+MIN_EXAMPLES = 10
+MAX_PROMPTS: dict[FileRole, int] = {"training": 50_000, "validation": 1000}
+"""Rows of a reinforcement job's files, as at OpenAI."""
 
 _decode = msgspec.json.Decoder(ChatExample).decode
 _decode_preference = msgspec.json.Decoder(PreferenceExample).decode
@@ -197,6 +199,8 @@ class _Tally:
             return "The file is empty."
         if self.examples < least:
             return f"{role.capitalize()} file has {self.examples} example(s), but must have at least {least} examples."
+        if self._method == "reinforcement" and self.examples > MAX_PROMPTS[role]:
+            return f"{role.capitalize()} file has {self.examples} examples, but must have at most {MAX_PROMPTS[role]}."
         if len(self._labels) == 1 and role == "training":
             return one_label(next(iter(self._labels)))
         return ""
@@ -220,7 +224,8 @@ def _check_preference(line: bytes) -> int:
 
 
 def _check_prompt(line: bytes) -> int:
-    return check_prompt(_decode_prompt(check_text(line)))
+    msgspec.json.decode(check_text(line))  # all of it: graders are given every key
+    return check_prompt(_decode_prompt(line))
 
 
 def _check_labelled(line: bytes) -> int:

@@ -38,9 +38,7 @@ from services.api.gateway.forwarding import Gateway
 from services.api.gateway.model_names import ModelNames
 from services.api.gateway.replicas import Replicas
 from services.api.gateway.residency import Residencies
-from services.api.graders.caging import Caging
 from services.api.graders.judges import Judges
-from services.api.graders.outside import OutsideJudges
 from services.api.graders.running import Graders
 from services.api.jobs.control import JobControl
 from services.api.jobs.submission import Submission
@@ -51,12 +49,17 @@ from services.api.organization.keys import KeyAdmin
 from services.api.organization.projects import ProjectAdmin
 from services.api.readiness import Readiness
 from services.api.recorder import Recorder
+from services.api.rollouts.files import RolloutFiles
+from services.api.rollouts.regraded import Regraded
+from services.api.rollouts.regrading import Regrading
 from services.api.stores import Stores
 from services.api.webhooks.dispatch import Dispatcher, families_of
 from services.api.webhooks.endpoints import Webhooks
 from services.api.webhooks.sender import WebhookSender
 from shared.blobs.interface import Blobs
 from shared.blobs.opening import open_blobs
+from shared.grading.caging import Caging
+from shared.grading.outside import OutsideJudges
 from shared.key_hash import KeyHash
 from shared.outgoing import Outgoing
 from shared.paths import Paths, internal_key, key_secret
@@ -92,6 +95,9 @@ class Services:
     sweeper: Sweeper
     submission: Submission
     control: JobControl
+    rollout_files: RolloutFiles
+    regrading: Regrading
+    regraded: Regraded
     names: ModelNames
     adapter_imports: AdapterImports
     residencies: Residencies
@@ -135,6 +141,8 @@ class Services:
         graders = Graders(judges, Caging(turned_on=settings.python_graders), reward_models)
         rows = Sources(at.files, at.completions, blobs)
         eval_runs = EvalRuns(at.eval_store, at.eval_run_store, rows, names, judges, blobs)
+        evals = Evals(at.eval_store, eval_runs, graders)
+        rollout_files = RolloutFiles(blobs)
         recorder = Recorder(client, blobs, interval_s=settings.records_interval_s)
         return cls(
             settings=settings,
@@ -155,8 +163,11 @@ class Services:
             uploads=uploads,
             chunked=ChunkedUploads(at.upload_store, at.files, blobs, settings),
             sweeper=Sweeper(at.files, at.upload_store, uploads, blobs, at.audit_store),
-            submission=Submission(settings, at.files, at.jobs, at.registry, names, queue),
+            submission=Submission(settings, at.files, at.jobs, at.registry, names, graders, queue),
             control=JobControl(at.jobs, queue),
+            rollout_files=rollout_files,
+            regrading=Regrading(rollout_files, uploads, graders, names, evals, eval_runs, at.eval_run_store),
+            regraded=Regraded(at.eval_store, at.eval_run_store),
             names=names,
             adapter_imports=AdapterImports(settings, at.files, at.registry, names, blobs),
             residencies=Residencies(names, at.registry, at.presence),
@@ -170,7 +181,7 @@ class Services:
             graders=graders,
             batches=Batches(at.batch_store, at.files, blobs),
             batch_runner=Runner(Tools.of(settings, at, blobs, gateway), Leftovers(client, blobs, paths.batches), drain),
-            evals=Evals(at.eval_store, eval_runs, graders),
+            evals=evals,
             eval_runs=eval_runs,
             eval_comparisons=Comparisons(at.eval_run_store),
             eval_runner=EvalRunner(

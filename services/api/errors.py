@@ -35,7 +35,6 @@ class Rule:
 TABLE: dict[type[errors.SelftuneError], Rule] = {
     errors.SelftuneError: Rule(500, SERVER_ERROR),
     errors.InvalidRequest: Rule(400),
-    errors.UnsupportedMethod: Rule(400),
     UnsupportedMediaType: Rule(415),
     errors.NotAuthenticated: Rule(401),
     errors.PermissionDenied: Rule(403),

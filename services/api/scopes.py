@@ -7,7 +7,8 @@
 | infer | have models answer, and manage the answers that are stored                                           |
 | admin | the organization: projects, keys, limits; who else may use a checkpoint; where events are sent       |
 
-A batch has a model answer and writes files, so it needs both; so do evals, and running a grader, which may ask a judge.
+A batch has a model answer and writes files, so it needs both; so do evals, and running a grader, which may ask a judge,
+once or over a job's rollouts.
 Webhook endpoints send the project's events out of this server, which is why they are no matter of training.
 """
 
@@ -44,6 +45,7 @@ RULES: tuple[Rule, ...] = (
     _rule("/v1/files", ["read"], ["train"]),
     _rule("/v1/uploads", ["read"], ["train"]),
     _rule("/v1/fine_tuning/alpha/graders/run", ["read"], ["infer", "train"]),
+    _rule("/v1/fine_tuning/jobs/{job_id}/rollouts/regrade", ["read"], ["infer", "train"]),
     _rule("/v1/fine_tuning", ["read"], ["train"]),
     _rule("/v1/evals", ["read"], ["infer", "train"]),
     _rule("/v1/models", ["read"], ["train"]),
@@ -61,7 +63,8 @@ RULES: tuple[Rule, ...] = (
 
 
 def rule_for(path: str) -> Rule | None:
-    """Return the first rule whose path is `path` or above it."""
+    """Return the first rule whose path is `path` or above it; parameters may have their types, as routes have them."""
+    path = path.replace(":str}", "}")
     return next((rule for rule in RULES if path == rule.path or path.startswith(f"{rule.path}/")), None)
 
 

@@ -4,6 +4,7 @@
 | --------------- | ----------------------------------------------------------------- |
 | `run.py`        | any grader, whatever its kind, and what comes of it               |
 | `checking.py`   | whether a grader is sound, before anything is graded              |
+| `fitting.py`    | whether the rows of a file have what a grader's templates name    |
 | `samples.py`    | an answer as templates see it                                     |
 | `templates.py`  | `{{ item.… }}` and `{{ sample.… }}`                               |
 | `formula.py`    | the formula of a multi grader                                     |
@@ -11,5 +12,6 @@
 | `judging.py`    | what is asked of judges, and how their answers are read           |
 | `means.py`      | what graders may use: judges, a cage                              |
 | `parts.py`      | the graders that a multi grader is made of                        |
+| `hacking.py`    | signs that a model pleases its grader instead of answering well   |
 | `cage/`         | where the Python of strangers runs                                |
 """

@@ -84,11 +84,12 @@ def _check_metric(grader: TextSimilarityGrader, where: str) -> None:
 
 def _check_messages(messages: list[GraderMessage], where: str) -> None:
     for number, message in enumerate(messages):
-        for field, text in _texts(message, f"{where}.input[{number}].content"):
+        for field, text in texts_of(message, f"{where}.input[{number}].content"):
             _check_template(text, field)
 
 
-def _texts(message: GraderMessage, field: str) -> Iterator[tuple[str, str]]:
+def texts_of(message: GraderMessage, field: str) -> Iterator[tuple[str, str]]:
+    """Yield (field, template) of each text in a message that stands at `field`."""
     if not isinstance(message.content, list):
         yield field, _text(message.content)
         return

@@ -91,7 +91,7 @@ def render(template: str, namespaces: Mapping[str, Any], room: Room | None = Non
     texts: list[str] = []
     own = Room(MAX_RENDERED_CHARS)
     for piece in parse(template):
-        text = piece if isinstance(piece, str) else _as_text(_found(piece, namespaces))
+        text = piece if isinstance(piece, str) else _as_text(look_up(piece, namespaces))
         own.take(len(text))
         if room is not None:
             room.take(len(text))
@@ -121,7 +121,8 @@ def _step(found: re.Match[str]) -> Step:
     return next(found[kind] for kind in ("name", "double", "single") if found[kind] is not None)
 
 
-def _found(path: Path, namespaces: Mapping[str, Any]) -> Any:
+def look_up(path: Path, namespaces: Mapping[str, Any]) -> Any:
+    """Return the value at a path. Raises UnknownVariable when there is none."""
     value: Any = namespaces
     for step in path:
         value = _member(value, step, path)

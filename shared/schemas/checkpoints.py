@@ -8,7 +8,10 @@ from msgspec import Meta, Struct
 
 
 class CheckpointMetrics(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Metrics at the checkpoint's step; losses in nats per token, accuracies from 0 to 1."""
+    """Metrics at the checkpoint's step; losses in nats per token, accuracies from 0 to 1, rewards as graders give them.
+
+    `valid_reward_mean` is of the whole validation file.
+    """
 
     step: float | None = None
     train_loss: float | None = None
@@ -17,6 +20,8 @@ class CheckpointMetrics(Struct, frozen=True, kw_only=True, omit_defaults=True):
     valid_mean_token_accuracy: float | None = None
     full_valid_loss: float | None = None
     full_valid_mean_token_accuracy: float | None = None
+    train_reward_mean: float | None = None
+    valid_reward_mean: float | None = None
 
 
 class Checkpoint(Struct, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from msgspec import Meta, Struct
 
-from shared.schemas.graders import Grader
+from shared.schemas.graders import RunnableGrader
 
 Epochs: TypeAlias = Annotated[int, Meta(ge=1, le=50, description="Passes over the training file.")]
 BatchSize: TypeAlias = Annotated[int, Meta(ge=1, le=256, description="Examples per optimizer step.")]
@@ -87,10 +87,10 @@ class ReinforcementHyperparameters(Struct, frozen=True, kw_only=True, forbid_unk
     ] = "default"
 
 
-class ReinforcementMethod(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class ReinforcementMethod(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Reinforcement fine-tuning: give more often the answers that a grader rewards (GRPO, arXiv:2402.03300)."""
 
-    grader: Grader
+    grader: RunnableGrader
     hyperparameters: ReinforcementHyperparameters = ReinforcementHyperparameters()
     response_format: Annotated[
         dict[str, Any] | None, Meta(description="Form of the answers, as chat completions have it.")

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from shared import keys
 from shared.alias_records import AliasRecord
 from shared.errors import Conflict, LeaseLost, NotFound, SelftuneError
+from shared.ids import is_policy
 from shared.model_records import STORED, Access, ModelSettingsRecord, read_keys, read_settings
 from shared.records import AdapterRecord, BaseRecord, Residency
 from shared.store.client import Client
@@ -182,6 +183,14 @@ class Registry:
             found |= {_decode_adapter(raw).sha256 for raw in raws if raw is not None}
             if not cursor:
                 return found
+
+    async def policies(self, job_id: str = "") -> list[AdapterRecord]:
+        """List the models of steps of a reinforcement job, or of all jobs, that should exist."""
+        bases = [base.decode() for base in await self._client.call("HKEYS", keys.BASES)]
+        found = await self._client.together([("SMEMBERS", keys.adapters(base)) for base in bases]) if bases else []
+        names = [member.decode() for members in found for member in members]
+        policies = await self._many([name for name in names if is_policy(name)])
+        return [policy for policy in policies if job_id in ("", policy.job_id)]
 
     async def ask_to_warm(self, adapter: AdapterRecord) -> None:
         """Ask the replicas of its base to bring an adapter into memory; `residency` tells when one has."""

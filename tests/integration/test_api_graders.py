@@ -11,10 +11,10 @@ from typing import Any
 import openai
 import pytest
 
-from services.api.graders import judges
 from services.api.graders.judges import Judges
-from services.api.graders.outside import OutsideJudges
+from shared.grading import asking
 from shared.grading.cage import why_not
+from shared.grading.outside import OutsideJudges
 from shared.grading.run import Answer, JudgeFailed
 from shared.model_records import Access
 from shared.outgoing import Outgoing
@@ -233,7 +233,7 @@ def test_a_judge_outside_gets_its_key_and_its_models_name(
 def test_a_judge_outside_that_is_busy_is_asked_again(
     judge: Upstream, monkeypatch: pytest.MonkeyPatch, status: int, asked: int
 ) -> None:
-    monkeypatch.setattr(judges, "_FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(asking, "_FIRST_WAIT_S", 0.01)
     judge.behaviour, judge.status, judge.error = "status", status, b'{"error": {"message": "key sk-secret is wrong"}}'
     with pytest.raises(JudgeFailed, match=f"'out' answered {status}") as caught:
         ask("out/m", base_url=f"{judge.url}/v1")

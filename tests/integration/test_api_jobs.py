@@ -160,7 +160,6 @@ def test_old_hyperparameters_count_unless_method_says_otherwise(sdk: openai.Open
         ({"method": dpo(beta=0)}, "method.dpo.hyperparameters.beta", "invalid_value"),
         ({"method": dpo(beta=2.5)}, "method.dpo.hyperparameters.beta", "invalid_value"),
         ({"method": dpo(gamma=1)}, "method.dpo.hyperparameters.gamma", "unknown_parameter"),
-        ({"method": {"type": "reinforcement"}}, "method.type", "unsupported_method"),
         (
             {"method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 99}}}},
             "method.supervised.hyperparameters.n_epochs",

@@ -160,6 +160,7 @@ def _plant(
     ids["part_id"] = _answered(part)["id"]
     job = {"model": BASE, "training_file": ids["file_id"], "suffix": mark, "metadata": {"team": mark}}
     ids["job_id"] = _answered(http.post("/v1/fine_tuning/jobs", json=job))["id"]
+    ids["rollout_id"] = "rollout_train_1_1_0"
     ids["event_id"], ids["checkpoint_id"] = with_store(redis_url, lambda client: _tell(client, ids["job_id"], mark))
     settings = {"system_prompt": f"{mark} rules"}
     _answered(http.post(f"/v1/models/{model}/settings", json=settings))
@@ -240,6 +241,7 @@ def _model_bodies(*names: str, **more: Any) -> Bodies:
 
 
 _HI = [{"role": "user", "content": "hi"}]
+CHECK = {"type": "string_check", "name": "c", "input": "a", "reference": "b", "operation": "eq"}
 _NOTHING: Bodies = lambda _: [{}]  # noqa: E731
 BODIES: dict[str, Bodies] = {
     "/v1/files": _NOTHING,
@@ -252,6 +254,7 @@ BODIES: dict[str, Bodies] = {
         {"model": ids["model"], "training_file": ids["own_file_id"]},
         {"model": ids["alias"], "training_file": ids["own_file_id"]},
     ],
+    "/v1/fine_tuning/jobs/{job_id}/rollouts/regrade": lambda _: [{"grader": CHECK}],
     "/v1/fine_tuning/checkpoints/{model}/permissions": lambda ids: [{"project_ids": ["proj_default"]}],
     "/v1/models": lambda ids: [
         {"base": BASE, "files": _adapter_files(ids["user_file_id"], ids["own_user_file_id"])},
@@ -303,6 +306,7 @@ BODIES: dict[str, Bodies] = {
 PLACES = {
     "/v1/files": "file_id", "/v1/fine_tuning/jobs": "job_id", "/v1/aliases": "alias", "/v1/batches": "batch_id",
     "/v1/chat/completions": "completion_id", "/v1/webhook_endpoints": "webhook_endpoint_id",
+    "/v1/fine_tuning/jobs/{job_id}/rollouts": "rollout_id",
     "/v1/fine_tuning/jobs/{job_id}/events": "event_id", "/v1/fine_tuning/jobs/{job_id}/checkpoints": "checkpoint_id",
     "/v1/fine_tuning/checkpoints/{model}/permissions": "permission_id", "/v1/aliases/{alias}/history": "revision",
     "/v1/aliases/{alias}/shadow_pairs": "event_id", "/v1/responses/{response_id}/input_items": "item_id",
@@ -320,6 +324,9 @@ HARMLESS = {
     "stream",
     "file",
     "row",
+    "step",
+    "validation",
+    "line",
     "window_s",
     "include_archived",
     "owner_project_access",

@@ -9,6 +9,8 @@ import pytest
 
 from shared import ids
 from shared.records import JobRecord
+from shared.schemas.graders import StringCheckGrader
+from shared.schemas.methods import ReinforcementMethod
 from shared.schemas.options import TrainingOptions
 from shared.settings import Settings
 from shared.states import JobState
@@ -161,6 +163,32 @@ def test_files_without_conversations_are_trained_on_and_bad_ones_fail_before_the
     with server.client() as http:
         refused = http.get(f"/v1/fine_tuning/jobs/{failed[0].id}/preview")
     assert (refused.status_code, refused.json()["error"]["type"]) == (400, "invalid_request_error")
+
+
+def test_rows_that_lack_what_a_grader_names_fail_the_job_before_the_queue(
+    lasting_trainer: TrainerProcess, lasting_settings: Settings
+) -> None:
+    rows = [{"messages": [{"role": "user", "content": "dog?"}], "answer": {"kind": "animal"}}] * 10
+    grader = StringCheckGrader(
+        name="n", input="{{sample.output_text}}", reference="{{item.answer.kind}}", operation="eq"
+    )
+
+    async def scenario(client: Client) -> list[JobRecord]:
+        good, held_out = await client.upload(rows), await client.upload([rows[0] | {"answer": {}}])
+        fields: dict[str, Any] = {"method": "reinforcement", "reinforcement": ReinforcementMethod(grader=grader)}
+        asked = [
+            job(await client.upload([*rows, {"messages": rows[0]["messages"]}]), **fields),
+            job(good, validation_file=held_out, **fields),
+        ]
+        return [await client.ended(await submitted(client, record)) for record in asked]
+
+    said = [ended.error for ended in result_of(lasting_settings, scenario)]
+    assert [(error.param, error.code) for error in said if error] == [
+        ("training_file", "invalid_training_file"), ("validation_file", "invalid_validation_file"),
+    ]  # fmt: skip
+    assert [error.message.partition("file. ")[2] for error in said if error] == [
+        f"Line {line}: it has no item.answer.kind, which the grader's template names." for line in (11, 1)
+    ]
 
 
 def test_a_second_job_finds_the_tokens_of_the_first(

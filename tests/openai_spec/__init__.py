@@ -39,6 +39,7 @@ DEVIATIONS = (
     # A message with a plain text is both of two kinds of which the document wants it to be one.
     Deviation("messages of an eval run", r"(GET|POST) /evals/\{eval_id\}/runs", r"(data/\d+/)?data_source"),
     Deviation("several graders", r"POST /fine_tuning/alpha/graders/validate", r"grader"),
+    Deviation("several graders", r"(GET|POST) /fine_tuning/jobs", r"(data/\d+/)?method/reinforcement/grader"),
     # A message with a plain text is both of two kinds of which the document wants it to be one.
     Deviation("messages of an eval run", r"(GET|POST) /evals/\{eval_id\}/runs", r"(data/\d+/)?data_source"),
     Deviation("reward models as criteria", r"(GET|POST) /evals", r"(data/\d+/)?testing_criteria/\d+"),

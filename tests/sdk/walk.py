@@ -123,9 +123,16 @@ def jobs(client: Any, training_file: str) -> None:
     refused(
         lambda: calls.create(model=BASE, training_file=training_file, method={"type": "reinforcement"}),
         openai.BadRequestError,
-        "unsupported_method",
+        "missing_required_parameter",
     )
     grader = {"type": "string_check", "name": "n", "input": "i", "operation": "eq", "reference": "r"}
+    job = calls.create(
+        model=BASE, training_file=training_file,
+        method={"type": "reinforcement", "reinforcement": {"grader": grader, "hyperparameters": {"eval_samples": 2}}},
+    )  # fmt: skip
+    assert job.method.reinforcement.grader.to_dict() == grader
+    assert job.method.reinforcement.hyperparameters.eval_samples == 2
+    calls.cancel(job.id)
     graders = client.fine_tuning.alpha.graders
     assert graders.validate(grader=grader).grader.to_dict() == grader
     assert graders.run(grader=grader, model_sample="s", item={}).reward == 0.0

@@ -22,10 +22,10 @@ from services.api.background import Background
 from services.api.errors import UpstreamError
 from services.api.gateway.model_names import Meaning
 from services.api.gateway.outgoing import Asking, Opener
-from services.api.gateway.rewriting import with_fields
 from shared import ids
 from shared.alias_records import AliasRecord
 from shared.errors import ReplicaLost, SelftuneError, StoreUnavailable, Unavailable
+from shared.rewriting import with_fields
 from shared.schemas.aliases import ShadowAnswer
 from shared.store.aliases import AliasStore
 from shared.store.shadow_pairs import PairStore, StoredPair

@@ -27,6 +27,7 @@ from services.api.gateway.upstream_errors import unreadable
 from shared import ids
 from shared.errors import InvalidRequest, NoReplica, ReplicaLost, SelftuneError
 from shared.model_records import Access
+from shared.replica_http import LATER
 from shared.schemas.batches import BatchEndpoint, BatchUsage
 from shared.schemas.errors import ErrorBody, ErrorResponse
 from shared.store.completions import CompletionStore
@@ -34,8 +35,6 @@ from shared.store.responses import ResponseStore
 
 _log = structlog.get_logger()
 
-PRIORITY = 1000
-"""Live requests have 0 unless they ask to be later."""
 _AGAIN = frozenset({429, 502, 503})
 _MAX_LOSSES = 8
 """So often may the server break down on a request, before the request is taken for the reason."""
@@ -146,7 +145,7 @@ class Answering:
             model=view.model,
             access=access,
             request_id=request_id,
-            priority=max(view.priority or 0, PRIORITY),
+            priority=max(view.priority or 0, LATER),
             on_sent=on_sent,
         )
         return _one_line(await read_whole(upstream))

@@ -10,16 +10,15 @@ from msgspec.structs import replace
 
 from services.api.evals.questions import check_messages
 from services.api.evals.sources import Sources
-from services.api.gateway.model_names import Meaning, ModelNames
+from services.api.gateway.model_names import ModelNames
 from services.api.graders.judges import Judges
+from services.api.graders.permitted import check_judges
 from shared.blobs.interface import Blobs
-from shared.errors import InvalidRequest, NotFound, TransitionRefused
+from shared.errors import NotFound, TransitionRefused
 from shared.eval_records import EvalRecord, EvalRunRecord
 from shared.eval_states import ENDED, EvalRunState
 from shared.model_records import Access
-from shared.records import AdapterRecord
 from shared.schemas.evals import CompletionsRun, CreateEvalRun, EvalStoredCompletions, RunSource
-from shared.schemas.graders import LabelModelGrader, RewardModelGrader, ScoreModelGrader
 from shared.store.eval_runs import EvalRunStore, Found
 from shared.store.evals import EvalStore
 
@@ -123,18 +122,12 @@ class EvalRuns:
 
     async def _check_judges(self, eval_: EvalRecord, access: Access) -> None:
         for place, grader in enumerate(eval_.testing_criteria):
-            if isinstance(grader, RewardModelGrader):
-                await self._check_reward_model(grader.model, access, where=f"testing_criteria[{place}].model")
-            if isinstance(grader, ScoreModelGrader | LabelModelGrader) and not self._judges.is_outside(grader.model):
-                await self._check_model(grader.model, access, where=f"testing_criteria[{place}].model")
+            await check_judges(
+                grader, access, names=self._names, judges=self._judges, where=f"testing_criteria[{place}]"
+            )
 
-    async def _check_reward_model(self, model: str, access: Access, *, where: str) -> None:
-        found = await self._check_model(model, access, where=where)
-        if found.target != model or not isinstance(found.model, AdapterRecord) or found.model.kind != "reward":
-            raise InvalidRequest(f"'{model}' is not the name of a reward model.", code="invalid_value", param=where)
-
-    async def _check_model(self, model: str, access: Access, *, where: str) -> Meaning:
+    async def _check_model(self, model: str, access: Access, *, where: str) -> None:
         try:
-            return await self._names.look_up(model, access)
+            await self._names.look_up(model, access)
         except NotFound as error:
             raise NotFound(error.message, code=error.code, param=where) from error

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from services.api.evals.creation import EvalRuns
 from services.api.graders.running import Graders
 from shared.errors import InvalidRequest, NotFound
-from shared.eval_records import EvalRecord
+from shared.eval_records import EvalRecord, RegradedJob
 from shared.schemas.evals import CreateEval, UpdateEval
 from shared.schemas.graders import Grader, MultiGrader, TextSimilarityGrader
 from shared.store.evals import EvalStore
@@ -29,7 +29,9 @@ class Evals:
         self._graders = graders
         self._runs = runs
 
-    async def create(self, request: CreateEval, *, project: str, eval_id: str) -> EvalRecord:
+    async def create(
+        self, request: CreateEval, *, project: str, eval_id: str, regrades: RegradedJob | None = None
+    ) -> EvalRecord:
         """Record an eval; one that has this id already is returned as it is.
 
         Raises InvalidRequest that names the criterion.
@@ -46,6 +48,7 @@ class Evals:
             testing_criteria=request.testing_criteria,
             metadata=request.metadata,
             created_at=int(time.time()),
+            regrades=regrades,
         )
         _log.info("eval.created", eval_id=eval_id)
         return await self._evals.create(record)

@@ -9,12 +9,13 @@ from services.api.batches.answering import Answering
 from services.api.batches.slots import Slots
 from services.api.evals.failing import MODEL_GONE, RunFailed
 from services.api.evals.questions import refusal_of
-from services.api.graders.judges import Judges, read_answer, wanted
-from services.api.graders.outside import Away
+from services.api.graders.judges import Judges
 from shared import ids
 from shared.chat_data import Message
 from shared.errors import NoReplica
+from shared.grading.asking import read_answer, wanted
 from shared.grading.means import Answer, JudgeFailed, Unresponsive
+from shared.grading.outside import Away
 from shared.model_records import Access
 from shared.reward_scoring import NoTrainer, RewardScoring, UnknownModel
 from shared.schemas.evals import EvalError

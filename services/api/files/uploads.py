@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import structlog
 from litestar.connection import Request
 
 from services.api.files.forms import FILE_FORM, lifetime_of, purpose_of
-from services.api.files.multipart_form import Received, receive_form
+from services.api.files.multipart_form import receive_form
 from services.api.files.names import safe_name
 from services.api.files.partial import PartialFile
 from services.api.files.unrecorded import Unrecorded
@@ -56,22 +57,48 @@ class Uploads:
         partial = PartialFile(self._paths.partial / file_id, limit=self._max_file_bytes)
         try:
             form = await receive_form(request, FILE_FORM, partial, limit=self._max_file_bytes)
-            record = _record(file_id, project, form, partial)
-            await self._unrecorded.mark(file_id)
-            manifest = msgspec.json.format(msgspec.json.encode(record))
-            await partial.publish(self._blobs, self._paths.file_folder(file_id), manifest)
+            purpose = purpose_of(form.fields["purpose"])
+            lifetime = kept_for(purpose, lifetime_of(form))
+            record = _record(file_id, project, form.filename, purpose, lifetime, partial)
+            await self._publish(record, partial)
         except BaseException:
             await asyncio.to_thread(partial.discard)
             raise
+        return await self._add(record)
+
+    async def store(
+        self, blocks: AsyncIterator[bytes], *, project: str, filename: str, purpose: FilePurpose, lifetime_s: int
+    ) -> FileRecord:
+        """Store a file that this server makes itself. Raises as receive() does, and what `blocks` raises."""
+        file_id = ids.new_file_id()
+        partial = PartialFile(self._paths.partial / file_id, limit=self._max_file_bytes)
+        try:
+            async for block in blocks:
+                await partial.write(block)
+            await partial.finish()
+            record = _record(file_id, project, filename, purpose, lifetime_s, partial)
+            await self._publish(record, partial)
+        except BaseException:
+            await asyncio.to_thread(partial.discard)
+            raise
+        return await self._add(record)
+
+    async def _publish(self, record: FileRecord, partial: PartialFile) -> None:
+        await self._unrecorded.mark(record.id)
+        manifest = msgspec.json.format(msgspec.json.encode(record))
+        await partial.publish(self._blobs, self._paths.file_folder(record.id), manifest)
+
+    async def _add(self, record: FileRecord) -> FileRecord:
+        """Record a file whose bytes are kept."""
         # If this fails the bytes stay, since the record may have been written although its answer was lost, and the
         # sweeper finds out; unless the project has no room, for then it was not.
         try:
             await self._files.add(record)
         except RateLimited:
-            await self._remove_bytes(file_id)
+            await self._remove_bytes(record.id)
             raise
-        await self._unrecorded.settle(file_id)
-        _log.info("file.stored", file_id=file_id, size_bytes=record.size_bytes, purpose=record.purpose)
+        await self._unrecorded.settle(record.id)
+        _log.info("file.stored", file_id=record.id, size_bytes=record.size_bytes, purpose=record.purpose)
         return record
 
     async def remove(self, file_id: str, *, project: str) -> None:
@@ -126,19 +153,19 @@ def least_size(request: Request[Any, Any, Any]) -> int:
     return max(1, int(announced) - _FRAMING_BYTES) if known else 1
 
 
-def _record(file_id: str, project: str, form: Received, partial: PartialFile) -> FileRecord:
+def _record(
+    file_id: str, project: str, filename: str, purpose: FilePurpose, lifetime_s: int | None, content: PartialFile
+) -> FileRecord:
     now = int(time.time())
-    purpose = purpose_of(form.fields["purpose"])
-    lifetime = kept_for(purpose, lifetime_of(form))
     return FileRecord(
         id=file_id,
         project=project,
-        filename=safe_name(form.filename),
+        filename=safe_name(filename),
         purpose=purpose,
-        size_bytes=partial.size_bytes,
-        sha256=partial.sha256,
+        size_bytes=content.size_bytes,
+        sha256=content.sha256,
         created_at=now,
-        expires_at=None if lifetime is None else now + lifetime,
+        expires_at=None if lifetime_s is None else now + lifetime_s,
     )
 
 

@@ -11,15 +11,15 @@ import msgspec
 from msgspec import Meta
 
 from services.api.aliases.traffic import Traffic
-from services.api.gateway.model_defaults import with_defaults
 from services.api.gateway.model_names import Meaning, ModelNames
 from services.api.gateway.outgoing import ANSWERED_BY, Asking, Endpoint, OnSent
 from services.api.gateway.replicas import Replicas
 from services.api.gateway.request_limits import check_request
-from services.api.gateway.rewriting import with_fields, with_text
 from services.api.gateway.watching import Watch, watched
 from shared.errors import InvalidRequest, NoReplica, NotFound
+from shared.model_defaults import with_defaults
 from shared.model_records import Access
+from shared.rewriting import with_fields, with_text
 
 
 class _TemplateValues(msgspec.Struct, frozen=True):

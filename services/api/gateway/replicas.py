@@ -6,8 +6,6 @@ stream; whatever was made of it is lost with the server that made it, and the cl
 
 from __future__ import annotations
 
-import socket
-import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 
 import httpx2
@@ -15,32 +13,21 @@ import structlog
 
 from services.api import metrics
 from services.api.errors import UpstreamError
-from services.api.gateway import routing
-from services.api.gateway.loads import Loads
 from services.api.gateway.model_names import Meaning
 from services.api.gateway.outgoing import Asking, Endpoint
 from services.api.gateway.relay import is_stream
 from services.api.gateway.upstream_errors import may_go_well_elsewhere, shape
+from shared import routing
 from shared.errors import InvalidRequest, ReplicaLost, Unavailable
 from shared.internal_headers import PROJECT_HEADER
+from shared.loads import Loads
 from shared.records import AdapterRecord, ReplicaRecord
+from shared.replica_http import PRIORITY_HEADER, replica_client
 from shared.store.presence import Presence
 
 _log = structlog.get_logger()
 
 _ATTEMPTS = 3
-_PRIORITY_HEADER = "x-vllm-priority"
-"""Wins over the body's `priority` in vLLM; smaller numbers are answered earlier."""
-_SILENCE_S = 10
-"""A server whose host confirms nothing that it is sent, for so long, is given up; one that computes is not silent."""
-_GIVE_UP = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
-if sys.platform == "linux":
-    _GIVE_UP += [
-        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _SILENCE_S // 2),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 2),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
-        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SILENCE_S * 1000),
-    ]
 _PRODUCT = {"generate": "generate text", "embed": "make embeddings"}
 
 
@@ -50,18 +37,7 @@ class Replicas:
     def __init__(self, presence: Presence, *, internal_key: str) -> None:
         self._presence = presence
         self._loads = Loads()
-        self._http = httpx2.AsyncClient(
-            headers={"authorization": f"Bearer {internal_key}", "user-agent": "selftune-gateway"},
-            # No read timeout: a long answer from a busy CPU is no failure. A dead replica closes its sockets; one whose
-            # host is gone does not, and the kernel finds out.
-            timeout=httpx2.Timeout(None, connect=5.0, pool=30.0),
-            transport=httpx2.AsyncHTTPTransport(
-                limits=httpx2.Limits(max_connections=1000, max_keepalive_connections=100, keepalive_expiry=2.0),
-                socket_options=_GIVE_UP,
-                trust_env=False,
-            ),
-            trust_env=False,
-        )
+        self._http = replica_client(internal_key, user_agent="selftune-gateway")
 
     async def able(
         self, meaning: Meaning, endpoint: Endpoint, *, asked_for: str, at_leisure: bool = False
@@ -134,7 +110,7 @@ class Replicas:
             "content-type": "application/json",
             "accept-encoding": "identity",
             "x-request-id": asking.request_id,
-            _PRIORITY_HEADER: str(asking.priority),
+            PRIORITY_HEADER: str(asking.priority),
             PROJECT_HEADER: asking.project,
         }
         url = replica.url.rstrip("/") + asking.endpoint

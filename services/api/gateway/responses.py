@@ -15,10 +15,10 @@ from msgspec import Raw, Struct
 from services.api.gateway.forwarding import View
 from services.api.gateway.response_items import Item, conversation, input_items
 from services.api.gateway.response_mending import mended_response
-from services.api.gateway.rewriting import with_fields
 from services.api.gateway.sse_pieces import EventSplitter, data_of
 from shared import ids
 from shared.errors import InvalidRequest
+from shared.rewriting import with_fields
 from shared.schemas.jobs import Metadata
 from shared.store.responses import ResponseStore, StoredResponse
 

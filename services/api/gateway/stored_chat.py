@@ -12,8 +12,8 @@ from msgspec import Meta, Struct
 from services.api.gateway.chat_pieces import ChatPieces
 from services.api.gateway.forwarding import View
 from services.api.gateway.mending import mended
-from services.api.gateway.rewriting import with_fields
 from services.api.gateway.sse_pieces import EventSplitter, data_of
+from shared.rewriting import with_fields
 from shared.schemas.jobs import Metadata
 from shared.store.completions import CompletionStore, StoredCompletion
 

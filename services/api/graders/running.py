@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from services.api.graders.caging import Caging
 from services.api.graders.judges import Judges
 from shared.errors import InvalidRequest
+from shared.grading.caging import Caging
 from shared.grading.means import Judge, Means, RewardModels
 from shared.grading.parts import parts_of
 from shared.grading.run import Grade, check, grade

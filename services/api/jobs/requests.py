@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from shared.errors import InvalidRequest, UnsupportedMethod
+from services.api.jobs.reinforcement import check_reinforcement, refuse_without, reinforcement_of
+from shared.errors import InvalidRequest
 from shared.schemas.integrations import JobIntegration, WandbIntegration, WandbRun
 from shared.schemas.jobs import CreateJob
 from shared.schemas.methods import (
@@ -15,6 +16,8 @@ from shared.schemas.methods import (
     MethodName,
     OrpoHyperparameters,
     OwnMethod,
+    ReinforcementHyperparameters,
+    ReinforcementMethod,
     SupervisedHyperparameters,
 )
 from shared.schemas.options import TrainingOptions
@@ -34,12 +37,13 @@ class Asked:
     hyperparameters: SupervisedHyperparameters
     beta: float | Literal["auto"] = "auto"
     weights: LabelWeights = BALANCED
+    reinforcement: ReinforcementMethod | None = None
 
 
 def asked(request: CreateJob) -> Asked:
     """Read `method` and `selftune.method`; where there are no hyperparameters, the deprecated ones count.
 
-    Raises UnsupportedMethod, and InvalidRequest for two methods.
+    Raises InvalidRequest for two methods, and for reinforcement without a grader.
     """
     old = request.hyperparameters or SupervisedHyperparameters()
     if request.own_method is not None:
@@ -49,11 +53,8 @@ def asked(request: CreateJob) -> Asked:
     if request.method is None:
         return Asked("supervised", old)
     if request.method.type == "reinforcement":
-        raise UnsupportedMethod(
-            "The method 'reinforcement' is not offered by this server; use 'supervised' or 'dpo', or one of its own as "
-            "selftune.method.",
-            param="method.type",
-        )
+        reinforcement = reinforcement_of(request.method)
+        return Asked("reinforcement", _common(reinforcement.hyperparameters), reinforcement=reinforcement)
     if request.method.type == "dpo":
         if request.method.dpo is None:
             return Asked("dpo", old)
@@ -74,7 +75,9 @@ def _own(method: OwnMethod, old: SupervisedHyperparameters) -> Asked:
     return Asked(method.type, old)
 
 
-def _common(chosen: DpoHyperparameters | KtoHyperparameters | OrpoHyperparameters) -> SupervisedHyperparameters:
+def _common(
+    chosen: DpoHyperparameters | KtoHyperparameters | OrpoHyperparameters | ReinforcementHyperparameters,
+) -> SupervisedHyperparameters:
     """Pick the hyperparameters that every method has."""
     return SupervisedHyperparameters(
         n_epochs=chosen.n_epochs,
@@ -89,12 +92,16 @@ def check_options(request: CreateJob, settings: Settings, *, context_length: int
     `context_length` is the base's in tokens; `parent_rank` the rank of the model that training goes on from, if any.
     """
     options = request.options
+    longest = min(settings.max_model_len, context_length)
+    if asked(request).method == "reinforcement":
+        check_reinforcement(request, longest=longest)
+    else:
+        refuse_without(options)
     if options.finetuning_type == "full":
         _check_full(options, parent_rank)
         if asked(request).method == "reward":
             _refuse("finetuning_type", "a reward model is an adapter with a head; leave the option out")
     _check_rank(options, settings, parent_rank)
-    longest = min(settings.max_model_len, context_length)
     if options.max_length is not None and options.max_length > longest:
         _refuse("max_length", f"this server trains and serves at most {longest} tokens")
     if options.early_stopping is not None and request.validation_file is None:

@@ -10,6 +10,9 @@ import structlog
 
 from services.api import metrics
 from services.api.gateway.model_names import ModelNames
+from services.api.graders.permitted import check_judges
+from services.api.graders.running import Graders
+from services.api.jobs.reinforcement import GRADER
 from services.api.jobs.requests import Asked, asked, check_options, shown_integrations
 from shared import ids, tracing
 from shared.errors import InvalidRequest, NotFound, PermissionDenied, StoreUnavailable
@@ -47,6 +50,7 @@ class Submission:
         jobs: JobStore,
         registry: Registry,
         names: ModelNames,
+        graders: Graders,
         queue: Queue,
     ) -> None:
         self._settings = settings
@@ -54,6 +58,7 @@ class Submission:
         self._jobs = jobs
         self._registry = registry
         self._names = names
+        self._graders = graders
         self._queue = queue
 
     async def submit(self, request: CreateJob, *, access: Access, job_id: str, limit: int | None = None) -> JobRecord:
@@ -71,6 +76,7 @@ class Submission:
         wanted = asked(request)
         start = await self._start(request.model, access)
         check_options(request, self._settings, context_length=start.context_length, parent_rank=start.parent_rank)
+        await self._check_grader(wanted, access)
         await self._check_files(request, project)
         record = self._record(request, wanted, start, project, job_id)
         record = await self._jobs.create(record, [event(f"Created fine-tuning job: {record.id}")], limit=limit)
@@ -95,6 +101,14 @@ class Submission:
             )
         named_after = base.origin or base.id
         return _Start(base.id, base.context_length, named_after, parent=model.name, parent_rank=model.rank)
+
+    async def _check_grader(self, wanted: Asked, access: Access) -> None:
+        """Raises InvalidRequest, and NotFound for judges that the key may not use."""
+        if wanted.reinforcement is None:
+            return
+        grader = wanted.reinforcement.grader
+        await self._graders.check(grader, where=GRADER)
+        await check_judges(grader, access, names=self._names, judges=self._graders.judges, where=GRADER)
 
     async def _check_files(self, request: CreateJob, project: str) -> None:
         await self._training_input(request.training_file, "training_file", project)
@@ -137,6 +151,7 @@ class Submission:
             requested=wanted.hyperparameters,
             requested_beta=wanted.beta,
             requested_weights=wanted.weights,
+            reinforcement=wanted.reinforcement,
             options=request.options,
             integrations=shown_integrations(request.integrations),
             metadata=request.metadata,

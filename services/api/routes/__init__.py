@@ -20,6 +20,7 @@ from services.api.routes import (
     projects,
     residency,
     responses,
+    rollouts,
     service_accounts,
     stored_completions,
     uploads,
@@ -28,7 +29,7 @@ from services.api.routes import (
 
 GROUPS = {
     "Files": [*files.ROUTES, *uploads.ROUTES],
-    "Fine-tuning": [*jobs.ROUTES, *permissions.ROUTES, *graders.ROUTES],
+    "Fine-tuning": [*jobs.ROUTES, *rollouts.ROUTES, *permissions.ROUTES, *graders.ROUTES],
     "Models": [*models.ROUTES, *model_settings.ROUTES, *residency.ROUTES],
     "Aliases": aliases.ROUTES,
     "Generation": [*inference.ROUTES, *responses.ROUTES, *messages.ROUTES],

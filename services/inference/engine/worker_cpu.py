@@ -9,6 +9,7 @@ from typing import Any
 from vllm.platforms import current_platform
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+from services.inference.engine.seeds import sparing_unread
 from services.inference.engine.worker import ManagedWorker
 from shared.process import let_others_go_first
 
@@ -29,3 +30,7 @@ class ManagedCPUWorker(ManagedWorker, CPUWorker):  # type: ignore[misc]  # vLLM 
         wrapper = "services.inference.engine.punica_cpu.GroupedPunicaWrapperCPU"
         type(current_platform).get_punica_wrapper = classmethod(lambda cls: wrapper)
         super().load_model(**kwargs)
+
+    def sample_tokens(self, grammar_output: Any) -> Any:
+        with sparing_unread(self.model_runner):
+            return super().sample_tokens(grammar_output)

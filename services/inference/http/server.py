@@ -23,6 +23,7 @@ from vllm.entrypoints.launchers.launcher import NoSignalServer
 from services.inference.http.admission import AdapterAdmission, Agent, InternalKey, Traffic
 from services.inference.http.counting import count_tokens
 from services.inference.http.serving_models import ManagedServingModels, public_name
+from shared.ids import without_step
 from shared.settings import Settings
 
 log = structlog.get_logger()
@@ -49,7 +50,7 @@ async def build(
     is_ready: Callable[[], bool],
 ) -> FastAPI:
     """Build the application: vLLM's routes that we serve, admission inside its middleware, the key outside."""
-    count_tokens(engine, lambda lora: agent.base_id if lora is None else public_name(lora))
+    count_tokens(engine, lambda lora: agent.base_id if lora is None else without_step(public_name(lora)))
     app_state.OpenAIServingModels = ManagedServingModels  # looked up by name in init_app_state
     tasks = await engine.get_supported_tasks()
     app: FastAPI = build_app(args, tasks, engine.model_config)

@@ -64,6 +64,30 @@ async def drop_deleted(stores: Stores) -> None:
     await stores.registry.forget_retired(gone)
 
 
+async def drop_at_once(stores: Stores, folder: Path, *, known_since: float) -> bool:
+    """Delete an adapter that was of use for a moment, without waiting for the sweep.
+
+    It stays where something names it, and where it came again after `known_since` (Unix time, see Blobs.changed_at):
+    whoever made it anew is about to name it. Returns whether it is gone.
+    """
+    if folder.name in await _needed(stores):
+        return False
+    changed_at = await stores.blobs.set_aside(folder)
+    if changed_at is None:
+        return False
+    try:
+        is_free = changed_at <= known_since and folder.name not in await _needed(stores)
+    except (StoreUnavailable, StorageUnavailable):
+        await stores.blobs.put_back(folder)
+        raise
+    if not is_free or await stores.blobs.exists(folder):
+        await stores.blobs.put_back(folder)
+        return False
+    await stores.blobs.remove(folder)
+    await stores.registry.forget_retired([folder.name])
+    return True
+
+
 async def _needed(stores: Stores) -> set[str]:
     """Return the digests that a record names, and those that unfinished jobs have made or go on from.
 

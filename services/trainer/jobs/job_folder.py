@@ -13,7 +13,7 @@ from msgspec.structs import asdict, replace
 
 from services.trainer.base.weights import weights_digest
 from services.trainer.failures import TrainingFailed
-from services.trainer.jobs.hyperparameters import group_size, resolve
+from services.trainer.jobs.hyperparameters import resolve
 from services.trainer.jobs.mirror import fetch_sources, restore
 from services.trainer.jobs.options import offered_base, options_of, resolve_beta
 from services.trainer.jobs.parents import check_parent, find_parent, read_shape
@@ -186,12 +186,8 @@ def _reinforcement(record: JobRecord, options: ReinforcementOptions | None) -> R
         return None
     chosen = record.resolved_reinforcement
     assert chosen is not None and options is not None
-    given = {name: value for name, value in asdict(options).items() if value is not None}
-    if options.group_size is None:
-        assert chosen.compute_multiplier != "auto"
-        given["group_size"] = group_size(chosen.compute_multiplier)
     assert chosen.eval_interval != "auto" and chosen.eval_samples != "auto"
-    return ReinforcementSpec(**given, eval_interval=chosen.eval_interval, eval_samples=chosen.eval_samples)
+    return ReinforcementSpec(**asdict(options), eval_interval=chosen.eval_interval, eval_samples=chosen.eval_samples)
 
 
 def _weight(weights: LabelWeights | None, label: Literal["desirable", "undesirable"]) -> float:

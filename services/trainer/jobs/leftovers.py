@@ -1,6 +1,6 @@
 """What is left on disk of jobs that have ended, and of models that were deleted.
 
-Of jobs: resume points that nobody goes on from, models half written or of no use.
+Of jobs: resume points that nobody goes on from, models half written or of no use, those of single steps.
 
 Whoever ends a job gives its space back at once, where it can. A job that was cancelled while it was paused or waited,
 or whose worker or api died at that moment, is found here.
@@ -18,6 +18,7 @@ import structlog
 from services.trainer.jobs.deleted_adapters import drop_deleted
 from services.trainer.jobs.job_folder import drop_points
 from services.trainer.jobs.settled import ended
+from services.trainer.rollouts.policies import withdraw_policies
 from services.trainer.stores import Stores
 from shared.blobs.copies import drop_copies
 from shared.errors import StorageUnavailable, StoreUnavailable
@@ -55,6 +56,9 @@ async def sweep(stores: Stores) -> None:
         if record is not None and await stores.registry.get(record.model_name) is None:
             log.info("model.dropped", job_id=job_id)
             await stores.blobs.remove(stores.paths.whole_model_folder(job_id))
+    for job_id in {policy.job_id for policy in await stores.registry.policies()}:
+        if await ended(stores, job_id) is not None:
+            await withdraw_policies(stores, job_id)
     await drop_deleted(stores)
     await drop_copies(stores.blobs, stores.jobs.active)
 

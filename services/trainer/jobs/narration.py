@@ -6,17 +6,26 @@ from collections.abc import Iterable
 
 import msgspec
 
+from services.trainer.jobs.rewards import reward_data
 from services.trainer.protocol import Exported, Metrics, ParityMeasured, Rehearsed, Requantized, Started
+from shared.rollout_records import RolloutStats
 from shared.schemas.checkpoints import CheckpointMetrics
 from shared.schemas.events import Event
+from shared.schemas.graders import Grader
 from shared.store.jobs import event
 
 RESULT_FILE_NAME = "step_metrics.csv"
 _RESULT_COLUMNS = "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy"
+_REWARD_COLUMNS = "train_reward_mean,valid_reward_mean,completion_tokens_mean,zero_variance_share,kl"
 
 
-def step_event(metrics: Metrics) -> Event:
-    """Form the event of an optimiser step; its data are all the numbers there are."""
+def step_event(metrics: Metrics, grader: Grader | None = None) -> Event:
+    """Form the event of an optimiser step; its data are all the numbers there are.
+
+    `grader` is the job's, for reinforcement.
+    """
+    if grader is not None and metrics.rollouts is not None:
+        return _rewarded_event(metrics, metrics.rollouts, grader)
     parts = [f"training loss={metrics.train_loss:.2f}"]
     if metrics.valid_loss is not None:
         parts.append(f"validation loss={metrics.valid_loss:.2f}")
@@ -24,6 +33,15 @@ def step_event(metrics: Metrics) -> Event:
         parts.append(f"full validation loss={metrics.full_valid_loss:.2f}")
     message = f"Step {metrics.step}/{metrics.total_steps}: {', '.join(parts)}"
     return event(message, type="metrics", data=msgspec.to_builtins(metrics))
+
+
+def _rewarded_event(metrics: Metrics, rollouts: RolloutStats, grader: Grader) -> Event:
+    parts = [f"training reward={rollouts.reward_mean:.2f}"]
+    if metrics.valid_rollouts is not None:
+        parts.append(f"full validation reward={metrics.valid_rollouts.reward_mean:.2f}")
+    message = f"Step {metrics.step}/{metrics.total_steps}: {', '.join(parts)}"
+    data = {**msgspec.to_builtins(metrics), **reward_data(metrics, grader)}
+    return event(message, type="metrics", data=data)
 
 
 def plain_event(reason: str) -> Event:
@@ -48,8 +66,10 @@ def other_way_event(difference: str) -> Event:
 
 def rehearsed_event(rehearsed: Rehearsed) -> Event:
     """Form the event that comes before the first step."""
-    loss = rehearsed.full_valid_loss
+    loss, rewards = rehearsed.full_valid_loss, rehearsed.valid_rollouts
     baseline = "" if loss is None else f"full validation loss={loss:.2f}; "
+    if rewards is not None:
+        baseline = f"full validation reward={rewards.reward_mean:.2f}; "
     fit = "the longest rows fit, with" if rehearsed.longest_rows else "memory is ample; so far it took"
     message = f"Before training: {baseline}{fit} {rehearsed.peak_memory_bytes / 1e9:.2f} GB"
     data = {"step": 0, "longest_rows": rehearsed.longest_rows, **msgspec.to_builtins(rehearsed)}
@@ -108,14 +128,34 @@ def reward_model_event(name: str, folder: str) -> Event:
 
 
 def checkpoint_metrics(exported: Exported) -> CheckpointMetrics:
-    values = msgspec.to_builtins(exported.metrics)
+    metrics = exported.metrics
+    values = msgspec.to_builtins(metrics)
+    train, valid = metrics.rollouts, metrics.valid_rollouts
+    values["train_reward_mean"] = train.reward_mean if train else None
+    values["valid_reward_mean"] = valid.reward_mean if valid else None
     return CheckpointMetrics(**{name: values.get(name) for name in CheckpointMetrics.__struct_fields__})
 
 
 def result_csv(steps: Iterable[Metrics]) -> bytes:
-    """Write OpenAI's step_metrics.csv; cells without a value are empty."""
-    rows = [
-        (m.step, m.train_loss, m.train_mean_token_accuracy, m.valid_loss, m.valid_mean_token_accuracy) for m in steps
-    ]
+    """Write OpenAI's step_metrics.csv, for reinforcement with columns of rewards; cells without a value are empty."""
+    steps = list(steps)
+    rewarded = any(metrics.rollouts is not None for metrics in steps)
+    columns = f"{_RESULT_COLUMNS},{_REWARD_COLUMNS}" if rewarded else _RESULT_COLUMNS
+    rows = [(*_losses(metrics), *(_rewards(metrics) if rewarded else ())) for metrics in steps]
     lines = [",".join("" if value is None else str(value) for value in row) for row in rows]
-    return "\n".join([_RESULT_COLUMNS, *lines, ""]).encode()
+    return "\n".join([columns, *lines, ""]).encode()
+
+
+def _losses(m: Metrics) -> tuple[float | None, ...]:
+    return m.step, m.train_loss, m.train_mean_token_accuracy, m.valid_loss, m.valid_mean_token_accuracy
+
+
+def _rewards(metrics: Metrics) -> tuple[float | None, ...]:
+    train, valid = metrics.rollouts, metrics.valid_rollouts
+    return (
+        train.reward_mean if train else None,
+        valid.reward_mean if valid else None,
+        train.completion_tokens_mean if train else None,
+        train.zero_variance_share if train else None,
+        metrics.kl,
+    )

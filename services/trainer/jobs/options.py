@@ -15,6 +15,8 @@
 | max_grad_norm  | 1                                                                              |
 | dtype          | auto: the training process sees what the hardware is fast at                   |
 | gradient_accumulation_steps | 1; no more than the batch has rows                                |
+| reinforcement  | for that method: 8 answers a prompt at temperature 1, of 512 tokens or half of |
+|                | max_length; KL 0.01, clip 0.2 and 0.28, scaled advantages, one update a step   |
 """
 
 from __future__ import annotations
@@ -26,11 +28,11 @@ from typing import Literal
 from msgspec.structs import replace
 
 from services.trainer.failures import TrainingFailed
-from services.trainer.jobs.hyperparameters import resolve
+from services.trainer.jobs.hyperparameters import group_size, resolve, resolve_reinforcement
 from services.trainer.jobs.parents import AdapterShape, find_parent, read_shape
 from services.trainer.stores import Stores
 from shared.records import BaseRecord, JobRecord
-from shared.schemas.methods import LabelWeights
+from shared.schemas.methods import LabelWeights, SupervisedHyperparameters
 from shared.schemas.options import ReinforcementOptions, TargetModule, TrainingOptions
 from shared.settings import Settings
 
@@ -74,12 +76,15 @@ def effective(
     )
 
 
-def reinforcement_options(asked: ReinforcementOptions | None, max_length: int) -> ReinforcementOptions:
-    """Replace every None but the group's size, which hyperparameters have a word in; `max_length` is in tokens."""
+def reinforcement_options(
+    asked: ReinforcementOptions | None, max_length: int, compute_multiplier: float | Literal["auto"]
+) -> ReinforcementOptions:
+    """Replace every None; `max_length` is in tokens. Twice is the same as once."""
     asked = asked or ReinforcementOptions()
     room = min(MAX_COMPLETION_TOKENS, max_length // 2)
     return replace(
         asked,
+        group_size=asked.group_size or group_size(compute_multiplier),
         temperature=1.0 if asked.temperature is None else asked.temperature,
         max_completion_tokens=asked.max_completion_tokens or room,
         kl_coefficient=0.01 if asked.kl_coefficient is None else asked.kl_coefficient,
@@ -125,10 +130,11 @@ def options_of(
 ) -> TrainingOptions:
     """Fill in a job's options; those of reinforcement only where that is its method."""
     options = effective(record.options, settings, base_context, parent)
-    if record.method != "reinforcement":
+    if record.reinforcement is None:
         return options
     assert options.max_length is not None
-    return replace(options, reinforcement=reinforcement_options(options.reinforcement, options.max_length))
+    compute = record.reinforcement.hyperparameters.compute_multiplier
+    return replace(options, reinforcement=reinforcement_options(options.reinforcement, options.max_length, compute))
 
 
 async def offered_base(stores: Stores, record: JobRecord) -> BaseRecord:
@@ -155,11 +161,22 @@ def settle(record: JobRecord, n_examples: int, options: TrainingOptions, *, n_de
     weights = None
     if record.method == "kto":
         weights = resolve_weights(record.requested_weights, n_desirable, n_examples - n_desirable)
-    chosen = resolve(record.requested, n_examples, record.method)
-    assert chosen.batch_size != "auto"
+    record = _with_resolved(record, n_examples, options)
+    chosen = record.resolved
+    assert chosen is not None and chosen.batch_size != "auto"
     pieces = min(options.gradient_accumulation_steps or 1, chosen.batch_size)
     options = replace(options, gradient_accumulation_steps=pieces)
-    return replace(record, resolved=chosen, resolved_beta=beta, resolved_weights=weights, options=options)
+    return replace(record, resolved_beta=beta, resolved_weights=weights, options=options)
+
+
+def _with_resolved(record: JobRecord, n_examples: int, options: TrainingOptions) -> JobRecord:
+    if record.reinforcement is None:
+        return replace(record, resolved=resolve(record.requested, n_examples, record.method))
+    own = options.reinforcement
+    assert own is not None and own.group_size is not None
+    chosen = resolve_reinforcement(record.reinforcement.hyperparameters, n_examples, answers=own.group_size)
+    shared = {name: getattr(chosen, name) for name in SupervisedHyperparameters.__struct_fields__}
+    return replace(record, resolved=SupervisedHyperparameters(**shared), resolved_reinforcement=chosen)
 
 
 def resolve_beta(asked: float | Literal["auto"]) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from services.trainer.jobs.serving import AdapterRefused, Answers, Serving
 from services.trainer.jobs.story import newest_first
 from services.trainer.launch.child_process import ChildProcess
 from services.trainer.protocol import CheckParity, Exported, Failed, Finish, ParityMeasured, TrainSpec
+from services.trainer.rollouts.policies import withdraw_policies
 from services.trainer.shortages import died
 from services.trainer.stores import Stores, persist, persist_once
 from services.trainer.training.history import History
@@ -45,7 +46,7 @@ from shared.states import JobState
 from shared.store.jobs import event
 
 KEPT_CHECKPOINTS = 3
-"""The final model and the epochs before it that stay usable, as OpenAI keeps them."""
+"""The final model and the epochs before it that stay usable, as OpenAI keeps them; for reinforcement the best ones."""
 
 log = structlog.get_logger()
 
@@ -61,6 +62,8 @@ async def withdraw(stores: Stores, record: JobRecord, *, fence: str = "") -> Non
         await stores.blobs.fetch_file(folder / NAMES_FILE)
     for name in {*CheckpointNames(folder, record.model_name).all(), record.model_name}:
         await persist(partial(stores.registry.retire, name, fence=fence))
+    if record.method == "reinforcement":
+        await withdraw_policies(stores, record.id, fence=fence)
     await persist(lambda: stores.jobs.forget_checkpoints(record.id, fence=fence))
     try:
         await stores.blobs.remove(stores.paths.whole_model_folder(record.id))
@@ -191,10 +194,10 @@ class Publication:
         log.info("job.finished", job_id=self._record.id, model=name)
 
     def _kept(self, final: Exported) -> Sequence[Exported]:
-        """The last checkpoints, oldest first, the final one at the end; an epoch that became the final model once."""
+        """The checkpoints that stay, oldest first, the final one at the end; one that became it once."""
         exports = [exported for exported in self._history.exports() if exported.metrics.step != final.metrics.step]
         earlier = {exported.metrics.step: exported for exported in exports if not exported.final}
-        return [*[earlier[step] for step in sorted(earlier)][-(KEPT_CHECKPOINTS - 1) :], final]
+        return [*kept_before(earlier), final]
 
     async def _list(self, exported: Exported) -> None:
         adapter = self._adapter(exported, listed=True)
@@ -281,3 +284,15 @@ class Publication:
     async def _say(self, told: Event) -> None:
         job_id, jobs = self._record.id, self._stores.jobs
         await persist_once(lambda nonce: jobs.append_events(job_id, [told], fence=self._token, nonce=nonce))
+
+
+def kept_before(earlier: Mapping[int, Exported]) -> list[Exported]:
+    """Return which checkpoints before the final model stay, in the order of their steps: the last ones.
+
+    For reinforcement with a validation file it is those with the highest rewards on it, the earlier of equals.
+    """
+    steps = sorted(earlier)
+    rewards = {step: stats.reward_mean for step in steps if (stats := earlier[step].metrics.valid_rollouts)}
+    if len(rewards) == len(steps):
+        steps = sorted(sorted(steps, key=lambda step: -rewards[step])[: KEPT_CHECKPOINTS - 1])
+    return [earlier[step] for step in steps[-(KEPT_CHECKPOINTS - 1) :]]

@@ -44,7 +44,19 @@ from services.trainer.jobs.validating import fail
 from services.trainer.jobs.wanting import TRAINABLE, while_wanted
 from services.trainer.launch.child_process import ChildProcess
 from services.trainer.launch.launching import Launcher
-from services.trainer.protocol import Exported, Failed, Metrics, Rehearsed, Requantized, Started, Stepped, TrainSpec
+from services.trainer.protocol import (
+    Exported,
+    Failed,
+    Metrics,
+    Rehearsed,
+    Requantized,
+    Started,
+    Stepped,
+    TrainSpec,
+    WantRollouts,
+)
+from services.trainer.rollouts.answering import answer
+from services.trainer.rollouts.gathering import Gathering, gathering
 from services.trainer.shortages import died, files_failed
 from services.trainer.stores import Stores, persist, persist_once
 from services.trainer.tracking.tracker import Tracker, tracking
@@ -53,6 +65,7 @@ from shared import tracing
 from shared.errors import LeaseLost, NotFound, SelftuneError, TransitionRefused
 from shared.records import JobRecord
 from shared.schemas.events import Event
+from shared.schemas.graders import Grader
 from shared.states import TERMINAL, JobState
 from shared.store.jobs import event
 
@@ -104,8 +117,10 @@ class _Attempt:
         self._last_step_at = 0.0
         self._estimates = Estimates()
         self._stop_asked_at: float | None = None
+        self._stopping = asyncio.Event()
         self._concluding = False
         self._tenant: tuple[str, ...] = ("", "")
+        self._grader: Grader | None = None
 
     async def run(self) -> bool:
         """Go through the attempt; returns whether the job waits for the next one already."""
@@ -113,6 +128,7 @@ class _Attempt:
         if record.status is not JobState.RUNNING:
             return False
         self._tenant = observed.tenant(record.project, record.model)
+        self._grader = None if record.reinforcement is None else record.reinforcement.grader
         with (
             tracing.span("job.train", parent=record.traceparent, job_id=record.id, attempt=record.attempts),
             observed.attempt(record) as measured,
@@ -179,11 +195,12 @@ class _Attempt:
         async with (
             mirroring(self._stores, folder, spec, self._token),
             tracking(self._stores, record, spec, self._token) as tracker,
+            gathering(self._stores, self._serving, record, spec, self._token) as rollouts,
         ):
             child = await self._launcher.start(folder, spec, record, self._token)
             log.info("child.started", pid=child.pid)
             try:
-                await self._until_ended(self._follow(child, spec, publication, tracker), self._watch(child))
+                await self._until_ended(self._follow(child, spec, publication, tracker, rollouts), self._watch(child))
             except LeaseLost:
                 await child.kill()  # it is in other hands: nothing more may be written
                 raise
@@ -235,10 +252,18 @@ class _Attempt:
         if self._stop_asked_at is None:
             log.info("job.putting_down", concluding=self._concluding)
             self._stop_asked_at = time.monotonic()
+            self._stopping.set()
             child.ask_to_stop()
         return self._concluding or time.monotonic() - self._stop_asked_at > SAVE_GRACE_S
 
-    async def _follow(self, child: ChildProcess, spec: TrainSpec, publication: Publication, tracker: Tracker) -> None:
+    async def _follow(
+        self,
+        child: ChildProcess,
+        spec: TrainSpec,
+        publication: Publication,
+        tracker: Tracker,
+        rollouts: Gathering | None,
+    ) -> None:
         """Pass on what the child says, and conclude. Raises TrainingFailed with the child's reason, or that it died."""
         async for message in child.messages():
             match message:
@@ -258,10 +283,14 @@ class _Attempt:
                     await self._report_step(metrics, tracker)
                 case Requantized():
                     await self._report_requantized(message)
+                case WantRollouts() if rollouts is not None:
+                    await answer(child, rollouts, message, self._stopping)
                 case Exported(final=True):
                     if self._stop_asked_at is not None:
                         return
                     self._concluding = True
+                    if rollouts is not None:
+                        await rollouts.retire()
                     await publication.prove(child, message, self._last_step_at)
                     await tracker.close("finished")
                     await publication.succeed(child, message)
@@ -308,7 +337,7 @@ class _Attempt:
             return
         self._reported_step = metrics.step
         self._count(metrics)
-        await self._tell(step_event(metrics))
+        await self._tell(step_event(metrics, self._grader))
         tracker.step(metrics)
         await self._estimate(metrics)
 

@@ -23,6 +23,7 @@ from services.trainer.shortages import files_failed
 from services.trainer.stores import Stores, persist, persist_once
 from shared import tracing
 from shared.errors import InvalidTrainingData, LeaseLost, NotFound, SelftuneError, TransitionRefused
+from shared.grading.fitting import unfit_row
 from shared.records import JobRecord
 from shared.schemas.jobs import JobError
 from shared.states import JobState
@@ -35,8 +36,8 @@ log = structlog.get_logger()
 MAX_VALIDATIONS = 5
 """A job whose files took down so many workers is given up."""
 _FOUND = (
-    "resolved", "resolved_beta", "resolved_weights", "options", "training_tokens", "validation_tokens",
-    "estimated_memory_bytes", "memory_parts",
+    "resolved", "resolved_beta", "resolved_weights", "resolved_reinforcement", "options", "training_tokens",
+    "validation_tokens", "estimated_memory_bytes", "memory_parts",
 )  # fmt: skip
 """What validation finds out about a job."""
 PUT_DOWN_S = 2.0
@@ -135,9 +136,23 @@ async def _read_files(stores: Stores, record: JobRecord) -> None:
     method = record.method
     path = await _content(stores, record, record.training_file, "training")
     census = await asyncio.to_thread(validate, path, method=method)
+    await _check_rows(record, path, "training")
     if record.validation_file:
         path = await _content(stores, record, record.validation_file, "validation")
         await asyncio.to_thread(validate, path, role="validation", method=method, expected=census.format)
+        await _check_rows(record, path, "validation")
+
+
+async def _check_rows(record: JobRecord, path: Path, role: Literal["training", "validation"]) -> None:
+    """Raise InvalidTrainingData for a row that lacks what the job's grader names."""
+    if record.reinforcement is None:
+        return
+    if fault := await asyncio.to_thread(unfit_row, path, record.reinforcement.grader):
+        raise InvalidTrainingData(
+            f"The job failed due to an invalid {role} file. {fault[:1].upper()}{fault[1:]}.",
+            code=f"invalid_{role}_file",
+            param=f"{role}_file",
+        )
 
 
 async def _content(stores: Stores, record: JobRecord, file_id: str, role: Literal["training", "validation"]) -> Path:

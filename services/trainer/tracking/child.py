@@ -14,8 +14,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-import msgspec
-
+from services.trainer.curves import curves
 from services.trainer.protocol import Stepped, encode_line
 from services.trainer.tracking.mlflow import MlflowRun
 from services.trainer.tracking.protocol import (
@@ -58,7 +57,7 @@ class Run:
         return True
 
     def log(self, step: Stepped) -> None:
-        values = msgspec.to_builtins(step.metrics)
+        values = curves(step.metrics)
         if self._run is not None and not self._attempt("written to", self._run.log, values, step.metrics.step):
             self._run = None
 

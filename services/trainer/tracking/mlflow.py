@@ -15,6 +15,7 @@ import httpx2
 import msgspec
 from msgspec import Struct
 
+from services.trainer.curves import curves
 from services.trainer.protocol import Stepped
 from services.trainer.tracking.protocol import MlflowOpened, MlflowTarget, Outcome, TrackSpec, Trouble
 from shared.paths import write_atomic
@@ -77,12 +78,11 @@ class MlflowRun:
 
     def log(self, step: Stepped) -> None:
         """Send a step's numbers."""
-        values = msgspec.to_builtins(step.metrics)
         now = int(time.time() * 1000)
         self._waiting += [
             {"key": name, "value": value, "timestamp": now, "step": step.metrics.step}
-            for name, value in values.items()
-            if value is not None and name not in _NO_CURVES
+            for name, value in curves(step.metrics).items()
+            if name not in _NO_CURVES
         ]
         del self._waiting[:-MAX_WAITING]
         if not self._is_away or time.monotonic() - self._tried_at > RETRY_S:

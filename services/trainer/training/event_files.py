@@ -7,12 +7,12 @@ import socket
 import time
 from pathlib import Path
 
-import msgspec
 import structlog
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import RecordWriter
 
+from services.trainer.curves import curves
 from services.trainer.protocol import EVENT_FILES_FOLDER, Metrics
 
 FLUSH_EVERY_S = 1.0
@@ -44,12 +44,11 @@ class EventFile:
     def _write(self, metrics: Metrics) -> None:
         if self._writer is None:
             self._writer = self._open(metrics.step)
-        values = msgspec.to_builtins(metrics)
         summary = Summary(
             value=[
                 Summary.Value(tag=tag(name), simple_value=value)
-                for name, value in values.items()
-                if name not in _NO_CURVES and value is not None
+                for name, value in curves(metrics).items()
+                if name not in _NO_CURVES
             ]
         )
         self._put(Event(step=metrics.step, summary=summary))

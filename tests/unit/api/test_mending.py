@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from services.api.gateway.mending import mended
-from services.api.gateway.rewriting import with_fields
+from shared.rewriting import with_fields
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from services.api.gateway.model_defaults import with_defaults
+from shared.model_defaults import with_defaults
 from shared.model_records import ModelSettingsRecord
 
 CHAT, COMPLETION, RESPONSE = "/v1/chat/completions", "/v1/completions", "/v1/responses"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from services.api.gateway.loads import Loads
-from services.api.gateway.routing import at_leisure, candidates
 from shared.errors import NoReplica
+from shared.loads import Loads
 from shared.placement import owners
 from shared.records import ReplicaRecord
+from shared.routing import at_leisure, candidates
 from tests.api_server import BASE, make_replica
 
 

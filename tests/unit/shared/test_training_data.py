@@ -267,3 +267,43 @@ def test_labelled_answers_are_named_in_other_jobs(tmp_path: Path) -> None:
         validate(written(tmp_path, *[labelled()] * 10), method="orpo")
     with pytest.raises(InvalidTrainingData, match="unknown field `label`"):
         validate(written(tmp_path, *[labelled()] * 10))
+
+
+# --- questions for reinforcement
+
+
+def question(**changes: object) -> dict[str, object]:
+    return {"messages": ANSWERED[:1], "answer": {"unit": ["m"], "value": 3}, **changes}
+
+
+def test_questions_may_have_any_other_key(tmp_path: Path) -> None:
+    answered = [*ANSWERED, {"role": "tool", "content": "5", "tool_call_id": "1"}, {"role": "developer", "content": "d"}]
+    path = written(tmp_path, *[question()] * 9, question(messages=answered, tools=[{"type": "function"}], label=None))
+    assert validate(path, method="reinforcement") == Census(examples=10, trained_messages=10, format="prompt")
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        (b"{", "line 11: "),
+        (b'{"messages": [{"role": "user", "content": "q"}], "answer": 1e999}', "line 11: Number out of range"),
+        (question(messages=ANSWERED), "line 11: messages must end with what the model is to answer"),
+        (question(messages=[]), "line 11: Expected `array` of length >= 1"),
+        (question(messages=[{"role": "user"}]), "line 11: messages[0] has no content"),
+        (question(tools={}), "at `$.tools`"),
+        (pair(), "line 11: a reinforcement job needs lines with 'messages'; this one has 'input', "),
+    ],
+)
+def test_bad_question_is_named_with_what_is_wrong(tmp_path: Path, line: object, complaint: str) -> None:
+    with pytest.raises(InvalidTrainingData) as caught:
+        validate(written(tmp_path, *[question()] * 10, line), method="reinforcement")
+    assert complaint in caught.value.message
+    assert caught.value.message.endswith("1 of 11 lines are invalid.")
+
+
+def test_reinforcement_has_a_most_of_rows(tmp_path: Path) -> None:
+    path = written(tmp_path, *[question()] * 1001)
+    assert validate(path, method="reinforcement").examples == 1001
+    with pytest.raises(InvalidTrainingData, match="has 1001 examples, but must have at most 1000") as refused:
+        validate(path, method="reinforcement", role="validation")
+    assert refused.value.code == "invalid_validation_file"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from typing import Any
 
 import pytest
 import torch
@@ -10,10 +11,10 @@ import torch
 from services.trainer.data.batches import collate, epoch_batches
 from services.trainer.data.chat import Example
 from services.trainer.data.cutting import micro_batches
-from services.trainer.jobs.hyperparameters import resolve
+from services.trainer.jobs.hyperparameters import group_size, resolve, resolve_reinforcement
 from services.trainer.training.losses import OutputLayer, chunked_logprobs, chunked_nll, score_tokens
 from services.trainer.training.optim import BASE_LEARNING_RATE, learning_rate_at
-from shared.schemas.methods import SupervisedHyperparameters
+from shared.schemas.methods import ReinforcementHyperparameters, SupervisedHyperparameters
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64])
@@ -121,6 +122,40 @@ def test_auto_follows_from_the_number_of_rows(n_examples: int, expected: tuple[i
 @pytest.mark.parametrize(("n_examples", "batch_size"), [(10, 4), (200, 4), (500, 8), (20_000, 16)])
 def test_auto_gives_kto_batches_of_four_rows_or_more(n_examples: int, batch_size: int) -> None:
     assert resolve(SupervisedHyperparameters(), n_examples, "kto").batch_size == batch_size
+
+
+@pytest.mark.parametrize(
+    ("n_prompts", "expected"),
+    [
+        (1, (10, 1, 1)),
+        (5, (10, 5, 1)),
+        (48, (10, 8, 6)),
+        (100, (5, 8, 6)),
+        (480, (1, 8, 6)),
+        (5000, (1, 8, 62)),
+    ],
+)
+def test_auto_gives_reinforcement_some_sixty_steps(n_prompts: int, expected: tuple[int, int, int]) -> None:
+    found = resolve_reinforcement(ReinforcementHyperparameters(), n_prompts, answers=8)
+    assert (found.n_epochs, found.batch_size, found.eval_interval) == expected
+    assert (found.learning_rate_multiplier, found.compute_multiplier, found.eval_samples) == (1.0, 1.0, 1)
+
+
+def test_given_hyperparameters_of_reinforcement_stay() -> None:
+    asked = ReinforcementHyperparameters(
+        n_epochs=2, batch_size=3, learning_rate_multiplier=0.5, compute_multiplier=2.0, eval_interval=7, eval_samples=4,
+        reasoning_effort="low",
+    )  # fmt: skip
+    assert resolve_reinforcement(asked, 1000, answers=16) == asked
+    own_group = resolve_reinforcement(ReinforcementHyperparameters(), 1000, answers=4)
+    assert own_group.compute_multiplier == 0.5
+
+
+@pytest.mark.parametrize(
+    ("compute_multiplier", "answers"), [("auto", 8), (1.0, 8), (0.00002, 2), (0.5, 4), (2, 16), (10, 64)]
+)
+def test_group_size_follows_compute_multiplier(compute_multiplier: Any, answers: int) -> None:
+    assert group_size(compute_multiplier) == answers
 
 
 def test_given_hyperparameters_stay() -> None:

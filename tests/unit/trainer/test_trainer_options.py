@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from services.trainer.data.batches import collate_packed
 from services.trainer.data.cutting import packs
 from services.trainer.failures import TrainingFailed
-from services.trainer.jobs.options import effective, resolve_beta, settle
+from services.trainer.jobs.options import effective, options_of, reinforcement_options, resolve_beta, settle
 from services.trainer.jobs.parents import AdapterShape, parent_folder, read_shape
 from services.trainer.protocol import (
     SPEC_FILE,
@@ -39,8 +39,9 @@ from services.trainer.training.run_job import train as train_job
 from shared.adapters import CONFIG_NAME, verify_adapter
 from shared.paths import Paths
 from shared.records import JobRecord
-from shared.schemas.methods import SupervisedHyperparameters
-from shared.schemas.options import EarlyStopping, ShownOptions, TrainingOptions
+from shared.schemas.graders import StringCheckGrader
+from shared.schemas.methods import ReinforcementHyperparameters, ReinforcementMethod, SupervisedHyperparameters
+from shared.schemas.options import EarlyStopping, ReinforcementOptions, ShownOptions, TrainingOptions
 from shared.settings import Settings
 from tests.api_server import make_adapter
 from tests.unit.trainer.run import Run
@@ -121,6 +122,41 @@ def test_a_queued_job_shows_what_it_will_train_with() -> None:
     assert settled.resolved is not None
     assert settled.options.gradient_accumulation_steps == settled.resolved.batch_size == 4
     assert resolve_beta(0.3) == 0.3
+
+
+def test_reinforcement_fills_in_its_own_options_and_numbers() -> None:
+    grader = StringCheckGrader(name="n", input="i", reference="r", operation="eq")
+    method = ReinforcementMethod(grader=grader, hyperparameters=ReinforcementHyperparameters(n_epochs=2))
+    record = JobRecord(
+        id="j", project="p", organization="o", created_at=0, model="b", training_file="f", seed=1,
+        requested=SupervisedHyperparameters(n_epochs=2), model_name="ft:b", method="reinforcement",
+        reinforcement=method,
+    )  # fmt: skip
+    options = options_of(record, SETTINGS, 2048, None)
+    own = options.reinforcement
+    assert own == ReinforcementOptions(
+        group_size=8, temperature=1.0, max_completion_tokens=256, kl_coefficient=0.01, clip_low=0.2, clip_high=0.28,
+        scale_advantages=True, mask_truncated=False, updates_per_step=1,
+    )  # fmt: skip
+    settled = settle(record, 80, options)
+    assert options_of(settled, SETTINGS, 2048, None) == settled.options == options
+    assert settled.resolved == SupervisedHyperparameters(n_epochs=2, batch_size=8, learning_rate_multiplier=1.0)
+    job = settled.public()
+    assert job.method.reinforcement is not None and job.method.reinforcement.grader == grader
+    shown = job.method.reinforcement.hyperparameters
+    assert shown == settled.resolved_reinforcement
+    assert (shown.eval_interval, shown.compute_multiplier, shown.reasoning_effort) == (2, 1.0, "default")
+    assert job.selftune.reinforcement == own
+    stored = msgspec.json.decode(msgspec.json.encode(settled), type=JobRecord)
+    assert stored == settled
+
+
+def test_reinforcement_keeps_what_was_asked_for() -> None:
+    asked = ReinforcementOptions(temperature=0.7, kl_coefficient=0.0, scale_advantages=False, mask_truncated=True)
+    own = reinforcement_options(asked, 64, 0.25)
+    assert (own.group_size, own.max_completion_tokens) == (2, 32)
+    assert (own.temperature, own.kl_coefficient, own.scale_advantages, own.mask_truncated) == (0.7, 0.0, False, True)
+    assert reinforcement_options(replace(asked, group_size=5), 4096, "auto").group_size == 5
 
 
 def test_spec_of_an_earlier_version_is_read_with_the_old_values() -> None:

@@ -12,8 +12,8 @@ import msgspec
 from msgspec import Raw, Struct
 from msgspec.structs import replace
 
-from services.api.gateway.rewriting import with_fields
 from shared.model_records import ModelSettingsRecord
+from shared.rewriting import with_fields
 
 _SYSTEM_ROLES = frozenset({"system", "developer"})
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from services.api.gateway.loads import Loads
 from shared.errors import NoReplica
 from shared.ids import is_fine_tuned
+from shared.loads import Loads
 from shared.placement import may_answer, owners
 from shared.records import ReplicaRecord
 

@@ -1,0 +1,171 @@
+"""What another grader makes of a job's rollouts, beside the rewards that the job has learnt from."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from itertools import groupby
+from statistics import StatisticsError, correlation, fmean
+from typing import NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from services.api.rollouts.regrading import ROLLOUT_KEY
+from shared.errors import NotFound
+from shared.eval_records import EvalRunRecord, RegradedJob
+from shared.grading import formula
+from shared.grading.formula import FormulaError
+from shared.schemas.graders import Grader, MultiGrader, RunnableGrader
+from shared.schemas.rollouts import RegradedStep, RolloutRegrade
+from shared.store.eval_runs import EvalRunStore
+from shared.store.evals import EvalStore
+
+_AWAY = frozenset({"model_grader_server_error", "python_grader_server_error"})
+"""Failures that say nothing of the answer."""
+
+
+class _Which(Struct, frozen=True):
+    step: int
+    line: int
+    sample: int
+    reward: float | None = None
+
+
+class _Item(Struct, frozen=True, rename={"rollout": ROLLOUT_KEY}):
+    rollout: _Which | None = None
+
+
+class _Error(Struct, frozen=True):
+    code: str = ""
+
+
+class _Result(Struct, frozen=True):
+    name: str
+    score: float
+    error: _Error = _Error()
+
+
+class _Row(Struct, frozen=True):
+    datasource_item: _Item
+    results: list[_Result]
+
+
+class Pair(NamedTuple):
+    """An answer with the reward that it had, and the one that it has now; None where a grader could not say."""
+
+    step: int
+    line: int
+    original: float | None
+    now: float | None
+
+
+_decode = msgspec.json.Decoder(_Row).decode
+
+
+class Regraded:
+    """Reads runs that grade rollouts."""
+
+    def __init__(self, evals: EvalStore, runs: EvalRunStore) -> None:
+        self._evals = evals
+        self._runs = runs
+
+    async def find(self, run_id: str, *, job_id: str, project: str) -> RolloutRegrade:
+        """Show what a run has come to so far. Raises NotFound for one that grades no rollouts of this job."""
+        run, regrades = await self._run(run_id, job_id, project)
+        marks = await self._runs.marks(run_id)
+        pairs: list[Pair] = []
+        async for some in self._runs.many_items(run_id, [number for number, mark in enumerate(marks) if mark]):
+            pairs += await asyncio.to_thread(pairs_of, some, regrades.grader)
+        return await asyncio.to_thread(regrade_of, run, regrades, pairs)
+
+    async def _run(self, run_id: str, job_id: str, project: str) -> tuple[EvalRunRecord, RegradedJob]:
+        with suppress(NotFound):
+            run = await self._runs.get(run_id)
+            regrades = (await self._evals.get(run.eval_id, project=project)).regrades
+            if regrades is not None and regrades.job_id == job_id:
+                return run, regrades
+        raise NotFound(f"Job {job_id} has no regrade with run '{run_id[:100]}'.", param="run_id")
+
+
+def pairs_of(items: Iterable[bytes], grader: Grader) -> list[Pair]:
+    """Read results of rows that are rollouts."""
+    rows = map(_decode, items)
+    return [
+        Pair(which.step, which.line, which.reward, _reward(row.results, grader))
+        for row in rows
+        if (which := row.datasource_item.rollout) is not None
+    ]
+
+
+def _reward(results: Sequence[_Result], grader: Grader) -> float | None:
+    codes = {result.error.code for result in results if result.error.code}
+    if codes & _AWAY:
+        return None
+    if codes:
+        return 0.0
+    scores = {result.name: result.score for result in results}
+    if not isinstance(grader, MultiGrader):
+        return scores.get(grader.name)
+    try:
+        return formula.compute(grader.calculate_output, scores)
+    except FormulaError:
+        return 0.0
+
+
+def regrade_of(run: EvalRunRecord, regrades: RegradedJob, pairs: Sequence[Pair]) -> RolloutRegrade:
+    """Sum a run up."""
+    both = sorted(pair for pair in pairs if None not in pair)
+    groups = [list(group) for _, group in groupby(both, key=lambda pair: pair[:2])]
+    compared = [group for group in groups if len(group) > 1]
+    return RolloutRegrade(
+        fine_tuning_job_id=regrades.job_id,
+        eval_id=run.eval_id,
+        eval_run_id=run.id,
+        status=run.status.value,
+        grader=regrades.grader,
+        rollouts=run.rows,
+        graded=len(pairs),
+        ungraded=sum(pair.now is None for pair in pairs),
+        correlation=_correlation(both),
+        groups=len(compared),
+        groups_with_other_best=sum(_has_other_best(group) for group in compared),
+        steps=[_step(step, list(group)) for step, group in groupby(both, key=lambda pair: pair.step)],
+    )
+
+
+def _step(step: int, pairs: Sequence[Pair]) -> RegradedStep:
+    original, now = _rewards(pairs)
+    return RegradedStep(
+        step=step,
+        answers=len(pairs),
+        reward_mean=fmean(now),
+        original_reward_mean=fmean(original),
+        correlation=_correlation(pairs),
+    )
+
+
+def _correlation(pairs: Sequence[Pair]) -> float | None:
+    try:
+        return correlation(*_rewards(pairs))
+    except StatisticsError:  # fewer than two, or all the same
+        return None
+
+
+def _has_other_best(group: Sequence[Pair]) -> bool:
+    original, now = ({place for place, one in enumerate(side) if one == max(side)} for side in _rewards(group))
+    return original.isdisjoint(now)
+
+
+def _rewards(pairs: Sequence[Pair]) -> tuple[list[float], list[float]]:
+    """Return original rewards and those of now; all pairs have both."""
+    return (
+        [pair.original for pair in pairs if pair.original is not None],
+        [pair.now for pair in pairs if pair.now is not None],
+    )
+
+
+def new_regrade(run: EvalRunRecord, grader: RunnableGrader, job_id: str) -> RolloutRegrade:
+    """Show a run that was just made."""
+    return regrade_of(run, RegradedJob(job_id=job_id, grader=grader), [])

@@ -45,5 +45,5 @@ def _templates_of(grader: Grader) -> Iterator[str]:
     elif isinstance(grader, StringCheckGrader | TextSimilarityGrader):
         yield from (grader.input, grader.reference)
     else:
-        for message in getattr(grader, "input", ()):
+        for message in getattr(grader, "input", None) or ():
             yield from (text for _, text in texts_of(message, ""))

@@ -46,3 +46,12 @@ def test_messages_to_judges_and_parts_are_looked_at(tmp_path: Path) -> None:
 @pytest.mark.parametrize("source", ["def grade(sample, item):\n    return item['missing']\n"])
 def test_programs_are_not_looked_into(tmp_path: Path, source: str) -> None:
     assert unfit_row(rows(tmp_path, {"a": 1}), grader(type="python", source=source)) == ""
+
+
+def test_conversations_for_reward_models_are_looked_at(tmp_path: Path) -> None:
+    path = rows(tmp_path, {"a": 1})
+    taste = {"type": "selftune_reward", "name": "t", "model": "ft:m"}
+    said = {"role": "assistant", "content": "{{sample.output_text}}"}
+    asked = [{"role": "user", "content": "{{item.missing}}"}, said]
+    assert "item.missing" in unfit_row(path, grader(**taste, input=asked))
+    assert unfit_row(path, grader(**taste)) == unfit_row(path, grader(**taste, input=None)) == ""

@@ -62,7 +62,7 @@ class Attempt(NamedTuple):
 
 
 @asynccontextmanager
-async def attempt(settings: Settings, grader: Any) -> AsyncIterator[Attempt]:
+async def attempt(settings: Settings, grader: Any, **method: Any) -> AsyncIterator[Attempt]:
     """Hold a job with three prompts, which nobody else knows."""
     stores = Stores(settings)
     stores.paths.prepare()
@@ -70,7 +70,7 @@ async def attempt(settings: Settings, grader: Any) -> AsyncIterator[Attempt]:
         id=ids.new_job_id(), project=DEFAULT_PROJECT, organization="selftune", created_at=1, model=BASE_ID,
         training_file="file-t", suffix="t", seed=3, requested=SupervisedHyperparameters(),
         model_name=ids.model_name(BASE_ID, "selftune", "t"), method="reinforcement",
-        reinforcement=ReinforcementMethod(grader=msgspec.convert(grader, Grader)),
+        reinforcement=ReinforcementMethod(grader=msgspec.convert(grader, Grader), **method),
     )  # fmt: skip
     folder = stores.paths.job_folder(record.id)
     folder.mkdir(parents=True)
@@ -97,9 +97,9 @@ async def attempt(settings: Settings, grader: Any) -> AsyncIterator[Attempt]:
         await stores.close()
 
 
-def with_attempt(settings: Settings, grader: Any, story: Callable[[Attempt], Awaitable[None]]) -> None:
+def with_attempt(settings: Settings, grader: Any, story: Callable[[Attempt], Awaitable[None]], **method: Any) -> None:
     async def run() -> None:
-        async with attempt(settings, grader) as one:
+        async with attempt(settings, grader, **method) as one:
             await story(one)
 
     asyncio.run(run())

@@ -12,6 +12,7 @@ from services.trainer.failures import TrainingFailed
 from services.trainer.protocol import ReinforcementSpec, WantRollouts
 from services.trainer.rollouts.replicas import QuestionRefused, Replicas
 from services.trainer.rollouts.rows import Row
+from services.trainer.rollouts.scoring import scored
 from services.trainer.rollouts.waiting import Waiting
 from services.trainer.stores import persist
 from shared.errors import NoReplica
@@ -68,6 +69,7 @@ class Sampling:
             "tool_choice": "auto" if reads_tools else "none",
             **_of_method(record),
         }
+        self._has_form = self._asked.get("response_format", {}).get("type", "text") != "text"
 
     async def group(self, policy: AdapterRecord, row: Row, wanted: WantRollouts) -> RolloutGroup:
         """Return a prompt's answers, not graded yet; waits as long as no server answers.
@@ -78,7 +80,8 @@ class Sampling:
         while True:
             try:
                 answer = await persist(lambda: self._replicas.ask(body, base=policy.base, model=policy.name))
-                return read_group(row, answer, wanted.samples)
+                group = read_group(row, answer, wanted.samples)
+                return await scored(self._replicas, policy, group) if self._has_form else group
             except QuestionRefused as error:
                 role = "validation" if wanted.validation else "training"
                 raise TrainingFailed(

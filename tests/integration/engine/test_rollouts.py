@@ -121,6 +121,24 @@ def _check_rewards(header: RolloutHeader, groups: list[RolloutGroup]) -> None:
     assert stats.zero_variance_share in (pytest.approx(1 / 3), pytest.approx(2 / 3), 1.0)
 
 
+def test_answers_of_a_given_form_have_the_models_own_log_probabilities(
+    stack: InferenceStack, adapters: list[Path]
+) -> None:
+    async def story(one: Attempt) -> None:
+        [group] = read_rollouts(Path((await one.gathering.gather(one.wanted(adapters[0], lines=(1,)))).path))[1]
+        expected = trained_logprobs(stack, adapters[0], group)
+        for sample, logprobs in zip(group.samples, expected, strict=True):
+            assert sample.text.startswith('{"') and sample.logprobs == pytest.approx(logprobs, abs=1e-3)
+            assert min(logprobs) < -1  # the form has forced tokens upon the model
+
+    shape = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    form = {
+        "type": "json_schema",
+        "json_schema": {"name": "answer", "schema": {**shape, "additionalProperties": False}},
+    }
+    with_attempt(stack.settings, EQ, story, response_format=form)
+
+
 def test_seeds_hold_where_prompts_are_read_in_several_steps(stack: InferenceStack) -> None:
     """The engine reads 512 tokens in a step: what it draws for a prompt that goes on must not count."""
     assert stack.replica is not None

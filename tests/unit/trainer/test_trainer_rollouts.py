@@ -17,6 +17,7 @@ from services.trainer.rollouts.counting import stats_of
 from services.trainer.rollouts.grading import Grading, rewarded
 from services.trainer.rollouts.rows import Row, read_rows
 from services.trainer.rollouts.sampling import read_group, sampling_seed
+from services.trainer.rollouts.scoring import read_scores
 from shared.errors import NoReplica
 from shared.grading.means import Means
 from shared.grading.run import Grade
@@ -102,6 +103,17 @@ def test_answers_are_read_in_their_order_with_tokens_and_calls() -> None:
 def test_an_answer_that_lacks_something_is_asked_for_again(body: bytes, reason: str) -> None:
     with pytest.raises(NoReplica, match=reason):
         read_group(ROW, body, 2)
+
+
+def test_scores_are_those_of_the_answers_own_tokens() -> None:
+    read = [None, *({str(token): {"logprob": -token / 10}, "99": {"logprob": -9.0}} for token in (6, 1, 2))]
+    written = {"token_logprobs": [-0.75]}
+    body = json.dumps({"choices": [{"prompt_logprobs": read, "logprobs": written}]}).encode()
+    assert read_scores(body, [1, 2, 3]) == [-0.1, -0.2, -0.75]
+    assert read_scores(body, [3]) == [-0.75]
+    for tokens in ([1, 4, 3], [0] * 9):
+        with pytest.raises(NoReplica, match="could not be read"):
+            read_scores(body, tokens)
 
 
 def graded(reward: float = 0.0, **errors: Any) -> Grade:

@@ -75,6 +75,37 @@ class Example:
     __hash__ = None  # type: ignore[assignment]
 
 
+class OfOneExample:
+    """A row that is one example, with more that is known of it; its sizes are the example's."""
+
+    __slots__ = ()
+    example: Example
+
+    @property
+    def width(self) -> int:
+        return self.example.width
+
+    @property
+    def n_tokens(self) -> int:
+        return self.example.n_tokens
+
+    @property
+    def n_supervised(self) -> int:
+        return self.example.n_supervised
+
+    @property
+    def sides(self) -> int:
+        return 1
+
+    @property
+    def prompt(self) -> list[int]:
+        return self.example.prompt
+
+    @property
+    def prompt_length(self) -> int:
+        return self.example.prompt_length
+
+
 class ChatMarker:
     """Turns conversations into tokens and masks."""
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from services.trainer.data.chat import Example
+from services.trainer.data.chat import Example, OfOneExample
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled:
+class Labelled(OfOneExample):
     """An example whose targets are the tokens of its answer, which is to become more likely, or less.
 
     The references are the summed log probabilities, in nats, that the model from which training starts gives the
@@ -31,30 +31,6 @@ class Labelled:
     """This row's prompt with another row's answer."""
     reference: float = math.nan
     reference_mismatched: float = math.nan
-
-    @property
-    def width(self) -> int:
-        return self.example.width
-
-    @property
-    def n_tokens(self) -> int:
-        return self.example.n_tokens
-
-    @property
-    def n_supervised(self) -> int:
-        return self.example.n_supervised
-
-    @property
-    def sides(self) -> int:
-        return 1
-
-    @property
-    def prompt(self) -> list[int]:
-        return self.example.prompt
-
-    @property
-    def prompt_length(self) -> int:
-        return self.example.prompt_length
 
     @property
     def compared(self) -> tuple[Example, Example]:

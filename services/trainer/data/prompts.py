@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from services.trainer.data.chat import Example
+from services.trainer.data.chat import Example, OfOneExample
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
-class Completion:
+class Completion(OfOneExample):
     """A prompt with an answer that was sampled, and what is known of the answer's N tokens."""
 
     example: Example
@@ -63,30 +63,6 @@ class Completion:
     """Log probabilities in nats by the model that sampled it, as the server told them."""
     reference_N: NDArray[np.float32] | None = None
     """The same by the model that training starts from; None until it is known."""
-
-    @property
-    def width(self) -> int:
-        return self.example.width
-
-    @property
-    def n_tokens(self) -> int:
-        return self.example.n_tokens
-
-    @property
-    def n_supervised(self) -> int:
-        return len(self.behaviour_N)
-
-    @property
-    def sides(self) -> int:
-        return 1
-
-    @property
-    def prompt(self) -> list[int]:
-        return self.example.prompt
-
-    @property
-    def prompt_length(self) -> int:
-        return self.example.prompt_length
 
     def referring(self, reference_N: NDArray[np.float32]) -> Completion:
         """Return the row with its reference."""

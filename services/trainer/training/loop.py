@@ -24,6 +24,7 @@ from services.trainer.training.evaluation import Evaluation, rewards
 from services.trainer.training.event_files import EventFile
 from services.trainer.training.export import export_model
 from services.trainer.training.history import History
+from services.trainer.training.objectives import Measured
 from services.trainer.training.optim import base_learning_rate, learning_rate_at
 from services.trainer.training.pace import Pace
 from services.trainer.training.rehearsal import Rehearsal
@@ -169,18 +170,22 @@ class TrainingLoop(Generic[R]):
         measured = self.session.forward_backward(rows)
         learning_rate = self._learning_rate(step)
         grad_norm = self.session.optim_step(learning_rate)
-        metrics = Metrics(
+        metrics = self._metrics(step, measured, learning_rate, grad_norm, time.monotonic() - started)
+        return replace(metrics, **rewards(measured, ""))
+
+    def _metrics(self, step: int, measured: Measured, learning_rate: float, grad_norm: float, took_s: float) -> Metrics:
+        """Form the metrics that every method has."""
+        return Metrics(
             step=step,
             total_steps=self.total_steps,
             epoch=(step - 1) // self.steps_per_epoch + 1,
             train_loss=measured.loss,
             train_mean_token_accuracy=measured.accuracy,
             tokens=measured.n_tokens,
-            tokens_per_s=round(measured.n_tokens / (time.monotonic() - started), 1),
+            tokens_per_s=round(measured.n_tokens / took_s, 1),
             learning_rate=learning_rate,
             grad_norm=grad_norm,
         )
-        return replace(metrics, **rewards(measured, ""))
 
     def _accounted(self, metrics: Metrics, rows: Sequence[Row]) -> Metrics:
         """Add what was learnt from, and what the step and the evaluation behind it have cost."""

@@ -9,14 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from msgspec.structs import replace
 
 from services.trainer.data.dataset import Dataset
 from services.trainer.data.prompts import Completion, Prompt, completion
-from services.trainer.failures import TrainingFailed
+from services.trainer.failures import StopRequested, TrainingFailed
 from services.trainer.protocol import Metrics, Rehearsed, ReinforcementSpec, Reporter, Rollouts, TrainSpec, WantRollouts
 from services.trainer.training.grpo import Grpo
 from services.trainer.training.loop import TrainingLoop
@@ -99,16 +99,8 @@ class ReinforcementLoop(TrainingLoop[Any]):
         rows = self._objective.referring(completions)
         learning_rate = self._learning_rate(step)
         measured, grad_norm, served = self._update(step, rows, learning_rate)
-        return Metrics(
-            step=step,
-            total_steps=self.total_steps,
-            epoch=(step - 1) // self.steps_per_epoch + 1,
-            train_loss=measured.loss,
-            train_mean_token_accuracy=measured.accuracy,
-            tokens=measured.n_tokens,
-            tokens_per_s=round(measured.n_tokens / (time.monotonic() - started), 1),
-            learning_rate=learning_rate,
-            grad_norm=grad_norm,
+        return replace(
+            self._metrics(step, measured, learning_rate, grad_norm, time.monotonic() - started),
             kl=measured.divergence,
             clip_share=served.clip_share,
             served_difference=None if measured.served is None else measured.served.difference,
@@ -143,7 +135,7 @@ class ReinforcementLoop(TrainingLoop[Any]):
         validation: bool,
         metrics: Metrics | None = None,
     ) -> tuple[RolloutStats, list[RolloutGroup]]:
-        """Have prompts answered by the model as it is now. Raises StopRequested, having saved."""
+        """Have prompts answered by the model as it is now. Raises StopRequested, having saved what can be."""
         folder, digest = self._exported_policy(step if validation else step - 1, metrics)
         wanted = WantRollouts(
             step=step,
@@ -155,9 +147,15 @@ class ReinforcementLoop(TrainingLoop[Any]):
         )
         given = self._ask(wanted)
         if given is None:
-            self._stop()
+            self._put_down(step if validation else step - 1)
         header, groups = read_rollouts(Path(given.path))
         return header.stats, groups
+
+    def _put_down(self, model_step: int) -> NoReturn:
+        """Stop while the model is that of `model_step`; between a step's update and its end nothing can be saved."""
+        if model_step > self.position.step:
+            raise StopRequested(self._saved_step)
+        self._stop()
 
     def _exported_policy(self, step: int, metrics: Metrics | None) -> tuple[Path, str]:
         """Export the adapter as it is after `step`, once."""

@@ -28,16 +28,18 @@ Reward = Callable[[dict[str, Any], str], float | None]
 class Sampler:
     """Answers each question once; a second time from its file."""
 
-    def __init__(self, spec: TrainSpec, folder: Path, reward: Reward, *, stop_at: int = 0) -> None:
+    def __init__(
+        self, spec: TrainSpec, folder: Path, reward: Reward, *, stop_at: int = 0, stop_at_valid: int = 0
+    ) -> None:
         self.asked: list[WantRollouts] = []
         self._spec = spec
         self._folder = folder
         self._reward = reward
-        self._stop_at = stop_at
+        self._stops = {(stop_at, False), (stop_at_valid, True)} - {(0, False), (0, True)}
         self._tokenizer: Any = AutoTokenizer.from_pretrained(spec.base_folder)
 
     def __call__(self, wanted: WantRollouts) -> Rollouts | None:
-        if wanted.step == self._stop_at and not wanted.validation:
+        if (wanted.step, wanted.validation) in self._stops:
             return None
         self.asked.append(wanted)
         path = rollout_file(self._folder, wanted.step, validation=wanted.validation)

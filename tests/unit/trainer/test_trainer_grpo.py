@@ -167,14 +167,22 @@ def regraded(folder: Path) -> list[float]:
     return [sum(share_of_vowels({}, text) for text in some) / len(some) for some in texts]
 
 
-def test_resumed_training_equals_uninterrupted(tiny_base: Path, tmp_path: Path) -> None:
-    spec = grpo_spec(tiny_base, tmp_path, n_epochs=2, checkpoint_interval=2)
+@pytest.mark.parametrize(
+    ("stop", "saved", "asked_again"),
+    [({"stop_at": 4}, 3, [4, 5, 6]), ({"stop_at_valid": 4}, 3, [4, 5, 6]), ({"stop_at_valid": 3}, 2, [3, 4, 5, 6])],
+)
+def test_resumed_training_equals_uninterrupted(
+    tiny_base: Path, tmp_path: Path, stop: dict[str, int], saved: int, asked_again: list[int]
+) -> None:
+    """However it is stopped: while a step's answers are awaited, or those to the validation file after its update."""
+    chosen = replace(CHOSEN, eval_interval=1, eval_samples=1, group_size=4)
+    spec = grpo_spec(tiny_base, tmp_path, n_epochs=2, checkpoint_interval=1, reinforcement=chosen)
     whole, _ = run(spec, tmp_path / "whole", share_of_vowels)
-    with pytest.raises(StopRequested) as stop:
-        run(spec, tmp_path / "cut", share_of_vowels, stop_at=4)
-    assert stop.value.step == 3
+    with pytest.raises(StopRequested) as stopped:
+        run(spec, tmp_path / "cut", share_of_vowels, **stop)
+    assert stopped.value.step == saved
     resumed, sampler = run(spec, tmp_path / "cut", share_of_vowels)
-    assert [wanted.step for wanted in sampler.asked if not wanted.validation] == [4, 5, 6]
+    assert [wanted.step for wanted in sampler.asked if not wanted.validation] == asked_again
     assert steps_of(resumed) == steps_of(whole)
     assert [one.sha256 for one in resumed if isinstance(one, Exported)] == [
         one.sha256 for one in whole if isinstance(one, Exported)

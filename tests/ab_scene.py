@@ -60,7 +60,7 @@ class Scene:
             found = self.get("", made)
             return found if found["status"] in ("completed", "failed", "canceled") else None
 
-        return dict(wait_until(look, timeout_s=30) or {})
+        return dict(wait_until(look, timeout_s=60) or {})
 
     def get(self, what: str, made: dict[str, Any], **query: str) -> dict[str, Any]:
         answer = self.http.get(f"{self.url}/{made['id']}{what}", params=query)

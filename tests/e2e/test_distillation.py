@@ -21,7 +21,7 @@ def test_one_command_makes_a_student(
 ) -> None:
     things = list(COLOURS)
     prompts, graders = tmp_path / "prompts.jsonl", tmp_path / "graders.json"
-    items = [{"thing": things[row % 6], "colour": COLOURS[things[row % 6]], "row": row + 100} for row in range(16)]
+    items = [{"thing": things[row % 6], "colour": COLOURS[things[row % 6]], "row": row + 100} for row in range(20)]
     prompts.write_text("".join(json.dumps({"item": item}) + "\n" for item in items))
     grader = {
         "type": "string_check", "name": "colour", "operation": "eq",
@@ -31,7 +31,7 @@ def test_one_command_makes_a_student(
     options = {
         "--student": base, "--graders": str(graders), "--prompts": str(prompts),
         "--teacher": str(tuned_job.fine_tuned_model), "--ask": "Colour of {{ item.thing }}? ({{ item.row }})",
-        "--held-out": "0.2", "--suffix": "distilled", "--epochs": "1",
+        "--held-out": "0.2", "--max-tokens": "16", "--suffix": "distilled", "--epochs": "1",
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "services.cli", "distill", *(word for pair in options.items() for word in pair)],
@@ -42,11 +42,11 @@ def test_one_command_makes_a_student(
     flow_id, *told = done.stdout.splitlines()
     found = client.get(f"/distillations/{flow_id}", cast_to=dict[str, Any])
     assert found["status"] == "completed"
-    assert found["counts"]["training"] + found["counts"]["held_out"] + sum(found["counts"]["dropped"].values()) == 16
+    assert found["counts"]["training"] + found["counts"]["held_out"] + sum(found["counts"]["dropped"].values()) == 20
     student = str(found["fine_tuned_model"])
     assert ":distilled:" in student and f"student     {student}" in told
     assert {run["role"] for run in found["runs"]} == {"candidates", "teacher", "base", "student"}
-    assert found["comparisons"]["base"]["rows"] == found["counts"]["held_out"] == 3
+    assert found["comparisons"]["base"]["rows"] == found["counts"]["held_out"] > 0
     question = "Colour of coal? (777)"
     answer = client.chat.completions.create(
         model=student, messages=[{"role": "user", "content": question}], temperature=0, max_completion_tokens=8

@@ -247,6 +247,7 @@ def distill(
     minimum_score: Annotated[list[str] | None, typer.Option(help="Drop answers below: grader=score.")] = None,
     near_duplicates: Annotated[float | None, typer.Option(help="Drop rows so much alike, 0.5 to 1.")] = None,
     max_rows: Annotated[int | None, typer.Option(help="Most rows, newest first.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Most tokens of an answer that is asked for.")] = None,
     held_out: Annotated[float, typer.Option(help="Share of the rows that the student is compared on.")] = 0.1,
     suffix: Annotated[str | None, typer.Option(help="A name of yours in the model's name.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of training.")] = None,
@@ -269,11 +270,13 @@ def distill(
             if not student or graders is None:
                 raise InvalidRequest("give --student and --graders, or --follow with the id of a distillation")
             read = distilling.graders_in(graders)
+            sampling = {"max_completion_tokens": max_tokens}
             source = distilling.source_of(
-                api, prompts=prompts, teacher=teacher, ask=ask, model=model, metadata=metadata or []
+                api, prompts=prompts, teacher=teacher, ask=ask, model=model, metadata=metadata or [], sampling=sampling
             )
             follow = distilling.begin(api, {
-                "name": name, "source": source, "graders": read, "evaluation": {"held_out": held_out},
+                "name": name, "source": source, "graders": read,
+                "evaluation": {"held_out": held_out, "sampling_params": sampling},
                 "filter": {
                     "minimum_scores": distilling.scores(minimum_score or []), "near_duplicates": near_duplicates,
                     "max_rows": max_rows,

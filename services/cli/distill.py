@@ -27,6 +27,7 @@ def source_of(
     ask: str | None,
     model: str | None,
     metadata: Sequence[str],
+    sampling: dict[str, Any],
 ) -> dict[str, Any]:
     """Form the request's `source`; a file of prompts is uploaded. Raises InvalidRequest, and what `api` raises."""
     if (prompts is None) != (teacher is None):
@@ -34,14 +35,14 @@ def source_of(
     if prompts is None:
         if ask is not None:
             raise InvalidRequest("--ask is what a teacher is asked; give --prompts and --teacher with it")
-        found: dict[str, Any] = {"type": "stored_completions", "metadata": pairs(metadata, "--metadata") or None}
-        return found | {"model": model}
+        return {"type": "stored_completions", "metadata": pairs(metadata, "--metadata") or None, "model": model}
     if model is not None or metadata:
         raise InvalidRequest("--model and --metadata choose stored completions; leave them out with --prompts")
     file = api.upload(prompts, filename=prompts.name, purpose="evals")
     rows = {"type": "file_id", "id": file["id"]}
     template = {"type": "template", "template": [{"role": "user", "content": ask}]} if ask is not None else None
-    return {"type": "prompts", "prompts": rows, "teacher": teacher, "input_messages": template}
+    found = {"type": "prompts", "prompts": rows, "teacher": teacher, "input_messages": template}
+    return found | {"sampling_params": sampling}
 
 
 def graders_in(path: Path) -> list[Any]:

@@ -26,7 +26,7 @@ from shared.schemas.distillations import (
 )
 from shared.schemas.evals import EvalRunComparison, ModelUsage, PassComparison, ResultCounts
 
-NOTHING: dict[str, Any] = {"prompts": None, "teacher": None, "ask": None, "model": None, "metadata": []}
+NOTHING: dict[str, Any] = {"prompts": None, "teacher": None, "ask": None, "model": None, "metadata": [], "sampling": {}}
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from typing import Any
 import httpx2
 import openai
 import pytest
+from msgspec.structs import replace
 
 from shared.paths import write_atomic
 from shared.rollout_records import (
@@ -52,7 +53,8 @@ def group(line: int, *rewards: float | None, text: str = "answer {line} {sample}
 def write(
     api: ApiServer, job_id: str, step: int, *groups: RolloutGroup, validation: bool = False, **stats: Any
 ) -> None:
-    figures = RolloutStats(**{name: getattr(STATS, name) for name in STATS.__struct_fields__} | stats)
+    counts = {"groups": len(groups), "samples": sum(len(group.samples) for group in groups)}
+    figures = replace(STATS, **counts, **stats)
     header = RolloutHeader(step=step, validation=validation, policy="00", stats=figures)
     path = rollout_file(api.paths.job_folder(job_id), step, validation=validation)
     path.parent.mkdir(parents=True, exist_ok=True)

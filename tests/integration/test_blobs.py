@@ -11,11 +11,21 @@ from pathlib import Path
 
 import pytest
 
+from services.api.rollouts.files import RolloutFiles
 from shared.blobs.interface import Blobs, read_whole
 from shared.blobs.objects import WHOLE
 from shared.blobs.opening import open_blobs
 from shared.errors import InvalidRequest, StorageUnavailable
 from shared.paths import Paths
+from shared.rollout_records import (
+    Place,
+    RolloutGroup,
+    RolloutHeader,
+    RolloutSample,
+    RolloutStats,
+    rollout_file,
+    write_rollouts,
+)
 from shared.settings import Settings
 from tests.object_store import BUCKET, ObjectStore, object_store, running_store
 
@@ -272,3 +282,32 @@ def test_settings_that_would_send_data_in_the_clear_are_refused(tmp_path: Path) 
         Settings.load({"storage_url": "s3://UPPER/x"}, environ={})
     with pytest.raises(InvalidRequest, match="storage_endpoint"):
         Settings.load({"storage_endpoint": "http://key:secret@10.0.0.1"}, environ={})
+
+
+def test_rollouts_are_read_where_they_are_kept(blobs: Blobs) -> None:
+    folder = blobs.paths.job_folder("ftjob-1")
+    stats = RolloutStats(groups=2, samples=2, reward_mean=0.5, reward_std=0.5)
+    header = RolloutHeader(step=3, validation=False, policy="00", stats=stats)
+    groups = [
+        RolloutGroup(
+            line=line, prompt_tokens=[1], item={"messages": []},
+            samples=[RolloutSample(tokens=[2] * 100_000, logprobs=[], text="x", reward=0.5)],
+        )
+        for line in (7, 70)
+    ]  # fmt: skip
+
+    async def story() -> None:
+        path = rollout_file(folder, 3, validation=False)
+        path.parent.mkdir(parents=True)
+        path.write_bytes(write_rollouts(header, groups))
+        await blobs.keep_file(path)
+        if not blobs.is_local:
+            path.unlink()  # the reader is another host
+        files, place = RolloutFiles(blobs), Place(3, False)
+        assert list(await files.places("ftjob-1")) == [place] and await files.places("ftjob-2") == {}
+        assert await files.headers("ftjob-1") == [header]
+        assert [group async for group in files.groups("ftjob-1", place)] == groups
+        assert [group async for group in files.groups("ftjob-1", place, lines=[7])] == groups[:1]
+        assert [group async for group in files.groups("ftjob-1", Place(4, True))] == []
+
+    play(story)

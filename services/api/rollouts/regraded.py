@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from itertools import groupby
 from statistics import StatisticsError, correlation, fmean
@@ -17,6 +18,7 @@ from shared.errors import NotFound
 from shared.eval_records import EvalRunRecord, RegradedJob
 from shared.grading import formula
 from shared.grading.formula import FormulaError
+from shared.grading.parts import parts_of
 from shared.schemas.graders import Grader, MultiGrader, RunnableGrader
 from shared.schemas.rollouts import RegradedStep, RolloutRegrade
 from shared.store.eval_runs import EvalRunStore
@@ -92,22 +94,24 @@ class Regraded:
 def pairs_of(items: Iterable[bytes], grader: Grader) -> list[Pair]:
     """Read results of rows that are rollouts."""
     rows = map(_decode, items)
+    names = parts_of(grader).keys() if isinstance(grader, MultiGrader) else {grader.name}
     return [
-        Pair(which.step, which.line, which.reward, _reward(row.results, grader))
+        Pair(which.step, which.line, which.reward, _reward(row.results, grader, names))
         for row in rows
         if (which := row.datasource_item.rollout) is not None
     ]
 
 
-def _reward(results: Sequence[_Result], grader: Grader) -> float | None:
+def _reward(results: Sequence[_Result], grader: Grader, names: AbstractSet[str]) -> float | None:
+    """Return the reward of an answer; None unless every part of the grader, by these names, could say something."""
     codes = {result.error.code for result in results if result.error.code}
-    if codes & _AWAY:
+    scores = {result.name: result.score for result in results}
+    if codes & _AWAY or not names <= scores.keys():
         return None
     if codes:
         return 0.0
-    scores = {result.name: result.score for result in results}
     if not isinstance(grader, MultiGrader):
-        return scores.get(grader.name)
+        return scores[grader.name]
     try:
         return formula.compute(grader.calculate_output, scores)
     except FormulaError:

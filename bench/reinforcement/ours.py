@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from openai import OpenAI
 
 from bench.reinforcement.task import GRADER, Answer, Work
 from services.trainer.training.optim import REINFORCEMENT_LEARNING_RATE
+from shared.settings import ENV_PREFIX
+from tests.api_server import NO_METRICS
 from tests.e2e.running_stack import running_stack
 
 _ENDED = {"succeeded", "failed", "cancelled"}
@@ -18,7 +21,7 @@ _ENDED = {"succeeded", "failed", "cancelled"}
 
 def train(work: Work, folder: Path) -> Answer:
     """Start a stack, have it train, and stop it; only the job's steps are timed."""
-    with running_stack(folder, {"SELFTUNE_BASE_MODEL": work.base, "SELFTUNE_LORA_RANK": str(work.rank)}) as stack:
+    with running_stack(folder, _settings({"base_model": work.base, "lora_rank": work.rank, **NO_METRICS})) as stack:
         stack.wait_until_ready()
         steps = _trained(stack.client, work)
     assert len(steps) == work.total_steps, f"{len(steps)} steps instead of {work.total_steps}"
@@ -27,6 +30,10 @@ def train(work: Work, folder: Path) -> Answer:
         rewards=[step["rollouts"]["reward_mean"] for step in steps],
         versions={},
     )
+
+
+def _settings(chosen: Mapping[str, Any]) -> dict[str, str]:
+    return {f"{ENV_PREFIX}{name.upper()}": str(value) for name, value in chosen.items()}
 
 
 def _trained(client: OpenAI, work: Work) -> list[dict[str, Any]]:

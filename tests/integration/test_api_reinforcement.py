@@ -21,6 +21,7 @@ JUDGE = {
     "type": "score_model", "name": "tone", "model": BASE,
     "input": [{"role": "user", "content": "How good is {{sample.output_text}}?"}],
 }  # fmt: skip
+TASTE = {"type": "selftune_reward", "name": "taste", "model": BASE}
 AUTO = {
     "n_epochs": "auto", "batch_size": "auto", "learning_rate_multiplier": "auto", "compute_multiplier": "auto",
     "eval_interval": "auto", "eval_samples": "auto", "reasoning_effort": "default",
@@ -75,6 +76,9 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     (method(multi(a=GRADER) | {"calculate_output": "a + b"}),
      "method.reinforcement.grader.calculate_output", "invalid_value"),
     (method(JUDGE | {"model": "no/such ../model"}), "method.reinforcement.grader.model", "model_not_found"),
+    (method(TASTE), "method.reinforcement.grader.model", "invalid_value"),
+    (method(multi(a=GRADER, b=TASTE | {"model": "ft:gone"})), "method.reinforcement.grader.graders.b.model",
+     "model_not_found"),
     (method(multi(a=GRADER, b=JUDGE | {"model": "gone"})),
      "method.reinforcement.grader.graders.b.model", "model_not_found"),
     (method(hyperparameters={"compute_multiplier": 11}),

@@ -176,7 +176,7 @@ def test_exported_model_answers_without_the_server(
 
 def test_demo_shows_a_wide_margin(stack: RunningStack, tmp_path: Path) -> None:
     """The demo's own command against the running stack, with less to learn than on a user's machine."""
-    less = ["--epochs", "1", "--examples", "192", "--questions", "64"]
+    less = ["--epochs", "1", "--examples", "256", "--questions", "64"]
     options = ["--base-url", f"{stack.url}/v1", "--data-dir", str(tmp_path), *less]
     done = subprocess.run(
         [sys.executable, "examples/demo.py", *options],

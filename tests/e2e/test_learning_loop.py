@@ -38,7 +38,7 @@ def distill(stack: RunningStack, base: str, folder: Path) -> tuple[str, list[str
     graders.write_text(json.dumps(COLOUR))
     options = {
         "--student": base, "--graders": str(graders), "--metadata": "loop=colours", "--held-out": "0.2",
-        "--suffix": "distilled", "--epochs": "4",
+        "--suffix": "distilled", "--epochs": "4", "--max-tokens": "16",
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "services.cli", "distill", *(word for pair in options.items() for word in pair)],

@@ -53,7 +53,7 @@ def api(lasting_settings: Settings, lasting_trainer: TrainerProcess) -> Iterator
     options = {"lora_rank": 4, "max_model_len": 128, "lease_ttl_s": 2.0, **PRICES}
     server = ApiServer(lasting_settings.home, lasting_settings.redis_url, **options)
     with server.client() as http:
-        wait_until(lambda: http.get(f"/v1/models/{BASE_ID}").is_success, timeout_s=60)
+        wait_until(lambda: http.get(f"/v1/models/{BASE_ID}").is_success, timeout_s=180)
     yield server
     server.stop()
 
@@ -242,12 +242,12 @@ def test_cancelled_sweep_stops_its_jobs(http: httpx2.Client, swept: Swept) -> No
         runs = answered(http.get(f"{SWEEPS}/{made['id']}"))["runs"]
         return {run["status"] for run in runs}
 
-    wait_until(lambda: "waiting" not in statuses(), timeout_s=30)
+    wait_until(lambda: "waiting" not in statuses(), timeout_s=120)
     for _ in range(2):
         assert answered(http.post(f"{SWEEPS}/{made['id']}/cancel"))["status"] == "canceled"
     for run in made["runs"]:
         path = f"/v1/fine_tuning/jobs/{run['job_id']}"
-        wait_until(lambda path=path: answered(http.get(path))["status"] == "cancelled")  # type: ignore[misc]
+        wait_until(lambda path=path: answered(http.get(path))["status"] == "cancelled", timeout_s=60)  # type: ignore[misc]
 
 
 class Knowing(Speaker):
@@ -291,12 +291,12 @@ def test_model_is_replayed_on_a_new_base_and_promoted(
         found: dict[str, Any] = answered(http.get(path))["rows"][place]
         return found
 
-    wait_until(lambda: row(0)["status"] in ("evaluating", "failed"), timeout_s=60)
+    wait_until(lambda: row(0)["status"] in ("evaluating", "failed"), timeout_s=120)
     with Knowing() as model:
 
         async def serve(client: Client) -> None:
             for name in (BASE_ID, NEW_BASE):
-                await Presence(client).beat_replica(make_replica(model.url, id=name, base=name), ttl_s=60)
+                await Presence(client).beat_replica(make_replica(model.url, id=name, base=name), ttl_s=300)
 
         with_store(redis_url, serve)
         done = ended(http, path)

@@ -8,7 +8,7 @@
 | admin | the organization: projects, keys, limits; who else may use a checkpoint; where events are sent       |
 
 A batch has a model answer and writes files, so it needs both; so do evals, and running a grader, which may ask a judge.
-Promotions of aliases, rechecks and monitors with judges need `infer` as well, which services/api/aliases/gates.py checks.
+Promotions of aliases, and monitors with judges, need `infer` as well: services/api/aliases/gates.py checks that.
 Webhook endpoints send the project's events out of this server, which is why they are no matter of training.
 """
 

@@ -116,3 +116,44 @@ def test_a_shadow_on_the_same_engine_answers_as_when_asked_itself(
     if not stream:
         most = fields.get("max_tokens", fields.get("max_output_tokens"))
         assert all(0 < first[side]["output_tokens"] <= most for side in ("answer", "shadow"))
+
+
+def test_a_gate_and_a_monitor_look_at_what_the_engine_says(http: httpx2.Client) -> None:
+    """Models of random weights answer three rows, too few to call one worse; then the new one's answers are graded."""
+    criterion = {"type": "string_check", "name": "says nothing", "input": "{{ sample.output_text }}"}
+    criterion |= {"operation": "ne", "reference": ""}
+    config = {"type": "custom", "item_schema": {"type": "object"}}
+    made = http.post("/v1/evals", json={"data_source_config": config, "testing_criteria": [criterion]})
+    source = {"type": "file_content", "content": [{"item": {"n": str(n)}} for n in range(3)]}
+    template = {"type": "template", "template": [{"role": "user", "content": "count to {{ item.n }}"}]}
+    data = {"type": "completions", "source": source, "input_messages": template}
+    gate = {
+        "eval_id": made.json()["id"],
+        "data_source": data | {"sampling_params": {"max_completion_tokens": 4}},
+        "criteria": {"min_pass_rate": 0.0, "against_current": "not_worse"},
+    }
+    answered(http.post("/v1/aliases", json={"name": "gated", "model": V1, "wait_warm": False}))
+    answered(
+        http.post("/v1/aliases/gated", json={"gate": gate, "monitor": {"sample_rate": 1.0, "graders": [criterion]}})
+    )
+
+    def promoted() -> dict[str, Any] | None:
+        promotion = http.post("/v1/aliases/gated/promotions", json={"model": V2}).json()["id"]
+        path = f"/v1/aliases/gated/promotions/{promotion}"
+        found = wait_until(
+            lambda: (p := answered(http.get(path)))["status"] in ("completed", "failed") and p, timeout_s=90
+        )
+        assert found and (found["outcome"] or found["error"]["code"] == "model_not_warm"), found
+        return found if found["outcome"] else None  # a busy machine may not load the adapter in time
+
+    found = wait_until(promoted, timeout_s=120)
+    assert found and (found["outcome"], found["figures"]["rows"]) == ("promoted", 3)
+    asked = {"model": "gated", "messages": MESSAGES, "max_tokens": 4, "temperature": 0}
+    said = answered(http.post("/v1/chat/completions", json=asked))["choices"][0]["message"]["content"]
+    streamed = http.post("/v1/chat/completions", json={**asked, "stream": True})
+    assert streamed.status_code == 200 and "[DONE]" in streamed.text
+    kept = f"/v1/chat/completions?metadata[selftune_alias]=gated&model={V2}"
+    stored = wait_until(lambda: len(s := answered(http.get(kept))["data"]) == 2 and s, timeout_s=30) or []
+    assert [one["choices"][0]["message"]["content"] for one in stored] == [said] * 2
+    quality = wait_until(lambda: (q := answered(http.get("/v1/aliases/gated/quality")))["due_samples"] == 0 and q)
+    assert quality and quality["baseline"]["scores"][0]["mean"] == float(said != "")

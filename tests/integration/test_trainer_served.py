@@ -7,8 +7,11 @@ from collections.abc import Iterator
 import pytest
 from msgspec.structs import replace
 
-from shared.schemas.options import EarlyStopping, TrainingOptions
-from tests.integration.inference_stack import InferenceStack, inference_stack, make_base
+from shared.rollout_records import ROLLOUTS_FOLDER, read_rollouts
+from shared.schemas.graders import StringCheckGrader
+from shared.schemas.methods import ReinforcementHyperparameters, ReinforcementMethod
+from shared.schemas.options import EarlyStopping, ReinforcementOptions, TrainingOptions
+from tests.integration.inference_stack import BASE_ID, InferenceStack, inference_stack, make_base
 from tests.integration.test_trainer_options import finished, job
 from tests.integration.trainer_stack import SHORT, Client, running_trainer, with_client
 from tests.unit.trainer.tiny import preference_rows, training_rows
@@ -52,6 +55,48 @@ def test_forms_of_adapters_are_served_as_they_were_trained(stack: InferenceStack
             pairs, method="dpo", requested=replace(SHORT, learning_rate_multiplier=40.0), parent=first.model_name,
         )  # fmt: skip
         assert await agreed(client, (await finished(client, third)).id)
+
+    with_client(stack.settings, story)
+
+
+def test_reinforcement_learns_from_what_its_own_model_answers(stack: InferenceStack) -> None:
+    """Each step's answers are the step's model's, or the job would fail; of its models none is left but the last."""
+    prompts = [{"messages": [{"role": "user", "content": f"the quick fox {n}"}], "mark": "a"} for n in range(10)]
+    grader = StringCheckGrader(
+        name="mark", input="{{ sample.output_text }}", reference="{{ item.mark }}", operation="ilike"
+    )
+    chosen = ReinforcementHyperparameters(
+        n_epochs=1, batch_size=5, learning_rate_multiplier=4.0, compute_multiplier=0.5, eval_interval=1, eval_samples=2
+    )
+
+    async def story(client: Client) -> None:
+        asked = job(
+            await client.upload(prompts),
+            validation_file=await client.upload(prompts),
+            method="reinforcement",
+            requested=replace(SHORT, n_epochs=1, batch_size=5),
+            reinforcement=ReinforcementMethod(grader=grader, hyperparameters=chosen),
+            options=TrainingOptions(reinforcement=ReinforcementOptions(max_completion_tokens=8)),
+        )
+        record = await finished(client, asked)
+        assert await agreed(client, record.id) and await client.steps(record.id) == [1, 2]
+        folder = client.stores.paths.job_folder(record.id) / ROLLOUTS_FOLDER
+        files = {path.name: read_rollouts(path) for path in folder.iterdir()}
+        assert sorted(files) == [
+            *("train-000001.jsonl", "train-000002.jsonl"),
+            *("valid-000000.jsonl", "valid-000001.jsonl", "valid-000002.jsonl"),
+        ]
+        policies = {name.removesuffix(".jsonl"): header.policy for name, (header, _) in files.items()}
+        assert policies["valid-000000"] == policies["train-000001"] != policies["train-000002"]
+        assert policies["valid-000001"] == policies["train-000002"] != policies["valid-000002"]
+        for header, groups in files.values():
+            samples = [sample for group in groups for sample in group.samples]
+            assert [sample.reward for sample in samples] == [float("a" in one.text.casefold()) for one in samples]
+            assert (header.stats.samples, header.stats.ungraded) == (len(samples), 0)
+        assert await client.stores.registry.policies(record.id) == []
+        final = await client.stores.registry.get(record.model_name)
+        assert final is not None and final.sha256 == policies["valid-000002"]
+        assert not client.stores.paths.adapter_folder(BASE_ID, policies["train-000001"]).exists()
 
     with_client(stack.settings, story)
 

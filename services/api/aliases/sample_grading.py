@@ -72,7 +72,9 @@ class SampleGrading:
         }
         spoken = stored_answer(completion.body, shown_messages(messages)).spoken
         access = Access(project=alias.project) if alias.monitor_set is None else alias.monitor_set.access(alias.project)
-        means = self._graders.means(self._graders.judges.of(access, priority=_PRIORITY))
+        means = self._graders.means(
+            self._graders.judges.of(access, priority=_PRIORITY), self._graders.reward_models.of(access)
+        )
         grades = [await grade(one, item=item, sample=spoken, means=means) for one in graders]
         return Sample(
             id=due.id,

@@ -99,7 +99,7 @@ def test_the_whole_loop(
     assert counts["training"] + counts["held_out"] + sum(counts["dropped"].values()) == 30
     student = str(found["fine_tuned_model"])
     assert ":distilled:" in student and f"student     {student}" in told
-    assert {run["role"] for run in found["runs"]} == {"candidates", "teacher", "base", "student"}
+    assert {run["role"] for run in found["runs"]} == {"teacher", "base", "student"}
     compared = found["comparisons"]["base"]
     assert compared["rows"] == counts["held_out"]
     assert compared["passing"]["passed"] > compared["passing"]["passed_in_other"]

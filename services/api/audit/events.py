@@ -50,6 +50,7 @@ EVENTS = {
     "createPreference": "preference.created",
     "deletePreference": "preference.deleted",
     "exportPreferences": "preferences.exported",
+    "regradeFineTuningJobRollouts": "fine_tuning.job.rollouts.regraded",
     "createSweep": "fine_tuning.sweep.created",
     "cancelSweep": "fine_tuning.sweep.cancelled",
     "createReplay": "fine_tuning.replay.created",

@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from shared.rollout_records import ROLLOUTS_FOLDER, read_rollouts
-from shared.schemas.graders import StringCheckGrader
+from shared.schemas.graders import RewardModelGrader, StringCheckGrader
 from shared.schemas.methods import ReinforcementHyperparameters, ReinforcementMethod
 from shared.schemas.options import EarlyStopping, ReinforcementOptions, TrainingOptions
 from tests.integration.inference_stack import BASE_ID, InferenceStack, inference_stack, make_base
@@ -97,6 +97,32 @@ def test_reinforcement_learns_from_what_its_own_model_answers(stack: InferenceSt
         final = await client.stores.registry.get(record.model_name)
         assert final is not None and final.sha256 == policies["valid-000002"]
         assert not client.stores.paths.adapter_folder(BASE_ID, policies["train-000001"]).exists()
+
+    with_client(stack.settings, story)
+
+
+def test_rewards_come_from_a_reward_model(stack: InferenceStack) -> None:
+    """RLHF: preferences make a reward model, and that rewards what the model answers."""
+    prompts = [{"messages": row["input"]["messages"]} for row in preference_rows(12)]
+
+    async def story(client: Client) -> None:
+        preferred = await client.upload(preference_rows(24))
+        judge = await finished(client, job(preferred, method="reward", requested=replace(SHORT, n_epochs=4)))
+        grader = RewardModelGrader(name="liked", model=judge.model_name, squash=True)
+        asked = job(
+            await client.upload(prompts),
+            method="reinforcement",
+            requested=replace(SHORT, n_epochs=1, batch_size=6),
+            reinforcement=ReinforcementMethod(grader=grader),
+            options=TrainingOptions(reinforcement=ReinforcementOptions(max_completion_tokens=6, group_size=4)),
+        )
+        record = await finished(client, asked)
+        assert record.error is None and await client.steps(record.id) == [1, 2]
+        folder = client.stores.paths.job_folder(record.id) / ROLLOUTS_FOLDER
+        groups = [group for path in folder.iterdir() for group in read_rollouts(path)[1]]
+        rewards = [sample.reward for group in groups for sample in group.samples]
+        assert len(groups) == 12 and len(set(rewards)) > 24
+        assert all(reward is not None and 0 < reward < 1 for reward in rewards)
 
     with_client(stack.settings, story)
 

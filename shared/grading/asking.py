@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import msgspec
 from msgspec import Struct
 
-from shared.grading.means import Answer, JudgeFailed
+from shared.grading.means import Answer, JudgeFailed, Unresponsive
 from shared.grading.outside import Busy, OutsideJudges
 from shared.schemas.graders import SamplingParams
 
@@ -62,13 +62,16 @@ class ModelJudge:
     async def ask(
         self, model: str, messages: list[dict[str, Any]], sampling: SamplingParams, response_format: dict[str, Any]
     ) -> Answer:
-        """Return the answer; a judge that is busy or away is asked three times. Raises JudgeFailed."""
+        """Return the answer; a judge that is busy or away is asked three times.
+
+        Raises Busy or Unresponsive where that was in vain, else JudgeFailed.
+        """
         asked = _asked(messages, sampling, response_format)
         try:
             async with asyncio.timeout(self._timeout_s):
                 return read_answer(model, await persistently(lambda: self._ask(model, asked)))
         except TimeoutError as error:
-            raise JudgeFailed(f"the judge '{model}' gave no answer within {self._timeout_s:g} s") from error
+            raise Unresponsive(f"the judge '{model}' gave no answer within {self._timeout_s:g} s") from error
 
     async def _ask(self, model: str, asked: dict[str, Any]) -> bytes:
         """Return the body of a completion. Raises Busy where asking again may help, else JudgeFailed."""

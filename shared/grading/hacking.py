@@ -1,4 +1,4 @@
-"""Signs of reward hacking in a job's rollouts: pure functions over what its steps were like.
+"""Signs of reward hacking in a job's rollouts, found as its steps come, by what these were like.
 
 A model that is rewarded learns what the grader measures, not what its author meant (Amodei et al. 2016,
 arXiv:1606.06565, section 4). What shows it first, without a person reading answers:
@@ -15,10 +15,11 @@ The first WINDOW steps are compared with the WINDOW steps up to each later one, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import permutations
-from statistics import StatisticsError, correlation, fmean, stdev, variance
+from statistics import StatisticsError, correlation, fmean, stdev
 
 from shared.rollout_records import RolloutHeader
 from shared.schemas.rollouts import RolloutAlarm
@@ -36,17 +37,39 @@ AGREED, DISAGREED = 0.3, 0.0
 """Correlations from which a part counts as agreeing with the others, and below which it does not."""
 
 
-def alarms(history: Sequence[RolloutHeader]) -> list[RolloutAlarm]:
+class Watch:
+    """What the alarms of one job depend on: its first steps, its latest ones, and which were raised."""
+
+    def __init__(self) -> None:
+        self._first: list[RolloutHeader] = []
+        self._last: deque[RolloutHeader] = deque(maxlen=WINDOW)
+        self._seen = 0
+        self._raised: set[tuple[str, str | None]] = set()
+
+    def add(self, step: RolloutHeader) -> list[RolloutAlarm]:
+        """Return the alarms that a training step is the first to raise; steps come once each, in order from step 1."""
+        self._seen += 1
+        if self._seen <= WINDOW:
+            self._first.append(step)
+        self._last.append(step)
+        if self._seen < 2 * WINDOW:
+            return []
+        found: dict[tuple[str, str | None], RolloutAlarm] = {}
+        for alarm in _met(self._first, self._last):
+            found.setdefault((alarm.kind, alarm.grader), alarm)
+        fresh = [alarm for key, alarm in found.items() if key not in self._raised]
+        self._raised |= found.keys()
+        return fresh
+
+
+def alarms(history: Iterable[RolloutHeader]) -> list[RolloutAlarm]:
     """Return each alarm at the step at which it was first met, oldest first.
 
     `history` are the training steps' rollouts in order from step 1. Earlier ones decide nothing anew: with one more
     step, the list is the same and perhaps longer.
     """
-    found: dict[tuple[str, str | None], RolloutAlarm] = {}
-    for end in range(2 * WINDOW, len(history) + 1):
-        for alarm in _met(history[:WINDOW], history[end - WINDOW : end]):
-            found.setdefault((alarm.kind, alarm.grader), alarm)
-    return list(found.values())
+    watch = Watch()
+    return [alarm for step in history for alarm in watch.add(step)]
 
 
 def repeated_share(answers: Sequence[Sequence[int]]) -> float:
@@ -165,5 +188,11 @@ def _move(first: Sequence[RolloutHeader], last: Sequence[RolloutHeader], of: Cal
     """Return by how much a mean has risen from the first steps to the last; 0 where that may be chance."""
     before, now = ([of(step) for step in window] for window in (first, last))
     moved = fmean(now) - fmean(before)
-    error = math.sqrt(variance(before) / len(before) + variance(now) / len(now))
+    error = math.sqrt(_variance(before) / len(before) + _variance(now) / len(now))
     return moved if abs(moved) >= max(LEAST_MOVE, SIGNIFICANT_ERRORS * error) else 0.0
+
+
+def _variance(values: Sequence[float]) -> float:
+    """Return the variance of at least two numbers; that of `statistics` computes with fractions, 50 times as long."""
+    mean = fmean(values)
+    return sum((value - mean) ** 2 for value in values) / (len(values) - 1)

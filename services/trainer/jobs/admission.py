@@ -1,4 +1,4 @@
-"""A worker takes only jobs that fit into its memory; of the others it says what they wait for."""
+"""A worker takes only jobs that fit into its memory and can begin; of the others it says what they wait for."""
 
 from __future__ import annotations
 
@@ -23,21 +23,40 @@ log = structlog.get_logger()
 
 
 async def admit(stores: Stores, job_id: str, memory_bytes: int | None) -> bool:
-    """Tell whether a worker with so much memory is to take the job. If not, the job shows what it waits for."""
+    """Tell whether a worker with so much memory is to take the job. If not, the job shows what it waits for.
+
+    One whose prompts nobody could answer waits outside, where it keeps no other job from training.
+    """
     try:
         record = await persist(lambda: stores.jobs.get(job_id))
     except NotFound:
         return True  # whoever takes it up finds out
     needed = await asyncio.to_thread(needed_bytes, record, stores.settings)
-    if needed is None or memory_bytes is None or needed <= memory_bytes:
+    is_too_large = needed is not None and memory_bytes is not None and needed > memory_bytes
+    if not is_too_large and await _has_server(stores, record):
         return True
     if await persist(lambda: stores.leases.held(job_id)):
         return True  # another has it, as whoever takes it up finds out
-    log.info("job.too_large", job_id=job_id, needed_bytes=needed, memory_bytes=memory_bytes)
-    reason = waiting_reason(needed, await persist(stores.presence.workers))
+    if is_too_large:
+        assert needed is not None
+        log.info("job.too_large", job_id=job_id, needed_bytes=needed, memory_bytes=memory_bytes)
+        reason = waiting_reason(needed, await persist(stores.presence.workers))
+    else:
+        log.info("job.without_server", job_id=job_id, base=record.model)
+        reason = f"waits for an inference server for '{record.model}', to have its prompts answered"
     if reason:
         await _explain(stores, job_id, reason)
     return False
+
+
+async def _has_server(stores: Stores, record: JobRecord) -> bool:
+    """Tell whether a server is there for what the job has to have answered; most methods have nothing."""
+    if record.method != "reinforcement" or record.status is not JobState.QUEUED:
+        return True
+    return any(
+        replica.base == record.model and not replica.merged and "generate" in replica.tasks
+        for replica in await persist(stores.presence.replicas)
+    )
 
 
 def needed_bytes(record: JobRecord, settings: Settings) -> int | None:

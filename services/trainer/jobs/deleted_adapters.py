@@ -24,6 +24,7 @@ from services.trainer.jobs.settled import ended
 from services.trainer.protocol import EXPORTS_FILE, SPEC_FILE, spec_decoder
 from services.trainer.stores import Stores
 from services.trainer.training.history import History, decode_export
+from services.trainer.training.keeping import still_of_use
 from shared.blobs.interface import read_whole
 from shared.errors import StorageUnavailable, StoreUnavailable
 from shared.paths import Paths
@@ -101,21 +102,25 @@ async def _needed(stores: Stores) -> set[str]:
 
 
 async def _of_job(stores: Stores, job_id: str) -> set[str]:
-    """Return what an unfinished job has made and goes on from, by what this host and the store know of it."""
+    """Return what an unfinished job has made that is of use, and what it goes on from.
+
+    That is by what this host and the store know of it.
+    """
     folder = stores.paths.job_folder(job_id)
     found = await asyncio.to_thread(_made_here, stores.paths, folder)
     if stores.blobs.is_local:
         return found
     with suppress(FileNotFoundError):
         lines = (await read_whole(stores.blobs, folder / EXPORTS_FILE)).splitlines(keepends=True)
-        found |= {decode_export(line).sha256 for line in lines if line.endswith(b"\n")}
+        exports = [decode_export(line) for line in lines if line.endswith(b"\n")]
+        found |= {exported.sha256 for exported in still_of_use(exports)}
     with suppress(FileNotFoundError):
         found.add(spec_decoder.decode(await read_whole(stores.blobs, folder / SPEC_FILE)).parent_sha256 or "")
     return found
 
 
 def _made_here(paths: Paths, folder: Path) -> set[str]:
-    found = {Path(exported.folder).name for exported in History(folder, paths.adapters).exports()}
+    found = {Path(exported.folder).name for exported in still_of_use(History(folder, paths.adapters).exports())}
     if (folder / SPEC_FILE).exists():
         found.add(spec_decoder.decode((folder / SPEC_FILE).read_bytes()).parent_sha256 or "")
     return found

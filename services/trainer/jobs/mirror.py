@@ -18,6 +18,7 @@ from services.trainer.protocol import CHECKPOINTS_FOLDER, TrainSpec
 from services.trainer.stores import Stores, persist
 from services.trainer.training.history import History
 from shared.errors import LeaseLost, StorageUnavailable
+from shared.rollout_records import ROLLOUTS_FOLDER
 
 LOOK_S = 1.0
 LAST_ROUND_S = 60.0
@@ -130,10 +131,20 @@ async def restore(stores: Stores, job_id: str) -> None:
     here = await asyncio.to_thread(newest_point, folder)
     is_behind = here <= max(map(_step, points), default=0)
     for file in await _stored_files(stores, folder):
-        if is_behind or not await asyncio.to_thread(file.exists):
+        if await _is_to_fetch(stores, file, is_behind=is_behind):
             await blobs.fetch_file(file)
     for point in points:
         await blobs.fetch(point)
+
+
+async def _is_to_fetch(stores: Stores, file: Path, *, is_behind: bool) -> bool:
+    """Tell whether the store's file is wanted here; of rollouts, of which a job has many, one of another size."""
+    size = await asyncio.to_thread(lambda: file.stat().st_size if file.exists() else None)
+    if size is None or not is_behind:
+        return size is None
+    if file.parent.name != ROLLOUTS_FOLDER:
+        return True
+    return (await stores.blobs.read(file)).size_bytes != size
 
 
 async def fetch_sources(stores: Stores, spec: TrainSpec) -> None:
@@ -181,11 +192,14 @@ def _points_in(points: Path) -> set[Path]:
 
 
 def _small_files(folder: Path) -> dict[Path, _Stamp]:
-    """List the files of a job folder and of the folders in it, but for resume points and drafts."""
+    """List the files of a job folder and of the folders in it, but for resume points, drafts and rollouts.
+
+    Each of the latter is put when it is made, before a step learns from it.
+    """
     found = {}
     for path in (*folder.glob("*"), *folder.glob("*/*")):
-        is_point = path.is_relative_to(folder / CHECKPOINTS_FOLDER)
-        if not is_point and not path.name.startswith(".") and path.is_file():
+        is_apart = any(path.is_relative_to(folder / name) for name in (CHECKPOINTS_FOLDER, ROLLOUTS_FOLDER))
+        if not is_apart and not path.name.startswith(".") and path.is_file():
             stat = path.stat()
             found[path] = (stat.st_mtime_ns, stat.st_size)
     return found

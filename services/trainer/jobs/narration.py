@@ -8,11 +8,11 @@ import msgspec
 
 from services.trainer.jobs.rewards import reward_data
 from services.trainer.protocol import Exported, Metrics, ParityMeasured, Rehearsed, Requantized, Started
-from shared.grading.hacking import alarms
-from shared.rollout_records import RolloutHeader, RolloutStats
+from shared.rollout_records import RolloutStats
 from shared.schemas.checkpoints import CheckpointMetrics
 from shared.schemas.events import Event
 from shared.schemas.graders import Grader
+from shared.schemas.rollouts import RolloutAlarm
 from shared.store.jobs import event
 
 RESULT_FILE_NAME = "step_metrics.csv"
@@ -45,22 +45,9 @@ def _rewarded_event(metrics: Metrics, rollouts: RolloutStats, grader: Grader) ->
     return event(message, type="metrics", data=data)
 
 
-def alarm_events(steps: Iterable[Metrics], latest: Metrics) -> list[Event]:
-    """Form the events of the signs of reward hacking that the latest step is the first to show.
-
-    `steps` are those before it; it, and later ones, may be among them.
-    """
-    known = {metrics.step: metrics for metrics in steps if metrics.step < latest.step} | {latest.step: latest}
-    history = [
-        RolloutHeader(step=step, validation=False, policy="", stats=metrics.rollouts)
-        for step, metrics in sorted(known.items())
-        if metrics.rollouts is not None
-    ]
-    return [
-        event(alarm.message, level="warn", data={"alarm": msgspec.to_builtins(alarm)})
-        for alarm in alarms(history)
-        if alarm.step == latest.step
-    ]
+def alarm_event(alarm: RolloutAlarm) -> Event:
+    """Tell of a sign of reward hacking."""
+    return event(alarm.message, level="warn", data={"alarm": msgspec.to_builtins(alarm)})
 
 
 def plain_event(reason: str) -> Event:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ from services.trainer.rollouts.policies import withdraw_policies
 from services.trainer.shortages import died
 from services.trainer.stores import Stores, persist, persist_once
 from services.trainer.training.history import History
+from services.trainer.training.keeping import kept_steps
 from shared import ids, tracing
 from shared.errors import NoReplica, StorageUnavailable
 from shared.paths import folder_bytes, write_atomic
@@ -44,9 +45,6 @@ from shared.schemas.checkpoints import Checkpoint
 from shared.schemas.events import Event
 from shared.states import JobState
 from shared.store.jobs import event
-
-KEPT_CHECKPOINTS = 3
-"""The final model and the epochs before it that stay usable, as OpenAI keeps them; for reinforcement the best ones."""
 
 log = structlog.get_logger()
 
@@ -177,7 +175,7 @@ class Publication:
         """List everything, then let the job succeed; whoever sees it succeeded finds model, checkpoints and results."""
         await child.send(Finish())
         result_file = await self._store_result()
-        for checkpoint in self._kept(exported):
+        for checkpoint in await self._kept(exported):
             await self._list(checkpoint)
         name = self._record.model_name
         await persist(
@@ -193,11 +191,18 @@ class Publication:
         )
         log.info("job.finished", job_id=self._record.id, model=name)
 
-    def _kept(self, final: Exported) -> Sequence[Exported]:
-        """The checkpoints that stay, oldest first, the final one at the end; one that became it once."""
+    async def _kept(self, final: Exported) -> Sequence[Exported]:
+        """The checkpoints that stay, oldest first, the final one at the end; one that became it once.
+
+        One whose folder is gone does not: it was of no use before the steps behind it were trained once more.
+        """
         exports = [exported for exported in self._history.exports() if exported.metrics.step != final.metrics.step]
         earlier = {exported.metrics.step: exported for exported in exports if not exported.final}
-        return [*kept_before(earlier), final]
+        there = [exported.metrics for exported in earlier.values() if await self._is_there(Path(exported.folder))]
+        return [*(earlier[step] for step in kept_steps(there)), final]
+
+    async def _is_there(self, folder: Path) -> bool:
+        return folder.is_dir() or await persist(lambda: self._stores.blobs.exists(folder))
 
     async def _list(self, exported: Exported) -> None:
         adapter = self._adapter(exported, listed=True)
@@ -284,15 +289,3 @@ class Publication:
     async def _say(self, told: Event) -> None:
         job_id, jobs = self._record.id, self._stores.jobs
         await persist_once(lambda nonce: jobs.append_events(job_id, [told], fence=self._token, nonce=nonce))
-
-
-def kept_before(earlier: Mapping[int, Exported]) -> list[Exported]:
-    """Return which checkpoints before the final model stay, in the order of their steps: the last ones.
-
-    For reinforcement with a validation file it is those with the highest rewards on it, the earlier of equals.
-    """
-    steps = sorted(earlier)
-    rewards = {step: stats.reward_mean for step in steps if (stats := earlier[step].metrics.valid_rollouts)}
-    if len(rewards) == len(steps):
-        steps = sorted(sorted(steps, key=lambda step: -rewards[step])[: KEPT_CHECKPOINTS - 1])
-    return [earlier[step] for step in steps[-(KEPT_CHECKPOINTS - 1) :]]

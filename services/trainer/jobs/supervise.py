@@ -25,13 +25,13 @@ from msgspec.structs import replace
 from services.trainer import metrics as observed
 from services.trainer.failures import ProcessDied, TrainingFailed
 from services.trainer.jobs import attempt_record, job_folder
+from services.trainer.jobs.alarms import Alarms
 from services.trainer.jobs.device_time import DeviceTime
 from services.trainer.jobs.first_attempt import other_way
 from services.trainer.jobs.holding import Lease, holding
 from services.trainer.jobs.leftovers import DROPPED
 from services.trainer.jobs.mirror import mirroring
 from services.trainer.jobs.narration import (
-    alarm_events,
     other_way_event,
     plain_event,
     rehearsed_event,
@@ -62,7 +62,6 @@ from services.trainer.rollouts.gathering import Gathering, gathering
 from services.trainer.shortages import died, files_failed
 from services.trainer.stores import Stores, persist, persist_once
 from services.trainer.tracking.tracker import Tracker, tracking
-from services.trainer.training.history import History
 from services.trainer.training.pace import Estimates
 from shared import tracing
 from shared.errors import LeaseLost, NotFound, SelftuneError, TransitionRefused
@@ -117,6 +116,7 @@ class _Attempt:
         self._rehearsal_told = False
         self._path_told = False
         self._requantized_told = False
+        self._alarms = Alarms(stores, job_id)
         self._last_step_at = 0.0
         self._estimates = Estimates()
         self._stop_asked_at: float | None = None
@@ -302,9 +302,9 @@ class _Attempt:
                     if self._stop_asked_at is not None:
                         return
                     self._concluding = True
+                    await publication.prove(child, message, self._last_step_at)
                     if rollouts is not None:
                         await rollouts.retire()
-                    await publication.prove(child, message, self._last_step_at)
                     await tracker.close("finished")
                     await attempt_record.note_time(self._stores, self._job_id, self._token, device_time)
                     await publication.succeed(child, message)
@@ -348,22 +348,16 @@ class _Attempt:
         await persist_once(lambda nonce: jobs.append_events(job_id, [told], fence=self._token, nonce=nonce))
 
     async def _report_step(self, metrics: Metrics, tracker: Tracker, device_time: DeviceTime) -> None:
-        if metrics.step <= self._reported_step:
-            return
-        self._reported_step = metrics.step
-        self._count(metrics)
-        await self._tell(step_event(metrics, self._grader))
-        await self._tell_alarms(metrics)
-        tracker.step(metrics)
-        await self._estimate(metrics, device_time)
-
-    async def _tell_alarms(self, metrics: Metrics) -> None:
-        """Tell of signs of reward hacking that this step shows for the first time."""
-        if metrics.rollouts is None:
-            return
-        steps = await asyncio.to_thread(History(self._stores.paths.job_folder(self._job_id), Path()).steps)
-        for told in alarm_events(steps, metrics):
+        is_new = metrics.step > self._reported_step
+        if is_new:
+            self._reported_step = metrics.step
+            self._count(metrics)
+            await self._tell(step_event(metrics, self._grader))
+        for told in await self._alarms.raised_by(metrics, is_new=is_new):
             await self._tell(told)
+        if is_new:
+            tracker.step(metrics)
+            await self._estimate(metrics, device_time)
 
     def _count(self, metrics: Metrics) -> None:
         observed.STEPS.inc()

@@ -20,7 +20,7 @@ from services.trainer.jobs.serving import Serving
 from services.trainer.protocol import Rollouts, TrainSpec, WantRollouts
 from services.trainer.rollouts.counting import stats_of
 from services.trainer.rollouts.grading import Grading
-from services.trainer.rollouts.judges import StackModels
+from services.trainer.rollouts.judges import Noting, StackModels
 from services.trainer.rollouts.policies import Policies
 from services.trainer.rollouts.replicas import Replicas
 from services.trainer.rollouts.rows import Row, read_rows
@@ -46,8 +46,10 @@ from shared.store.jobs import event
 SAMPLES_AT_ONCE = 512
 """Answers that are asked for at a time; more than the servers write at once, so that none of them idles."""
 MOST_TRIES = 5
-"""A step none of whose answers could be graded, so often, fails the job."""
-FIRST_PAUSE_S = 5.0
+"""A step none of whose answers could be graded, so often, fails the job; a try with a judge away does not count."""
+MOST_AWAY_S = 1800.0
+"""How long a step waits for judges that are away."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 60.0
 """Before the second try; twice as long before each further one."""
 
 T = TypeVar("T")
@@ -80,7 +82,8 @@ class Gathering:
         judge = ModelJudge(inside, self._outside, timeout_s=settings.judge_timeout_s)
         self._scoring = RewardScoring(stores.client, timeout_s=settings.judge_timeout_s)
         scores = self._scoring.of(Access(project=record.project))
-        self._means = Means(judge=judge, cage=self._caging.cage, reward_models=scores)
+        self._judges = Noting(judge, scores)
+        self._means = Means(judge=self._judges, cage=self._caging.cage, reward_models=self._judges)
 
     async def close(self) -> None:
         """Let go of connections and cages; what is published stays."""
@@ -114,6 +117,7 @@ class Gathering:
         rows = await asyncio.to_thread(read_rows, Path(file), wanted.lines)
         policy = await self._policies.serve(wanted)
         grading = Grading(self._grader, self._means)
+        self._judges.are_away = False
         places = asyncio.Semaphore(max(1, SAMPLES_AT_ONCE // wanted.samples))
         answered = await _all([self._answered(policy, row, wanted, grading, places) for row in rows])
         self._waiting.over()
@@ -141,20 +145,25 @@ class Gathering:
     async def _surely_graded(
         self, groups: Sequence[RolloutGroup], grading: Grading, wanted: WantRollouts
     ) -> Sequence[RolloutGroup]:
-        """Grade again, after a pause, where there is no reward at all. Raises TrainingFailed after MOST_TRIES."""
-        for tries in range(1, MOST_TRIES):
-            if _has_reward(groups):
-                return groups
+        """Grade again, after a pause, where there is no reward at all.
+
+        Raises TrainingFailed after MOST_TRIES, or when judges have been away for MOST_AWAY_S.
+        """
+        began, tries, in_vain = time.monotonic(), 0, 0
+        while not _has_reward(groups):
+            tries += 1
+            in_vain += not self._judges.are_away
+            if in_vain >= MOST_TRIES or time.monotonic() - began > MOST_AWAY_S:
+                raise TrainingFailed(
+                    f"None of the answers of step {wanted.step} could be graded, in {tries} tries: {_reason(groups)}",
+                    code="grader_unavailable",
+                )
             if tries == 1:
                 await self._tell(ungraded_event(wanted, _reason(groups)))
-            await asyncio.sleep(FIRST_PAUSE_S * 2 ** (tries - 1))
+            await asyncio.sleep(min(FIRST_PAUSE_S * 2 ** (tries - 1), LONGEST_PAUSE_S))
+            self._judges.are_away = False
             groups = await _all([grading.grade(group) for group in groups])
-        if _has_reward(groups):
-            return groups
-        raise TrainingFailed(
-            f"None of the answers of step {wanted.step} could be graded, in {MOST_TRIES} tries: {_reason(groups)}",
-            code="grader_unavailable",
-        )
+        return groups
 
     async def _check_cage(self) -> None:
         """Raise TrainingFailed when the grader needs a cage, and none can be had here."""

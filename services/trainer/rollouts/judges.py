@@ -1,18 +1,28 @@
-"""Judges of a reinforcement job: models of this stack that its project may use, asked at replicas directly."""
+"""Judges of a reinforcement job: models of this stack that its project may use, asked at replicas directly.
+
+Here is noted, too, whether any of those that a grader asks is away.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from services.trainer.rollouts.replicas import QuestionRefused, Replicas
 from services.trainer.stores import Stores
 from shared.alias_records import is_alias_name
+from shared.chat_data import Message
 from shared.errors import SelftuneError, Unavailable
-from shared.grading.means import JudgeFailed
+from shared.grading.means import Answer, Judge, JudgeFailed, RewardModels, Unresponsive
 from shared.grading.outside import Busy
 from shared.key_hash import KeyHash
 from shared.model_defaults import with_defaults
 from shared.model_records import Access
 from shared.records import AdapterRecord
+from shared.reward_scoring import NoTrainer
 from shared.rewriting import with_fields, with_text
+from shared.schemas.graders import SamplingParams
 from shared.store.registry import Found, Known, unknown_model
 
 _CHAT = "/v1/chat/completions"
@@ -68,3 +78,32 @@ def _base(model: str, known: Known) -> str:
     if known.model.kind == "reward":
         raise JudgeFailed(f"the model '{model}' is a reward model: it scores answers and writes none")
     return known.model.served_on
+
+
+class Noting:
+    """Passes questions on to judges and reward models; `are_away` says that one may answer later, and did not now."""
+
+    def __init__(self, judge: Judge, reward_models: RewardModels) -> None:
+        self.are_away = False
+        self._judge = judge
+        self._reward_models = reward_models
+
+    async def ask(
+        self, model: str, messages: list[dict[str, Any]], sampling: SamplingParams, response_format: dict[str, Any]
+    ) -> Answer:
+        """Return the answer of a judge. Raises JudgeFailed."""
+        with self._noting():
+            return await self._judge.ask(model, messages, sampling, response_format)
+
+    async def score(self, model: str, conversation: Sequence[Message]) -> float:
+        """Return the score of a reward model. Raises JudgeFailed."""
+        with self._noting():
+            return await self._reward_models.score(model, conversation)
+
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        try:
+            yield
+        except (Busy, NoTrainer, Unresponsive):
+            self.are_away = True
+            raise

@@ -21,6 +21,8 @@ from shared.routing import candidates
 _ELSEWHERE = frozenset({422, 429})
 """Statuses, beside those from 500, that say more of the server than of the question: 422 where it cannot serve the
 adapter, whose file may be damaged on its host alone."""
+_PASSING = frozenset({429, 503})
+"""Statuses that a server has for a while: too much to do, not ready yet."""
 _MOST_TRIES = 3
 _MESSAGE_CHARS = 500
 
@@ -29,6 +31,10 @@ log = structlog.get_logger()
 
 class QuestionRefused(SelftuneError):
     """A server refuses the question, and so would others; the message is the server's."""
+
+
+class AnswerUnusable(NoReplica):
+    """What a server answers is of no use, and may be so however often it is asked; the message says what is wrong."""
 
 
 class _Fault(Struct):
@@ -55,25 +61,26 @@ class Replicas:
         """Return the body of a model's answer.
 
         Raises QuestionRefused, StoreUnavailable, or NoReplica when no server answers now: none is there, or those that
-        are break down on it or have too much to do.
+        are break down on it or have too much to do; AnswerUnusable when all that were asked break down and stay there.
         """
         alive = await self._stores.presence.replicas()
         able = [one for one in alive if "generate" in one.tasks]
-        reason = ""
+        reason, is_passing = "", False
         for replica in candidates(able, self._loads, base=base, model=model)[:_MOST_TRIES]:
             self._loads.note(replica)
             try:
                 response = await self._post(replica, path, body)
             except httpx2.TransportError as error:
-                reason = f"the inference server does not respond ({type(error).__name__})"
+                reason, is_passing = f"the inference server does not respond ({type(error).__name__})", True
             else:
                 if response.status_code == 200:
                     return response.content
                 reason = _reason(response)
                 if response.status_code < 500 and response.status_code not in _ELSEWHERE:
                     raise QuestionRefused(reason)
+                is_passing |= response.status_code in _PASSING
             log.warning("rollouts.tried_elsewhere", replica=replica.id, reason=reason)
-        raise NoReplica(reason)
+        raise (NoReplica if is_passing else AnswerUnusable)(reason)
 
     async def _post(self, replica: ReplicaRecord, path: str, body: bytes) -> httpx2.Response:
         headers = {

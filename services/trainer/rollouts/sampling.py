@@ -10,7 +10,7 @@ from msgspec import Struct, field
 
 from services.trainer.failures import TrainingFailed
 from services.trainer.protocol import ReinforcementSpec, WantRollouts
-from services.trainer.rollouts.replicas import QuestionRefused, Replicas
+from services.trainer.rollouts.replicas import AnswerUnusable, QuestionRefused, Replicas
 from services.trainer.rollouts.rows import Row
 from services.trainer.rollouts.scoring import scored
 from services.trainer.rollouts.waiting import Waiting
@@ -20,6 +20,8 @@ from shared.records import AdapterRecord, JobRecord
 from shared.rollout_records import RolloutGroup, RolloutSample
 
 _MODEL_DEFAULT = "default"
+MOST_UNUSABLE = 5
+"""So many answers to a prompt that are of no use fail the job; the pauses between them add up to half a minute."""
 
 
 class _Token(Struct):
@@ -74,23 +76,37 @@ class Sampling:
     async def group(self, policy: AdapterRecord, row: Row, wanted: WantRollouts) -> RolloutGroup:
         """Return a prompt's answers, not graded yet; waits as long as no server answers.
 
-        Raises TrainingFailed when a server refuses the prompt.
+        Raises TrainingFailed when a server refuses the prompt, or answers it with what is of no use again and again.
         """
         body = msgspec.json.encode(self._request(policy, row, wanted))
+        role = "validation" if wanted.validation else "training"
+        unusable = 0
         while True:
             try:
-                answer = await persist(lambda: self._replicas.ask(body, base=policy.base, model=policy.name))
-                group = read_group(row, answer, wanted.samples)
-                return await scored(self._replicas, policy, group) if self._has_form else group
+                return await self._answered(policy, row, body, wanted.samples)
             except QuestionRefused as error:
-                role = "validation" if wanted.validation else "training"
                 raise TrainingFailed(
                     f"The inference server refuses line {row.line} of the {role} file: {error.message}",
                     code="prompt_refused",
                     param=f"{role}_file",
                 ) from error
+            except AnswerUnusable as error:
+                unusable += 1
+                if unusable == MOST_UNUSABLE:
+                    raise TrainingFailed(
+                        f"Line {row.line} of the {role} file had no answer that can be used, in {unusable} tries: "
+                        f"{error.message}",
+                        code="answers_unusable",
+                    ) from error
+                await self._waiting.pause(error.message, times=2 ** (unusable - 1))
             except NoReplica as error:
                 await self._waiting.pause(error.message)
+
+    async def _answered(self, policy: AdapterRecord, row: Row, body: bytes, samples: int) -> RolloutGroup:
+        """Ask once. Raises as Replicas.ask does."""
+        answer = await persist(lambda: self._replicas.ask(body, base=policy.base, model=policy.name))
+        group = read_group(row, answer, samples)
+        return await scored(self._replicas, policy, group) if self._has_form else group
 
     def _request(self, policy: AdapterRecord, row: Row, wanted: WantRollouts) -> dict[str, Any]:
         asked = {name: value for name, value in self._asked.items() if row.tools or name != "tool_choice"}
@@ -125,14 +141,14 @@ def sampling_seed(job_seed: int, step: int, line: int, *, validation: bool) -> i
 
 
 def read_group(row: Row, answer: bytes, samples: int) -> RolloutGroup:
-    """Read a completion of vLLM's. Raises NoReplica when it is not what was asked for."""
+    """Read a completion of vLLM's. Raises AnswerUnusable when it is not what was asked for."""
     try:
         completion = _decode(answer)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise NoReplica("the inference server's answer could not be read") from error
+        raise AnswerUnusable("the inference server's answer could not be read") from error
     choices = sorted(completion.choices, key=lambda choice: choice.index)
     if len(choices) != samples:
-        raise NoReplica(f"the inference server gave {len(choices)} answers where {samples} were asked for")
+        raise AnswerUnusable(f"the inference server gave {len(choices)} answers where {samples} were asked for")
     return RolloutGroup(
         line=row.line,
         prompt_tokens=completion.prompt_token_ids,
@@ -144,7 +160,7 @@ def read_group(row: Row, answer: bytes, samples: int) -> RolloutGroup:
 def _sample(choice: _Choice) -> RolloutSample:
     logprobs = [token.logprob for token in choice.logprobs.content or ()]
     if len(logprobs) != len(choice.token_ids):
-        raise NoReplica(
+        raise AnswerUnusable(
             f"the inference server sent {len(choice.token_ids)} tokens and {len(logprobs)} log probabilities"
         )
     return RolloutSample(

@@ -14,9 +14,8 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from services.trainer.rollouts.replicas import Replicas
+from services.trainer.rollouts.replicas import AnswerUnusable, Replicas
 from services.trainer.stores import persist
-from shared.errors import NoReplica
 from shared.records import AdapterRecord
 from shared.rollout_records import RolloutGroup, RolloutSample
 
@@ -66,14 +65,14 @@ def _request(model: str, prompt: Sequence[int], answer: Sequence[int]) -> dict[s
 
 
 def read_scores(answer: bytes, tokens: Sequence[int]) -> list[float]:
-    """Read the log probability of each token, in nats. Raises NoReplica when one is not there."""
+    """Read the log probability of each token, in nats. Raises AnswerUnusable when one is not there."""
     try:
         [choice] = _decode(answer).choices
         read = choice.prompt_logprobs[len(choice.prompt_logprobs) - len(tokens) + 1 :]
         found = [at[str(token)].logprob for at, token in zip(read, tokens[:-1], strict=True) if at is not None]
         [last] = choice.logprobs.token_logprobs
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError, KeyError) as error:
-        raise NoReplica("the inference server's log probabilities could not be read") from error
+        raise AnswerUnusable("the inference server's log probabilities could not be read") from error
     if len(found) != len(tokens) - 1:
-        raise NoReplica("the inference server left out log probabilities")
+        raise AnswerUnusable("the inference server left out log probabilities")
     return [*found, last]

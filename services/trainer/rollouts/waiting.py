@@ -20,12 +20,12 @@ class Waiting:
         self._tell = tell
         self._told = False
 
-    async def pause(self, reason: str) -> None:
-        """Wait a little, before the question is asked again."""
+    async def pause(self, reason: str, *, times: int = 1) -> None:
+        """Wait a little, or so many times as long, before the question is asked again."""
         if not self._told:
             self._told = True
             await self._tell(waiting_event(reason))
-        await asyncio.sleep(PAUSE_S)
+        await asyncio.sleep(times * PAUSE_S)
 
     def over(self) -> None:
         """Say that a server answers: the next time that none does is told again."""

@@ -302,5 +302,6 @@ class TrainingLoop(Generic[R]):
         return {name: self.group.whole(parameter.detach()) for name, parameter in self.session.parameters.items()}
 
     def _report(self, exported: Exported) -> None:
-        self.report(exported)
+        """Report a folder that is in its place, once it is known as one of the job's: what is not may be deleted."""
         self.history.add_export(exported)
+        self.report(exported)

@@ -19,6 +19,7 @@ from services.trainer.data.prompts import Completion, Prompt, completion
 from services.trainer.failures import StopRequested, TrainingFailed
 from services.trainer.protocol import Metrics, Rehearsed, ReinforcementSpec, Reporter, Rollouts, TrainSpec, WantRollouts
 from services.trainer.training.grpo import Grpo
+from services.trainer.training.keeping import kept_steps
 from services.trainer.training.loop import TrainingLoop
 from services.trainer.training.losses import group_advantages
 from services.trainer.training.objectives import Measured, Served
@@ -63,8 +64,9 @@ class ReinforcementLoop(TrainingLoop[Any]):
         if self._is_over():
             return
         longest = sorted(self.data.train, key=lambda prompt: -prompt.width)[: self.spec.batch_size]
-        made_up = Dataset([_made_up(prompt) for prompt in longest], ())
-        found = Rehearsal(self.session, self.spec, made_up).run(baseline=False)
+        made_up = [_made_up(prompt) for prompt in longest for _ in range(self._chosen.group_size)]
+        spec = replace(self.spec, batch_size=len(made_up))
+        found = Rehearsal(self.session, spec, Dataset(made_up, ())).run(baseline=False)
         self.report(self._with_baseline(found))
         self._ended_at = time.monotonic()
 
@@ -74,18 +76,23 @@ class ReinforcementLoop(TrainingLoop[Any]):
         return replace(found, valid_rollouts=self._evaluated(0))
 
     def _is_exported(self, step: int) -> bool:
-        """Whether the model after this step stays as a checkpoint: where it was evaluated, else at epochs' ends."""
-        return self._evaluates(step) if self._valid else super()._is_exported(step)
+        """Whether the model after this step stays as a checkpoint: one of the best evaluated, else at epochs' ends."""
+        if not self._valid:
+            return super()._is_exported(step)
+        if not self._evaluates(step):
+            return False
+        evaluated = [metrics for metrics in self.history.steps() if metrics.valid_rollouts and metrics.step <= step]
+        return step in kept_steps(evaluated)
 
     def _evaluates(self, step: int) -> bool:
         return bool(self._valid) and (step % self._chosen.eval_interval == 0 or step == self.total_steps)
 
     def _step(self, step: int, rows: list[Prompt]) -> Metrics:
         stats, groups = self._rollouts(step, rows, samples=self._chosen.group_size, validation=False)
+        if all(sample.reward is None for group in groups for sample in group.samples):
+            raise TrainingFailed(f"No answer of step {step} can be learnt from: none has a reward.")
         completions = completions_of(groups, self._chosen)
-        if not completions:
-            raise TrainingFailed(f"No answer of step {step} can be learnt from: all were left out.")
-        metrics = replace(self._updated(step, completions), rollouts=stats)
+        metrics = replace(self._updated(step, completions) if completions else self._idle(step), rollouts=stats)
         if self._evaluates(step):
             metrics = replace(metrics, valid_rollouts=self._evaluated(step, metrics))
         now, before = time.monotonic(), self._ended_at
@@ -105,6 +112,11 @@ class ReinforcementLoop(TrainingLoop[Any]):
             clip_share=served.clip_share,
             served_difference=None if measured.served is None else measured.served.difference,
         )
+
+    def _idle(self, step: int) -> Metrics:
+        """Return the metrics of a step all of whose answers are left out, as those that were cut off may be."""
+        nothing = Measured(loss=0.0, accuracy=0.0, n_tokens=0)
+        return self._metrics(step, nothing, self._learning_rate(step), grad_norm=0.0, took_s=1.0)
 
     def _update(self, step: int, rows: Sequence[Completion], learning_rate: float) -> tuple[Measured, float, Served]:
         """Return what the first update has measured, its gradient's norm, and what the last one saw of the answers."""
@@ -192,12 +204,12 @@ def completions_of(groups: Sequence[RolloutGroup], chosen: ReinforcementSpec) ->
 def check_served(served: Served, dtype: torch.dtype, step: int) -> None:
     """Raise TrainingFailed unless the server sampled from the adapter as it is here, and the adapter had an effect.
 
-    Had the server sampled from the model that training starts from, its log probabilities would be as far from this
-    model's as that model's are.
+    Had the server sampled from the model that training starts from, its log probabilities would be nearer to that
+    model's than to this one's.
     """
     noise = NOISE[dtype]
     is_far = served.difference > _MOST_NOISE * noise
-    is_without_effect = served.moved > _SURELY_MOVED * noise and served.difference > served.moved / 2
+    is_without_effect = served.moved > _SURELY_MOVED * noise and served.difference > served.moved_served
     if is_far or is_without_effect:
         raise TrainingFailed(
             f"The answers of step {step} were not sampled from the model as it is trained: log probabilities differ by "

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from shared.grading.hacking import WINDOW, agreement, alarms, repeated_share
+from shared.grading.hacking import WINDOW, Watch, agreement, alarms, repeated_share
 from shared.rollout_records import RolloutHeader, RolloutStats
 
 
@@ -90,6 +90,15 @@ def test_one_more_step_keeps_the_alarms_before() -> None:
     assert len(all_of_them) == 2
     for n in range(len(steps) + 1):
         assert alarms(steps[:n]) == [alarm for alarm in all_of_them if alarm.step <= n]
+
+
+def test_watch_keeps_no_more_than_it_compares() -> None:
+    """What a step costs does not grow with the steps before it."""
+    watch = Watch()
+    steps = history(200, lambda step: {"repeated_share": 0.5 if step > 150 else 0.1})
+    raised = {step.step: found for step in steps if (found := watch.add(step))}
+    assert [(at, [alarm.kind for alarm in found]) for at, found in raised.items()] == [(152, ["repetition"])]
+    assert len(watch._first) == len(watch._last) == WINDOW
 
 
 def test_repeated_share_counts_within_an_answer() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +27,13 @@ from services.trainer.protocol import (
     WantRollouts,
     encoder,
 )
+from services.trainer.training.history import History
 from services.trainer.training.losses import group_advantages, grpo_losses, kl_estimates
-from services.trainer.training.reinforcement import completions_of
+from services.trainer.training.objectives import Served
+from services.trainer.training.reading import Reader
+from services.trainer.training.reinforcement import check_served, completions_of
 from services.trainer.training.run_job import load_prompts, train
-from shared.rollout_records import RolloutGroup, RolloutSample, read_rollouts
+from shared.rollout_records import RolloutGroup, RolloutSample, read_rollouts, write_rollouts
 from tests.unit.trainer.sampling import Reward, Sampler, validation_rewards
 from tests.unit.trainer.tiny import make_spec, save_tiny_base, training_rows, write_rows
 
@@ -205,6 +210,97 @@ def test_answers_of_another_model_are_refused(tiny_base: Path, tmp_path: Path) -
         train(tmp_path / "job", lambda _: None, lambda: False, ask=stale)
     assert refused.value.code == "parity_mismatch"
     assert first[-1].step <= 6
+
+
+@pytest.mark.parametrize(
+    ("served", "is_refused"),
+    [
+        (Served(0.05, moved=0.08, moved_served=0.094, clip_share=0.0), False),  # bf16: the noise is half of the move
+        (Served(0.08, moved=0.08, moved_served=0.001, clip_share=0.0), True),  # a server that has the start
+        (Served(0.05, moved=0.05, moved_served=0.001, clip_share=0.0), False),  # no more than noise may be
+        (Served(0.2, moved=0.3, moved_served=0.4, clip_share=0.0), True),  # far from all that is known
+    ],
+)
+def test_server_has_to_be_nearer_to_the_model_than_to_its_start(served: Served, is_refused: bool) -> None:
+    with pytest.raises(TrainingFailed) if is_refused else nullcontext():
+        check_served(served, torch.bfloat16, 3)
+
+
+def test_step_whose_answers_were_all_cut_off_updates_nothing(tiny_base: Path, tmp_path: Path) -> None:
+    chosen = replace(CHOSEN, mask_truncated=True, max_completion_tokens=2, group_size=2)
+    spec = replace(grpo_spec(tiny_base, tmp_path, n_epochs=1, reinforcement=chosen), validation_path=None)
+    known: list[int] = []
+    history = History(tmp_path / "job", Path(spec.adapters_folder))
+
+    def report(message: Message) -> None:
+        said.append(message)
+        if isinstance(message, Exported):
+            known.append(len(history.exports()))
+
+    said: list[Message] = []
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / SPEC_FILE).write_bytes(encoder.encode(spec))
+    train(tmp_path / "job", report, lambda: False, ask=all_cut_off(Sampler(spec, tmp_path / "job", share_of_vowels)))
+    steps = steps_of(said)
+    assert [one.step for one in steps] == [1, 2, 3]
+    for one in steps:
+        assert (one.train_loss, one.train_mean_token_accuracy, one.grad_norm, one.tokens) == (0.0, 0.0, 0.0, 0)
+        assert one.kl is None and one.served_difference is None and one.rollouts is not None
+    assert known == [1], "an export is in the history before anybody hears of it"
+
+
+def all_cut_off(sampler: Sampler) -> Callable[[WantRollouts], Rollouts | None]:
+    def ask(wanted: WantRollouts) -> Rollouts | None:
+        given = sampler(wanted)
+        assert given is not None
+        header, groups = read_rollouts(Path(given.path))
+        cut = [replace(one, samples=[replace(each, finish_reason="length") for each in one.samples]) for one in groups]
+        Path(given.path).write_bytes(write_rollouts(header, cut))
+        return given
+
+    return ask
+
+
+def test_rehearsal_tries_as_many_rows_as_a_step_has(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+    cut = Reader.pieces
+
+    def pieces(reader: Reader, rows: Sequence[Any]) -> list[list[Any]]:
+        tried.append(len(rows))
+        return cut(reader, rows)
+
+    monkeypatch.setattr(Reader, "pieces", pieces)
+    spec = replace(grpo_spec(tiny_base, tmp_path), validation_path=None)
+    with pytest.raises(StopRequested):
+        run(spec, tmp_path / "job", share_of_vowels, stop_at=1)
+    assert tried[0] == spec.batch_size * CHOSEN.group_size
+
+
+def test_only_models_that_may_become_checkpoints_are_exported(tiny_base: Path, tmp_path: Path) -> None:
+    """An evaluation whose reward two earlier ones have reached leaves no adapter."""
+    given = iter([0.0, *(reward for reward in (0.5, 0.7, 0.6, 0.5, 0.9, 1.0))])
+    chosen = replace(CHOSEN, eval_interval=1, eval_samples=1, group_size=2, max_completion_tokens=2)
+    spec = grpo_spec(tiny_base, tmp_path, n_epochs=2, reinforcement=chosen)
+
+    def rated(sampler: Sampler) -> Callable[[WantRollouts], Rollouts | None]:
+        def ask(wanted: WantRollouts) -> Rollouts | None:
+            answered = sampler(wanted)
+            if wanted.validation and answered is not None:
+                header, groups = read_rollouts(Path(answered.path))
+                stats = replace(header.stats, reward_mean=next(given))
+                Path(answered.path).write_bytes(write_rollouts(replace(header, stats=stats), groups))
+            return answered
+
+        return ask
+
+    said: list[Message] = []
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / SPEC_FILE).write_bytes(encoder.encode(spec))
+    train(tmp_path / "job", said.append, lambda: False, ask=rated(Sampler(spec, tmp_path / "job", share_of_vowels)))
+    exports = [(one.metrics.step, one.final) for one in said if isinstance(one, Exported)]
+    assert exports == [(1, False), (2, False), (3, False), (5, False), (6, True)]
 
 
 def test_step_without_any_reward_fails_the_job(tiny_base: Path, tmp_path: Path) -> None:

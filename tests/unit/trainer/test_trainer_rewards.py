@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, cast
 
 import msgspec
 import pytest
 from msgspec.structs import replace
 
 from services.trainer.curves import curves
-from services.trainer.jobs.narration import alarm_events, checkpoint_metrics, rehearsed_event, result_csv, step_event
-from services.trainer.jobs.publishing import kept_before
+from services.trainer.jobs import alarms
+from services.trainer.jobs.alarms import Alarms
+from services.trainer.jobs.narration import checkpoint_metrics, rehearsed_event, result_csv, step_event
 from services.trainer.protocol import Exported, Metrics, Rehearsed
+from services.trainer.stores import Stores
+from services.trainer.training.keeping import kept_steps, still_of_use
 from shared.rollout_records import RolloutStats
+from shared.schemas.events import Event
 from shared.schemas.graders import Grader, JudgeUsage, MultiGrader
 
 CHECK = {"type": "string_check", "name": "x", "input": "a", "reference": "b", "operation": "eq"}
@@ -101,14 +107,23 @@ def exported(step: int, reward: float | None) -> Exported:
 
 def test_best_checkpoints_by_reward_stay() -> None:
     def steps(*rewards: float | None) -> list[int]:
-        earlier = {step: exported(step, reward) for step, reward in enumerate(rewards, 1)}
-        return [kept.metrics.step for kept in kept_before(earlier)]
+        return kept_steps(exported(step, reward).metrics for step, reward in enumerate(rewards, 1))
 
     assert steps(0.9, 0.1, 0.8, 0.2) == [1, 3]
     assert steps(0.5, 0.5, 0.5) == [1, 2]
     assert steps(None, None, None, None) == [3, 4]
     assert steps(0.1) == [1]
     assert steps() == []
+
+
+def test_models_with_lower_rewards_are_of_no_use_any_more() -> None:
+    def left(*rewards: float | None) -> list[int]:
+        exports = [exported(step, reward) for step, reward in enumerate(rewards, 1)]
+        return [one.metrics.step for one in still_of_use([*exports, replace(exported(9, 0.0), final=True)])]
+
+    assert left(0.1, 0.2, 0.3, 0.15) == [2, 3, 9]
+    assert left(None, None, None) == [1, 2, 3, 9], "early stopping may want any"
+    assert left() == [9]
 
 
 def test_checkpoint_and_result_file_have_rewards() -> None:
@@ -127,20 +142,51 @@ def test_checkpoint_and_result_file_have_rewards() -> None:
     assert result_csv([PLAIN]).decode().splitlines()[1] == "2,0.25,0.5,,"
 
 
-def test_alarm_is_told_at_the_step_that_shows_it_first() -> None:
-    def step(number: int) -> Metrics:
-        return replace(PLAIN, step=number, rollouts=replace(TRAIN, repeated_share=0.9 if number > 7 else 0.1))
+def repeating(number: int) -> Metrics:
+    """Form a step of a job whose answers repeat themselves from step 8 on."""
+    return replace(PLAIN, step=number, rollouts=replace(TRAIN, repeated_share=0.9 if number > 7 else 0.1))
 
-    steps = [step(number) for number in range(1, 15)]
-    told = {metrics.step: alarm_events(steps, metrics) for metrics in steps}
-    assert [number for number, events in told.items() if events] == [10]
+
+def told_by(attempt: Alarms, *, from_step: int, reported: int) -> dict[int, list[Event]]:
+    """Let a process say its steps from `from_step` to 14, of which `reported` are in the story; events by step."""
+
+    async def story() -> dict[int, list[Event]]:
+        steps = [repeating(number) for number in range(from_step, 15)]
+        return {one.step: await attempt.raised_by(one, is_new=one.step > reported) for one in steps}
+
+    return {step: events for step, events in asyncio.run(story()).items() if events}
+
+
+def attempt_after(monkeypatch: pytest.MonkeyPatch, *before: Event) -> Alarms:
+    async def newest_first(stores: Stores, job_id: str) -> AsyncIterator[Event]:
+        for earlier in before:
+            yield earlier
+
+    monkeypatch.setattr(alarms, "newest_first", newest_first)
+    return Alarms(cast(Stores, None), "ftjob-x")
+
+
+def test_alarm_is_told_at_the_step_that_shows_it_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    attempt = attempt_after(monkeypatch)
+    told = told_by(attempt, from_step=1, reported=0)
+    assert list(told) == [10]
     [alarm] = told[10]
     assert alarm.level == "warn" and alarm.message.startswith("Answers repeat themselves")
     assert alarm.data["alarm"] == {
         "kind": "repetition", "step": 10, "message": alarm.message, "grader": None, "before": pytest.approx(0.1),
         "now": pytest.approx(0.58),
     }  # fmt: skip
-    assert alarm_events([], steps[9]) == [] == alarm_events([PLAIN], replace(PLAIN, step=3))
+    assert told_by(attempt, from_step=1, reported=0) == {}, "a group that was started anew says its steps again"
+    assert asyncio.run(attempt.raised_by(replace(PLAIN, step=15), is_new=True)) == []
+
+
+def test_later_attempt_tells_of_alarms_that_the_story_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker may die after a step's event and before the alarm's."""
+    [[alarm]] = told_by(attempt_after(monkeypatch), from_step=1, reported=0).values()
+    step = step_event(repeating(10), grader(**CHECK))
+    again = told_by(attempt_after(monkeypatch, step), from_step=1, reported=14)
+    assert [told.message for told in again[10]] == [alarm.message]
+    assert told_by(attempt_after(monkeypatch, step, alarm), from_step=1, reported=12) == {}
 
 
 def test_curves_are_numbers_under_names_that_trackers_take() -> None:

@@ -23,6 +23,7 @@ from shared.schemas.evals import (
     ShownDataSource,
 )
 from shared.schemas.graders import Grader, RunnableGrader
+from shared.schemas.rollouts import RolloutRegrade
 
 _TEXT: dict[str, Any] = {"type": "string"}
 _SAMPLE: dict[str, Any] = {
@@ -129,6 +130,8 @@ class EvalRunRecord(Struct, frozen=True, kw_only=True):
     """How often in a row a process took it up, got no row further, and did not give it back: it died, or is at it."""
     tried_at: int = 0
     """How many rows had their results at the last of these tries."""
+    regrade: RolloutRegrade | None = None
+    """What a run over rollouts has come to, kept when it is first asked for after the run's end."""
 
     @property
     def access(self) -> Access:

@@ -94,6 +94,8 @@ class RolloutHeader(Struct, frozen=True, kw_only=True):
     policy: str
     """SHA-256 of the adapter that wrote the answers."""
     stats: RolloutStats
+    lines: list[int] = []
+    """Of the prompts, as RolloutGroup has them; empty where it was not noted."""
 
 
 decode_header = msgspec.json.Decoder(RolloutHeader).decode

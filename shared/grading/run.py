@@ -18,7 +18,7 @@ from shared.grading.formula import FormulaError
 from shared.grading.means import Answer, Cage, Judge, JudgeFailed, Means, Outcome
 from shared.grading.model_graders import MAX_DETAIL_CHARS, judged, scored
 from shared.grading.parts import parts_of
-from shared.grading.score import Namespaces, Score, failed
+from shared.grading.score import MAX_REWARD, Namespaces, Score, failed
 from shared.grading.similarity import MAX_CHARS, MAX_PAIRS, similarity
 from shared.grading.templates import Room, TooLong, UnknownVariable, render
 from shared.schemas.graders import (
@@ -39,6 +39,7 @@ __all__ = ["Answer", "Cage", "Grade", "Judge", "JudgeFailed", "Means", "Outcome"
 _comparing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="similarity")
 """A thread of its own: however many texts wait to be compared, uploads find the shared ones free."""
 _NO_CAGE = "Python graders are turned off on this server"
+_CAGE_AWAY = "unavailable"
 
 
 class Grade(Struct, frozen=True, kw_only=True):
@@ -47,7 +48,7 @@ class Grade(Struct, frozen=True, kw_only=True):
     name: str
     type: str
     reward: float
-    """Finite; 0 when `errors` has any."""
+    """From -MAX_REWARD to MAX_REWARD; 0 when `errors` has any."""
     passed: bool | None
     """None where the grader has nothing that says what passes."""
     sub_rewards: dict[str, float]
@@ -60,6 +61,11 @@ class Grade(Struct, frozen=True, kw_only=True):
     sampled_model_name: str | None
     """The judge; None without one, or with several."""
     seconds: float
+
+    @property
+    def is_away(self) -> bool:
+        """Whether a judge or the cage was away, so that nothing is said of the sample."""
+        return self.errors.model_grader_server_error or self.errors.python_grader_server_error_type == _CAGE_AWAY
 
 
 async def grade(grader: Grader, *, item: dict[str, Any], sample: dict[str, Any], means: Means) -> Grade:
@@ -86,6 +92,19 @@ async def grade(grader: Grader, *, item: dict[str, Any], sample: dict[str, Any],
 
 async def _score(grader: Grader, namespaces: Namespaces, means: Means, room: Room) -> Score:
     """Grade; all parts of a multi grader share the room that their texts take."""
+    return _bounded(await _unbounded(grader, namespaces, means, room))
+
+
+def _bounded(score: Score) -> Score:
+    if abs(score.reward) <= MAX_REWARD or score.errors:
+        return score
+    details = f"The reward {score.reward:g} is further from 0 than {MAX_REWARD:g}"
+    return replace(
+        score, reward=0.0, errors=GraderErrors(other_error=True, python_grader_runtime_error_details=details)
+    )
+
+
+async def _unbounded(grader: Grader, namespaces: Namespaces, means: Means, room: Room) -> Score:
     try:
         match grader:
             case StringCheckGrader():
@@ -142,7 +161,7 @@ async def _similar(grader: TextSimilarityGrader, namespaces: Namespaces, room: R
 
 async def _run(grader: PythonGrader, namespaces: Namespaces, cage: Cage | None) -> Score:
     if cage is None:
-        return _cage_failed("unavailable", _NO_CAGE)
+        return _cage_failed(_CAGE_AWAY, _NO_CAGE)
     outcome = await cage.grade(grader.source, namespaces["sample"], namespaces["item"])
     if outcome.score is not None:
         return Score(reward=outcome.score)

@@ -10,6 +10,8 @@ from shared.schemas.graders import GraderErrors, JudgeUsage
 
 Namespaces = dict[str, dict[str, Any]]
 """What templates may name: `item` and `sample`."""
+MAX_REWARD = 1e30
+"""Rewards further from 0 are errors: their squares and sums, in single precision too, would be no numbers."""
 
 
 class Score(Struct, frozen=True, kw_only=True):

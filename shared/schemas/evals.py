@@ -297,6 +297,10 @@ class ItemResult(Struct, frozen=True, kw_only=True, omit_defaults=True):
     score: float
     passed: bool
     error: EvalError | UnsetType = UNSET
+    ungraded: Annotated[
+        bool | UnsetType,
+        Meta(description="True where a judge or the cage was away, so that nothing is said of the row's answer."),
+    ] = UNSET
 
 
 class OutputItem(Struct, frozen=True, kw_only=True):

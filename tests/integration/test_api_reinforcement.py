@@ -89,6 +89,10 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     (method(response_format={"type": "xml"}), "method.reinforcement.response_format.type", "invalid_value"),
     (method(response_format={"type": "json_schema"}),
      "method.reinforcement.response_format.json_schema", "invalid_value"),
+    (method(response_format={"type": "json_schema", "json_schema": {"schema": {"type": "object"}}}),
+     "method.reinforcement.response_format.json_schema.name", "invalid_value"),
+    (method(response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "objekt"}}}),
+     "method.reinforcement.response_format.json_schema.schema.type", "invalid_value"),
 ]  # fmt: skip
 
 

@@ -84,6 +84,7 @@ def test_a_job_without_a_server_waits_says_so_once_and_goes_on(
             await asyncio.sleep(0.01)
         server.error, server.status = b"", 200
         header, groups = read_rollouts(Path((await gathering).path))
+        assert header.lines == [group.line for group in groups] == [1, 2]
         assert header.stats.reward_mean == 0.5 and [group.prompt_tokens for group in groups] == [[1, 2]] * 2
         assert groups[0].samples[2].tokens == [7, 2] and groups[0].samples[2].reward == 1.0
         assert len(await one.story()) == 1

@@ -39,7 +39,7 @@ class Grading:
     ) -> tuple[ItemResult, Sequence[ModelUsage]]:
         """Return what a criterion says of a row, and what that has cost. Raises NoReplica, RunFailed."""
         found = await grade(self.criteria[place], item=item, sample=spoken, means=self._means)
-        return _result(found), usage_of_grade(found)
+        return result_of_grade(found), usage_of_grade(found)
 
 
 def usage_of_grade(found: Grade) -> list[ModelUsage]:
@@ -47,7 +47,8 @@ def usage_of_grade(found: Grade) -> list[ModelUsage]:
     return [ModelUsage(model_name=model, invocation_count=1, **asdict(tokens)) for model, tokens in found.usage.items()]
 
 
-def _result(found: Grade) -> ItemResult:
+def result_of_grade(found: Grade) -> ItemResult:
+    """Form what a criterion says of a row."""
     error = error_of_grade(found)
     return ItemResult(
         name=found.name,
@@ -55,6 +56,7 @@ def _result(found: Grade) -> ItemResult:
         score=found.reward,
         passed=not error and found.passed is not False,
         error=error or UNSET,
+        ungraded=found.is_away or UNSET,
     )
 
 

@@ -20,6 +20,7 @@ from services.api.preferences.sources import OpinionSources
 from services.api.rollouts.files import RolloutFiles
 from services.api.rollouts.regraded import Regraded
 from services.api.rollouts.regrading import Regrading
+from services.api.rollouts.summing import Summaries
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class EvalParts:
     preferences: Preferences
     preference_exports: Exports
     rollout_files: RolloutFiles
+    rollout_summaries: Summaries
     regrading: Regrading
     regraded: Regraded
 
@@ -61,6 +63,7 @@ class EvalParts:
             preferences=Preferences(at.preference_store),
             preference_exports=Exports(opinions, core.uploads),
             rollout_files=rollouts,
+            rollout_summaries=Summaries(rollouts),
             regrading=Regrading(rollouts, core.uploads, core.graders, core.names, evals, runs, at.eval_run_store),
             regraded=Regraded(at.eval_store, at.eval_run_store),
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+from services.api.jobs.schema_form import fault_of_schema
 from shared.errors import InvalidRequest
 from shared.schemas.jobs import CreateJob
 from shared.schemas.methods import Method, ReinforcementMethod
@@ -19,6 +21,7 @@ _UNFIT = {
 }
 """Options that are for learning from given answers alone, and why."""
 _FORMATS = ("text", "json_object", "json_schema")
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 def reinforcement_of(method: Method) -> ReinforcementMethod:
@@ -72,19 +75,23 @@ def _check_format(wanted: dict[str, Any] | None) -> None:
         return
     where = "method.reinforcement.response_format"
     if wanted.get("type") not in _FORMATS:
-        raise InvalidRequest(
-            f"Invalid value for '{where}.type': expected one of {', '.join(_FORMATS)}.",
-            code="invalid_value",
-            param=f"{where}.type",
-        )
+        raise _misformed(f"{where}.type", f"expected one of {', '.join(_FORMATS)}")
     if wanted["type"] == "json_schema":
-        described = wanted.get("json_schema")
-        if not isinstance(described, dict) or not isinstance(described.get("schema"), dict):
-            raise InvalidRequest(
-                f"Invalid value for '{where}.json_schema': expected an object with a 'schema'.",
-                code="invalid_value",
-                param=f"{where}.json_schema",
-            )
+        _check_schema(wanted.get("json_schema"), f"{where}.json_schema")
+
+
+def _check_schema(described: Any, where: str) -> None:
+    if not isinstance(described, dict) or not isinstance(described.get("schema"), dict):
+        raise _misformed(where, "expected an object with a 'schema'")
+    name = described.get("name")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise _misformed(f"{where}.name", "expected 1 to 64 letters, digits, '_' or '-'")
+    if fault := fault_of_schema(described["schema"], f"{where}.schema"):
+        raise _misformed(*fault)
+
+
+def _misformed(where: str, reason: str) -> InvalidRequest:
+    return InvalidRequest(f"Invalid value for '{where}': {reason}.", code="invalid_value", param=where)
 
 
 def _refuse(option: str, reason: str) -> None:

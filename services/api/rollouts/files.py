@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import aclosing
 
 import msgspec
@@ -27,6 +27,8 @@ _log = structlog.get_logger()
 
 _KNOWN_HEADERS = 20_000
 _AT_ONCE = 16
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError)
+"""What reading a line that is damaged raises."""
 
 
 class RolloutFiles:
@@ -43,25 +45,38 @@ class RolloutFiles:
 
     async def headers(self, job_id: str) -> list[RolloutHeader]:
         """Return what each step was like, in order. Raises StorageUnavailable."""
-        places = asyncio.Semaphore(_AT_ONCE)
+        return await self._headers(job_id, await self.places(job_id))
 
-        async def header(place: Place, at: float) -> RolloutHeader | None:
-            async with places:
-                return await self._header(job_id, place, at)
-
-        found = await asyncio.gather(*(header(place, at) for place, at in (await self.places(job_id)).items()))
-        return [one for one in found if one is not None]
+    async def with_line(self, job_id: str, places: Mapping[Place, float], line: int) -> list[Place]:
+        """Return which of these files have answers to a prompt, or do not say. Raises StorageUnavailable."""
+        headers = await self._headers(job_id, places)
+        return [Place(one.step, one.validation) for one in headers if not one.lines or line in one.lines]
 
     async def groups(self, job_id: str, place: Place, *, lines: Iterable[int] = ()) -> AsyncGenerator[RolloutGroup]:
         """Yield the prompts of a file with their answers, or only those on `lines`; none if the file is gone.
 
-        Raises StorageUnavailable.
+        What stands before the first line that cannot be read is all of a damaged file. Raises StorageUnavailable.
         """
         wanted = tuple(b'{"line":%d,' % line for line in lines)
         async with aclosing(self._lines(job_id, place)) as found:
             async for number, line in _numbered(found):
                 if number and (not wanted or line.startswith(wanted)):
-                    yield await asyncio.to_thread(decode_group, line)
+                    try:
+                        group = await asyncio.to_thread(decode_group, line)
+                    except _UNREADABLE:
+                        _warn(job_id, place)
+                        return
+                    yield group
+
+    async def _headers(self, job_id: str, places: Mapping[Place, float]) -> list[RolloutHeader]:
+        room = asyncio.Semaphore(_AT_ONCE)
+
+        async def header(place: Place, at: float) -> RolloutHeader | None:
+            async with room:
+                return await self._header(job_id, place, at)
+
+        found = await asyncio.gather(*(header(place, at) for place, at in places.items()))
+        return [one for one in found if one is not None]
 
     async def _header(self, job_id: str, place: Place, at: float) -> RolloutHeader | None:
         known = self._known.get((job_id, place, at))
@@ -71,8 +86,8 @@ class RolloutFiles:
             async for line in lines:
                 try:
                     header = decode_header(line)
-                except msgspec.DecodeError:
-                    _log.warning("rollouts.unreadable", job_id=job_id, step=place.step, validation=place.validation)
+                except _UNREADABLE:
+                    _warn(job_id, place)
                     return None
                 if len(self._known) >= _KNOWN_HEADERS:
                     del self._known[next(iter(self._known))]
@@ -91,6 +106,10 @@ class RolloutFiles:
                     yield line
         except FileNotFoundError:  # written anew, or deleted, just now
             return
+
+
+def _warn(job_id: str, place: Place) -> None:
+    _log.warning("rollouts.unreadable", job_id=job_id, step=place.step, validation=place.validation)
 
 
 async def _numbered(lines: AsyncIterator[bytes]) -> AsyncIterator[tuple[int, bytes]]:

@@ -9,10 +9,9 @@ from typing import NamedTuple
 
 from services.api.rollouts.files import RolloutFiles
 from shared.errors import NotFound
-from shared.grading.hacking import alarms
 from shared.rollout_records import Place, RolloutGroup
 from shared.schemas.paging import Page
-from shared.schemas.rollouts import Rollout, RolloutStep, RolloutSummary
+from shared.schemas.rollouts import Rollout
 
 _ID = re.compile(r"rollout_(train|valid)_(\d{1,9})_(\d{1,9})_(\d{1,9})")
 _OWN_KEYS = ("messages", "tools")
@@ -39,7 +38,8 @@ async def rollouts_of(
     files: RolloutFiles, job_id: str, wanted: Wanted, *, after: str | None, limit: int, newest_first: bool
 ) -> Page[Rollout]:
     """Form a page; `newest_first` turns the steps round. Raises NotFound when `after` names none of the job's."""
-    places = [place for place in await files.places(job_id) if wanted.has(place)]
+    known = {place: at for place, at in (await files.places(job_id)).items() if wanted.has(place)}
+    places = [*known] if wanted.line is None else await files.with_line(job_id, known, wanted.line)
     if newest_first:
         places.reverse()
     cursor = None if after is None else _cursor(after)
@@ -113,21 +113,4 @@ def _rollout(job_id: str, place: Place, group: RolloutGroup, number: int) -> Rol
         error_details=sample.detail,
         prompt_tokens=len(group.prompt_tokens),
         completion_tokens=len(sample.tokens),
-    )
-
-
-async def summary_of(files: RolloutFiles, job_id: str) -> RolloutSummary:
-    """Sum a job's rollouts up. Raises StorageUnavailable."""
-    headers = await files.headers(job_id)
-    return RolloutSummary(
-        fine_tuning_job_id=job_id,
-        steps=[
-            RolloutStep(
-                step=header.step,
-                validation=header.validation,
-                **{name: getattr(header.stats, name) for name in header.stats.__struct_fields__},
-            )
-            for header in headers
-        ],
-        alarms=alarms([header for header in headers if not header.validation]),
     )

@@ -12,20 +12,24 @@ from typing import NamedTuple
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from services.api.rollouts.regrading import ROLLOUT_KEY
-from shared.errors import NotFound
+from shared.errors import NotFound, StoreUnavailable
 from shared.eval_records import EvalRunRecord, RegradedJob
+from shared.eval_states import ENDED
 from shared.grading import formula
 from shared.grading.formula import FormulaError
 from shared.grading.parts import parts_of
+from shared.grading.score import MAX_REWARD
 from shared.schemas.graders import Grader, MultiGrader, RunnableGrader
 from shared.schemas.rollouts import RegradedStep, RolloutRegrade
 from shared.store.eval_runs import EvalRunStore
 from shared.store.evals import EvalStore
 
-_AWAY = frozenset({"model_grader_server_error", "python_grader_server_error"})
-"""Failures that say nothing of the answer."""
+_KNOWN_RUNS = 4
+"""Runs under way of which is remembered what was read; each has 50,000 results at most, of some 100 bytes."""
+_AT_ONCE = 500
 
 
 class _Which(Struct, frozen=True):
@@ -47,6 +51,7 @@ class _Result(Struct, frozen=True):
     name: str
     score: float
     error: _Error = _Error()
+    ungraded: bool = False
 
 
 class _Row(Struct, frozen=True):
@@ -66,21 +71,53 @@ class Pair(NamedTuple):
 _decode = msgspec.json.Decoder(_Row).decode
 
 
+class _Read:
+    """What has been read of a run; a result that is there stays as it is."""
+
+    def __init__(self) -> None:
+        self.reading = asyncio.Lock()
+        self.numbers: set[int] = set()
+        self.pairs: list[Pair] = []
+
+
 class Regraded:
-    """Reads runs that grade rollouts."""
+    """Reads runs that grade rollouts: of one under way what is new since it was last asked for, of one that is at its
+    end everything once."""
 
     def __init__(self, evals: EvalStore, runs: EvalRunStore) -> None:
         self._evals = evals
         self._runs = runs
+        self._read: dict[str, _Read] = {}
 
     async def find(self, run_id: str, *, job_id: str, project: str) -> RolloutRegrade:
         """Show what a run has come to so far. Raises NotFound for one that grades no rollouts of this job."""
         run, regrades = await self._run(run_id, job_id, project)
-        marks = await self._runs.marks(run_id)
-        pairs: list[Pair] = []
-        async for some in self._runs.many_items(run_id, [number for number, mark in enumerate(marks) if mark]):
-            pairs += await asyncio.to_thread(pairs_of, some, regrades.grader)
-        return await asyncio.to_thread(regrade_of, run, regrades, pairs)
+        if run.regrade is not None:
+            return run.regrade
+        found = await asyncio.to_thread(regrade_of, run, regrades, await self._pairs(run_id, regrades.grader))
+        if run.status in ENDED:
+            with suppress(StoreUnavailable):  # it is kept when it is asked for again
+                await self._runs.update(run_id, lambda record: replace(record, regrade=found))
+                self._read.pop(run_id, None)
+        return found
+
+    async def _pairs(self, run_id: str, grader: Grader) -> list[Pair]:
+        """Return the pairs of all results that are there, of which only those are read that were not yet."""
+        read = self._read.pop(run_id, None) or _Read()
+        self._read[run_id] = read
+        if len(self._read) > _KNOWN_RUNS:
+            del self._read[next(iter(self._read))]
+        async with read.reading:
+            marks = await self._runs.marks(run_id)
+            numbers = [number for number, mark in enumerate(marks) if mark and number not in read.numbers]
+            for start in range(0, len(numbers), _AT_ONCE):
+                some = numbers[start : start + _AT_ONCE]
+                pairs: list[Pair] = []
+                async for items in self._runs.many_items(run_id, some):
+                    pairs += await asyncio.to_thread(pairs_of, items, grader)
+                read.pairs += pairs
+                read.numbers.update(some)
+            return [*read.pairs]
 
     async def _run(self, run_id: str, job_id: str, project: str) -> tuple[EvalRunRecord, RegradedJob]:
         with suppress(NotFound):
@@ -104,18 +141,18 @@ def pairs_of(items: Iterable[bytes], grader: Grader) -> list[Pair]:
 
 def _reward(results: Sequence[_Result], grader: Grader, names: AbstractSet[str]) -> float | None:
     """Return the reward of an answer; None unless every part of the grader, by these names, could say something."""
-    codes = {result.error.code for result in results if result.error.code}
     scores = {result.name: result.score for result in results}
-    if codes & _AWAY or not names <= scores.keys():
+    if any(result.ungraded for result in results) or not names <= scores.keys():
         return None
-    if codes:
+    if any(result.error.code for result in results):
         return 0.0
     if not isinstance(grader, MultiGrader):
         return scores[grader.name]
     try:
-        return formula.compute(grader.calculate_output, scores)
+        reward = formula.compute(grader.calculate_output, scores)
     except FormulaError:
         return 0.0
+    return reward if abs(reward) <= MAX_REWARD else 0.0
 
 
 def regrade_of(run: EvalRunRecord, regrades: RegradedJob, pairs: Sequence[Pair]) -> RolloutRegrade:

@@ -11,9 +11,10 @@ from services.api.bodies import decode, read_json
 from services.api.documents import json_body
 from services.api.idempotency import object_id_for
 from services.api.rollouts.files import RolloutFiles, check_has_rollouts
-from services.api.rollouts.listing import Wanted, rollouts_of, summary_of
+from services.api.rollouts.listing import Wanted, rollouts_of
 from services.api.rollouts.regraded import Regraded, new_regrade
 from services.api.rollouts.regrading import Regrading
+from services.api.rollouts.summing import Summaries
 from shared import ids
 from shared.records import KeyRecord
 from shared.schemas.paging import Page
@@ -61,11 +62,11 @@ async def summarize_rollouts(
     job_id: FromPath[str],
     caller: NamedDependency[KeyRecord],
     jobs: NamedDependency[JobStore],
-    rollout_files: NamedDependency[RolloutFiles],
+    rollout_summaries: NamedDependency[Summaries],
 ) -> RolloutSummary:
     """Show how rewards, lengths and failures develop step by step, and signs of reward hacking."""
     check_has_rollouts(await jobs.get(job_id, project=caller.project))
-    return await summary_of(rollout_files, job_id)
+    return await rollout_summaries.of(job_id)
 
 
 @post(

@@ -114,7 +114,8 @@ def _share(stats: RolloutStats, flag: str) -> float:
 
 
 def _tokens(stats: RolloutStats) -> int:
-    return round(stats.completion_tokens_mean * stats.samples)
+    """Return the tokens of all answers that have a reward, over which the mean is."""
+    return round(stats.completion_tokens_mean * (stats.samples - stats.ungraded))
 
 
 def _seconds(metrics: Metrics) -> dict[str, float]:

@@ -130,7 +130,13 @@ class Gathering:
             sampling_s=sampled_at - started,
             grading_s=time.monotonic() - sampled_at,
         )
-        header = RolloutHeader(step=wanted.step, validation=wanted.validation, policy=wanted.sha256, stats=stats)
+        header = RolloutHeader(
+            step=wanted.step,
+            validation=wanted.validation,
+            policy=wanted.sha256,
+            stats=stats,
+            lines=[group.line for group in groups],
+        )
         return await asyncio.to_thread(write_rollouts, header, list(groups))
 
     async def _answered(

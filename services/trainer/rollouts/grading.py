@@ -17,7 +17,6 @@ from shared.rollout_records import RolloutGroup, RolloutSample
 from shared.schemas.graders import Grader, GraderErrors, JudgeUsage
 
 GRADED_AT_ONCE = 64
-_CAGE_AWAY = "unavailable"
 
 
 class Grading:
@@ -56,11 +55,10 @@ def rewarded(sample: RolloutSample, found: Grade) -> RolloutSample:
     answer that is no JSON or a program that was stopped over it, is its own fault: 0.
     """
     errors = [name for name, value in asdict(found.errors).items() if value is True]
-    is_away = found.errors.model_grader_server_error or found.errors.python_grader_server_error_type == _CAGE_AWAY
     return replace(
         sample,
-        reward=None if is_away else found.reward,
-        scores={} if is_away else found.sub_rewards or {found.name: found.reward},
+        reward=None if found.is_away else found.reward,
+        scores={} if found.is_away else found.sub_rewards or {found.name: found.reward},
         errors=errors,
         detail=_detail(found.errors),
     )

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
 import pytest
 
+from services.api.evals.grading import result_of_grade
 from services.api.rollouts.regraded import Pair, pairs_of, regrade_of
+from services.trainer.rollouts.grading import rewarded
 from shared.eval_records import EvalRunRecord, RegradedJob
-from shared.schemas.graders import MultiGrader, StringCheckGrader
+from shared.grading.run import Means, grade
+from shared.rollout_records import RolloutSample
+from shared.schemas.graders import MultiGrader, PythonGrader, StringCheckGrader
 
 CHECK = StringCheckGrader(name="n", input="i", reference="r", operation="eq")
 PART = msgspec.to_builtins(CHECK)
@@ -22,9 +27,10 @@ def item(results: list[dict[str, Any]], **which: Any) -> bytes:
     return msgspec.json.encode({"datasource_item": {"selftune_rollout": rollout, "x": 1}, "results": results})
 
 
-def result(name: str, score: float, code: str = "") -> dict[str, Any]:
+def result(name: str, score: float, code: str = "", *, ungraded: bool = False) -> dict[str, Any]:
     found: dict[str, Any] = {"name": name, "type": "t", "score": score, "passed": True}
-    return found | ({"error": {"code": code, "message": "m"}} if code else {})
+    found |= {"error": {"code": code, "message": "m"}} if code else {}
+    return found | ({"ungraded": True} if ungraded else {})
 
 
 @pytest.mark.parametrize(
@@ -32,12 +38,44 @@ def result(name: str, score: float, code: str = "") -> dict[str, Any]:
     [
         ([result("a", 1.0), result("b", 0.25)], 0.5),
         ([result("a", 1.0), result("b", 0.0, "sample_parse_error")], 0.0),
-        ([result("a", 1.0), result("b", 0.0, "model_grader_server_error")], None),
+        ([result("a", 1.0), result("b", 0.0, "python_grader_server_error")], 0.0),
+        ([result("a", 1.0), result("b", 0.0, "model_grader_server_error", ungraded=True)], None),
+        ([result("a", 1e30), result("b", -1e30)], 0.0),
         ([result("a", 1.0)], None),
     ],
 )
 def test_parts_are_put_together_by_the_formula(results: list[dict[str, Any]], reward: float | None) -> None:
     assert pairs_of([item(results)], MULTI) == [Pair(1, 2, 0.5, reward)]
+
+
+class Outcome(msgspec.Struct):
+    """What came of a program that gave no score."""
+
+    problem: str
+    score: float | None = None
+    details: str = "why"
+
+
+class Caged:
+    """A cage in which every program ends alike."""
+
+    def __init__(self, problem: str) -> None:
+        self.problem = problem
+
+    async def grade(self, *_: Any) -> Outcome:
+        return Outcome(self.problem)
+
+
+@pytest.mark.parametrize(
+    ("problem", "reward"), [("timeout", 0.0), ("memory", 0.0), ("output", 0.0), ("unavailable", None)]
+)
+def test_the_same_grader_gives_the_rewards_that_the_job_has_learnt_from(problem: str, reward: float | None) -> None:
+    """A program that was stopped is the answer's fault, a cage that is away is not."""
+    grader = PythonGrader(name="p", source="def grade(sample, item):\n    return 1\n")
+    found = asyncio.run(grade(grader, item={}, sample={}, means=Means(cage=Caged(problem))))
+    again = msgspec.to_builtins(result_of_grade(found))
+    [pair] = pairs_of([item([again])], grader)
+    assert pair.now == reward == rewarded(RolloutSample(tokens=[1], logprobs=[-1.0]), found).reward
 
 
 def test_rows_that_are_no_rollouts_are_left_out() -> None:

@@ -228,6 +228,17 @@ def test_multi_combines_its_parts() -> None:
     assert (done.reward, flags(done), done.usage["judge"].prompt_tokens) == (1.5, set(), 10)
 
 
+def test_reward_that_no_sum_can_hold_is_an_error_of_the_grade() -> None:
+    large = {"type": "multi", "name": "m", "graders": {"a": EQ}, "calculate_output": "a * 1e308"}
+    done = graded(large)
+    assert (done.reward, done.sub_rewards, flags(done)) == (0.0, {"a": 1.0}, {"other_error"})
+    assert done.errors.python_grader_runtime_error_details == "The reward 1e+308 is further from 0 than 1e+30"
+    part = {"type": "multi", "name": "m", "graders": {"a": PYTHON}, "calculate_output": "min(a, 1)"}
+    done = graded(part, cage=Caged(Ended(score=-1e308)))
+    assert (done.reward, done.sub_rewards, flags(done)) == (0.0, {"a": 0.0}, {"other_error"})
+    assert graded(large | {"calculate_output": "-1e30 * a"}).reward == -1e30
+
+
 def test_multi_may_be_of_a_single_grader() -> None:
     done = graded({"type": "multi", "name": "m", "graders": EQ, "calculate_output": "10 * eq"})
     assert (done.reward, done.sub_rewards) == (10.0, {"eq": 1.0})

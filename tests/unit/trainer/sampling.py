@@ -26,7 +26,7 @@ Reward = Callable[[dict[str, Any], str], float | None]
 
 
 class Sampler:
-    """Answers each question once; a second time from its file."""
+    """Answers each question once; a second time from its file, as long as the model is the same."""
 
     def __init__(
         self, spec: TrainSpec, folder: Path, reward: Reward, *, stop_at: int = 0, stop_at_valid: int = 0
@@ -43,7 +43,7 @@ class Sampler:
             return None
         self.asked.append(wanted)
         path = rollout_file(self._folder, wanted.step, validation=wanted.validation)
-        if not path.exists():
+        if not _is_by(path, wanted.sha256):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(self._rolled_out(wanted))
         return Rollouts(step=wanted.step, validation=wanted.validation, path=str(path))
@@ -91,6 +91,11 @@ class Sampler:
             finish_reason="length" if is_cut else "stop",
             reward=self._reward(item, text),
         )
+
+
+def _is_by(path: Path, policy: str) -> bool:
+    """Whether a step's file is there, with answers by this model."""
+    return path.exists() and read_rollouts(path)[0].policy == policy
 
 
 def validation_rewards(folder: Path) -> list[float]:

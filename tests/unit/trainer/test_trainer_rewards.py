@@ -80,6 +80,11 @@ def test_step_is_told_in_openai_s_shape() -> None:
     }
 
 
+def test_tokens_are_those_of_the_answers_that_were_graded() -> None:
+    data = step_event(replace(PLAIN, rollouts=replace(TRAIN, ungraded=4)), multi()).data
+    assert data["usage"]["samples"]["train_completion_tokens_count"] == 150  # 12.5 of 12 answers
+
+
 def test_step_without_an_evaluation_says_nothing_of_it() -> None:
     told = step_event(replace(PLAIN, rollouts=TRAIN), grader(**CHECK))
     assert told.message == "Step 2/60: training reward=0.25"

@@ -16,6 +16,7 @@ from typing import ClassVar, TypeVar
 import structlog
 from msgspec.structs import replace
 
+from services.api.flow_tries import ended, tried, tried_anew, without_tries
 from services.api.leftovers import Leftovers
 from services.api.long_work import LongWork
 from shared.errors import (
@@ -36,17 +37,17 @@ _log = structlog.get_logger()
 
 F = TypeVar("F", bound=FlowRecord)
 
-MAX_TRIES = 5
-"""So often may a process die over a step, before the flow is taken for the reason."""
 _FIRST_LOOK_S = 0.2
 _LONGEST_LOOK_S = 3.0
 """While nothing changes a flow is looked at less and less often."""
 _BEAT_S = 2.0
 """How often the lease is renewed and the record looked at: in the middle of a step a cancellation is seen so soon."""
 
+_LONGEST_LEAVE_S = 3.0
+"""What another process works on is let alone for so long, or for half a lease where that is shorter."""
+
 _NO_ROOM = "storage_limit_exceeded"
 _BROKEN = FlowError(code="server_error", message="An internal error occurred; the server's log has it.")
-_DEADLY = FlowError(code="server_error", message=f"The server broke down {MAX_TRIES} times over this, at one step.")
 
 
 class FlowFailed(Exception):
@@ -67,6 +68,10 @@ class FlowRunner(LongWork[F]):
         self._flows = flows
         self._newest: dict[str, F] = {}
         """Flows that are worked on, as they were stored last."""
+        self._uncounted: set[str] = set()
+        """Flows that this process has put down alive, without being able to store that."""
+        self._left: dict[str, float] = {}
+        """By flow until when, on the monotonic clock, it is left to the process that holds its lease."""
 
     @abstractmethod
     async def advance(self, record: F) -> F:
@@ -89,8 +94,22 @@ class FlowRunner(LongWork[F]):
         return await self._flows.active()
 
     async def _begin(self, idle: Sequence[str]) -> None:
+        """Read only what nobody works on: records may be large, and most of them are other processes' work."""
         now = time.monotonic()
-        await self._fill_places(await self._flows.read([one for one in idle if not self._turns.rests(one, now)]))
+        self._uncounted &= {*idle, *self._running}
+        self._left = {one: until for one in idle if (until := self._left.get(one, 0.0)) > now}
+        free = []
+        for one in idle:
+            if one in self._left or self._turns.rests(one, now):
+                continue
+            if await self._leases.held(one):
+                self._left[one] = now + min(_LONGEST_LEAVE_S, self._leases.ttl_s / 2)
+            else:
+                free.append(one)
+        await self._fill_places(await self._flows.read(free))
+
+    def _is_suspect(self, record: F) -> bool:
+        return record.tries - (record.id in self._uncounted) >= 2
 
     async def _is_away(self, record: F) -> bool | None:
         """That is for the step to find out."""
@@ -98,11 +117,24 @@ class FlowRunner(LongWork[F]):
 
     async def _work(self, piece_id: str, token: str) -> None:
         try:
-            record = await self._change(piece_id, token, _tried)
+            record = await self._change(piece_id, token, tried_anew if piece_id in self._uncounted else tried)
         except NotFound:  # deleted since it was listed
             return
+        self._uncounted.discard(piece_id)
+        try:
+            await self._step_and_beat(record, token)
+        except LeaseLost:
+            await self._clean_up_late(self._newest[piece_id])
+            raise
+        else:
+            await self._finish(self._newest[piece_id])
+        finally:
+            del self._newest[piece_id]
+
+    async def _step_and_beat(self, record: F, token: str) -> None:
+        """Return when the flow has ended or is gone, and no step is under way."""
         work = asyncio.create_task(self._step_to_end(record, token))
-        beat = asyncio.create_task(self._beat(piece_id, token))
+        beat = asyncio.create_task(self._beat(record.id, token))
         try:
             done, _ = await asyncio.wait({work, beat}, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -111,8 +143,6 @@ class FlowRunner(LongWork[F]):
             for task in (work, beat):
                 task.cancel()
             await asyncio.gather(work, beat, return_exceptions=True)
-            newest = self._newest.pop(piece_id, record)
-        await self._finish(newest)
 
     async def _beat(self, flow_id: str, token: str) -> None:
         """Keep the lease until the flow has ended or is gone, whatever step is under way. Raises LeaseLost."""
@@ -132,8 +162,8 @@ class FlowRunner(LongWork[F]):
         idle = 0
         with suppress(NotFound):
             while record.status not in ENDED:
-                changed = await self._stepped(record, token)
-                idle = 0 if changed != record else idle + 1
+                changed = await self._stepped(record, token, has_waited=idle > 0)
+                idle = idle + 1 if replace(changed, tries=record.tries) == record else 0
                 record = changed
                 if idle:
                     await asyncio.sleep(_look_s(idle))
@@ -147,40 +177,55 @@ class FlowRunner(LongWork[F]):
         await self._flows.close(newest.id)
         _log.info(f"{self.one}.ended", **{self.one_id: newest.id}, status=newest.status.value)
 
-    async def _stepped(self, record: F, token: str) -> F:
+    async def _clean_up_late(self, newest: F) -> None:
+        """Clean up after a flow that others may have cleaned up after while a step was under way here."""
+        with suppress(NotFound):
+            newest = await self._flows.get(newest.id)
+            if newest.status not in ENDED:
+                return
+        await self.clean_up(newest)
+
+    async def _stepped(self, record: F, token: str, *, has_waited: bool) -> F:
         """Take a step, and return the record as it is stored then. Raises NotFound when the flow is gone."""
         try:
             changed = await self.advance(record)
         except RateLimited as error:
             if error.code != _NO_ROOM:
-                _log.info(f"{self.one}.waits", reason=error.message)
-                return record
-            changed = _ended(record, FlowState.FAILED, FlowError(code=_NO_ROOM, message=error.message))
+                if not has_waited:
+                    _log.info(f"{self.one}.waits", reason=error.message)
+                return await self._lived_through(record, token)
+            changed = ended(record, FlowState.FAILED, FlowError(code=_NO_ROOM, message=error.message))
         except FlowFailed as error:
-            changed = _ended(record, FlowState.FAILED, error.error)
+            changed = ended(record, FlowState.FAILED, error.error)
         except (InvalidRequest, NotFound, PermissionDenied, TransitionRefused) as error:
-            changed = _ended(record, FlowState.FAILED, FlowError(code=error.code or "invalid", message=error.message))
+            changed = ended(record, FlowState.FAILED, FlowError(code=error.code or "invalid", message=error.message))
         if changed == record:
-            return record
+            return await self._lived_through(record, token)
+        self._suspects.discard(record.id)
         if changed.status in ENDED and changed.ended_at is None:
             changed = replace(changed, ended_at=int(time.time()))
         changed = replace(changed, tries=1)
         return await self._change(record.id, token, lambda current: changed if current == record else current)
+
+    async def _lived_through(self, record: F, token: str) -> F:
+        """Count no tries of a flow that has only to wait: waiting kills nobody."""
+        self._suspects.discard(record.id)
+        return await self._change(record.id, token, without_tries) if record.tries else record
 
     async def _change(self, flow_id: str, token: str, change: Callable[[F], F]) -> F:
         self._newest[flow_id] = changed = await self._flows.update(flow_id, change, fence=token)
         return changed
 
     async def _survived(self, piece_id: str, token: str) -> None:
-        def clear(current: F) -> F:
-            return current if current.status in ENDED else replace(current, tries=0)
-
-        with suppress(StoreUnavailable, LeaseLost, TransitionRefused, NotFound):
-            await self._flows.update(piece_id, clear, fence=token)
+        with suppress(LeaseLost, TransitionRefused, NotFound):
+            try:
+                await self._flows.update(piece_id, without_tries, fence=token)
+            except StoreUnavailable:
+                self._uncounted.add(piece_id)
 
     async def _fail(self, piece_id: str, token: str) -> None:
         def fail(current: F) -> F:
-            return current if current.status in ENDED else _ended(current, FlowState.FAILED, _BROKEN)
+            return current if current.status in ENDED else ended(current, FlowState.FAILED, _BROKEN)
 
         with suppress(StoreUnavailable, LeaseLost, TransitionRefused, NotFound):
             await self._flows.update(piece_id, fail, fence=token)
@@ -200,18 +245,4 @@ def canceled(record: F) -> F:
         return record
     if record.status in ENDED:
         raise TransitionRefused(f"Cannot cancel what has status '{record.status.value}'.", code="invalid_state")
-    return _ended(record, FlowState.CANCELED, None)
-
-
-def _tried(current: F) -> F:
-    """Count a try, and begin a flow that has waited."""
-    if current.status in ENDED:
-        return current
-    if current.tries >= MAX_TRIES:
-        return _ended(current, FlowState.FAILED, _DEADLY)
-    started_at = current.started_at or int(time.time())
-    return replace(current, status=FlowState.IN_PROGRESS, started_at=started_at, tries=current.tries + 1)
-
-
-def _ended(record: F, status: FlowState, error: FlowError | None) -> F:
-    return replace(record, status=status, error=error, ended_at=int(time.time()))
+    return ended(record, FlowState.CANCELED, None)

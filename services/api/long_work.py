@@ -70,6 +70,8 @@ class LongWork(ABC, Generic[P]):
         self._leftovers = leftovers
         self._drain = drain
         self._running: dict[str, Place] = {}
+        self._suspects: set[str] = set()
+        """Pieces that run although processes died over them."""
         self._turns = Turns()
         self._loop: asyncio.Task[None] | None = None
 
@@ -108,9 +110,13 @@ class LongWork(ABC, Generic[P]):
     async def _survived(self, piece_id: str, token: str) -> None:
         """Note, where it matters, that this process has lived through the work on a piece."""
 
+    def _is_suspect(self, record: P) -> bool:
+        """Tell whether processes died over a piece, as far as is known."""
+        return False
+
     def _may_begin(self, record: P) -> bool:
-        """Tell whether a piece may run beside those that do."""
-        return True
+        """Tell whether a piece may run beside those that do. Suspects go one by one: others died along with one."""
+        return not self._suspects or not self._is_suspect(record)
 
     async def _run(self) -> None:
         while not self._drain.is_set():
@@ -125,6 +131,7 @@ class LongWork(ABC, Generic[P]):
     async def _round(self) -> None:
         active = await self._active()
         self._turns.keep_only(frozenset(active))
+        self._suspects &= self._running.keys()
         await self._begin([one for one in active if one not in self._running])
         await self._leftovers.tidy(frozenset(active))
 
@@ -166,6 +173,7 @@ class LongWork(ABC, Generic[P]):
             return False
         task = asyncio.create_task(self._hold(record.id, token))
         self._running[record.id] = Place(task, record.project, is_extra)
+        self._suspects |= {record.id} if self._is_suspect(record) else set()
         task.add_done_callback(lambda _: self._running.pop(record.id, None))
         task.add_done_callback(self._report)
         if not is_extra:

@@ -6,19 +6,21 @@ import asyncio
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import redis
 from msgspec.structs import replace
 
-from services.api.flows import MAX_TRIES, FlowFailed, FlowRunner, _look_s, canceled
+from services.api import long_work
+from services.api.flow_tries import MAX_TRIES
+from services.api.flows import FlowFailed, FlowRunner, _look_s, canceled
 from services.api.leftovers import Leftovers
 from shared import keys
 from shared.blobs.opening import open_blobs
-from shared.errors import LeaseLost, NotFound, RateLimited, TransitionRefused
+from shared.errors import LeaseLost, NotFound, RateLimited, StoreUnavailable, TransitionRefused
 from shared.flow_records import FlowRecord
 from shared.flow_states import FlowState
 from shared.paths import Paths
@@ -43,12 +45,14 @@ class Walk(FlowRecord, frozen=True, kw_only=True):
 class Walker(FlowRunner[Walk]):
     one, several, one_id = "walk", "walks", "walk_id"
 
-    def __init__(self, client: Client, folder: Path, made: str, *, dies_after_making: int = 0) -> None:
+    def __init__(
+        self, client: Client, folder: Path, made: str, *, dies_after_making: int = 0, lease_s: float = LEASE_S
+    ) -> None:
         paths = Paths(folder)
         blobs = open_blobs(Settings(data_dir=str(folder)), paths)
         flows = FlowStore(client, "walk", Walk)
         leftovers = Leftovers(client, blobs, paths.flows_of("walk"))
-        super().__init__(flows, flows.leases(ttl_s=LEASE_S), leftovers, asyncio.Event())
+        super().__init__(flows, flows.leases(ttl_s=lease_s), leftovers, asyncio.Event())
         self.client = client
         self.made = made
         self.dies_after_making = dies_after_making
@@ -210,7 +214,7 @@ def test_no_flow_is_worked_on_by_two(redis_url: str, tmp_path: Path) -> None:
         store = FlowStore(client, "walk", Walk)
         for number in range(20):
             await store.create(walk(number))
-        walkers = [Watched(client, tmp_path, "made") for _ in range(3)]
+        walkers = [Watched(client, tmp_path, "made", lease_s=60) for _ in range(3)]
         for walker in walkers:
             walker.start()
         for number in range(20):
@@ -247,10 +251,152 @@ def test_cancelling_reaches_into_a_step_and_failures_end_a_flow(redis_url: str, 
         found = [await ended(store, f"walk_{number}") for number in (1, 2, 3, 5)]
         assert [one.status for one in found] == [FlowState.CANCELED] + [FlowState.FAILED] * 3
         assert [one.error and one.error.code for one in found] == [None, "no_rows", "server_error", "server_error"]
-        assert (await store.get("walk_4")).status is FlowState.IN_PROGRESS, "one that has to wait waits"
+        waiting = await store.get("walk_4")
+        assert waiting.status is FlowState.IN_PROGRESS, "one that has to wait waits"
+        assert waiting.tries == 0, "a process that dies meanwhile did not die of it"
         await walker.close()
         assert (await store.get("walk_4")).tries == 0 and await store.leases(ttl_s=9).claim("walk_4")
         assert {one.id for one in walker.cleaned} == {"walk_1", "walk_2", "walk_3", "walk_5"}
+
+    with_store(redis_url, look)
+
+
+class Shaky(Client):
+    """A client whose database is away at times."""
+
+    is_away = False
+
+    async def call(self, *command: Any) -> Any:
+        if self.is_away:
+            raise StoreUnavailable("away")
+        return await super().call(*command)
+
+
+def test_outages_are_nobodys_fault(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three flows are in the middle of a step at each of six outages, one more than a flow's tries."""
+    monkeypatch.setattr(long_work, "_POLL_S", 0.02)
+    weather = Shaky(redis_url)
+    outages = 0
+
+    class Caught(Walker):
+        async def advance(self, record: Walk) -> Walk:
+            caught.add(record.id)
+            if outages < 6:
+                await until(everybody_is_caught)
+                weather.is_away = True
+            return await super().advance(record)
+
+    caught: set[str] = set()
+
+    async def everybody_is_caught() -> bool:
+        return len(caught) == 3
+
+    async def look(client: Client) -> None:
+        nonlocal outages
+        store = FlowStore(client, "walk", Walk)
+        for number in (1, 2, 3):
+            await store.create(walk(number, steps=1))
+        walker = Caught(weather, tmp_path, "made", lease_s=0.2)
+        walker.start()
+
+        async def all_are_put_down() -> bool:
+            return weather.is_away and not walker._running
+
+        for _ in range(6):
+            await until(all_are_put_down)
+            outages += 1
+            caught.clear()
+            weather.is_away = False
+        found = [await ended(store, f"walk_{number}") for number in (1, 2, 3)]
+        assert [one.status for one in found] == [FlowState.COMPLETED] * 3, found
+        await walker.close()
+        await weather.close()
+
+    with_store(redis_url, look)
+
+
+def test_what_processes_may_have_died_of_is_tried_one_by_one(redis_url: str, tmp_path: Path) -> None:
+    at_once: list[int] = []
+    at_work: set[str] = set()
+    seen: set[str] = set()
+
+    class Careful(Walker):
+        async def advance(self, record: Walk) -> Walk:
+            if record.id not in seen:
+                seen.add(record.id)
+                at_work.add(record.id)
+                at_once.append(len(at_work))
+                await asyncio.sleep(0.02)
+                at_work.discard(record.id)
+            return record
+
+    async def look(client: Client) -> None:
+        store = FlowStore(client, "walk", Walk)
+        for number in (1, 2, 3):
+            await store.create(walk(number, tries=2))
+        walker = Careful(client, tmp_path, "made")
+        walker.start()
+
+        async def all_wait() -> bool:
+            return all(one.tries == 0 for one in await store.read(["walk_1", "walk_2", "walk_3"]))
+
+        await until(all_wait)
+        assert len(walker._running) == 3, "one that has survived its step keeps nobody waiting"
+        await walker.close()
+        assert at_once == [1, 1, 1]
+
+    with_store(redis_url, look)
+
+
+def test_a_process_that_has_lost_a_flow_cleans_up_what_it_made_too_late(redis_url: str, tmp_path: Path) -> None:
+    class Slow(Walker):
+        async def advance(self, record: Walk) -> Walk:
+            begun.set()
+            await asyncio.sleep(60)
+            return record
+
+    begun = asyncio.Event()
+
+    async def look(client: Client) -> None:
+        store = FlowStore(client, "walk", Walk)
+        await store.create(walk(1))
+        walker = Slow(client, tmp_path, "made")
+        walker.start()
+        await begun.wait()
+        await client.call("DEL", keys.flow_lease("walk", "walk_1"))
+        assert await store.leases(ttl_s=60).claim("walk_1")
+        stopped = await store.update("walk_1", canceled)
+        await store.close("walk_1")
+
+        async def is_cleaned() -> bool:
+            return bool(walker.cleaned)
+
+        await until(is_cleaned)
+        assert walker.cleaned == [stopped]
+        await walker.close()
+
+    with_store(redis_url, look)
+
+
+def test_what_others_work_on_is_not_read(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def look(client: Client) -> None:
+        store = FlowStore(client, "walk", Walk)
+        walker = Walker(client, tmp_path, "made")
+        read: list[str] = []
+
+        async def reading(ids: Sequence[str]) -> Sequence[Walk]:
+            read.extend(ids)
+            return await store.read(ids)
+
+        monkeypatch.setattr(walker._flows, "read", reading)
+        for number in (1, 2, 3):
+            await store.create(walk(number))
+        for number in (1, 2):
+            assert await store.leases(ttl_s=60).claim(f"walk_{number}")
+        walker.start()
+        await ended(store, "walk_3")
+        await walker.close()
+        assert set(read) == {"walk_3"}
 
     with_store(redis_url, look)
 

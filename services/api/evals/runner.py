@@ -28,7 +28,6 @@ class EvalRunner(LongWork[EvalRunRecord]):
     def __init__(self, tools: Tools, leftovers: Leftovers, drain: asyncio.Event) -> None:
         super().__init__(tools.leases, leftovers, drain)
         self._tools = tools
-        self._suspects: set[str] = set()
 
     async def _active(self) -> Sequence[str]:
         return await self._tools.runs.active()
@@ -36,19 +35,10 @@ class EvalRunner(LongWork[EvalRunRecord]):
     async def _begin(self, idle: Sequence[str]) -> None:
         now = time.monotonic()
         due = await self._tools.runs.read([one for one in idle if not self._turns.rests(one, now)])
-        self._suspects &= self._running.keys()
         await self._fill_places(due)
 
-    def _may_begin(self, record: EvalRunRecord) -> bool:
-        """Runs that processes died over are tried one by one, since others died along with one."""
-        return record.tries < 2 or not self._suspects & self._running.keys()
-
-    async def _take_up(self, record: EvalRunRecord, *, is_extra: bool = False) -> bool:
-        if not await super()._take_up(record, is_extra=is_extra):
-            return False
-        if record.tries >= 2:
-            self._suspects.add(record.id)
-        return True
+    def _is_suspect(self, record: EvalRunRecord) -> bool:
+        return record.tries >= 2
 
     async def _is_away(self, record: EvalRunRecord) -> bool | None:
         """Of judges alone it is not known, nor of models outside. An A/B run waits for the runs that it compares."""

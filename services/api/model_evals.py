@@ -78,7 +78,7 @@ class ModelEvals:
             code, message = record.error.code, record.error.message
             said = message or f"The run of the eval is {record.status.value}."
             return Scored(error=FlowError(code=code or "eval_run_ended", message=said))
-        return _scored(found.tally)
+        return scored(found.tally)
 
     async def cancel(self, wanted: ModelEval, run_id: str, *, project: str) -> None:
         """Stop a run, if there is one that has not ended."""
@@ -88,7 +88,8 @@ class ModelEvals:
             return
 
 
-def _scored(tally: Mapping[str, int]) -> Scored:
+def scored(tally: Mapping[str, int]) -> Scored:
+    """Return what a completed run is worth by its counts of rows, as the store has them."""
     passed = tally.get(PASSED, 0)
     rows = RowCounts(passed=passed, graded=passed + tally.get(FAILED, 0), errored=tally.get(ERRORED, 0))
     return Scored(rows.pass_rate, rows, None if rows.graded else _NOTHING_GRADED)

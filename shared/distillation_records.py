@@ -29,6 +29,8 @@ from shared.schemas.evals import ModelUsage
 from shared.schemas.graders import Grader
 
 KIND = "distillation"
+DISTILLATION_ID = "distillation_id"
+"""Under which name the metadata of a job, an eval or a run have the distillation that made it."""
 
 Step: TypeAlias = Literal[
     "collect", "grade", "await_grades", "select", "train", "await_job", "evaluate", "await_runs", "compare", "end"

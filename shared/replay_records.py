@@ -7,7 +7,7 @@ from msgspec import Struct
 from shared.flow_records import FlowError, FlowRecord
 from shared.schemas.evals import PassComparison, Verdict
 from shared.schemas.replays import Replay, ReplayError, ReplayRow
-from shared.schemas.sweeps import ModelEval
+from shared.schemas.sweeps import ModelEval, RowCounts
 
 REPLAY = "replay"
 """The kind of these flows."""
@@ -26,6 +26,8 @@ class ReplayRowRecord(Struct, frozen=True, kw_only=True):
     challenger: str = ""
     champion_pass_rate: float | None = None
     challenger_pass_rate: float | None = None
+    champion_rows: RowCounts | None = None
+    challenger_rows: RowCounts | None = None
     verdict: Verdict | None = None
     passing: PassComparison | None = None
     remarks: tuple[str, ...] = ()
@@ -47,6 +49,8 @@ class ReplayRowRecord(Struct, frozen=True, kw_only=True):
             challenger_run_id=self.challenger_run_id if is_evaluated else None,
             champion_pass_rate=self.champion_pass_rate,
             challenger_pass_rate=self.challenger_pass_rate,
+            champion_rows=self.champion_rows,
+            challenger_rows=self.challenger_rows,
             verdict=self.verdict,
             passing=self.passing,
             remarks=list(self.remarks),

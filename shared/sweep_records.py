@@ -13,6 +13,7 @@ from shared.schemas.sweeps import (
     Keep,
     MetricName,
     ModelEval,
+    RowCounts,
     Sweep,
     SweepBest,
     SweepError,
@@ -22,6 +23,8 @@ from shared.schemas.sweeps import (
 
 SWEEP = "sweep"
 """The kind of these flows."""
+SWEEP_ID = "sweep_id"
+"""Under which name a job's metadata have the sweep that it is of, if there is room."""
 
 
 class SweepAxis(Struct, frozen=True, kw_only=True):
@@ -45,6 +48,8 @@ class SweepRunRecord(Struct, frozen=True, kw_only=True):
     model: str = ""
     is_kept: bool = True
     value: float | None = None
+    rows: RowCounts | None = None
+    """Of its run of the eval."""
     rank: int | None = None
     error: FlowError | None = None
     device_seconds: float = 0.0
@@ -110,6 +115,7 @@ class SweepRecord(FlowRecord, frozen=True, kw_only=True):
             model_kept=bool(run.model) and run.is_kept,
             eval_run_id=run.eval_run_id or None,
             value=run.value,
+            rows=run.rows,
             rank=run.rank,
             error=_shown(run.error),
         )

@@ -9,12 +9,13 @@ import structlog
 
 from services.api.jobs.control import JobControl
 from services.api.jobs.submission import Submission
-from shared.errors import InvalidRequest, NotFound, PermissionDenied, TransitionRefused
+from shared.errors import InvalidRequest, NotFound, PermissionDenied, RateLimited, TransitionRefused
 from shared.flow_records import FlowError, FlowRecord
 from shared.records import JobRecord
 from shared.schemas.jobs import CreateJob
 from shared.states import TERMINAL
 from shared.store.jobs import JobStore
+from shared.store.storage import STORAGE_FULL
 
 _log = structlog.get_logger()
 
@@ -66,3 +67,8 @@ class FlowJobs:
 def failure_of(job: JobRecord) -> FlowError | None:
     """Return why a job has failed; None if it has not."""
     return None if job.error is None else FlowError(code=job.error.code, message=job.error.message)
+
+
+def lasting(error: RateLimited) -> FlowError | None:
+    """Return the refusal that waiting does not end: storage without room. None for the others."""
+    return FlowError(code=STORAGE_FULL, message=error.message) if error.code == STORAGE_FULL else None

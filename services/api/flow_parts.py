@@ -50,8 +50,20 @@ class FlowParts:
         usage_costs = UsageCosts(settings, at.usage, at.registry, at.projects)
         jobs = FlowJobs(at.jobs, core.submission, core.control, core.project_admin.job_limit)
         comparisons = measured.eval_comparisons
-        replay_tools = ReplayTools(jobs, Manifests(settings, at.registry, at.jobs), model_evals, comparisons)
-        sweep_tools = SweepTools(jobs, at.registry, model_evals, comparisons, deletion)
+        replay_runner = ReplayRunner(
+            at.replay_store,
+            at.replay_store.leases(ttl_s=settings.lease_ttl_s),
+            core.leftovers(core.paths.flows_of(REPLAY)),
+            core.drain,
+            ReplayTools(jobs, Manifests(settings, at.registry, at.jobs), model_evals, comparisons),
+        )
+        sweep_runner = SweepRunner(
+            at.sweep_store,
+            at.sweep_store.leases(ttl_s=settings.lease_ttl_s),
+            core.leftovers(core.paths.flows_of(SWEEP)),
+            core.drain,
+            SweepTools(jobs, at.registry, model_evals, comparisons, deletion),
+        )
         distillations, distillation_runner = open_distillations(core, measured)
         return cls(
             model_deletion=deletion,
@@ -60,23 +72,11 @@ class FlowParts:
             break_evens=BreakEvens(settings, usage_costs),
             distillations=distillations,
             distillation_runner=distillation_runner,
-            replays=Replays(at.replay_store, core.names, model_evals),
-            replay_runner=ReplayRunner(
-                at.replay_store,
-                at.replay_store.leases(ttl_s=settings.lease_ttl_s),
-                core.leftovers(core.paths.flows_of(REPLAY)),
-                core.drain,
-                replay_tools,
-            ),
+            replays=Replays(at.replay_store, core.names, model_evals, jobs, replay_runner.clean_up),
+            replay_runner=replay_runner,
             promotion=Promotion(at.alias_store, named.aliases),
-            sweeps=Sweeps(at.sweep_store, core.submission, model_evals),
-            sweep_runner=SweepRunner(
-                at.sweep_store,
-                at.sweep_store.leases(ttl_s=settings.lease_ttl_s),
-                core.leftovers(core.paths.flows_of(SWEEP)),
-                core.drain,
-                sweep_tools,
-            ),
+            sweeps=Sweeps(at.sweep_store, core.submission, model_evals, jobs, sweep_runner.clean_up),
+            sweep_runner=sweep_runner,
         )
 
     def start(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
@@ -9,23 +11,25 @@ from msgspec.structs import replace
 from services.api.evals.creation import EvalRuns
 from services.api.evals.questions import check_messages
 from shared.errors import InvalidRequest, NotFound, TransitionRefused
-from shared.eval_records import PASSED
+from shared.eval_records import ERRORED, FAILED, PASSED
 from shared.eval_states import ENDED, EvalRunState
 from shared.flow_records import FlowError
 from shared.model_records import Access
 from shared.schemas.evals import CreateEvalRun, EvalStoredCompletions
-from shared.schemas.sweeps import ModelEval
+from shared.schemas.sweeps import ModelEval, RowCounts
 from shared.store.eval_runs import EvalRunStore
 from shared.store.evals import EvalStore
 
 MAX_SOURCE_BYTES = 65_536
 """Of a data source, which is written again with every step of what asks for the runs."""
+_NOTHING_GRADED = FlowError(code="nothing_graded", message="No row of the run of the eval was graded; see the run.")
 
 
 class Scored(Struct, frozen=True):
-    """What came of a run: the share of all rows that passed, or why there is none."""
+    """What came of a run: its rows, and which share of those that were graded passed; or why there is none."""
 
     pass_rate: float | None = None
+    rows: RowCounts | None = None
     error: FlowError | None = None
 
 
@@ -74,7 +78,7 @@ class ModelEvals:
             code, message = record.error.code, record.error.message
             said = message or f"The run of the eval is {record.status.value}."
             return Scored(error=FlowError(code=code or "eval_run_ended", message=said))
-        return Scored(pass_rate=found.tally.get(PASSED, 0) / record.rows if record.rows else 0.0)
+        return scored(found.tally)
 
     async def cancel(self, wanted: ModelEval, run_id: str, *, project: str) -> None:
         """Stop a run, if there is one that has not ended."""
@@ -82,6 +86,13 @@ class ModelEvals:
             await self._eval_runs.cancel(run_id, eval_id=wanted.eval_id, project=project)
         except (NotFound, TransitionRefused):
             return
+
+
+def scored(tally: Mapping[str, int]) -> Scored:
+    """Return what a completed run is worth by its counts of rows, as the store has them."""
+    passed = tally.get(PASSED, 0)
+    rows = RowCounts(passed=passed, graded=passed + tally.get(FAILED, 0), errored=tally.get(ERRORED, 0))
+    return Scored(rows.pass_rate, rows, None if rows.graded else _NOTHING_GRADED)
 
 
 def _invalid(where: str, what: str) -> InvalidRequest:

@@ -8,7 +8,7 @@ from msgspec import Meta, Struct
 
 from shared.schemas.evals import PassComparison, Verdict
 from shared.schemas.jobs import Metadata
-from shared.schemas.sweeps import ModelEval
+from shared.schemas.sweeps import ModelEval, RowCounts
 
 MAX_MODELS = 32
 
@@ -47,12 +47,20 @@ class ReplayRow(Struct, frozen=True, kw_only=True):
     model: Annotated[str, Meta(description="The champion.")]
     replayed_job_id: Annotated[str | None, Meta(description="The job that made it, and was run again.")]
     job_id: Annotated[str | None, Meta(description="The new job.")]
-    status: Annotated[str, Meta(description="`waiting`, the new job's, `evaluating`, `compared` or `failed`.")]
+    status: Annotated[
+        str,
+        Meta(
+            description="`waiting`, the new job's, `evaluating`, `compared` or `failed`; the job's where a replay ended"
+            " before there was a comparison."
+        ),
+    ]
     challenger: Annotated[str | None, Meta(description="The new job's model.")]
     champion_run_id: str | None
     challenger_run_id: str | None
-    champion_pass_rate: float | None
+    champion_pass_rate: Annotated[float | None, Meta(description="Passed of graded rows.")]
     challenger_pass_rate: float | None
+    champion_rows: RowCounts | None
+    challenger_rows: RowCounts | None
     verdict: Annotated[
         Verdict | None,
         Meta(description="Of the challenger: `better` or `worse` only where chance is no explanation."),
@@ -112,3 +120,11 @@ class ReplayPromotion(Struct, frozen=True, kw_only=True):
     object: Literal["fine_tuning.replay.promotion"] = "fine_tuning.replay.promotion"
     replay_id: str
     data: list[MovedAlias]
+
+
+class ReplayDeleted(Struct, frozen=True, kw_only=True):
+    """Answer to the deletion of a replay."""
+
+    id: str
+    object: Literal["fine_tuning.replay.deleted"] = "fine_tuning.replay.deleted"
+    deleted: Literal[True] = True

@@ -24,6 +24,19 @@ class ModelEval(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     data_source: CompletionsRun
 
 
+class RowCounts(Struct, frozen=True, kw_only=True):
+    """Rows of a model's run of the eval."""
+
+    passed: int
+    graded: Annotated[int, Meta(description="Rows that passed or failed.")]
+    errored: Annotated[int, Meta(description="Rows that no criterion has a word on.")]
+
+    @property
+    def pass_rate(self) -> float | None:
+        """Passed of graded, from 0 to 1; None where no row was graded."""
+        return self.passed / self.graded if self.graded else None
+
+
 class SweepOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the lists become runs, and what becomes of their models."""
 
@@ -38,7 +51,7 @@ class SweepOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         None
     )
     keep: Annotated[
-        Keep, Meta(description="`best` deletes the models of all other runs once the best one is known.")
+        Keep, Meta(description="`best` deletes the models of the runs that are ranked after the best one.")
     ] = "all"
     eval: Annotated[ModelEval, Meta(description="What ranks the models, in place of the validation file.")] | None = (
         None
@@ -77,11 +90,14 @@ class SweepRun(Struct, frozen=True, kw_only=True):
 
     job_id: str
     parameters: Annotated[dict[str, Any], Meta(description="The values that it has of the lists.")]
-    status: Annotated[str, Meta(description="`waiting` before there is a job; then the job's, as far as it is seen.")]
+    status: Annotated[
+        str, Meta(description="The job's; `waiting` where there is none, `refused` where none could be made.")
+    ]
     model: Annotated[str | None, Meta(description="The fine-tuned model.")]
     model_kept: Annotated[bool, Meta(description="False once the model was deleted because another one is better.")]
     eval_run_id: str | None
     value: Annotated[float | None, Meta(description="What it is ranked by.")]
+    rows: Annotated[RowCounts | None, Meta(description="What the value is made of; null without an eval.")]
     rank: Annotated[int | None, Meta(description="1 is the best; equal values share a rank.")]
     error: SweepError | None
 
@@ -130,3 +146,11 @@ class Sweep(Struct, frozen=True, kw_only=True):
     best: SweepBest | None
     cost: JobCost
     metadata: dict[str, str] | None
+
+
+class SweepDeleted(Struct, frozen=True, kw_only=True):
+    """Answer to the deletion of a sweep."""
+
+    id: str
+    object: Literal["fine_tuning.sweep.deleted"] = "fine_tuning.sweep.deleted"
+    deleted: Literal[True] = True

@@ -19,6 +19,8 @@ from shared.store.client import Client
 
 _decode_project = msgspec.json.Decoder(ProjectRecord).decode
 
+STORAGE_FULL = "storage_limit_exceeded"
+"""Code of the error where a project has no room; waiting alone does not end it."""
 _NO_ROOM = -1
 _NEVER_COUNTED = -2
 
@@ -69,6 +71,6 @@ def _no_room(size_bytes: int, param: str | None = None) -> RateLimited:
     return RateLimited(
         f"The project's storage has no room for {size_bytes:,} bytes more; {instead} files, models, stored answers, "
         "preferences or eval runs, or have its limit raised.",
-        code="storage_limit_exceeded",
+        code=STORAGE_FULL,
         param=param,
     )

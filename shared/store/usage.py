@@ -27,6 +27,9 @@ REST = "(others)"
 Metric = Literal["requests", "input_tokens", "cached_tokens", "output_tokens", "device_ms"]
 
 
+_OF_REQUESTS: tuple[Metric, ...] = ("requests", "input_tokens", "cached_tokens", "output_tokens")
+
+
 class Day(NamedTuple):
     """Whose usage, and when."""
 
@@ -73,10 +76,19 @@ class UsageStore:
         self._client = client
 
     async def add(self, counted: Counts) -> None:
-        """Add to what is there; one step for each day of a project."""
+        """Add to what is there; one step for each day of a project. Called twice it counts twice."""
         for day, counts in counted.items():
             parts: list[Argument] = [part for used, number in counts.items() for part in (*used, number)]
             await self._client.script("add_usage", [keys.usage(*day)], [KEEP_DAYS * 86_400, _MOST_FIELDS, REST, *parts])
+
+    async def of_model(self, days: Sequence[Day], model: str) -> Counter[Metric]:
+        """Return what requests to a model have used on those days together."""
+        names = [f"{metric} {model}" for metric in _OF_REQUESTS]
+        found = await self._client.together([("HMGET", keys.usage(*day), *names) for day in days]) if days else []
+        total: Counter[Metric] = Counter()
+        for numbers in found:
+            total.update({metric: int(number or 0) for metric, number in zip(_OF_REQUESTS, numbers, strict=True)})
+        return total
 
     async def read(self, days: Sequence[Day]) -> dict[Day, Counter[Used]]:
         """Return the counts of each day that has any."""

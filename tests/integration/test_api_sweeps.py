@@ -186,6 +186,9 @@ def test_steps_that_are_taken_twice_do_what_once_does(tmp_path: Path, redis_url:
             record = await twice(services, record)
             assert [run.value for run in record.runs] == [2.0, 1.0, 0.0]
             record = await twice(services, record)
+            assert [run.rank for run in record.runs] == [3, 2, 1]
+            assert len(await registry.listed(caller.project)) == 3  # nothing goes before the ranks are stored
+            record = await twice(services, record)
             assert record.status is FlowState.COMPLETED
             assert [(run.rank, run.is_kept) for run in record.runs] == [(3, False), (2, False), (1, True)]
             assert [one.job_id for one in await registry.listed(caller.project)] == [record.runs[2].job_id]
@@ -204,6 +207,22 @@ def test_sweep_of_which_nothing_is_left_has_failed(http: httpx2.Client, redis_ur
     assert done["error"]["code"] == "no_model"
     assert [run["status"] for run in done["runs"]] == ["failed"] * 2
     assert http.get(f"{SWEEPS}/{sweep['id']}/plot").is_success
+    deleted = http.delete(f"{SWEEPS}/{sweep['id']}").json()
+    assert deleted == {"id": sweep["id"], "object": "fine_tuning.sweep.deleted", "deleted": True}
+    assert http.get(f"{SWEEPS}/{sweep['id']}").status_code == 404
+    assert http.get(f"/v1/fine_tuning/jobs/{done['runs'][0]['job_id']}").is_success
+
+
+def test_sweep_that_was_stopped_shows_its_jobs_as_they_are(http: httpx2.Client, redis_url: str) -> None:
+    sweep = swept(http, [1, 2], validation_file=upload(http))
+    path = f"{SWEEPS}/{sweep['id']}"
+    first, _ = submitted(http, sweep, 2)
+    with_store(redis_url, lambda client: JobStore(client).update(first, partial(replace, device_seconds=7.5)))
+    refused = http.delete(path)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_sweep_state")
+    assert http.post(f"{path}/cancel").is_success
+    wait_until(lambda: {run["status"] for run in look(http, sweep)["runs"]} == {"cancelled"})
+    assert look(http, sweep)["cost"]["device_seconds"] == 7.5
 
 
 def test_jobs_are_made_as_the_project_may_have_them(http: httpx2.Client, api: ApiServer, redis_url: str) -> None:
@@ -245,6 +264,11 @@ def test_asking_twice_with_one_key_makes_one_sweep(http: httpx2.Client) -> None:
     }  # fmt: skip
     made = [http.post(SWEEPS, json=body, headers={"idempotency-key": "k"}).json()["id"] for _ in range(2)]
     assert made[0] == made[1]
+    nested = f'{{"rank": {"[" * 500}{"]" * 500}}}'
+    deep = http.post(
+        SWEEPS, content=json.dumps({**body, "selftune": 0}).replace('"selftune": 0', f'"selftune": {nested}')
+    )
+    assert (deep.status_code, deep.json()["error"]["param"]) == (400, "selftune")
     large = content([{"item": {"question": "x" * 70_000, "answer": ""}}])
     wanted = {"eval_id": "e", "data_source": {"type": "completions", "source": large, "input_messages": QUESTION}}
     refused = http.post(SWEEPS, content=json.dumps({**body, "sweep": {"eval": wanted}})).json()["error"]

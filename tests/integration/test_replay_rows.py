@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace as replace_tools
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from msgspec.structs import replace
 
+from services.api.aliases.management import Aliases
 from services.api.deps import Services
+from services.api.model_evals import ModelEvals
 from services.api.replays.manifest import Manifests
-from shared.errors import InvalidRequest, NotFound, SelftuneError, TransitionRefused
+from services.api.replays.promotion import Promotion
+from shared.errors import InvalidRequest, NotFound, RateLimited, SelftuneError, TransitionRefused
 from shared.flow_records import FlowError
 from shared.flow_states import FlowState
 from shared.records import JobRecord, KeyRecord
 from shared.replay_records import ReplayRecord, ReplayRowRecord
-from shared.schemas.aliases import CreateAlias
+from shared.schemas.aliases import CreateAlias, UpdateAlias
 from shared.schemas.evals import CompletionsRun, EvalFileId
 from shared.schemas.integrations import JobIntegration, WandbRun
 from shared.schemas.methods import LabelWeights, SupervisedHyperparameters
@@ -78,7 +83,7 @@ def test_a_model_is_made_again_as_it_was_made(tmp_path: Path, redis_url: str) ->
         resolved_weights=LabelWeights(desirable=1.0, undesirable=2.0),
         options=TrainingOptions(rank=8, max_length=1024, priority="high", lr_schedule="cosine"),
         integrations=[JobIntegration(wandb=WandbRun(project="p", run_id="r", tags=["t"]))],
-        metadata={"team": "x"},
+        metadata={"team": "x", "sweep_id": "sweep_a", "distillation_id": "distill_a"},
         device_seconds=5.0,
         started=True,
     )
@@ -166,5 +171,91 @@ def test_only_better_challengers_and_those_that_are_named_take_over(tmp_path: Pa
         assert targets == {
             "alias-a": name("a", NEW), "alias-b": name("b", NEW), "alias-c": name("c"), "alias-d": name("d"),
         }  # fmt: skip
+
+    on_services(tmp_path, redis_url, story)
+
+
+def test_aliases_wait_for_their_models_beside_each_other(tmp_path: Path, redis_url: str) -> None:
+    replay = make_replay(
+        *(make_row(letter, verdict="better", challenger=name(letter, NEW)) for letter in "ab"),
+        status=FlowState.COMPLETED,
+    )
+
+    class Meeting:
+        """Moves an alias once both are to be moved."""
+
+        def __init__(self) -> None:
+            self.both = asyncio.Barrier(2)
+
+        async def update(self, alias: str, change: UpdateAlias, *, caller: KeyRecord) -> Any:
+            async with asyncio.timeout(10):
+                await self.both.wait()
+            raise NotFound(f"{alias} is gone")
+
+    async def story(services: Services) -> None:
+        for letter in "ab":
+            await services.stores.registry.publish(make_adapter(name(letter)))
+            alias = CreateAlias(name=f"alias-{letter}", model=name(letter), wait_warm=False)
+            await services.named.aliases.create(alias, caller=CALLER)
+        promotion = Promotion(services.stores.alias_store, cast(Aliases, Meeting()))
+        done = await promotion.promote(replay, PromoteReplay(), caller=CALLER)
+        assert sorted(one.alias for one in done.data if one.error is not None) == ["alias-a", "alias-b"]
+
+    on_services(tmp_path, redis_url, story)
+
+
+class Evals:
+    """Stands in for the runs of the eval: what was cancelled is noted, and storage has no room for more."""
+
+    def __init__(self) -> None:
+        self.cancelled: list[str] = []
+
+    async def cancel(self, wanted: ModelEval, run_id: str, *, project: str) -> None:
+        self.cancelled.append(run_id)
+
+    async def score(self, wanted: ModelEval, run_id: str, *, project: str) -> None:
+        raise NotFound("No such run.")
+
+    async def start(self, wanted: ModelEval, model: str, **more: Any) -> None:
+        raise RateLimited("The project's storage has no room.", code="storage_limit_exceeded")
+
+
+def test_row_with_an_error_ends_with_its_runs_also_where_the_replay_is_completed(
+    tmp_path: Path, redis_url: str
+) -> None:
+    async def story(services: Services) -> None:
+        runner, evals = services.flowing.replay_runner, Evals()
+        runner._tools = replace_tools(runner._tools, evals=cast(ModelEvals, evals))
+        compared = make_row("a", verdict="better", challenger=name("a", NEW))
+        waiting = make_row("b", status="evaluating", has_job=True, challenger=name("b", NEW))
+        record = await runner.advance(make_replay(compared, replace(waiting, champion_run_id="left")))
+        assert record.status is FlowState.COMPLETED
+        error = record.rows[1].error
+        assert error is not None and error.code == "storage_limit_exceeded"
+        await runner.clean_up(record)
+        assert evals.cancelled == ["left", "d"]
+
+    on_services(tmp_path, redis_url, story)
+
+
+def test_replay_that_was_stopped_shows_its_jobs_as_they_are_and_can_be_forgotten(
+    tmp_path: Path, redis_url: str
+) -> None:
+    async def story(services: Services) -> None:
+        replays, store = services.flowing.replays, services.stores.replay_store
+        await services.stores.jobs.create(replace(make_job("a"), status=JobState.CANCELLED, fine_tuned_model=None), [])
+        row = replace(make_row("a", status="running", has_job=True), job_id="ftjob-a")
+        await store.create(make_replay(row))
+        with pytest.raises(TransitionRefused, match="cancel it before"):
+            await replays.delete("replay_a", project=PROJECT)
+        shown = await replays.shown(await replays.cancel("replay_a", project=PROJECT))
+        assert (shown.status, shown.rows[0].status) == ("canceled", "cancelled")
+        with pytest.raises(NotFound):
+            await replays.delete("replay_a", project="other")
+        await replays.delete("replay_a", project=PROJECT)
+        assert not await store.active()
+        with pytest.raises(NotFound):
+            await store.get("replay_a")
+        assert (await services.stores.jobs.get("ftjob-a")).status is JobState.CANCELLED
 
     on_services(tmp_path, redis_url, story)

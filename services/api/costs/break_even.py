@@ -31,7 +31,7 @@ class BreakEvens:
             )
         hosted = self._hosted(against)
         training = self._training_price(job)
-        own = await self._usage.price(job.fine_tuned_model)
+        own = await self._usage.price(job.fine_tuned_model, base=job.model)
         if own is None:
             raise _no_price(f"model_prices has none for '{job.fine_tuned_model}', its base '{job.model}', or '*'")
         mean, requests = await self._mean(job)

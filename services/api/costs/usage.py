@@ -15,7 +15,7 @@ from shared.schemas.costs import CostGroup, Costs, GroupBy
 from shared.settings import Settings
 from shared.store.projects import ProjectStore
 from shared.store.registry import Registry
-from shared.store.usage import KEEP_DAYS, Day, UsageStore, Used
+from shared.store.usage import KEEP_DAYS, Day, Metric, UsageStore, Used
 
 DEFAULT_DAYS = 30
 _PAGE = 100
@@ -87,17 +87,14 @@ class UsageCosts:
             remarks=_remarks(groups.values(), prices, hourly),
         )
 
-    async def of_model(self, project: str, model: str, days: Period) -> Counter[str]:
-        """Return what requests to a model have used, by metric."""
-        total: Counter[str] = Counter()
-        for counts in (await self._usage.read([Day(project, date) for date in days.dates()])).values():
-            total.update({used.metric: number for used, number in counts.items() if used.model == model})
-        return total
+    async def of_model(self, project: str, model: str, days: Period) -> Counter[Metric]:
+        """Return what requests to a model have used, by metric; evals' and batches' are among them."""
+        return await self._usage.of_model([Day(project, date) for date in days.dates()], model)
 
-    async def price(self, model: str) -> TokenPrice | None:
-        """Return the price of a model's tokens; None where none is set."""
+    async def price(self, model: str, *, base: str | None = None) -> TokenPrice | None:
+        """Return the price of a model's tokens; None where none is set. `base` is what a deleted model was on."""
         record = await self._registry.get(model)
-        return price_of(self._settings.model_prices, model, model if record is None else record.base)
+        return price_of(self._settings.model_prices, model, (base or model) if record is None else record.base)
 
     async def _prices(self, models: Iterable[str]) -> dict[str, TokenPrice | None]:
         return {model: await self.price(model) for model in sorted(models)}

@@ -12,7 +12,7 @@ from services.api.evals.comparison import Comparisons
 from services.api.evals.creation import EvalRuns
 from services.api.evals.definitions import Evals
 from services.api.flows import FlowFailed
-from shared.distillation_records import DistillationRecord
+from shared.distillation_records import DISTILLATION_ID, DistillationRecord
 from shared.errors import InvalidRequest, NotFound, TransitionRefused
 from shared.eval_states import ENDED, EvalRunState
 from shared.schemas.distillations import DistillationComparisons, DistillationRun, RunRole
@@ -125,12 +125,12 @@ class Evaluation:
             name=f"{record.name or record.id}: {what}"[:256],
             data_source_config=CustomDataSource(item_schema=_ITEM, include_sample_schema=True),
             testing_criteria=criteria,
-            metadata={"distillation_id": record.id},
+            metadata={DISTILLATION_ID: record.id},
         )
         await self._evals.create(request, project=record.project, eval_id=eval_id)
 
     async def _begin(self, record: DistillationRecord, role: RunRole, source: RunSource) -> None:
-        request = CreateEvalRun(data_source=source, name=role, metadata={"distillation_id": record.id})
+        request = CreateEvalRun(data_source=source, name=role, metadata={DISTILLATION_ID: record.id})
         await self._runs.create(
             request,
             msgspec.json.encode(source),

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from services.api.jobs.control import JobControl
 from services.api.jobs.submission import Submission
-from shared.distillation_records import DistillationRecord
+from shared.distillation_records import DISTILLATION_ID, DistillationRecord
 from shared.errors import InvalidRequest, NotFound, SelftuneError, TransitionRefused
 from shared.model_records import Access
 from shared.records import JobRecord
@@ -56,7 +56,7 @@ class StudentJobs:
         """Submit the job, once. Raises as Submission.submit does: RateLimited, too."""
         limit = await self._limit_of(record.project)
         request = _request(
-            record.student, record.start_model, record.ids.training, metadata={"distillation_id": record.id}
+            record.student, record.start_model, record.ids.training, metadata={DISTILLATION_ID: record.id}
         )
         await self._submission.submit(request, access=record.access, job_id=record.ids.job, limit=limit)
 

@@ -1,32 +1,48 @@
-"""Taking replays in, and stopping them."""
+"""Taking replays in, showing, stopping and deleting them."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import structlog
+from msgspec.structs import replace
 
+from services.api.flow_jobs import FlowJobs, failure_of
 from services.api.flows import canceled
 from services.api.gateway.model_names import ModelNames
 from services.api.model_evals import ModelEvals
 from shared import ids
-from shared.errors import InvalidRequest, NotFound
-from shared.records import BaseRecord, KeyRecord
+from shared.errors import InvalidRequest, NotFound, TransitionRefused
+from shared.flow_states import ENDED
+from shared.records import BaseRecord, JobRecord, KeyRecord
 from shared.replay_records import ReplayRecord, ReplayRowRecord
-from shared.schemas.replays import CreateReplay
+from shared.schemas.replays import CreateReplay, Replay
 from shared.store.flows import FlowStore
 
 _log = structlog.get_logger()
 
 
 class Replays:
-    """Creates and cancels replays; the record says what is wanted, and the runner follows it."""
+    """Creates, shows, cancels and deletes replays; the record says what is wanted, and the runner follows it.
 
-    def __init__(self, replays: FlowStore[ReplayRecord], names: ModelNames, evals: ModelEvals) -> None:
+    `stop` ends what a replay that has ended has under way.
+    """
+
+    def __init__(
+        self,
+        replays: FlowStore[ReplayRecord],
+        names: ModelNames,
+        evals: ModelEvals,
+        jobs: FlowJobs,
+        stop: Callable[[ReplayRecord], Awaitable[None]],
+    ) -> None:
         self._replays = replays
         self._names = names
         self._evals = evals
+        self._jobs = jobs
+        self._stop = stop
 
     async def create(self, wanted: CreateReplay, *, caller: KeyRecord, replay_id: str) -> ReplayRecord:
         """Record a replay; one that has this id already is returned as it is.
@@ -65,6 +81,27 @@ class Replays:
         _log.info("replay.cancelled", replay_id=replay_id)
         return record
 
+    async def delete(self, replay_id: str, *, project: str) -> None:
+        """Forget a replay that has ended; its jobs, models and eval runs stay. Raises NotFound, TransitionRefused."""
+        record = await self._replays.get(replay_id, project=project)
+        if record.status not in ENDED:
+            raise TransitionRefused(
+                f"The replay has status '{record.status.value}'; cancel it before it is deleted.",
+                code="invalid_replay_state",
+            )
+        if await self._replays.is_active(replay_id):
+            await self._stop(record)
+        await self._replays.remove(record)
+        _log.info("replay.deleted", replay_id=replay_id)
+
+    async def shown(self, record: ReplayRecord) -> Replay:
+        """Return a replay; of one that has ended, rows without an end have what their jobs' own records say."""
+        if record.status in ENDED:
+            jobs = await self._jobs.many([row.job_id for row in record.rows if not row.is_over])
+            rows = [_left(row, jobs[row.job_id]) if row.job_id in jobs else row for row in record.rows]
+            record = replace(record, rows=tuple(rows))
+        return record.public()
+
     async def _base(self, name: str, caller: KeyRecord) -> BaseRecord:
         try:
             model = (await self._names.look_up(name, caller.access)).model
@@ -86,3 +123,9 @@ def _row(model: str) -> ReplayRowRecord:
         champion_run_id=ids.new_eval_run_id(),
         challenger_run_id=ids.new_eval_run_id(),
     )
+
+
+def _left(row: ReplayRowRecord, job: JobRecord) -> ReplayRowRecord:
+    """Return a row that its replay has left before its end."""
+    made = job.fine_tuned_model or ""
+    return replace(row, status=job.status.value, has_job=True, challenger=made, error=failure_of(job))

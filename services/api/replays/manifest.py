@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from msgspec import UNSET
 from msgspec.structs import replace
 
+from shared.distillation_records import DISTILLATION_ID
 from shared.errors import InvalidRequest, NotFound
 from shared.records import AdapterRecord, BaseRecord, JobRecord
 from shared.replay_records import ReplayRecord
@@ -15,6 +16,10 @@ from shared.schemas.jobs import CreateJob
 from shared.settings import Settings
 from shared.store.jobs import JobStore
 from shared.store.registry import Registry
+from shared.sweep_records import SWEEP_ID
+
+_OF_FLOWS = frozenset({SWEEP_ID, DISTILLATION_ID})
+"""Metadata of the old job alone: which sweep or distillation made it."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ class Manifests:
             suffix=replay.suffix or job.suffix,
             seed=job.seed,
             method=None if shown.method is UNSET else shown.method,
-            metadata=job.metadata,
+            metadata={name: said for name, said in (job.metadata or {}).items() if name not in _OF_FLOWS} or None,
             integrations=[_logged_again(one.wandb) for one in job.integrations] or None,
             selftune=options,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 import structlog
@@ -18,6 +19,9 @@ from shared.schemas.replays import MovedAlias, PromoteReplay, ReplayError, Repla
 from shared.store.aliases import AliasStore
 
 _log = structlog.get_logger()
+
+_AT_ONCE = 16
+"""Aliases that wait for their models to be warm beside each other."""
 
 
 class Promotion:
@@ -39,11 +43,15 @@ class Promotion:
                 code="invalid_replay_state",
             )
         winners = {row.model: row.challenger for row in _chosen(record, wanted.models)}
-        moved = [
-            await self._move(alias, winners[alias.target], f"Promoted by the replay {record.id}", wanted, caller)
-            for alias in await self._store.all(record.project)
-            if alias.target in winners
-        ]
+        places = asyncio.Semaphore(_AT_ONCE)
+        reason = f"Promoted by the replay {record.id}"
+
+        async def move(alias: AliasRecord) -> MovedAlias:
+            async with places:
+                return await self._move(alias, winners[alias.target], reason, wanted, caller)
+
+        aliases = [alias for alias in await self._store.all(record.project) if alias.target in winners]
+        moved = await asyncio.gather(*map(move, aliases))
         return ReplayPromotion(replay_id=record.id, data=moved)
 
     async def _move(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from services.api.evals.comparison import Comparisons
-from services.api.flow_jobs import OVER, WAITING, FlowJobs, failure_of
+from services.api.flow_jobs import OVER, WAITING, FlowJobs, failure_of, lasting
 from services.api.flows import FlowRunner
 from services.api.leftovers import Leftovers
 from services.api.model_evals import ModelEvals, Scored
@@ -68,10 +68,10 @@ class ReplayRunner(FlowRunner[ReplayRecord]):
         return replace(record, status=FlowState.COMPLETED)
 
     async def clean_up(self, record: ReplayRecord) -> None:
-        """Stop the jobs and runs of a replay that did not come to its end."""
-        if record.status is FlowState.COMPLETED:
-            return
+        """Stop the jobs and runs of rows that have no verdict."""
         for row in record.rows:
+            if row.verdict is not None:
+                continue
             await self._tools.jobs.cancel(row.job_id, project=record.project)
             for run_id in (row.champion_run_id, row.challenger_run_id):
                 await self._tools.evals.cancel(record.eval, run_id, project=record.project)
@@ -86,8 +86,9 @@ class ReplayRunner(FlowRunner[ReplayRecord]):
             if row.challenger:
                 return await self._evaluated(record, row)
             return row if job is None else _noted(row, job)
-        except RateLimited:
-            return row
+        except RateLimited as error:
+            full = lasting(error)
+            return row if full is None else _failed(row, full)
         except (InvalidRequest, NotFound) as error:
             return _failed(row, FlowError(code=error.code or "invalid_request", message=error.message))
 
@@ -102,12 +103,15 @@ class ReplayRunner(FlowRunner[ReplayRecord]):
     async def _evaluated(self, record: ReplayRecord, row: ReplayRowRecord) -> ReplayRowRecord:
         champion = await self._scored(record, row.model, row.champion_run_id)
         challenger = await self._scored(record, row.challenger, row.challenger_run_id)
+        if champion is not None:
+            row = replace(row, champion_pass_rate=champion.pass_rate, champion_rows=champion.rows)
+        if challenger is not None:
+            row = replace(row, challenger_pass_rate=challenger.pass_rate, challenger_rows=challenger.rows)
         for scored in (champion, challenger):
             if scored is not None and scored.error is not None:
                 return _failed(row, scored.error)
         if champion is None or challenger is None:
             return row
-        row = replace(row, champion_pass_rate=champion.pass_rate, challenger_pass_rate=challenger.pass_rate)
         compared = await self._tools.comparisons.compare(
             row.challenger_run_id, row.champion_run_id, eval_id=record.eval.eval_id, project=record.project
         )

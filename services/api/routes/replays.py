@@ -3,7 +3,7 @@
 from typing import Annotated, Any, TypeAlias
 
 import msgspec
-from litestar import Request, get, post
+from litestar import Request, delete, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, QueryParameter
 
@@ -17,7 +17,7 @@ from shared import ids
 from shared.records import KeyRecord
 from shared.replay_records import ReplayRecord
 from shared.schemas.paging import Page
-from shared.schemas.replays import CreateReplay, PromoteReplay, Replay, ReplayPromotion
+from shared.schemas.replays import CreateReplay, PromoteReplay, Replay, ReplayDeleted, ReplayPromotion
 from shared.settings import Settings
 from shared.store.flows import FlowStore
 from shared.store.idempotency import IdempotencyStore
@@ -54,29 +54,31 @@ async def create_replay(
         new_id=ids.new_replay_id(),
         look=replay_store.get,
     )
-    return (await replays.create(wanted, caller=caller, replay_id=replay_id)).public()
+    return await replays.shown(await replays.create(wanted, caller=caller, replay_id=replay_id))
 
 
 @get("/v1/fine_tuning/replays", operation_id="listReplays")
 async def list_replays(
     caller: NamedDependency[KeyRecord],
+    replays: NamedDependency[Replays],
     replay_store: NamedDependency[FlowStore[ReplayRecord]],
     limit: Limit = 20,
     after: FromQuery[str | None] = None,
 ) -> Page[Replay]:
     """List replays, newest first."""
     records, more = await replay_store.list(caller.project, after=after or None, limit=limit)
-    return page([record.public() for record in records], has_more=more)
+    return page([await replays.shown(record) for record in records], has_more=more)
 
 
 @get("/v1/fine_tuning/replays/{replay_id:str}", operation_id="retrieveReplay")
 async def retrieve_replay(
     replay_id: FromPath[str],
     caller: NamedDependency[KeyRecord],
+    replays: NamedDependency[Replays],
     replay_store: NamedDependency[FlowStore[ReplayRecord]],
 ) -> Replay:
     """Look a replay up: each model with its challenger, and which is better."""
-    return (await replay_store.get(replay_id, project=caller.project)).public()
+    return await replays.shown(await replay_store.get(replay_id, project=caller.project))
 
 
 @post("/v1/fine_tuning/replays/{replay_id:str}/cancel", status_code=200, operation_id="cancelReplay")
@@ -84,7 +86,7 @@ async def cancel_replay(
     replay_id: FromPath[str], caller: NamedDependency[KeyRecord], replays: NamedDependency[Replays]
 ) -> Replay:
     """Stop a replay with the jobs that it has under way; the models that there are stay."""
-    return (await replays.cancel(replay_id, project=caller.project)).public()
+    return await replays.shown(await replays.cancel(replay_id, project=caller.project))
 
 
 @post(
@@ -107,4 +109,13 @@ async def promote_replay(
     return await promotion.promote(record, wanted, caller=caller)
 
 
-ROUTES = [create_replay, list_replays, retrieve_replay, cancel_replay, promote_replay]
+@delete("/v1/fine_tuning/replays/{replay_id:str}", status_code=200, operation_id="deleteReplay")
+async def delete_replay(
+    replay_id: FromPath[str], caller: NamedDependency[KeyRecord], replays: NamedDependency[Replays]
+) -> ReplayDeleted:
+    """Forget a replay that has ended; its jobs, models and eval runs stay."""
+    await replays.delete(replay_id, project=caller.project)
+    return ReplayDeleted(id=replay_id)
+
+
+ROUTES = [create_replay, list_replays, retrieve_replay, cancel_replay, delete_replay, promote_replay]

@@ -3,7 +3,7 @@
 from typing import Annotated, Any, TypeAlias
 
 import msgspec
-from litestar import Request, Response, get, post
+from litestar import Request, Response, delete, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, QueryParameter
 
@@ -16,7 +16,7 @@ from services.api.sweeps.plot import plot
 from shared import ids
 from shared.records import KeyRecord
 from shared.schemas.paging import Page
-from shared.schemas.sweeps import CreateSweep, Sweep
+from shared.schemas.sweeps import CreateSweep, Sweep, SweepDeleted
 from shared.settings import Settings
 from shared.store.flows import FlowStore
 from shared.store.idempotency import IdempotencyStore
@@ -53,29 +53,31 @@ async def create_sweep(
         new_id=ids.new_sweep_id(),
         look=sweep_store.get,
     )
-    return (await sweeps.create(wanted, caller=caller, sweep_id=sweep_id)).public()
+    return await sweeps.shown(await sweeps.create(wanted, caller=caller, sweep_id=sweep_id))
 
 
 @get("/v1/fine_tuning/sweeps", operation_id="listSweeps")
 async def list_sweeps(
     caller: NamedDependency[KeyRecord],
+    sweeps: NamedDependency[Sweeps],
     sweep_store: NamedDependency[FlowStore[SweepRecord]],
     limit: Limit = 20,
     after: FromQuery[str | None] = None,
 ) -> Page[Sweep]:
     """List sweeps, newest first."""
     records, more = await sweep_store.list(caller.project, after=after or None, limit=limit)
-    return page([record.public() for record in records], has_more=more)
+    return page([await sweeps.shown(record) for record in records], has_more=more)
 
 
 @get("/v1/fine_tuning/sweeps/{sweep_id:str}", operation_id="retrieveSweep")
 async def retrieve_sweep(
     sweep_id: FromPath[str],
     caller: NamedDependency[KeyRecord],
+    sweeps: NamedDependency[Sweeps],
     sweep_store: NamedDependency[FlowStore[SweepRecord]],
 ) -> Sweep:
     """Look a sweep up: every run with its hyperparameters, its value and its rank."""
-    return (await sweep_store.get(sweep_id, project=caller.project)).public()
+    return await sweeps.shown(await sweep_store.get(sweep_id, project=caller.project))
 
 
 @post("/v1/fine_tuning/sweeps/{sweep_id:str}/cancel", status_code=200, operation_id="cancelSweep")
@@ -83,7 +85,7 @@ async def cancel_sweep(
     sweep_id: FromPath[str], caller: NamedDependency[KeyRecord], sweeps: NamedDependency[Sweeps]
 ) -> Sweep:
     """Stop a sweep with the jobs that it has under way; the models that there are stay."""
-    return (await sweeps.cancel(sweep_id, project=caller.project)).public()
+    return await sweeps.shown(await sweeps.cancel(sweep_id, project=caller.project))
 
 
 @get("/v1/fine_tuning/sweeps/{sweep_id:str}/plot", operation_id="plotSweep", opt={"response_body": SVG})
@@ -97,4 +99,13 @@ async def plot_sweep(
     return Response(plot(record), media_type="image/svg+xml")
 
 
-ROUTES = [create_sweep, list_sweeps, retrieve_sweep, cancel_sweep, plot_sweep]
+@delete("/v1/fine_tuning/sweeps/{sweep_id:str}", status_code=200, operation_id="deleteSweep")
+async def delete_sweep(
+    sweep_id: FromPath[str], caller: NamedDependency[KeyRecord], sweeps: NamedDependency[Sweeps]
+) -> SweepDeleted:
+    """Forget a sweep that has ended; its jobs, models and eval runs stay."""
+    await sweeps.delete(sweep_id, project=caller.project)
+    return SweepDeleted(id=sweep_id)
+
+
+ROUTES = [create_sweep, list_sweeps, retrieve_sweep, cancel_sweep, delete_sweep, plot_sweep]

@@ -1,26 +1,39 @@
-"""Taking sweeps in, and stopping them: what their owner may do."""
+"""Taking sweeps in, showing, stopping and deleting them: what their owner may do."""
 
 from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
-import msgspec
 import structlog
+from msgspec.structs import asdict
 
 from services.api import scopes
+from services.api.flow_jobs import FlowJobs
 from services.api.flows import canceled
 from services.api.jobs.requests import asked
 from services.api.jobs.submission import Submission
 from services.api.model_evals import ModelEvals
-from services.api.sweeps.grid import Body, chosen, find_axes, grid_size, job_request, without_lists
+from services.api.sweeps.grid import (
+    Body,
+    check_size,
+    check_values,
+    chosen,
+    find_axes,
+    grid_size,
+    job_request,
+    without_lists,
+)
 from services.api.sweeps.ranking import incomparable
+from services.api.sweeps.watching import noted
 from shared import ids
-from shared.errors import InvalidRequest, NotFound
+from shared.errors import InvalidRequest, NotFound, TransitionRefused
+from shared.flow_states import ENDED
 from shared.records import KeyRecord
 from shared.schemas.jobs import CreateJob
-from shared.schemas.sweeps import CreateSweep, MetricName
+from shared.schemas.sweeps import CreateSweep, MetricName, Sweep
 from shared.store.flows import FlowStore
 from shared.sweep_records import SweepAxis, SweepRecord, SweepRunRecord
 
@@ -28,12 +41,24 @@ _log = structlog.get_logger()
 
 
 class Sweeps:
-    """Creates and cancels sweeps; the record says what is wanted, and the runner follows it."""
+    """Creates, shows, cancels and deletes sweeps; the record says what is wanted, and the runner follows it.
 
-    def __init__(self, sweeps: FlowStore[SweepRecord], submission: Submission, evals: ModelEvals) -> None:
+    `stop` ends what a sweep that has ended has under way.
+    """
+
+    def __init__(
+        self,
+        sweeps: FlowStore[SweepRecord],
+        submission: Submission,
+        evals: ModelEvals,
+        jobs: FlowJobs,
+        stop: Callable[[SweepRecord], Awaitable[None]],
+    ) -> None:
         self._sweeps = sweeps
         self._submission = submission
         self._evals = evals
+        self._jobs = jobs
+        self._stop = stop
 
     async def create(self, wanted: CreateSweep, *, caller: KeyRecord, sweep_id: str) -> SweepRecord:
         """Record a sweep whose every run could be a job now; one that has this id already is returned as it is.
@@ -43,11 +68,13 @@ class Sweeps:
         with suppress(NotFound):
             return await self._sweeps.get(sweep_id, project=caller.project)
         body = _job_body(wanted)
+        check_size(body)
         axes = find_axes(body)
         seed = secrets.randbelow(2**31) if wanted.sweep.seed is None else wanted.sweep.seed
         picks = chosen(axes, n_runs=wanted.sweep.n_runs, seed=seed)
         body = without_lists(body, axes)
         requests = [job_request(body, axes, one) for one in picks]
+        check_values(body, axes, picks)
         metric = _metric(wanted, requests[0], axes)
         if wanted.sweep.eval is not None:
             scopes.check(caller.scopes, "POST", "/v1/evals")
@@ -84,10 +111,27 @@ class Sweeps:
         _log.info("sweep.cancelled", sweep_id=sweep_id)
         return record
 
+    async def delete(self, sweep_id: str, *, project: str) -> None:
+        """Forget a sweep that has ended; its jobs, models and eval runs stay. Raises NotFound, TransitionRefused."""
+        record = await self._sweeps.get(sweep_id, project=project)
+        if record.status not in ENDED:
+            raise TransitionRefused(
+                f"The sweep has status '{record.status.value}'; cancel it before it is deleted.",
+                code="invalid_sweep_state",
+            )
+        if await self._sweeps.is_active(sweep_id):
+            await self._stop(record)
+        await self._sweeps.remove(record)
+        _log.info("sweep.deleted", sweep_id=sweep_id)
+
+    async def shown(self, record: SweepRecord) -> Sweep:
+        """Return a sweep with what its jobs' own records say: its record is behind, and after its end never told."""
+        return noted(record, await self._jobs.many([run.job_id for run in record.runs])).public()
+
 
 def _job_body(wanted: CreateSweep) -> Body:
     """Return what the jobs have of the request, lists included; what is left out stays out."""
-    given: Body = msgspec.to_builtins(wanted)
+    given: Body = asdict(wanted)
     del given["sweep"]
     return {name: value for name, value in given.items() if value not in (None, {})}
 

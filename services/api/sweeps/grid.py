@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import random
 from collections.abc import Iterator, Sequence
@@ -18,11 +17,41 @@ from shared.sweep_records import SweepAxis
 
 MAX_VALUES = 1000
 """Of a list."""
+MAX_BODY_BYTES = 65_536
+"""Of a sweep's body, which is written again with every step of the sweep."""
+_MOST_LEVELS = 64
 _MOST_COMBINATIONS = 10**12
 _LISTS_ALREADY = frozenset({"target_modules"})
 """Options that are lists themselves: a list of lists sweeps over them."""
 
 Body = dict[str, Any]
+
+
+def check_size(body: Body) -> None:
+    """Raises InvalidRequest that names the field for a body that is too long, or nested too deeply."""
+    for name, value in body.items():
+        if _is_deeper(value, _MOST_LEVELS):
+            raise _invalid(name, f"it is nested more than {_MOST_LEVELS} levels deep")
+    sizes = {name: len(msgspec.json.encode(value)) for name, value in body.items()}
+    if sum(sizes.values()) > MAX_BODY_BYTES:
+        longest = max(sizes, key=lambda name: sizes[name])
+        said = f"it has {sizes[longest]:,} bytes, and the body without 'sweep' may have {MAX_BODY_BYTES:,}"
+        raise _invalid(longest, said)
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    layer = [value]
+    for _ in range(levels):
+        layer = [inner for one in layer for inner in _inner(one)]
+        if not layer:
+            return False
+    return True
+
+
+def _inner(value: Any) -> Sequence[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else ()
 
 
 def find_axes(body: Body) -> list[SweepAxis]:
@@ -111,17 +140,43 @@ def _picks(axes: Sequence[SweepAxis], place: int) -> list[int]:
 
 def without_lists(body: Body, axes: Sequence[SweepAxis]) -> Body:
     """Return a copy of the body without what the axes stand for."""
-    rest = copy.deepcopy(body)
     for axis in axes:
-        del _at(rest, axis.path[:-1])[axis.path[-1]]
-    return rest
+        body = _without(body, axis.path)
+    return body
+
+
+def _without(body: Body, path: Sequence[str]) -> Body:
+    name, *rest = path
+    if rest:
+        return {**body, name: _without(body[name], rest)}
+    return {other: value for other, value in body.items() if other != name}
+
+
+def _with(body: Body, path: Sequence[str], value: Any) -> Body:
+    name, *rest = path
+    return {**body, name: _with(body[name], rest, value) if rest else value}
 
 
 def job_request(body: Body, axes: Sequence[SweepAxis], picks: Sequence[int]) -> CreateJob:
     """Form the request of one run. Raises InvalidRequest that names the field, as a job's own request does."""
-    filled = copy.deepcopy(body)
+    return _request(_filled(body, axes, picks))
+
+
+def check_values(body: Body, axes: Sequence[SweepAxis], picks: Sequence[Sequence[int]]) -> None:
+    """Refuse values that no job may have, also those that are in none of the picks. Raises as `job_request` does."""
+    filled = _filled(body, axes, picks[0])
+    for place, axis in enumerate(axes):
+        for pick in set(range(len(axis.values))) - {one[place] for one in picks}:
+            _request(_with(filled, axis.path, axis.values[pick]))
+
+
+def _filled(body: Body, axes: Sequence[SweepAxis], picks: Sequence[int]) -> Body:
     for axis, pick in zip(axes, picks, strict=True):
-        _at(filled, axis.path[:-1])[axis.path[-1]] = axis.values[pick]
+        body = _with(body, axis.path, axis.values[pick])
+    return body
+
+
+def _request(filled: Body) -> CreateJob:
     try:
         return msgspec.convert(filled, CreateJob)
     except msgspec.ValidationError as error:

@@ -83,4 +83,20 @@ def runner_up(record: SweepRecord) -> SweepRunRecord | None:
     return min(others, key=lambda run: run.rank or 0, default=None)
 
 
+def behind(record: SweepRecord) -> list[SweepRunRecord]:
+    """Return the runs whose models the best one makes needless.
+
+    None where the eval has contradicted the ranks, or has no word on some of the best one's rows; and never a run that
+    was not ranked, or not by all of its rows.
+    """
+    best = record.best()
+    if best is None or record.lead == "worse" or _is_partial(best):
+        return []
+    return [run for run in record.runs if run is not best and run.rank is not None and not _is_partial(run)]
+
+
+def _is_partial(run: SweepRunRecord) -> bool:
+    return run.rows is not None and run.rows.errored > 0
+
+
 NO_VALUE = FlowError(code="no_value", message="The job has no validation result to be ranked by.")

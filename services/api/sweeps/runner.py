@@ -4,7 +4,8 @@ submitting ─ every run gets its job, as many at a time as the project may have
 training ── jobs are looked at until all have ended; one that fails is out of the race, the others go on
 evaluating ─ with an eval, each model gets its run
 ranking ─── values, ranks, and whether the first is better than the second or only luckier
-keeping ─── with `keep: "best"` the models of the other jobs are deleted, except those that something stands on
+keeping ─── with `keep: "best"`, once the ranks are stored, the models of the runs behind are deleted, except those that
+            something stands on
 """
 
 from __future__ import annotations
@@ -17,29 +18,26 @@ import structlog
 from msgspec.structs import replace
 
 from services.api.evals.comparison import Comparisons
-from services.api.flow_jobs import OVER, REFUSED, WAITING, FlowJobs, failure_of
+from services.api.flow_jobs import OVER, REFUSED, WAITING, FlowJobs, lasting
 from services.api.flows import FlowRunner
 from services.api.leftovers import Leftovers
 from services.api.model_deletion import ModelDeletion
 from services.api.model_evals import ModelEvals
 from services.api.sweeps.grid import job_request
-from services.api.sweeps.ranking import NO_VALUE, ranked, runner_up, validation_value
+from services.api.sweeps.ranking import NO_VALUE, behind, ranked, runner_up, validation_value
+from services.api.sweeps.watching import noted
 from shared.errors import InvalidRequest, NotFound, RateLimited
 from shared.flow_records import FlowError
 from shared.flow_states import FlowState
-from shared.records import JobRecord
 from shared.schemas.evals import Verdict
 from shared.schemas.jobs import CreateJob
-from shared.states import JobState
 from shared.store.flows import FlowStore
 from shared.store.leases import LeaseStore
 from shared.store.registry import Registry
-from shared.sweep_records import SweepRecord, SweepRunRecord
+from shared.sweep_records import SWEEP_ID, SweepRecord, SweepRunRecord
 
 _log = structlog.get_logger()
 
-SWEEP_ID = "sweep_id"
-"""Under which name a job's metadata have the sweep that it is of, if there is room."""
 _MOST_METADATA = 16
 _NOBODY = FlowError(code="no_model", message="None of the runs has a model with a value to rank it by; see the runs.")
 
@@ -71,6 +69,8 @@ class SweepRunner(FlowRunner[SweepRecord]):
 
     async def advance(self, record: SweepRecord) -> SweepRecord:
         """Take the next step; see the module's head."""
+        if record.best() is not None:
+            return replace(await self._without_others(record), status=FlowState.COMPLETED)
         record = await self._watched(await self._submitted(record))
         if any(run.status not in OVER for run in record.runs):
             return record
@@ -80,9 +80,7 @@ class SweepRunner(FlowRunner[SweepRecord]):
         if record.best() is None:
             return replace(record, status=FlowState.FAILED, error=_NOBODY)
         record = replace(record, lead=await self._lead(record))
-        if record.keep == "best":
-            record = await self._without_others(record)
-        return replace(record, status=FlowState.COMPLETED)
+        return record if record.keep == "best" else replace(record, status=FlowState.COMPLETED)
 
     async def clean_up(self, record: SweepRecord) -> None:
         """Stop the jobs and runs of a sweep that did not come to its end."""
@@ -110,9 +108,7 @@ class SweepRunner(FlowRunner[SweepRecord]):
     async def _watched(self, record: SweepRecord) -> SweepRecord:
         """Take note of what the jobs have come to; one that has ended is not looked at again."""
         open_ids = [run.job_id for run in record.runs if run.status not in (*OVER, WAITING)]
-        jobs = await self._tools.jobs.many(open_ids)
-        runs = [_noted(run, jobs[run.job_id]) if run.job_id in jobs else run for run in record.runs]
-        return replace(record, runs=tuple(runs))
+        return noted(record, await self._tools.jobs.many(open_ids))
 
     async def _valued(self, record: SweepRecord) -> SweepRecord:
         """Give models their values; those of an eval come one after the other, as many runs as a project may have."""
@@ -138,7 +134,7 @@ class SweepRunner(FlowRunner[SweepRecord]):
             return await self._begun(record, run)
         if scored is None:
             return run
-        return replace(run, value=scored.pass_rate, error=scored.error)
+        return replace(run, value=scored.pass_rate, rows=scored.rows, error=scored.error)
 
     async def _begun(self, record: SweepRecord, run: SweepRunRecord) -> SweepRunRecord:
         assert record.eval is not None
@@ -149,6 +145,10 @@ class SweepRunner(FlowRunner[SweepRecord]):
             )
         except (InvalidRequest, NotFound) as error:
             return replace(run, error=FlowError(code=error.code or "invalid", message=error.message))
+        except RateLimited as error:
+            if (full := lasting(error)) is None:
+                raise
+            return replace(run, error=full)
         return run
 
     async def _lead(self, record: SweepRecord) -> Verdict | None:
@@ -165,9 +165,8 @@ class SweepRunner(FlowRunner[SweepRecord]):
         return compared.verdict
 
     async def _without_others(self, record: SweepRecord) -> SweepRecord:
-        """Delete the models of all jobs but the best one's; what something stands on stays."""
-        best = record.best()
-        others = {run.job_id: True for run in record.runs if run is not best}
+        """Delete the models of the runs behind the best one; what something stands on stays."""
+        others = {run.job_id: True for run in behind(record)}
         for model in await self._tools.registry.listed(record.project):
             if model.job_id not in others:
                 continue
@@ -186,17 +185,3 @@ def _request(record: SweepRecord, run: SweepRunRecord) -> CreateJob:
     if len(metadata) < _MOST_METADATA:
         request = replace(request, metadata={**metadata, SWEEP_ID: record.id})
     return request
-
-
-def _noted(run: SweepRunRecord, job: JobRecord) -> SweepRunRecord:
-    """Take over what a job has come to."""
-    run = replace(
-        run,
-        status=job.status.value,
-        device_seconds=job.device_seconds,
-        price=job.cost.price,
-        currency=job.cost.currency,
-    )
-    if job.status is JobState.SUCCEEDED:
-        return replace(run, model=job.fine_tuned_model or "")
-    return replace(run, error=failure_of(job))

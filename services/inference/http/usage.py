@@ -17,7 +17,10 @@ TELL_EVERY_S = 1.0
 
 
 class UsageCounts:
-    """Counts since they were last told; a process that is killed loses those of its last second."""
+    """Counts since they were last told; a process that is killed loses those of its last second.
+
+    Where the database counts and its reply is lost, what it was told is told again, and counts twice.
+    """
 
     def __init__(self, store: UsageStore) -> None:
         self._store = store
@@ -40,12 +43,24 @@ class UsageCounts:
             await self.tell()
 
     async def tell(self) -> None:
-        """Tell what is counted by now, day by day: what fails in between tells nothing twice."""
+        """Tell what is counted by now, day by day: what fails in between leaves the days before it told."""
         for day in list(self._counts):
-            counts = self._counts.pop(day)
             try:
-                await self._store.add({day: counts})
+                await self._tell(day)
             except StoreUnavailable:
-                self._counts.setdefault(day, Counter()).update(counts)
                 log.warning("usage.not_told", reason="the database does not answer")
                 return
+
+    async def _tell(self, day: Day) -> None:
+        """Tell a day's counts, also when cancelled in the middle: else nobody knew whether they are to be told again.
+
+        Raises StoreUnavailable, with the counts kept.
+        """
+        counts = self._counts.pop(day)
+        adding = asyncio.create_task(self._store.add({day: counts}))
+        try:
+            await asyncio.shield(adding)
+        finally:
+            await asyncio.wait([adding])
+            if adding.exception() is not None:
+                self._counts.setdefault(day, Counter()).update(counts)

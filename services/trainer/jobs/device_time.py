@@ -42,7 +42,11 @@ class DeviceTime:
         return replace(current, device_seconds=self.total_s)
 
     async def tell(self) -> None:
-        """Count what has been spent since the last time towards the project's usage; Redis may be away."""
+        """Count what has been spent since the last time towards the project's usage; Redis may be away.
+
+        Where Redis counts and its reply is lost, the same time is told again and counts twice there; the job's own
+        cost is a total, and does not.
+        """
         spent_ms = round(self._clock.spent(self._record.id) * 1000)
         more = spent_ms - self._told_ms
         counts = {Used("device_ms", self._record.model_name): more}

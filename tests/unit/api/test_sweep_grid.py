@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 
-from services.api.sweeps.grid import Body, chosen, find_axes, grid_size, job_request, without_lists
+from services.api.sweeps.grid import (
+    Body,
+    check_size,
+    check_values,
+    chosen,
+    find_axes,
+    grid_size,
+    job_request,
+    without_lists,
+)
 from shared.errors import InvalidRequest
 
 
@@ -86,3 +95,27 @@ def test_bad_value_in_a_list_is_refused_as_a_job_would_be() -> None:
     with pytest.raises(InvalidRequest) as caught:
         job_request(rest, axes, [1])
     assert caught.value.param == "method.supervised.hyperparameters.n_epochs"
+
+
+def test_value_that_no_run_has_picked_is_refused_all_the_same() -> None:
+    given = body(method=supervised(n_epochs=[1, 2, "many"]), selftune={"rank": [4, 8]})
+    axes = find_axes(given)
+    rest = without_lists(given, axes)
+    check_values(rest, [axes[1]], [[0]])
+    with pytest.raises(InvalidRequest) as caught:
+        check_values(rest, axes, [[0, 0], [1, 1]])
+    assert caught.value.param == "method.supervised.hyperparameters.n_epochs"
+
+
+def test_body_that_is_too_long_or_too_deep_is_refused_by_field() -> None:
+    nested: list[Any] = []
+    for _ in range(500):
+        nested = [nested]
+    check_size(body(method=supervised(n_epochs=[1, 2])))
+    for given, param in [
+        (body(selftune={"rank": nested}), "selftune"),
+        (body(method=supervised(x="y" * 66_000), seed=[1]), "method"),
+    ]:
+        with pytest.raises(InvalidRequest) as caught:
+            check_size(given)
+        assert (caught.value.code, caught.value.param) == ("invalid_value", param)

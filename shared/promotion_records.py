@@ -75,6 +75,9 @@ class GateRun(Struct, frozen=True, kw_only=True):
     """Unix time at which it was judged."""
     has_passed: bool
     """Whether it passed; of a model that others were compared with, whether it has the least pass rate."""
+    passed_run_id: str = ""
+    """The run with which it had passed when it was promoted, or first, whatever was seen since: rechecks are compared
+    with that. Empty if it never passed what is asked."""
 
 
 def asked_of(gate: Gate) -> str:

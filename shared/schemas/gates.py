@@ -49,12 +49,12 @@ class Gate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     data_source: GateSource
     criteria: GateCriteria
     fresh_hours: Annotated[
-        float, Meta(gt=0, le=720, description="A run of this gate counts for so long, and is not made again.")
+        float, Meta(ge=0.1, le=720, description="A run of this gate counts for so long, and is not made again.")
     ] = 24.0
     recheck_hours: (
         Annotated[
             float,
-            Meta(gt=0, le=8760, description="Evaluate the alias's model so often; the alias goes back if it fails."),
+            Meta(ge=0.1, le=8760, description="Evaluate the alias's model so often; the alias goes back if it fails."),
         ]
         | None
     ) = None

@@ -24,14 +24,21 @@ class GateRunStore:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    async def note(self, alias: AliasRecord, seen: GateRun) -> None:
-        """Note it in place of the model's run before, unless the alias was deleted meanwhile."""
+    async def note(self, alias: AliasRecord, seen: GateRun, *, rejudges: bool = True) -> None:
+        """Note it in place of the model's run before, unless that is newer, or the alias was deleted meanwhile.
+
+        Without `rejudges` a verdict over the same run is left alone, too. A `passed_run_id` that is empty is taken over
+        from the run before, if that was asked the same; if there is none, it is this run once that has passed.
+        """
         found = await self.all(alias.uid)
         others = sorted((one for one in found.values() if one.model != seen.model), key=lambda one: one.at)
         await self._client.script(
             "note_gate_run",
             [keys.alias(alias.project, alias.name), keys.gate_runs(alias.uid)],
-            [alias.uid, seen.model, _encode(seen), *(one.model for one in others[: len(others) + 1 - _MOST])],
+            [
+                *(alias.uid, seen.model, _encode(seen), int(rejudges)),
+                *(one.model for one in others[: len(others) + 1 - _MOST]),
+            ],
         )
 
     async def find(self, uid: str, model: str) -> GateRun | None:

@@ -13,10 +13,11 @@ from services.api.flows import FlowFailed
 from shared.alias_records import AliasRecord
 from shared.audit_records import AuditRecord
 from shared.errors import AdapterRejected, Conflict
-from shared.promotion_records import PromotionRecord
+from shared.promotion_records import PromotionRecord, asked_of
+from shared.schemas.aliases import AliasRevision
 from shared.schemas.promotions import PromotionOutcome
 from shared.store.aliases import AliasStore, Change
-from shared.store.audit import AuditStore
+from shared.store.audit import AuditStore, Span
 from shared.store.gate_runs import GateRunStore
 from shared.store.registry import Registry
 
@@ -48,7 +49,7 @@ class GatedMoves:
         Raises FlowFailed when alias or gate have changed meanwhile or no server can have the model, NotFound.
         """
         current = await self.alias_of(promotion)
-        if await self._is_made(promotion):
+        if await self._made(promotion) is not None:
             return "promoted"
         _check_unmoved(current, promotion)
         model = await self._aliases.find_model(promotion.model, "model", promotion.access)
@@ -68,8 +69,11 @@ class GatedMoves:
     async def roll_back(self, promotion: PromotionRecord) -> tuple[PromotionOutcome, str]:
         """Point the alias back to the last model of its history that passed; return what came of it, and the words."""
         current = await self.alias_of(promotion)
-        if await self._is_made(promotion):
-            return "rolled_back", promotion.message
+        made = await self._made(promotion)
+        if made is not None:
+            if not await self._is_told(promotion):
+                await self._tell(promotion, made.model)
+            return "rolled_back", f"{promotion.message}; the alias points to '{made.model}' again"
         if current.target != promotion.model:
             return "stays", f"{promotion.message}; the alias points to '{current.target}' by now"
         former = await self._last_passed(current)
@@ -93,23 +97,39 @@ class GatedMoves:
             raise FlowFailed("alias_not_found", f"The alias '{promotion.alias}' was deleted meanwhile.")
         return found
 
-    async def _is_made(self, promotion: PromotionRecord) -> bool:
+    async def _made(self, promotion: PromotionRecord) -> AliasRevision | None:
+        """Return the move that the promotion has made already."""
         history = await self._store.history(promotion.alias_uid)
-        return any(entry.promotion_id == promotion.id for entry in history)
+        return next((entry for entry in history if entry.promotion_id == promotion.id), None)
 
     async def _last_passed(self, record: AliasRecord) -> str | None:
-        seen = await self._runs.all(record.uid)
+        """Return the last model of its history that passed what the gate asks now, and can be had."""
+        if record.gate is None:
+            return None
+        seen, asked = await self._runs.all(record.uid), asked_of(record.gate)
         for entry in await self._store.history(record.uid):
             run = seen.get(entry.model)
-            if entry.model == record.target or run is None or not run.has_passed:
+            if entry.model == record.target or run is None or run.asked != asked or not run.has_passed:
                 continue
             access = record.gate_set.access(record.project) if record.gate_set is not None else None
             if access is not None and (await self._registry.find(entry.model, access)).own is not None:
                 return entry.model
         return None
 
+    async def _is_told(self, promotion: PromotionRecord) -> bool:
+        """Tell whether the audit log has the move, which may have been made by a process that died then."""
+        told, _ = await self._audit.page(
+            lambda entry: (
+                (entry.type, entry.project, entry.resources, entry.reason)
+                == ("alias.gate_lost", promotion.project, (promotion.alias,), _reason(promotion))
+            ),
+            span=Span(first_ms=promotion.created_at * 1000),
+            limit=1,
+        )
+        return bool(told)
+
     async def _tell(self, promotion: PromotionRecord, former: str) -> None:
-        reason = f"'{promotion.model}' does not pass its gate: {promotion.message}"
+        reason = _reason(promotion)
         await self._audit.add(
             AuditRecord(
                 type="alias.gate_lost",
@@ -120,6 +140,10 @@ class GatedMoves:
             )
         )
         _log.warning("alias.gate_lost", alias=promotion.alias, model=former, reason=reason)
+
+
+def _reason(promotion: PromotionRecord) -> str:
+    return f"'{promotion.model}' does not pass its gate: {promotion.message}"
 
 
 def _check_unmoved(record: AliasRecord, promotion: PromotionRecord) -> None:

@@ -14,9 +14,9 @@ from services.api.evals.questions import check_messages
 from shared.alias_records import AliasRecord
 from shared.audit_records import AuditRecord
 from shared.errors import InvalidRequest, NotFound, PermissionDenied
-from shared.promotion_records import PromotionRecord
+from shared.promotion_records import GateRun, PromotionRecord, asked_of
 from shared.records import KeyRecord
-from shared.schemas.aliases import PromoteCanary, RollBackAlias, UpdateAlias
+from shared.schemas.aliases import Canary, PromoteCanary, RollBackAlias, UpdateAlias
 from shared.schemas.evals import EvalFileId
 from shared.schemas.gates import MAX_CONFIG_BYTES, Gate, GateCriteria
 from shared.schemas.promotions import GateFigures
@@ -25,6 +25,9 @@ from shared.store.audit import AuditStore
 from shared.store.evals import EvalStore
 from shared.store.files import FileStore
 from shared.store.gate_runs import GateRunStore
+
+FREE_CANARY_PERCENT = 10
+"""A canary of a larger share has to have passed the gate."""
 
 
 class Gates:
@@ -57,15 +60,13 @@ class Gates:
         if isinstance(gate.data_source.source, EvalFileId):
             await self._check_file(gate.data_source.source.id, caller.project)
 
-    async def check_rollback(self, record: AliasRecord, model: str, wanted: RollBackAlias, caller: KeyRecord) -> None:
-        """Raises InvalidRequest for going back to a model that did not pass the gate when it was seen last."""
-        seen = None if record.gate is None else await self._runs.find(record.uid, model)
-        if seen is not None and not seen.has_passed:
-            check_override(record, wanted.override_gate, caller, f"'{model}' did not pass it (run '{seen.run_id}')")
+    async def seen(self, record: AliasRecord, model: str | None) -> GateRun | None:
+        """Return what an alias's gate saw last of a model, if there is one."""
+        return None if model is None else await self._runs.find(record.uid, model)
 
     async def note_override(self, record: AliasRecord, reason: str | None, caller: KeyRecord) -> None:
-        """Enter into the audit log that a gate was passed over, if it was."""
-        if reason is not None and record.gate is not None:
+        """Enter into the audit log that a gate was passed over, if there is a reason for which it was."""
+        if reason is not None:
             await self._audit.add(
                 AuditRecord(
                     type="alias.gate_overridden",
@@ -112,26 +113,47 @@ def check_may_ask(caller: KeyRecord, param: str | None) -> None:
         )
 
 
-def check_update(record: AliasRecord, wanted: UpdateAlias, caller: KeyRecord) -> None:
-    """Raises InvalidRequest with code `gate_not_passed` for a move past the gate, or a change of the gate itself."""
-    moves = wanted.model is not UNSET and wanted.model != record.target
-    changes = wanted.gate is not UNSET and wanted.gate != record.gate
-    if moves:
-        check_override(record, wanted.override_gate, caller, f"'{wanted.model}' has to pass it", param="model")
-    if changes:
-        check_override(record, wanted.override_gate, caller, "changing it would open it", param="gate")
+def check_update(record: AliasRecord, wanted: UpdateAlias, caller: KeyRecord, seen: GateRun | None) -> str | None:
+    """Return why the gate is passed over, None if it is not. `seen` is what it saw last of the canary that is wanted.
+
+    Raises InvalidRequest with code `gate_not_passed` for a move past the gate, a canary of more than
+    FREE_CANARY_PERCENT that has not passed it, or a change of the gate itself; PermissionDenied.
+    """
+    _check_override(wanted.override_gate, caller)
+    overs = list[str | None]()
+    if wanted.model is not UNSET and wanted.model != record.target:
+        overs.append(passed_over(record, wanted.override_gate, f"'{wanted.model}' has to pass it", param="model"))
+    if wanted.canary and _grows(record, wanted.canary) and not _has_passed(record, seen):
+        why = f"'{wanted.canary.model}' has to pass it to be a canary of more than {FREE_CANARY_PERCENT}%"
+        overs.append(passed_over(record, wanted.override_gate, why, param="canary.percent"))
+    if wanted.gate is not UNSET and wanted.gate != record.gate:
+        overs.append(passed_over(record, wanted.override_gate, "changing it would open it", param="gate"))
+    return overs[0] if overs else None
 
 
-def check_promote(record: AliasRecord, wanted: PromoteCanary, caller: KeyRecord) -> None:
-    check_override(record, wanted.override_gate, caller, "its canary has to pass it")
+def check_promote(record: AliasRecord, wanted: PromoteCanary, caller: KeyRecord) -> str | None:
+    """As `check_update`, for promoting the canary."""
+    _check_override(wanted.override_gate, caller)
+    return passed_over(record, wanted.override_gate, "its canary has to pass it")
 
 
-def check_override(
-    record: AliasRecord, override: str | None, caller: KeyRecord, why: str, *, param: str | None = None
-) -> None:
-    """Raises InvalidRequest for an alias with a gate, PermissionDenied for who passes it over and is no admin."""
+def check_rollback(
+    record: AliasRecord, wanted: RollBackAlias, caller: KeyRecord, model: str, seen: GateRun | None
+) -> str | None:
+    """As `check_update`, for going back to a model that did not pass the gate when it was seen last."""
+    _check_override(wanted.override_gate, caller)
+    if seen is None or seen.has_passed:
+        return None
+    return passed_over(record, wanted.override_gate, f"'{model}' did not pass it (run '{seen.run_id}')")
+
+
+def passed_over(record: AliasRecord, override: str | None, why: str, *, param: str | None = None) -> str | None:
+    """Return `override`, None for an alias without a gate.
+
+    Raises InvalidRequest with code `gate_not_passed` for one with a gate where `override` is None.
+    """
     if record.gate is None:
-        return
+        return None
     if override is None:
         raise InvalidRequest(
             f"The alias '{record.name}' has a gate, and {why}: POST /v1/aliases/{record.name}/promotions, or send "
@@ -139,13 +161,28 @@ def check_override(
             code="gate_not_passed",
             param=param,
         )
-    if not caller.access.is_admin:
+    return override
+
+
+def _check_override(override: str | None, caller: KeyRecord) -> None:
+    """Raises PermissionDenied for who would pass gates over and is no admin, be there a gate in the way or not."""
+    if override is not None and not caller.access.is_admin:
         raise PermissionDenied("'override_gate' needs an API key with the scope admin.", param="override_gate")
 
 
-def overridden(record: AliasRecord, change: Change, override: str | None) -> Change:
-    """Have the history tell that a gate was passed over, and why."""
-    if override is None or record.gate is None:
+def _grows(record: AliasRecord, canary: Canary) -> bool:
+    """Tell whether a canary gets a large share that it does not have yet."""
+    has = record.canary.percent if record.canary is not None and record.canary.model == canary.model else 0
+    return canary.percent > max(has, FREE_CANARY_PERCENT)
+
+
+def _has_passed(record: AliasRecord, seen: GateRun | None) -> bool:
+    return record.gate is not None and seen is not None and seen.has_passed and seen.asked == asked_of(record.gate)
+
+
+def overridden(change: Change, override: str | None) -> Change:
+    """Have the history tell that a gate was passed over, and why, if it was."""
+    if override is None:
         return change
     changed, entry = change
     reason = "; ".join(part for part in (entry.reason, override) if part)

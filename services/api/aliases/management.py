@@ -9,7 +9,7 @@ from msgspec import UNSET
 
 from services.api.aliases import changes
 from services.api.aliases.audience import warning_of
-from services.api.aliases.gates import Gates, check_promote, check_update, overridden
+from services.api.aliases.gates import Gates, check_promote, check_rollback, check_update, overridden
 from services.api.aliases.monitors import Monitors
 from services.api.aliases.warming import Warming
 from services.api.gateway.model_names import ModelNames
@@ -86,7 +86,8 @@ class Aliases:
         `model_not_warm`)."""
         current = await self._store.get(name, project=caller.project)
         check_revision(current, wanted.expected_revision)
-        check_update(current, wanted, caller)
+        seen = await self._gates.seen(current, wanted.canary.model if wanted.canary else None)
+        over = check_update(current, wanted, caller, seen)
         await self._gates.check(wanted.gate or None, caller)
         await self._monitors.check(wanted.monitor or None, caller)
         _check_watch(wanted.watch or None)
@@ -95,15 +96,16 @@ class Aliases:
         warm, warning = await self._prepare(current, wanted, caller.access)
 
         def change(record: AliasRecord) -> Change | None:
+            nonlocal over
             _check_others(record, wanted)
-            check_update(record, wanted, caller)
+            over = check_update(record, wanted, caller, seen)
             changed = changes.updated(record, wanted, caller)
-            return None if changed is None else overridden(record, changed, wanted.override_gate)
+            return None if changed is None else overridden(changed, over)
 
         changed = await self._store.change(
             name, change, project=caller.project, expected_revision=wanted.expected_revision
         )
-        await self._gates.note_override(current, wanted.override_gate, caller)
+        await self._gates.note_override(current, over, caller)
         return self._done(changed, warm, warning)
 
     async def promote(self, name: str, wanted: PromoteCanary, *, caller: KeyRecord) -> ChangedAlias:
@@ -111,22 +113,23 @@ class Aliases:
         current = await self._store.get(name, project=caller.project)
         check_revision(current, wanted.expected_revision)
         planned = _canary_of(current)
-        check_promote(current, wanted, caller)
+        over = check_promote(current, wanted, caller)
         model = await self.find_model(planned.model, None, caller.access)
         warm = await self._warming.warm(model.model, param="alias", wait=wanted.wait_warm)
         warning = warning_of(await self._pointed_to(current, caller.access), [model])
 
         def change(record: AliasRecord) -> Change:
+            nonlocal over
             canary = _canary_of(record)
             if canary.model != planned.model:
                 check_revision(record, current.revision)
-            check_promote(record, wanted, caller)
-            return overridden(record, changes.promoted(record, canary, wanted.reason, caller), wanted.override_gate)
+            over = check_promote(record, wanted, caller)
+            return overridden(changes.promoted(record, canary, wanted.reason, caller), over)
 
         changed = await self._store.change(
             name, change, project=caller.project, expected_revision=wanted.expected_revision
         )
-        await self._gates.note_override(current, wanted.override_gate, caller)
+        await self._gates.note_override(current, over, caller)
         return self._done(changed, warm, warning)
 
     async def roll_back(self, name: str, wanted: RollBackAlias, *, caller: KeyRecord) -> ChangedAlias:
@@ -139,20 +142,23 @@ class Aliases:
         if wanted.revision is None and wanted.expected_revision is None:
             await self._check_not_taken_back(current)
         target = await self._former(current, wanted.revision)
-        await self._gates.check_rollback(current, target, wanted, caller)
+        over = check_rollback(current, wanted, caller, target, await self._gates.seen(current, target))
         model = await self.find_model(target, None, caller.access)
         warm = await self._warming.warm(model.model, param="alias", wait=wanted.wait_warm)
         warning = warning_of(await self._pointed_to(current, caller.access), [model])
+        seen = await self._gates.seen(current, target)
 
         def change(record: AliasRecord) -> Change:
+            nonlocal over
             if wanted.revision is None and record.previous != target:
                 check_revision(record, current.revision)
-            return overridden(record, changes.pointed_back(record, target, wanted.reason, caller), wanted.override_gate)
+            over = check_rollback(record, wanted, caller, target, seen)
+            return overridden(changes.pointed_back(record, target, wanted.reason, caller), over)
 
         changed = await self._store.change(
             name, change, project=caller.project, expected_revision=wanted.expected_revision
         )
-        await self._gates.note_override(current, wanted.override_gate, caller)
+        await self._gates.note_override(current, over, caller)
         return self._done(changed, warm, warning)
 
     async def delete(self, name: str, *, project: str) -> None:

@@ -66,39 +66,52 @@ class PromotionRunner(FlowRunner[PromotionRecord]):
         return await self._ended(record)
 
     async def clean_up(self, record: PromotionRecord) -> None:
-        if record.status is not FlowState.COMPLETED and record.are_begun:
+        if record.status is not FlowState.COMPLETED:
             for run_id in record.run_ids:
                 await self._stop(run_id, record)
-        if record.kind == "recheck":
-            await self._rechecks.forget_old(record)
+        await self._rechecks.forget_old(record)
+        try:
+            await self._moves.alias_of(record)
+        except FlowFailed:  # the alias was deleted while this began: nobody can name it any more
+            await self._flows.remove(record)
 
     async def _planned(self, record: PromotionRecord) -> PromotionRecord:
         """Choose the runs: those of before as far as they are fresh, else the ids of new ones."""
         alias = await self._moves.alias_of(record)
         if record.kind == "recheck":
-            before = await self._usable(alias, record, record.model, fresh=False)
-            return replace(record, eval_run_id=ids.new_eval_run_id(), current_run_id=before if before else "")
-        run_id = await self._usable(alias, record, record.model) or ids.new_eval_run_id()
+            before = await self._passed(alias, record)
+            return replace(record, eval_run_id=ids.new_eval_run_id(), current_run_id=before)
+        run_id = await self._fresh(alias, record, record.model) or ids.new_eval_run_id()
         current = ""
         if record.gate.criteria.against_current is not None and record.model != record.current:
-            current = await self._usable(alias, record, record.current) or ids.new_eval_run_id()
+            current = await self._fresh(alias, record, record.current) or ids.new_eval_run_id()
         return replace(record, eval_run_id=run_id, current_run_id=current)
 
-    async def _usable(self, alias: AliasRecord, record: PromotionRecord, model: str, *, fresh: bool = True) -> str:
-        """Return the run of a model that the gate saw last, if it was asked the same and all results are there; "".
+    async def _fresh(self, alias: AliasRecord, record: PromotionRecord, model: str) -> str:
+        """Return the run of a model that the gate saw last, if it is no older than the gate says, and of use; ""."""
+        seen = await self._seen(alias, record, model)
+        run = await self._whole(seen.run_id, record) if seen is not None else None
+        return run.id if run is not None and time.time() < run.created_at + record.gate.fresh_hours * 3600 else ""
 
-        With `fresh` it must not be older than the gate says; else it must have passed.
-        """
+    async def _passed(self, alias: AliasRecord, record: PromotionRecord) -> str:
+        """Return the run with which a model that is looked at again had passed, whatever was seen since; ""."""
+        seen = await self._seen(alias, record, record.model)
+        run = await self._whole(seen.passed_run_id, record) if seen is not None and seen.passed_run_id else None
+        return "" if run is None else run.id
+
+    async def _seen(self, alias: AliasRecord, record: PromotionRecord, model: str) -> GateRun | None:
+        """Return what the gate saw last of a model, if that was asked the same."""
         seen = await self._gate_runs.find(alias.uid, model)
-        if seen is None or seen.asked != asked_of(record.gate):
-            return ""
+        return seen if seen is not None and seen.asked == asked_of(record.gate) else None
+
+    async def _whole(self, run_id: str, record: PromotionRecord) -> EvalRunRecord | None:
+        """Return a run if all its results are there."""
         try:
-            run = await self._run_of(seen.run_id, record)
+            run = await self._run_of(run_id, record)
         except NotFound:
-            return ""
-        is_wanted = time.time() < run.created_at + record.gate.fresh_hours * 3600 if fresh else seen.has_passed
+            return None
         is_whole = run.status is EvalRunState.COMPLETED and len(await self._run_store.marks(run.id)) == run.rows
-        return run.id if is_wanted and is_whole else ""
+        return run if is_whole else None
 
     async def _begun(self, record: PromotionRecord) -> PromotionRecord:
         """Create the runs that are not there. Raises what creating a run raises."""
@@ -124,10 +137,14 @@ class PromotionRunner(FlowRunner[PromotionRecord]):
             raise FlowFailed("nothing_to_compare", "The runs have not the same rows.")
         figures = figures_of(here, other)
         has_passed, message = judged(record, figures)
-        await self._note(alias, record, record.model, runs[0], has_passed=has_passed)
+        seen = _seen_in(record, record.model, runs[0], has_passed=has_passed)
+        if has_passed and (record.kind == "promotion" or other is None):
+            seen = replace(seen, passed_run_id=seen.run_id)
+        await self._gate_runs.note(alias, seen)
         if other is not None and record.kind == "promotion":
             is_good = has_least_pass_rate(record.gate, other)
-            await self._note(alias, record, record.current, runs[1], has_passed=is_good)
+            compared = _seen_in(record, record.current, runs[1], has_passed=is_good)
+            await self._gate_runs.note(alias, compared, rejudges=False)
         return replace(record, figures=figures, has_passed=has_passed, message=message)
 
     async def _ended(self, record: PromotionRecord) -> PromotionRecord:
@@ -153,19 +170,6 @@ class PromotionRunner(FlowRunner[PromotionRecord]):
             raise FlowFailed("eval_run_expired", f"The results of the run '{run.id}' are not kept any more.")
         return [mark == _PASSED for mark in marks]
 
-    async def _note(
-        self, alias: AliasRecord, record: PromotionRecord, model: str, run: EvalRunRecord, *, has_passed: bool
-    ) -> None:
-        """Note a verdict; one over an older run does not take the place of a newer one's."""
-        seen = GateRun(
-            model=model,
-            run_id=run.id,
-            asked=asked_of(record.gate),
-            at=run.ended_at or run.created_at,
-            has_passed=has_passed,
-        )
-        await self._gate_runs.note(alias, seen)
-
     async def _stop(self, run_id: str, record: PromotionRecord) -> None:
         """Cancel a run that this has begun and nobody waits for any more; one that has ended stays as it is."""
         try:
@@ -174,3 +178,8 @@ class PromotionRunner(FlowRunner[PromotionRecord]):
             return
         if run.status not in ENDED:
             await self._eval_runs.cancel(run_id, eval_id=record.gate.eval_id, project=record.project)
+
+
+def _seen_in(record: PromotionRecord, model: str, run: EvalRunRecord, *, has_passed: bool) -> GateRun:
+    at = run.ended_at or run.created_at
+    return GateRun(model=model, run_id=run.id, asked=asked_of(record.gate), at=at, has_passed=has_passed)

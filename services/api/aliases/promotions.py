@@ -84,11 +84,11 @@ class Promotions:
         return record
 
     async def delete_alias(self, name: str, *, project: str) -> None:
-        """Delete an alias, and its promotions with it. Raises NotFound."""
+        """Delete an alias, after its promotions; what begins in between goes at its end. Raises NotFound."""
         alias = await self._store.get(name, project=project)
-        await self._aliases.delete(name, project=project)
         for record in [one async for one in self._rechecks.of_alias(alias.uid, project)]:
             await self._flows.remove(record)
+        await self._aliases.delete(name, project=project)
 
 
 def _record(alias: AliasRecord, wanted: CreatePromotion, caller: KeyRecord, promotion_id: str) -> PromotionRecord:

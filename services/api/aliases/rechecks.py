@@ -21,6 +21,8 @@ _log = structlog.get_logger()
 
 KEPT = 20
 """Rechecks of one alias that are kept with their runs, beside those under way."""
+KEPT_PROMOTIONS = 100
+"""Promotions of one alias that are kept, beside those under way; their runs stay among those of the eval."""
 _AT_ONCE = 100
 
 
@@ -33,7 +35,10 @@ class Rechecks:
         self._eval_runs = eval_runs
 
     async def begin_if_due(self, alias: AliasRecord, now: float) -> None:
-        """Begin one, whoever asks and how often. One that failed is begun again after as long as from look to look."""
+        """Begin one, whoever asks and how often, unless another of the alias is under way.
+
+        One that failed is begun again after as long as from look to look.
+        """
         if alias.gate is None or alias.gate.recheck_hours is None or alias.gate_set is None:
             return
         seen = await self._runs.find(alias.uid, alias.target)
@@ -58,6 +63,8 @@ class Rechecks:
         with suppress(NotFound):
             await self._flows.get(record.id)
             return
+        if await self._is_under_way(alias.uid):
+            return
         try:
             await self._flows.create(record)
         except RateLimited as error:
@@ -78,15 +85,25 @@ class Rechecks:
             after = page[-1].id
 
     async def forget_old(self, newest: PromotionRecord) -> None:
-        """Delete ended rechecks of an alias, and their runs, but for the last KEPT and what its gate goes by."""
+        """Delete ended rechecks of an alias, and their runs, but for the last KEPT and what its gate goes by.
+
+        Of promotions the last KEPT_PROMOTIONS stay.
+        """
         uid, project = newest.alias_uid, newest.project
-        needed = {seen.run_id for seen in (await self._runs.all(uid)).values()}
-        ended = [one async for one in self.of_alias(uid, project) if one.kind == "recheck" and one.status in ENDED]
-        for record in ended[KEPT:]:
-            if record.eval_run_id and record.eval_run_id not in needed:
+        needed = {run for seen in (await self._runs.all(uid)).values() for run in (seen.run_id, seen.passed_run_id)}
+        ended = [one async for one in self.of_alias(uid, project) if one.status in ENDED]
+        rechecks = [one for one in ended if one.kind == "recheck"]
+        for record in [one for one in rechecks[KEPT:] if not one.eval_run_id or one.eval_run_id not in needed]:
+            if record.eval_run_id:
                 with suppress(NotFound):
                     await self._eval_runs.delete(record.eval_run_id, eval_id=record.gate.eval_id, project=project)
             await self._flows.remove(record)
+        for record in [one for one in ended if one.kind == "promotion"][KEPT_PROMOTIONS:]:
+            await self._flows.remove(record)
+
+    async def _is_under_way(self, uid: str) -> bool:
+        active = await self._flows.read(await self._flows.active())
+        return any(one.alias_uid == uid and one.kind == "recheck" for one in active)
 
 
 def _id_of(alias: AliasRecord, last: int, periods: int) -> str:

@@ -113,7 +113,9 @@ def test_rewards_come_from_a_reward_model(stack: InferenceStack) -> None:
             await client.upload(prompts),
             method="reinforcement",
             requested=replace(SHORT, n_epochs=1, batch_size=6),
-            reinforcement=ReinforcementMethod(grader=grader),
+            reinforcement=ReinforcementMethod(
+                grader=grader, hyperparameters=ReinforcementHyperparameters(n_epochs=1, batch_size=6)
+            ),
             options=TrainingOptions(reinforcement=ReinforcementOptions(max_completion_tokens=6, group_size=4)),
         )
         record = await finished(client, asked)

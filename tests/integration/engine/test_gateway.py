@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ import httpx2
 import openai
 import pytest
 
+from services.inference.http.usage import TELL_EVERY_S
 from shared.grading.judging import score_format
 from tests.api_server import ApiServer, wait_until
 from tests.integration.engine.names import ALIAS, TUNED
@@ -69,7 +71,13 @@ def test_tokens_are_counted_by_model_however_they_are_sent(sdk: openai.OpenAI, h
         found: dict[str, int] = next((group for group in groups if group["group"] == model), {})
         return {name: found.get(name, 0) for name in ("requests", "input_tokens", "output_tokens")}
 
-    before = {model: used(model) for model in (BASE_ID, TUNED)}
+    def settled() -> dict[str, dict[str, int]]:
+        """Return what was used once all that earlier tests have used is told."""
+        found = {model: used(model) for model in (BASE_ID, TUNED)}
+        time.sleep(2 * TELL_EVERY_S)
+        return found if found == {model: used(model) for model in found} else settled()
+
+    before = settled()
     whole = sdk.chat.completions.create(model=ALIAS, messages=MESSAGES, max_tokens=4, n=2, temperature=1)
     assert whole.usage is not None
     for chunk in sdk.chat.completions.create(model=TUNED, messages=MESSAGES, max_tokens=3, temperature=0, stream=True):

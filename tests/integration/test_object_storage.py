@@ -19,8 +19,8 @@ from msgspec.structs import replace
 from services.api.files.sweeper import Sweeper
 from services.api.files.uploads import Uploads
 from services.trainer.jobs.leftovers import sweep
-from services.trainer.jobs.mirror import Mirror
-from services.trainer.protocol import Exported, Metrics
+from services.trainer.jobs.mirror import Mirror, restore
+from services.trainer.protocol import METRICS_FILE, Exported, Metrics
 from services.trainer.training.history import History
 from shared import keys
 from shared.blobs.copies import drop_copies
@@ -28,6 +28,7 @@ from shared.blobs.opening import open_blobs
 from shared.errors import AdapterRejected
 from shared.paths import Paths
 from shared.records import DEFAULT_PROJECT
+from shared.rollout_records import ROLLOUTS_FOLDER, rollout_file
 from shared.settings import Settings
 from shared.states import JobState
 from shared.store.audit import AuditStore
@@ -295,6 +296,34 @@ def test_an_export_that_is_gone_keeps_the_others_from_nothing(
         assert [kept.folder.name for kept in await stores.blobs.folders(stores.paths.adapters, depth=2)] == ["b" * 64]
 
     with_client(replace(settings, data_dir=str(tmp_path / "one"), **object_store.settings("exports")), story)
+
+
+def test_rollouts_are_put_by_whoever_makes_them_and_fetched_once(
+    object_store: ObjectStore, settings: Settings, tmp_path: Path
+) -> None:
+    """A job has gigabytes of them: neither each round of the mirror nor each attempt moves them all."""
+
+    async def story(client: Client) -> None:
+        stores = client.stores
+        folder = stores.paths.job_folder("ftjob-1")
+        made = {rollout_file(folder, step, validation=False): b"%d" % step for step in (1, 2, 3)}
+        metrics = folder / METRICS_FILE
+        (folder / ROLLOUTS_FOLDER).mkdir(parents=True)
+        for file, written in {**made, metrics: b"of the store"}.items():
+            file.write_bytes(written)
+        await Mirror(stores, folder, stores.paths.adapters, "token")._keep_small()
+        assert await stores.blobs.files(folder / ROLLOUTS_FOLDER) == {}
+        for file in made:
+            await stores.blobs.keep_file(file)
+        same, longer, missing = made
+        same.write_bytes(b"x")
+        longer.write_bytes(b"xx")
+        missing.unlink()
+        metrics.write_bytes(b"of this host")
+        await restore(stores, "ftjob-1")
+        assert [file.read_bytes() for file in (same, longer, missing, metrics)] == [b"x", b"2", b"3", b"of the store"]
+
+    with_client(replace(settings, data_dir=str(tmp_path / "one"), **object_store.settings("rollouts")), story)
 
 
 def test_models_that_were_deleted_go_from_the_store_and_from_every_disk(

@@ -11,9 +11,13 @@ from services.trainer.jobs.admission import admit, waiting_reason
 from services.trainer.jobs.holding import holding
 from services.trainer.memory.capacity import RESERVE_BYTES, available_bytes, usable_memory_bytes
 from shared.records import JobRecord, WorkerRecord
+from shared.schemas.graders import StringCheckGrader
+from shared.schemas.methods import ReinforcementMethod
 from shared.schemas.options import TrainingOptions
 from shared.settings import Settings
 from shared.states import JobState
+from tests.api_server import make_replica
+from tests.integration.inference_stack import BASE_ID
 from tests.integration.trainer_stack import Client, TrainerProcess, with_client
 from tests.unit.trainer.tiny import training_rows
 
@@ -75,6 +79,34 @@ def test_owner_may_overrule_the_estimate(settings: Settings) -> None:
         assert await admit(client.stores, unknown, SMALL)
         assert await admit(client.stores, modest, None)
         assert await admit(client.stores, "ftjob-gone", SMALL)
+
+    with_client(settings, story)
+
+
+def test_reinforcement_waits_in_the_queue_until_a_server_takes_its_models(settings: Settings) -> None:
+    """It would keep its trainer from other jobs; one that runs may wait there."""
+    grader = StringCheckGrader(name="n", input="{{sample.output_text}}", reference="x", operation="eq")
+
+    async def story(client: Client) -> None:
+        presence, jobs = client.stores.presence, client.stores.jobs
+        job_id = await client.submit(
+            await client.upload(training_rows(10)),
+            method="reinforcement",
+            reinforcement=ReinforcementMethod(grader=grader),
+            status=JobState.QUEUED,
+        )
+        for other in ({"base": "another"}, {"merged": "ft:m"}, {"tasks": ("embed",)}):
+            await presence.beat_replica(make_replica("http://127.0.0.1:1", **{"base": BASE_ID, **other}), ttl_s=60)
+            assert not await admit(client.stores, job_id, None)
+        shown = (await jobs.get(job_id)).public().selftune
+        reason = f"waits for an inference server for '{BASE_ID}', to have its prompts answered"
+        assert shown is not None and shown.waiting_reason == reason
+        assert (await client.story(job_id))[1:] == [f"The job {reason}"]
+        await jobs.update(job_id, lambda record: replace(record, status=JobState.RUNNING))
+        assert await admit(client.stores, job_id, None)
+        await jobs.update(job_id, lambda record: replace(record, status=JobState.QUEUED))
+        await presence.beat_replica(make_replica("http://127.0.0.1:1", base=BASE_ID), ttl_s=60)
+        assert await admit(client.stores, job_id, None)
 
     with_client(settings, story)
 

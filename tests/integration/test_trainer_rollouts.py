@@ -8,18 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from services.trainer.failures import TrainingFailed
 from services.trainer.jobs import leftovers
 from services.trainer.jobs.deleted_adapters import drop_at_once
-from services.trainer.rollouts import waiting
-from services.trainer.rollouts.replicas import QuestionRefused, Replicas
+from services.trainer.rollouts import gathering, waiting
+from services.trainer.rollouts.replicas import AnswerUnusable, QuestionRefused, Replicas
 from shared.errors import NoReplica
+from shared.grading import asking
 from shared.internal_headers import PROJECT_HEADER
 from shared.model_records import Access
 from shared.records import AdapterRecord, BaseRecord, Residency
 from shared.rollout_records import read_rollouts
-from shared.settings import Settings
+from shared.settings import JudgeEndpoint, Settings
 from shared.states import JobState
 from tests.api_server import make_replica
 from tests.fakes.upstream import Upstream
@@ -68,7 +70,7 @@ def test_a_job_without_a_server_waits_says_so_once_and_goes_on(
 
     async def story(one: Attempt) -> None:
         wanted = one.wanted(adapter)
-        gathering = asyncio.create_task(one.gathering.gather(wanted))
+        working = asyncio.create_task(one.gathering.gather(wanted))
         while not (policies := await one.stores.registry.on_base(BASE_ID)):
             await asyncio.sleep(0.01)
         while not await one.story():
@@ -83,7 +85,7 @@ def test_a_job_without_a_server_waits_says_so_once_and_goes_on(
         while len(server.received) < 4:
             await asyncio.sleep(0.01)
         server.error, server.status = b"", 200
-        header, groups = read_rollouts(Path((await gathering).path))
+        header, groups = read_rollouts(Path((await working).path))
         assert header.lines == [group.line for group in groups] == [1, 2]
         assert header.stats.reward_mean == 0.5 and [group.prompt_tokens for group in groups] == [[1, 2]] * 2
         assert groups[0].samples[2].tokens == [7, 2] and groups[0].samples[2].reward == 1.0
@@ -96,13 +98,13 @@ def test_a_job_without_a_server_waits_says_so_once_and_goes_on(
 def test_a_model_that_no_server_takes_fails_the_job(settings: Settings, adapter: Path) -> None:
     async def story(one: Attempt) -> None:
         await beat(one, server)
-        gathering = asyncio.create_task(one.gathering.gather(one.wanted(adapter)))
+        working = asyncio.create_task(one.gathering.gather(one.wanted(adapter)))
         while not (policies := await one.stores.registry.on_base(BASE_ID)):
             await asyncio.sleep(0.01)
         refusal = Residency(state="quarantined", reason="it has no weights")
         await one.stores.registry.acknowledge("replica-0", {policies[0].name: refusal})
         with pytest.raises(TrainingFailed, match=r"cannot be served: .*it has no weights") as caught:
-            await gathering
+            await working
         assert caught.value.code == "not_servable"
 
     with Upstream() as server:
@@ -126,7 +128,11 @@ def test_a_question_goes_to_another_server_where_one_breaks_down(settings: Setti
         first.status, first.error = 422, b'{"error": {"message": "damaged here", "code": "adapter_unavailable"}}'
         assert await replicas.ask(body, base=BASE_ID, model=BASE_ID) == ANSWER
         second.status, second.error = 503, CROWDED
-        with pytest.raises(NoReplica, match=r"damaged here|too much to do"):
+        with pytest.raises(NoReplica, match=r"damaged here|too much to do") as passing:
+            await replicas.ask(body, base=BASE_ID, model=BASE_ID)
+        assert not isinstance(passing.value, AnswerUnusable)
+        second.status = 500
+        with pytest.raises(AnswerUnusable, match=r"damaged here|too much to do"):
             await replicas.ask(body, base=BASE_ID, model=BASE_ID)
         first.status = second.status = 400
         with pytest.raises(QuestionRefused, match=r"damaged here|too much to do"):
@@ -140,16 +146,75 @@ def test_a_question_goes_to_another_server_where_one_breaks_down(settings: Setti
 def test_a_prompt_that_is_refused_fails_the_job_with_its_line(settings: Settings, adapter: Path) -> None:
     async def story(one: Attempt) -> None:
         await beat(one, server)
-        gathering = asyncio.create_task(one.gathering.gather(one.wanted(adapter, validation=True)))
+        working = asyncio.create_task(one.gathering.gather(one.wanted(adapter, validation=True)))
         while not (policies := await one.stores.registry.on_base(BASE_ID)):
             await asyncio.sleep(0.01)
         await one.stores.registry.acknowledge("replica-0", {policies[0].name: Residency(state="warm")})
         with pytest.raises(TrainingFailed, match=r"refuses line [12] of the validation file: too much") as caught:
-            await gathering
+            await working
         assert (caught.value.code, caught.value.param) == ("prompt_refused", "validation_file")
 
     with Upstream(status=400, error=CROWDED) as server:
         with_attempt(settings, EQ, story)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason"),
+    [
+        ({"answer": b"<html>"}, "the inference server's answer could not be read"),
+        ({"answer": json.dumps({"choices": CHOICES[:1], "prompt_token_ids": [1]}).encode()}, ".* 1 answers where 3"),
+        ({"status": 500, "error": b"{}"}, "status 500"),
+    ],
+)
+def test_answers_that_are_never_of_use_fail_the_job_with_their_line(
+    settings: Settings, adapter: Path, monkeypatch: pytest.MonkeyPatch, behaviour: dict[str, Any], reason: str
+) -> None:
+    monkeypatch.setattr(waiting, "PAUSE_S", 0.001)
+
+    async def story(one: Attempt) -> None:
+        await beat(one, server)
+        working = asyncio.create_task(one.gathering.gather(one.wanted(adapter, lines=(2,))))
+        while not (policies := await one.stores.registry.on_base(BASE_ID)):
+            await asyncio.sleep(0.01)
+        await one.stores.registry.acknowledge("replica-0", {policies[0].name: Residency(state="warm")})
+        with pytest.raises(TrainingFailed, match=f"Line 2 of the training file .* in 5 tries: {reason}") as caught:
+            await working
+        assert (caught.value.code, len(server.received)) == ("answers_unusable", 5)
+
+    with Upstream(**behaviour) as server:
+        with_attempt(settings, EQ, story)
+
+
+def test_a_judge_that_is_away_is_waited_for_longer_than_one_that_fails(
+    settings: Settings, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gathering, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(gathering, "LONGEST_PAUSE_S", 0.001)
+    monkeypatch.setattr(asking, "_FIRST_WAIT_S", 0.001)
+
+    async def story(one: Attempt) -> None:
+        await beat(one, server)
+        judge.behaviour, judge.status = "status", 503
+        working = asyncio.create_task(one.gathering.gather(one.wanted(adapter, lines=(1,))))
+        while not (policies := await one.stores.registry.on_base(BASE_ID)):
+            await asyncio.sleep(0.01)
+        await one.stores.registry.acknowledge("replica-0", {policies[0].name: Residency(state="warm")})
+        while len(judge.received) < 3 * GROUP * (gathering.MOST_TRIES + 2) and not working.done():
+            await asyncio.sleep(0.01)
+        judge.behaviour, judge.status = "whole", 200
+        header, _ = read_rollouts(Path((await working).path))
+        assert (header.stats.reward_mean, header.stats.ungraded) == (0.5, 0)
+        assert sum("could be graded" in told for told in await one.story()) == 1
+        monkeypatch.setattr(gathering, "MOST_AWAY_S", 0.0)
+        judge.behaviour, judge.status = "status", 503
+        with pytest.raises(TrainingFailed, match=r"of step 2 could be graded, in 1 tries: .*answered 503"):
+            await one.gathering.gather(one.wanted(adapter, lines=(1,), step=2))
+
+    judged = {"choices": [{"message": {"content": '{"steps": [], "result": 0.5}'}}]}
+    score = {"type": "score_model", "name": "s", "model": "out/j", "input": [{"role": "user", "content": "?"}]}
+    with Upstream(answer=ANSWER) as server, Upstream(answer=json.dumps(judged).encode()) as judge:
+        endpoints = {"out": JudgeEndpoint(base_url=f"{judge.url}/v1")}
+        with_attempt(replace(settings, judge_endpoints=endpoints), score, story)
 
 
 def test_models_of_steps_are_nobodys_to_ask_and_go_with_their_job(settings: Settings, adapter: Path) -> None:

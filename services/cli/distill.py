@@ -109,9 +109,10 @@ def report(found: dict[str, Any]) -> list[str]:
     for run in found["runs"]:
         passed, total = run["result_counts"]["passed"], run["result_counts"]["total"]
         lines.append(f"{run['role']:<11} passed {passed} of {total}")
-    for other, comparison in found["comparisons"].items():
-        if comparison is not None:
+    for other in ("base", "teacher"):
+        if (comparison := found["comparisons"][other]) is not None:
             p_value = comparison["passing"]["p_value"]
             lines.append(f"The student is {_WORDS[comparison['verdict']]} the {other} (p {p_value:.3g}).")
+    lines += [remark] if (remark := found["comparisons"]["remark"]) else []
     tokens = sum(usage["total_tokens"] for usage in found["usage"])
     return [*lines, f"tokens      {tokens} asked and answered, {found['trained_tokens'] or 0} trained"]

@@ -179,7 +179,11 @@ class DistillationComparisons(Struct, frozen=True, kw_only=True):
     """The student's run beside the others; null where they have no graded rows in common."""
 
     base: EvalRunComparison | None = None
-    teacher: EvalRunComparison | None = None
+    teacher: Annotated[
+        EvalRunComparison | None,
+        Meta(description="Null, too, where `minimum_scores` have chosen the answers that would be compared."),
+    ] = None
+    remark: Annotated[str | None, Meta(description="Why the teacher is not compared, where it is not.")] = None
 
 
 class DistillationError(Struct, frozen=True, kw_only=True):

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import secrets
+from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import msgspec
@@ -85,21 +87,32 @@ class Collection:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._handle = self._draft.open("x+b")
         self._seen: dict[bytes, str] = {}
-        self._sketches: dict[int, Any] = {}
-        """By the place of a row among all."""
+        self._sketches: list[array[int]] = []
+        self._sketched = array("L")
+        """The places of their rows among all."""
         self._ids: list[str] = []
         self._bytes = 0
+        self._stop = Event()
 
     def add(self, candidates: Iterable[Candidate]) -> None:
         """Write some. Raises OSError."""
         for candidate in candidates:
+            if self._stop.is_set():
+                return
             looked_at = candidate if candidate.dropped else self._looked_at(candidate)
             self._handle.write(_encode(looked_at) + b"\n")
             self._ids.append(candidate.id)
 
+    @property
+    def size_bytes(self) -> int:
+        """How long the file becomes at most, but for the ids of rows that near duplicates are like."""
+        return self._handle.tell()
+
     def finish(self) -> None:
         """Drop near duplicates and have the file in its place, unless there is one. Raises OSError."""
         alike = self._alike()
+        if self._stop.is_set():
+            return
         final = self._draft.with_name(f"{self._draft.name}.2")
         try:
             with final.open("xb") as out:
@@ -112,12 +125,16 @@ class Collection:
         finally:
             final.unlink(missing_ok=True)
 
+    def stop(self) -> None:
+        """Have whatever thread is at it end soon; nothing is written then."""
+        self._stop.set()
+
     def close(self) -> None:
         self._handle.close()
         self._draft.unlink(missing_ok=True)
 
     def _looked_at(self, candidate: Candidate) -> Candidate:
-        digest = digest_of(_encode(candidate.input), _encode(candidate.answer))
+        digest = digest_of(_encode(candidate.input), _encode(candidate.answer), _encode(candidate.tools))
         if not self._wanted.duplicates and (like := self._seen.get(digest)) is not None:
             return candidate.without("duplicate", like=like)
         self._seen[digest] = candidate.id
@@ -126,15 +143,16 @@ class Collection:
             return candidate.without("over_size")
         self._bytes += size
         if self._wanted.near_duplicates is not None:
-            self._sketches[len(self._ids)] = sketch_of(said(candidate.input, candidate.answer))
+            self._sketches.append(sketch_of(said(candidate.input, candidate.answer)))
+            self._sketched.append(len(self._ids))
         return candidate
 
     def _alike(self) -> dict[int, int]:
         """Return the places of near duplicates, and of the rows that they are like."""
         if self._wanted.near_duplicates is None:
             return {}
-        places = [*self._sketches]
-        found = near_duplicates([*self._sketches.values()], self._wanted.near_duplicates)
+        places = self._sketched
+        found = near_duplicates(self._sketches, self._wanted.near_duplicates, stop=self._stop)
         return {places[one]: places[other] for one, other in found.items()}
 
     def _dropped_line(self, line: bytes, like: int) -> bytes:

@@ -20,6 +20,7 @@ from shared.distillation_records import KIND, DistillationRecord
 from shared.errors import InvalidRequest
 from shared.schemas.evals import EvalStoredCompletions, InputMessages, ItemReference
 from shared.store.completions import StoredCompletion
+from shared.store.files import FileStore
 
 ITEM_INPUT = ItemReference(item_reference="item.input")
 _AT_ONCE = 200
@@ -38,12 +39,13 @@ def prompts_path(blobs: Blobs, flow_id: str) -> Path:
 class Collecting:
     """Writes a distillation's file of candidates."""
 
-    def __init__(self, sources: Sources, blobs: Blobs) -> None:
+    def __init__(self, sources: Sources, files: FileStore, blobs: Blobs) -> None:
         self._sources = sources
+        self._files = files
         self._blobs = blobs
 
     async def collect(self, record: DistillationRecord) -> None:
-        """Have the file in its place. Raises FlowFailed, Unavailable, OSError."""
+        """Have the file in its place. Raises FlowFailed, RateLimited without room for it, Unavailable, OSError."""
         path = collected_path(self._blobs, record.id)
         try:
             await self._blobs.fetch_file(path)
@@ -54,8 +56,10 @@ class Collecting:
         try:
             async for some in self._found(record):
                 await asyncio.to_thread(collection.add, some)
+            await self._files.check_room(record.project, collection.size_bytes)
             await asyncio.to_thread(collection.finish)
         finally:
+            collection.stop()
             await asyncio.to_thread(collection.close)
         await self._blobs.keep_file(path)
 

@@ -6,6 +6,7 @@ import asyncio
 import time
 from pathlib import Path
 
+import msgspec
 import structlog
 
 from services.api.distillation.collecting import ITEM_INPUT, prompts_path
@@ -35,6 +36,9 @@ from shared.store.files import FileStore
 from shared.store.flows import FlowStore
 
 _log = structlog.get_logger()
+
+MAX_FIELD_BYTES = 64 << 10
+"""Of a part of a request that the record holds, as JSON."""
 
 
 class Distillations:
@@ -119,6 +123,7 @@ class Distillations:
 
     async def _check(self, request: CreateDistillation, access: Access) -> str:
         """Return the model that the student starts from. Raises what `create` does."""
+        _check_sizes(request)
         await self._evals.check(request.graders, where="graders")
         await self._runs.check_judges(request.graders, access, where="graders")
         unknown = request.filter.minimum_scores.keys() - {grader.name for grader in request.graders}
@@ -151,6 +156,24 @@ class Distillations:
 def _write(path: Path, rows: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, rows)
+
+
+def _check_sizes(request: CreateDistillation) -> None:
+    """Raises InvalidRequest that names the field, for what would make the record large."""
+    parts: dict[str, object] = {
+        "graders": request.graders,
+        "evaluation.sampling_params": request.evaluation.sampling_params,
+    }
+    if isinstance(request.source, PromptsSource):
+        parts["source.input_messages"] = request.source.input_messages
+        parts["source.sampling_params"] = request.source.sampling_params
+    for field, part in parts.items():
+        if (size := len(msgspec.json.encode(part))) > MAX_FIELD_BYTES:
+            raise InvalidRequest(
+                f"'{field}' has {size:,} bytes; a distillation takes at most {MAX_FIELD_BYTES:,}.",
+                code="invalid_value",
+                param=field,
+            )
 
 
 def _check_messages(source: PromptsSource) -> None:

@@ -31,6 +31,10 @@ from shared.schemas.graders import Grader, StringCheckGrader
 from shared.store.eval_runs import EvalRunStore
 
 _ANSWERED = StringCheckGrader(name="answered", operation="ne", input="{{ sample.output_text }}", reference="")
+_BIASED = (
+    "The teacher is not compared: of its answers only those were kept, and held out, that {} scored well, so it would "
+    "do better than it does. Leave minimum_scores out to have it compared."
+)
 _ITEM = {
     "type": "object",
     "properties": {"id": {"type": "string"}, "input": {"type": "array"}, "output": {"type": "string"}},
@@ -98,9 +102,10 @@ class Evaluation:
 
     async def compared(self, record: DistillationRecord) -> DistillationComparisons:
         """Compare the student with the others. Raises NotFound when a run is gone."""
-        return DistillationComparisons(
-            base=await self._compared(record, "base"), teacher=await self._compared(record, "teacher")
-        )
+        base = await self._compared(record, "base")
+        if filtering := sorted(record.filter.minimum_scores):
+            return DistillationComparisons(base=base, remark=_BIASED.format(", ".join(filtering)))
+        return DistillationComparisons(base=base, teacher=await self._compared(record, "teacher"))
 
     async def stop(self, record: DistillationRecord) -> None:
         """End the runs that are not at their end. Raises StoreUnavailable."""

@@ -50,9 +50,9 @@ def answer_in(body: bytes) -> tuple[dict[str, Any], list[dict[str, Any]] | None]
     except msgspec.MsgspecError as error:
         raise Unusable("unreadable") from error
     choice = completion.choices[0] if completion.choices else _Choice()
-    answer = answer_of(choice.message.content, choice.message.tool_calls, finish_reason=choice.finish_reason or "")
     if choice.message.refusal:
         raise Unusable("refused")
+    answer = answer_of(choice.message.content, choice.message.tool_calls, finish_reason=choice.finish_reason or "")
     return answer, completion.tools or None
 
 

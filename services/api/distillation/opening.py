@@ -20,7 +20,7 @@ def open_distillations(core: Core, measured: EvalParts) -> tuple[Distillations, 
     evals, runs = measured.evals, measured.eval_runs
     jobs = StudentJobs(core.submission, core.control, stores.jobs, core.project_admin.job_limit)
     parts = Parts(
-        collecting=Collecting(sources, blobs),
+        collecting=Collecting(sources, stores.files, blobs),
         data_sets=DataSets(stores.files, stores.eval_run_store, blobs),
         evaluation=Evaluation(evals, runs, stores.eval_run_store, measured.eval_comparisons),
         jobs=jobs,

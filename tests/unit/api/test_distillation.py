@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
 
+from services.api.distillation import duplicates
 from services.api.distillation.candidates import Candidate, Collection, read_candidates
-from services.api.distillation.duplicates import SKETCH, near_duplicates, sketch_of
+from services.api.distillation.duplicates import COMPARED, SKETCH, are_alike, near_duplicates, sketch_of
 from services.api.distillation.examples import Unusable, answer_in, said, training_line
 from services.api.distillation.selecting import Selection, Word, word_of
 from shared.schemas.distillations import DistillationEvaluation, DistillationFilter
@@ -46,6 +49,39 @@ def test_near_duplicates_are_those_that_comparing_all_with_all_finds() -> None:
                     break
         assert len(expected) > 30
         assert near_duplicates(sketches, threshold) == expected
+
+
+def test_a_template_makes_no_row_be_compared_with_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2,500 rows with the same 92 words around 30 of their own; and copies of them, which are found."""
+    draw = random.Random(7)
+    frame = [f"frame{n}" for n in range(92)]
+    texts = [[*frame[:60], *(f"w{draw.randrange(20_000)}" for _ in range(30)), *frame[60:]] for _ in range(2_500)]
+    texts += [[*text[:-1], "changed"] for text in texts[2_400:]]
+    compared: Counter[str] = Counter()
+
+    def counted(own: frozenset[int], other: Any, threshold: float) -> bool:
+        compared["all"] += 1
+        return are_alike(own, other, threshold)
+
+    monkeypatch.setattr(duplicates, "are_alike", counted)
+    found = near_duplicates([sketch_of(" ".join(text)) for text in texts], 0.8)
+    assert found == {2_500 + number: 2_400 + number for number in range(100)}
+    assert compared["all"] <= 2_600 * COMPARED
+
+
+def test_looking_for_near_duplicates_stops_when_it_is_told_to(tmp_path: Path) -> None:
+    same = [sketch_of("a b c d")] * 3
+    stop = Event()
+    assert near_duplicates(same, 0.9, stop=stop) == {1: 0, 2: 0}
+    stop.set()
+    assert near_duplicates(same, 0.9, stop=stop) == {}
+    collection = Collection(tmp_path / "x.jsonl", DistillationFilter(near_duplicates=0.9))
+    collection.add([candidate("a")])
+    collection.stop()
+    collection.add([candidate("b")])
+    collection.finish()
+    collection.close()
+    assert [*tmp_path.iterdir()] == [], "half of what was found is not taken for all"
 
 
 def test_how_alike_texts_are_does_not_hang_on_case_and_punctuation() -> None:
@@ -85,6 +121,7 @@ def test_only_the_answer_is_learned() -> None:
         ({"message": {"content": "cut o"}, "finish_reason": "length"}, "truncated"),
         ({"message": {"content": ""}, "finish_reason": "content_filter"}, "refused"),
         ({"message": {"content": "No.", "refusal": "I won't."}, "finish_reason": "stop"}, "refused"),
+        ({"message": {"content": None, "refusal": "I won't."}, "finish_reason": "stop"}, "refused"),
         ({"message": {"content": "  \n"}, "finish_reason": "stop"}, "empty"),
         ({"message": {"content": None}}, "empty"),
         ({"message": {"content": 7}}, "empty"),
@@ -137,6 +174,8 @@ def test_collecting_drops_what_was_there_before(tmp_path: Path) -> None:
     near = ("f", "near_duplicate", "e")
     assert collected("near", near_duplicates=0.6) == [("a", "", ""), ("b", "duplicate", "a"), *rest, near]
     assert collected("plain", near_duplicates=0.6)[-1] == ("f", "", ""), "what was collected first counts"
+    given = [candidate("t", "one", tools=[{"type": "function", "function": {"name": name}}]) for name in "fgf"]
+    assert [dropped for _, dropped, _ in collected("tools")] == ["", "", "duplicate"]
 
 
 def select(

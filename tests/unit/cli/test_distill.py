@@ -91,12 +91,13 @@ def test_the_report_says_what_was_dropped_and_who_is_better() -> None:
     done = record(
         step="end", status=FlowState.COMPLETED, fine_tuned_model="ft:m", trained_tokens=70, runs=[run],
         counts=DistillationCounts(found=20, dropped={"duplicate": 2}, training=8, held_out=10),
-        comparisons=DistillationComparisons(base=better),
+        comparisons=DistillationComparisons(base=better, remark="The teacher is not compared."),
     )  # fmt: skip
     lines = report(msgspec.to_builtins(done.public()))
     assert lines[:2] == ["rows        20 found, 8 to train on, 10 held out", "dropped     2 duplicate"]
     assert f"manifest    {done.ids.manifest}" in lines and "student     passed 9 of 10" in lines
     assert "The student is better than the base (p 0.0156)." in lines
+    assert lines[-2] == "The teacher is not compared."
     assert lines[-1] == "tokens      50 asked and answered, 70 trained"
     failed = record(status=FlowState.FAILED, error=FlowError(code="x", message="No room."))
     assert "failed: No room." in report(msgspec.to_builtins(failed.public()))

@@ -29,7 +29,7 @@ class RowCounts(Struct, frozen=True, kw_only=True):
 
     passed: int
     graded: Annotated[int, Meta(description="Rows that passed or failed.")]
-    errored: Annotated[int, Meta(description="Rows that no criterion has a word on.")]
+    errored: Annotated[int, Meta(description="Rows that could not be graded.")]
 
     @property
     def pass_rate(self) -> float | None:

@@ -8,16 +8,20 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from services.api.costs.usage import UsageCosts
 from services.trainer.device_clock import DeviceClock
 from services.trainer.jobs import attempt_record
 from services.trainer.jobs.device_time import DeviceTime
 from services.trainer.launch.launching import Launcher
 from services.trainer.stores import Stores
+from shared.prices import TokenPrice
 from shared.records import DEFAULT_PROJECT, JobRecord
 from shared.schemas.methods import SupervisedHyperparameters
 from shared.settings import Settings
 from shared.states import JobState
 from shared.store.client import Client
+from shared.store.projects import ProjectStore
+from shared.store.registry import Registry
 from shared.store.usage import REST, Day, Pace, UsageStore, Used, today
 from tests.api_server import NO_METRICS, with_store
 from tests.integration.trainer_stack import Client as TrainerClient
@@ -116,6 +120,9 @@ def test_a_day_has_so_many_models_and_the_rest_counts_together(redis_url: str, m
             await usage.add({day: {Used("requests", model): 2}})
         found = await usage.read([day, Day("p", "2026-11-27")])
         assert found == {day: {Used("requests", "a"): 4, Used("requests", "b c"): 2, Used("requests", REST): 4}}
+        assert await usage.of_model([day, Day("p", "2026-11-27")], "b c") == {
+            "requests": 2, "input_tokens": 0, "cached_tokens": 0, "output_tokens": 0,
+        }  # fmt: skip
         assert 0 < await client.call("TTL", "selftune:usage:p 2026-11-28") <= 400 * 86_400
         assert await usage.pace("base", "dpo/lora/none") == Pace()
         job = Pace(jobs=1, tokens=100, device_ms=50, file_bytes=40, file_tokens=10, memory_bytes=7)
@@ -124,5 +131,15 @@ def test_a_day_has_so_many_models_and_the_rest_counts_together(redis_url: str, m
         assert await usage.pace("base", "dpo/lora/none") == Pace(
             jobs=2, tokens=200, device_ms=100, file_bytes=80, file_tokens=20, memory_bytes=9
         )
+
+    with_store(redis_url, story)
+
+
+def test_deleted_model_costs_what_its_base_does_where_the_base_is_known(redis_url: str) -> None:
+    async def story(client: Client) -> None:
+        prices = {"base": TokenPrice(input=1.0, output=2.0), "*": TokenPrice(input=9.0, output=9.0)}
+        costs = UsageCosts(Settings(model_prices=prices), UsageStore(client), Registry(client), ProjectStore(client))
+        assert await costs.price("ft:base:o::gone", base="base") == prices["base"]
+        assert await costs.price("ft:base:o::gone") == prices["*"]
 
     with_store(redis_url, story)

@@ -86,8 +86,8 @@ def runner_up(record: SweepRecord) -> SweepRunRecord | None:
 def behind(record: SweepRecord) -> list[SweepRunRecord]:
     """Return the runs whose models the best one makes needless.
 
-    None where the eval has contradicted the ranks, or has no word on some of the best one's rows; and never a run that
-    was not ranked, or not by all of its rows.
+    None where the eval has contradicted the ranks, or some of the best one's rows could not be graded; and never a run
+    that was not ranked, or not by all of its rows.
     """
     best = record.best()
     if best is None or record.lead == "worse" or _is_partial(best):

@@ -9,10 +9,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
+import msgspec
 import openai
+from msgspec.structs import replace
 
-from shared.records import Residency
+from shared import keys
+from shared.alias_records import AliasRecord
+from shared.records import DEFAULT_PROJECT, Residency
 from shared.store.client import Client
+from shared.store.gate_runs import GateRunStore
 from shared.store.presence import Presence
 from shared.store.registry import Registry
 from tests.alias_scene import Scene, answered
@@ -65,6 +70,10 @@ class GateScene(Scene):
 
         return wait_until(look, timeout_s=30) or {}
 
+    def age(self, hours: float = 1.0) -> None:
+        """Have everything that `bot`'s gate goes by lie so much further back."""
+        with_store(self.redis_url, lambda client: _age(client, int(hours * 3600)))
+
     def runs(self) -> list[Any]:
         return list(self.sdk.evals.runs.list(self.eval_id))
 
@@ -78,6 +87,17 @@ def gate_scene(api: ApiServer, redis_url: str) -> Iterator[GateScene]:
         scene = GateScene(api, redis_url, models, models, http, sdk, models=models, eval_id=make_eval(sdk).id)
         answered(http.post("/v1/aliases", json={"name": "bot", "model": GOOD}))
         yield scene
+
+
+async def _age(client: Client, by: int) -> None:
+    raw = await client.call("GET", keys.alias(DEFAULT_PROJECT, "bot"))
+    alias = msgspec.json.decode(raw, type=AliasRecord)
+    assert alias.gate_set is not None
+    for seen in (await GateRunStore(client).all(alias.uid)).values():
+        aged = msgspec.json.encode(replace(seen, at=seen.at - by))
+        await client.call("HSET", keys.gate_runs(alias.uid), seen.model, aged)
+    older = replace(alias, moved_at=alias.moved_at - by, gate_set=replace(alias.gate_set, at=alias.gate_set.at - by))
+    await client.call("SET", keys.alias(alias.project, alias.name), msgspec.json.encode(older))
 
 
 async def _furnish(client: Client, url: str) -> None:

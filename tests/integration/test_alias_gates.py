@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
+from shared.flow_states import FlowState
+from shared.promotion_records import PromotionRecord
+from shared.records import DEFAULT_PROJECT
 from shared.store import entries
 from shared.store.client import Client
+from shared.store.flows import FlowStore
+from shared.store.registry import Registry
 from tests.api_server import ApiServer, wait_until, with_store
-from tests.eval_scene import content
+from tests.eval_scene import adds, content, make_eval
 from tests.gate_scene import BAD, GOOD, OTHER, ROWS, GateScene, gate_scene, usual_client
 
 
@@ -70,13 +76,49 @@ def test_nobody_gets_past_a_gate(gated: GateScene) -> None:
         for path, fields, _ in moves:
             answer = usual.post(f"/v1/aliases/bot{path}", json={**fields, "override_gate": "hurry"})
             assert (answer.status_code, answer.json()["error"]["param"]) == (403, "override_gate")
+        answer = usual.post("/v1/aliases/bot", json={"description": "told as passed over", "override_gate": "hurry"})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (403, "override_gate")
     assert gated.change(gate=gated.gate(), description="the same gate")["model"] == GOOD
+    gated.change(description="nothing is passed over", override_gate="not needed")
+    assert not gated.shown(path="/history")["data"][0]["gate_overridden"]
     gated.change(path="/promote", override_gate="hurry", reason="Friday")
     entry = gated.shown(path="/history")["data"][0]
     assert (entry["model"], entry["gate_overridden"], entry["reason"]) == (BAD, True, "Friday; hurry")
     entered = gated.http.get("/v1/organization/audit_logs").json()["data"]
     told = [one for one in entered if one["type"] == "alias.gate_overridden"]
     assert [(one["selftune"]["reason"], one["selftune"]["resource_ids"]) for one in told] == [("hurry", ["bot"])]
+
+
+def test_a_canary_of_many_users_has_to_pass(gated: GateScene) -> None:
+    gated.change(gate=gated.gate())
+    gated.change(canary={"model": OTHER, "percent": 10})
+    refusal = gated.refused("/v1/aliases/bot", canary={"model": OTHER, "percent": 10.5})
+    assert refusal[:3] == (400, "gate_not_passed", "canary.percent")
+    gated.change(canary={"model": BAD, "percent": 50}, override_gate="to see it fail")
+    assert gated.shown(path="/history")["data"][0]["gate_overridden"]
+    gated.change(canary={"model": BAD, "percent": 40})
+    assert gated.refused("/v1/aliases/bot", canary={"model": BAD, "percent": 41})[1] == "gate_not_passed"
+    assert gated.promote(OTHER)["outcome"] == "promoted"
+    gated.change(path="/rollback")
+    gated.change(canary={"model": OTHER, "percent": 99})
+    gated.change(gate=gated.gate(eval_id=make_eval(gated.sdk).id), canary=None, override_gate="another eval")
+    assert gated.refused("/v1/aliases/bot", canary={"model": OTHER, "percent": 99})[1] == "gate_not_passed"
+
+
+def test_a_failed_recheck_is_not_forgotten_by_the_next(gated: GateScene) -> None:
+    gated.change(gate=gated.gate(criteria={"min_pass_rate": 0.1}, recheck_hours=0.5))
+    passed = gated.promote(OTHER)
+    assert passed["outcome"] == "promoted"
+    gated.models.says[OTHER] = lambda prompt: adds(prompt) if int(adds(prompt)) % 4 else "no idea"
+    for looks in (1, 2):
+        gated.age()
+        wait_until(lambda looks=looks: len(_rechecks(gated)) == looks)  # type: ignore[misc]
+        found = gated.ended(_rechecks(gated)[0]["id"])
+        assert (found["outcome"], found["current_eval_run_id"]) == ("stays", passed["eval_run_id"]), found
+
+
+def _rechecks(gated: GateScene) -> list[dict[str, Any]]:
+    return [one for one in gated.shown(path="/promotions")["data"] if one["kind"] == "recheck"]
 
 
 def test_no_rollback_to_a_model_that_did_not_pass(gated: GateScene) -> None:
@@ -90,14 +132,13 @@ def test_no_rollback_to_a_model_that_did_not_pass(gated: GateScene) -> None:
 
 
 def test_a_model_that_stops_passing_makes_room_for_the_last_that_passed(gated: GateScene) -> None:
-    gated.change(gate=gated.gate(criteria={"min_pass_rate": 0.5}, recheck_hours=1 / 3600))
-    gated.change(gate=gated.gate(criteria={"min_pass_rate": 0.9}), override_gate="no recheck yet")
+    gated.change(gate=gated.gate(recheck_hours=0.5))
     for model in (OTHER, GOOD, OTHER):
         assert gated.promote(model)["outcome"] == "promoted"
     gated.models.says[OTHER] = gated.models.says[BAD]
     hook = {"name": "h", "url": "https://example.org/h", "event_types": ["selftune.alias.rolled_back"]}
     assert gated.http.post("/v1/webhook_endpoints", json=hook).status_code in (200, 400), "known to webhooks"
-    gated.change(gate=gated.gate(recheck_hours=1 / 3600), override_gate="look at it each second")
+    gated.age()
     wait_until(lambda: gated.shown()["model"] == GOOD, timeout_s=20)
     entry = gated.shown(path="/history")["data"][0]
     assert (entry["action"], entry["automatic"]) == ("rolled_back", True)
@@ -116,7 +157,8 @@ def test_what_is_no_gate_is_refused(gated: GateScene) -> None:
         ({"eval_id": "eval_none"}, "gate.eval_id", 404),
         ({"criteria": {}}, "gate.criteria", 400),
         ({"criteria": {"min_pass_rate": 2}}, "gate.criteria.min_pass_rate", 400),
-        ({"recheck_hours": 0}, "gate.recheck_hours", 400),
+        ({"recheck_hours": 1 / 3600}, "gate.recheck_hours", 400),
+        ({"fresh_hours": 0}, "gate.fresh_hours", 400),
         ({"data_source": {**source, "model": GOOD}}, "gate.data_source.model", 400),
         ({"data_source": {**source, "source": {"type": "stored_completions"}}}, "gate.data_source.source", 400),
         ({"data_source": {**source, "source": {"type": "file_id", "id": file}}}, "gate.data_source.source.id", 400),
@@ -154,6 +196,34 @@ def test_what_changes_meanwhile_ends_a_promotion(gated: GateScene) -> None:
     assert gated.http.delete("/v1/aliases/bot").status_code == 200
     assert gated.refused(f"/v1/aliases/bot/promotions/{lost}", "GET")[0] == 404
     assert not with_store(gated.redis_url, _left), "with the alias goes what was seen behind its gate"
+
+
+def test_a_promotion_that_cannot_begin_stops_what_it_has_begun(gated: GateScene) -> None:
+    gated.change(gate=gated.gate(criteria={"against_current": "better"}))
+    gated.models.delay_s = 3.0
+    with_store(gated.redis_url, lambda client: Registry(client).retire(GOOD))
+    found = gated.promote(OTHER)
+    assert (found["status"], found["error"]["code"]) == ("failed", "model_not_found")
+    assert wait_until(lambda: [run.status for run in gated.runs()] == ["canceled"])
+
+
+def test_a_promotion_that_begins_when_its_alias_goes_goes_too(gated: GateScene) -> None:
+    gated.change(gate=gated.gate())
+    assert gated.promote(OTHER)["outcome"] == "promoted"
+    left = with_store(gated.redis_url, _promotions)
+    assert gated.http.delete("/v1/aliases/bot").status_code == 200
+    assert not with_store(gated.redis_url, _promotions)
+    late = replace(left[0], id="promotion_late", status=FlowState.QUEUED, outcome=None, figures=None)
+    with_store(gated.redis_url, lambda client: _store(client).create(late))
+    wait_until(lambda: not with_store(gated.redis_url, _promotions))
+
+
+async def _promotions(client: Client) -> Sequence[PromotionRecord]:
+    return (await _store(client).list(DEFAULT_PROJECT, after=None, limit=9))[0]
+
+
+def _store(client: Client) -> FlowStore[PromotionRecord]:
+    return FlowStore(client, "promotion", PromotionRecord)
 
 
 async def _left(client: Client) -> list[str]:

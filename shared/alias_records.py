@@ -59,7 +59,7 @@ class AliasRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     gate_set: SetBy | None = None
     monitor: Monitor | None = None
     monitor_set: SetBy | None = None
-    """Since when it has had a monitor, whatever was changed of that since, and who changed it last."""
+    """Since when it has had a monitor with these graders, whatever else was changed since, and who changed it last."""
     created_at: int
     updated_at: int
 
@@ -72,6 +72,12 @@ class AliasRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     def is_tended(self) -> bool:
         """Whether something is to be done for it now and then, be there traffic or not."""
         return self.monitor is not None or (self.gate is not None and self.gate.recheck_hours is not None)
+
+    def goes_on_noting(self, before: AliasRecord) -> bool:
+        """Whether what the monitor has noted stays of use: not without one, nor beside scores of other graders."""
+        if self.monitor is None or before.monitor is None:
+            return False
+        return all(grader in before.monitor.graders for grader in self.monitor.graders)
 
     def watches(self, now: float) -> bool:
         """Whether a crossed limit would take the alias back at this moment."""

@@ -101,8 +101,9 @@
 | selftune:scoring_replies:{asker} | stream | reply: ScoringReply to one process             | 10 minutes     |
 | selftune:gate_runs:{uid}         | hash   | model → GateRun, the newest of each            | with the alias |
 | selftune:alias_due_samples:{uid} | list   | DueSample: kept and not graded, oldest first   | with monitor   |
-| selftune:alias_samples:{uid}     | list   | Sample of late, newest first, a bounded number | with monitor   |
-| selftune:alias_first_samples:{uid} | list | Sample of the baseline, oldest first           | with monitor   |
+| selftune:alias_samples:{uid}     | list   | Sample of late, drawn, newest first, bounded   | with monitor   |
+| selftune:alias_first_samples:{uid} | list | Sample of the baseline, drawn, oldest first    | with monitor   |
+| selftune:alias_seen_samples:{uid} | hash  | "first" or a window's start → samples graded   | with monitor   |
 | selftune:alias_training:{uid}    | string | TrainingTraits of the model's training file    | with monitor   |
 | selftune:alias_hour:{uid} {t}    | string | how many were sampled in the hour t            | two hours      |
 | selftune:alias_windows:{uid}     | list   | QualityWindow, newest first, 200 at most       | with the alias |
@@ -474,6 +475,10 @@ def alias_samples(uid: str) -> str:
 
 def alias_first_samples(uid: str) -> str:
     return f"{_ROOT}:alias_first_samples:{uid}"
+
+
+def alias_seen_samples(uid: str) -> str:
+    return f"{_ROOT}:alias_seen_samples:{uid}"
 
 
 def alias_training(uid: str) -> str:

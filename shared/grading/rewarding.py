@@ -52,5 +52,7 @@ def _asked(item: Mapping[str, Any], room: Room) -> list[Message]:
         raise NoConversation(str(error)) from error
     if not messages or messages[0].role == "assistant":
         raise NoConversation("item.messages begins with no message that asks")
+    if messages[-1].role == "assistant":
+        raise NoConversation("item.messages ends with an answer already; name what is asked in the grader's `input`")
     room.take(sum(len(message.text) for message in messages))
     return messages

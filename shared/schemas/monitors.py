@@ -65,7 +65,7 @@ class Monitor(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     sample_rate: Annotated[float, Meta(gt=0, le=1, description="Share of the answers, drawn at random.")]
     max_samples_per_hour: Annotated[int, Meta(ge=1, le=3600)] = 120
     graders: Annotated[
-        list[Grader], Meta(max_length=8, description="Scores of answers; `item.input`, `sample.…`.")
+        list[Grader], Meta(max_length=8, description="Scores of answers; `item.messages`, `sample.…`.")
     ] = []
     baseline: Baseline = Baseline()
     window_s: Annotated[int, Meta(ge=1, le=30 * 86_400, description="Seconds that are compared at a time.")] = 86_400

@@ -5,6 +5,7 @@ Whatever is added is added only while the alias is there and has a monitor, in t
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 import msgspec
@@ -18,8 +19,13 @@ from shared.store.client import Argument, Client
 
 MOST_DUE = 1000
 """Where graders are too slow, the oldest that wait are dropped."""
-MOST_SAMPLES = 2000
 MOST_FIRST = 1000
+"""Of the baseline; of more, so many are kept at random (reservoir sampling: J. Vitter, ACM Transactions on Mathematical
+Software 11, 1985), each as likely as the others."""
+MOST_IN_WINDOW = 1000
+"""The same of a window."""
+MOST_SAMPLES = 2 * MOST_IN_WINDOW
+"""The window that is going on, and the one before, which may be graded late."""
 MOST_WINDOWS = 200
 
 _decode_due = msgspec.json.Decoder(DueSample).decode
@@ -53,18 +59,20 @@ class SampleStore:
     async def count_due(self, uid: str) -> int:
         return int(await self._client.call("LLEN", keys.alias_due_samples(uid)))
 
-    async def keep(self, alias: AliasRecord, due: DueSample, sample: Sample | None, *, is_first: bool) -> None:
+    async def keep(self, alias: AliasRecord, due: DueSample, sample: Sample | None, *, window: float | None) -> None:
         """Take one off those that are to be graded, and keep what came of it; None keeps nothing.
 
-        What was kept of an earlier model of the alias is forgotten.
+        `window` is when its window begins, None for the baseline. Of what is more than a window or the baseline may
+        have, some are kept at random. What was kept of an earlier model of the alias is forgotten.
         """
         uid = alias.uid
         places = [
             keys.alias(alias.project, alias.name), keys.alias_due_samples(uid), keys.alias_first_samples(uid),
-            keys.alias_samples(uid),
+            keys.alias_samples(uid), keys.alias_seen_samples(uid),
         ]  # fmt: skip
         kept = b"" if sample is None else _encode(sample)
-        arguments: list[Argument] = [uid, _encode(due), kept, due.since, int(is_first), MOST_FIRST, MOST_SAMPLES]
+        stretch, most = ("first", MOST_FIRST) if window is None else (f"{window:.0f}", MOST_IN_WINDOW)
+        arguments: list[Argument] = [uid, _encode(due), kept, due.since, stretch, most, MOST_SAMPLES, random.random()]
         await self._client.script("keep_sample", places, arguments)
 
     async def first(self, uid: str, *, since: int) -> Sequence[Sample]:

@@ -94,11 +94,12 @@ class AliasStore:
                 "change_alias",
                 [
                     *(keys.alias(project, name), keys.alias_history(current.uid), keys.TENDED_ALIASES, keys.OUTCOMES),
+                    keys.alias_proposals(current.uid),
                     *_samples_keys(current.uid),
                 ],
                 [
                     *(raw, _encode(record), _encode(entry), MAX_REVISIONS, _member(record)),
-                    *(int(record.is_tended), int(record.monitor is not None), _outcome(record, entry)),
+                    *(int(record.is_tended), int(record.goes_on_noting(current)), _outcome(record, entry)),
                 ],
             )
             if swapped:
@@ -145,6 +146,7 @@ def _samples_keys(uid: str) -> Sequence[str]:
     """Return where that is which goes with an alias's monitor."""
     return (
         keys.alias_due_samples(uid), keys.alias_samples(uid), keys.alias_first_samples(uid), keys.alias_training(uid),
+        keys.alias_seen_samples(uid),
     )  # fmt: skip
 
 

@@ -100,6 +100,11 @@ class ScoringStore:
         arguments: list[Argument] = [lease_s, *request_ids]
         await self._client.script("hold_scorings", [keys.SCORINGS], arguments)
 
+    async def hand_back(self, request_ids: Sequence[str], *, due_s: float) -> None:
+        """Undo a take: have requests that are not answered due again in so many seconds, and count it no more."""
+        arguments: list[Argument] = [keys.scoring(""), due_s, *request_ids]
+        await self._client.script("hand_back_scorings", [keys.SCORINGS], arguments)
+
     async def answer(self, asker: str, replies: Sequence[ScoringReply]) -> None:
         """End requests of one process with their answers."""
         stream = keys.scoring_replies(asker)

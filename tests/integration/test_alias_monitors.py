@@ -35,6 +35,8 @@ POLITE = {
     "type": "string_check", "name": "polite", "operation": "ilike",
     "input": "{{ sample.output_text }}", "reference": "please",
 }  # fmt: skip
+ASKED = {**POLITE, "name": "asked", "operation": "ne", "input": "{{ item.messages[-1].content }}", "reference": ""}
+TASTE = {"type": "selftune_reward", "name": "taste", "model": GOOD}
 ALL = {"sample_rate": 1.0, "max_samples_per_hour": 3600, "graders": [POLITE]}
 PROJECT = "proj_default"
 TUNED = f"ft:{BASE}:acme:orders:eeeeeeee"
@@ -59,7 +61,7 @@ def kept(scene: GateScene) -> list[Any]:
 
 
 def test_live_answers_are_kept_as_stored_completions_and_graded(watched: GateScene) -> None:
-    watched.change(monitor=ALL)
+    watched.change(monitor={**ALL, "graders": [POLITE, ASKED]})
     watched.ask()
     watched.models.events = STREAM
     assert list(
@@ -69,7 +71,8 @@ def test_live_answers_are_kept_as_stored_completions_and_graded(watched: GateSce
     watched.ask(priority=5)
     watched.ask(GOOD)
     found = wait_until(lambda: (q := quality(watched))["baseline"]["first_samples"] == 3 and q)
-    (mean,) = found["baseline"]["scores"]
+    mean, asked = found["baseline"]["scores"]
+    assert (asked["samples"], asked["mean"]) == (3, 1.0), "what was asked is where rows have it, too"
     assert (mean["grader"], mean["samples"], mean["mean"]) == ("polite", 3, 1.0) and found["due_samples"] == 0
     assert len(kept(watched)) == 2, "what was stored by its client stays as that stored it"
     assert watched.sdk.chat.completions.retrieve(own).metadata == {"mine": "yes"}
@@ -78,6 +81,8 @@ def test_live_answers_are_kept_as_stored_completions_and_graded(watched: GateSce
         watched.ask()
     wait_until(lambda: quality(watched)["baseline"]["first_samples"] == 4)
     assert len(kept(watched)) == 3, "the hour has its four"
+    watched.change(monitor={**ALL, "graders": [{**POLITE, "reference": "see"}]})
+    assert quality(watched)["baseline"]["first_samples"] == 0, "scores of two graders are not compared"
     watched.change(monitor=None)
     assert watched.refused("/v1/aliases/bot/quality", "GET")[1] == "no_monitor"
     watched.change(monitor=ALL)
@@ -88,12 +93,16 @@ def test_what_is_no_monitor_is_refused(watched: GateScene) -> None:
     judge = {
         "type": "score_model", "name": "judge", "model": "ft:none", "input": [{"role": "user", "content": "hm"}],
     }  # fmt: skip
+    in_parts = {"type": "multi", "graders": {"taste": TASTE}, "calculate_output": "taste"}
     budget = {"budget": {"jobs": 1}, "retrain_without_approval": True}
     wrong: list[tuple[dict[str, Any], str, int]] = [
         ({"sample_rate": 0}, "monitor.sample_rate", 400),
         ({"graders": [POLITE, POLITE]}, "monitor.graders[1].name", 400),
         ({"graders": [{**POLITE, "input": "{{ nothing.here }}"}]}, "monitor.graders[0]", 400),
         ({"graders": [judge]}, "monitor.graders[0].model", 404),
+        ({"graders": [{**TASTE, "model": "ft:none"}]}, "monitor.graders[0].model", 404),
+        ({"graders": [TASTE]}, "monitor.graders[0].model", 400),
+        ({"graders": [in_parts]}, "monitor.graders[0].graders.taste.model", 400),
         ({"actions": ["webhook", "webhook"]}, "monitor.actions", 400),
         ({"actions": ["retrain"]}, "monitor.budget", 400),
         ({"actions": ["retrain"], "budget": {"jobs": 1}}, "monitor.retrain_without_approval", 400),

@@ -170,6 +170,22 @@ def test_request_of_a_trainer_that_died_is_taken_by_another(redis_url: str) -> N
     with_models(redis_url, story)
 
 
+def test_request_that_is_handed_back_counts_as_never_taken(redis_url: str) -> None:
+    async def story(client: Client, scoring: RewardScoring) -> None:
+        store = ScoringStore(client)
+        assert await store.add(make_request("1"), lifetime_s=60.0)
+        for _ in range(5):
+            [taken_one] = await store.take(most=8, lease_s=60.0)
+            assert taken_one.takes == 1
+            await store.hand_back(["1", "unknown"], due_s=0.0)
+        await store.hand_back(["1"], due_s=60.0)
+        assert await store.take(most=8, lease_s=60.0) == [], "it is not due yet"
+        assert await client.call("HGET", keys.scoring("1"), "takes") == b"0"
+        assert await left(client) == (1, 1), "nothing is made of what is not there"
+
+    with_models(redis_url, story)
+
+
 def test_models_are_taken_one_at_a_time_the_longest_waiting_first(redis_url: str) -> None:
     async def story(client: Client, _: RewardScoring) -> None:
         store = ScoringStore(client)

@@ -100,9 +100,11 @@ def _with_gate(record: AliasRecord, wanted: UpdateAlias, caller: KeyRecord) -> A
 def _with_monitor(record: AliasRecord, wanted: UpdateAlias, caller: KeyRecord) -> AliasRecord:
     if wanted.monitor is UNSET or wanted.monitor == record.monitor:
         return record
-    since = int(time.time()) if record.monitor_set is None else record.monitor_set.at
+    changed = replace(record, monitor=wanted.monitor)
+    goes_on = record.monitor_set is not None and changed.goes_on_noting(record)
+    since = record.monitor_set.at if goes_on and record.monitor_set is not None else int(time.time())
     set_by = SetBy(key_id=caller.id, is_admin=caller.access.is_admin, at=since)
-    return replace(record, monitor=wanted.monitor, monitor_set=None if wanted.monitor is None else set_by)
+    return replace(changed, monitor_set=None if wanted.monitor is None else set_by)
 
 
 def _decided(entry: AliasRevision, promotion: PromotionRecord) -> AliasRevision:

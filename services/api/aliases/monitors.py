@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from services.api.aliases.gates import check_config_size, check_may_ask
 from services.api.gateway.model_names import ModelNames
+from services.api.graders.permitted import asks_models, check_judges
 from services.api.graders.running import Graders
-from shared.errors import InvalidRequest, NotFound
-from shared.grading.parts import parts_of
+from shared.errors import InvalidRequest
 from shared.records import KeyRecord
-from shared.schemas.graders import Grader, LabelModelGrader, MultiGrader, ScoreModelGrader
 from shared.schemas.monitors import Monitor
 
 
@@ -36,18 +35,10 @@ class Monitors:
                 )
             names.add(grader.name)
             await self._graders.check(grader, where=where)
-            await self._check_judges(grader, where, caller)
-
-    async def _check_judges(self, grader: Grader, where: str, caller: KeyRecord) -> None:
-        parts = parts_of(grader, where=where).values() if isinstance(grader, MultiGrader) else [grader]
-        for part in parts:
-            if isinstance(part, ScoreModelGrader | LabelModelGrader):
+            if asks_models(grader):
                 check_may_ask(caller, where)
-                if not self._graders.judges.is_outside(part.model):
-                    try:
-                        await self._names.look_up(part.model, caller.access)
-                    except NotFound as error:
-                        raise NotFound(error.message, code=error.code, param=f"{where}.model") from error
+            judges = self._graders.judges
+            await check_judges(grader, caller.access, names=self._names, judges=judges, where=where)
 
 
 def _check_actions(monitor: Monitor) -> None:

@@ -13,7 +13,14 @@ from msgspec.structs import replace
 from services.api.aliases.retraining import Retraining
 from shared import ids
 from shared.alias_records import AliasRecord
-from shared.errors import InvalidRequest, NotFound, PermissionDenied, RateLimited, TransitionRefused
+from shared.errors import (
+    InvalidRequest,
+    NotFound,
+    PermissionDenied,
+    RateLimited,
+    SelftuneError,
+    TransitionRefused,
+)
 from shared.proposal_records import ProposalRecord
 from shared.records import KeyRecord
 from shared.schemas.evals import EvalError
@@ -39,6 +46,7 @@ class Proposals:
         self._retraining = retraining
         self._tried: dict[str, float] = {}
         """When an alias's proposals were looked at last, and one that has to wait was tried, on the monotonic clock."""
+        self._forget_at = -math.inf
 
     async def propose(self, alias: AliasRecord, window: QualityWindow) -> None:
         """Propose to answer a window's alarms, unless a proposal is open; with `retrain`, and in the budget, do it."""
@@ -86,20 +94,20 @@ class Proposals:
         if record.status != "approved":
             return record
         try:
-            await self._start(alias, record)
+            if not await self._retraining.is_started(record):
+                await self._retraining.start(record, await self._retraining.rows_again(alias, record))
         except _FINAL as error:
-            told = EvalError(code=error.code or "invalid", message=error.message)
-            await self._ended(alias, record, "failed", told)
-            _log.warning("retraining.failed", alias=alias.name, proposal_id=record.id, reason=error.message)
+            await self._failed(alias, record, error)
             raise
         _log.info("retraining.started", alias=alias.name, proposal_id=record.id, job_id=record.job_id)
         return await self._ended(alias, record, "started", EvalError())
 
     async def tend(self, alias: AliasRecord, now: float) -> None:
         """Go on with what was approved by a process that died, or had to wait."""
-        if alias.monitor is None or time.monotonic() < self._tried.get(alias.uid, -math.inf) + _LOOK_S:
+        if time.monotonic() < self._tried.get(alias.uid, -math.inf) + _LOOK_S:
             return
         self._tried[alias.uid] = time.monotonic()
+        self._forget_old()
         for record in await self._store.all(alias.uid):
             if record.status == "approved" and time.monotonic() > self._tried.get(record.id, -math.inf) + _AGAIN_S:
                 self._tried[record.id] = time.monotonic()
@@ -108,17 +116,23 @@ class Proposals:
     async def _ended(
         self, alias: AliasRecord, record: ProposalRecord, status: ProposalStatus, error: EvalError
     ) -> ProposalRecord:
-        """Say what came of an approved proposal, unless somebody else has said so."""
+        """Say what came of a proposal as it was read, unless somebody else has said so."""
 
         def change(current: ProposalRecord) -> ProposalRecord:
-            return replace(current, status=status, error=error) if current.status == "approved" else current
+            return replace(current, status=status, error=error) if current.status == record.status else current
 
         return await self._store.update(alias.uid, record.id, change)
 
-    async def _start(self, alias: AliasRecord, record: ProposalRecord) -> None:
-        plan, lines = await self._retraining.planned_again(alias, record)
-        record = await self._store.update(alias.uid, record.id, lambda current: replace(current, plan=plan))
-        await self._retraining.start(record, lines)
+    async def _failed(self, alias: AliasRecord, record: ProposalRecord, error: SelftuneError) -> None:
+        await self._ended(alias, record, "failed", EvalError(code=error.code or "invalid", message=error.message))
+        _log.warning("retraining.failed", alias=alias.name, proposal_id=record.id, reason=error.message)
+
+    def _forget_old(self) -> None:
+        """Drop now and then the times that nothing waits for any more."""
+        now = time.monotonic()
+        if now >= self._forget_at:
+            self._forget_at = now + _AGAIN_S
+            self._tried = {name: at for name, at in self._tried.items() if now < at + _AGAIN_S}
 
     async def _carry_on(self, alias: AliasRecord, record: ProposalRecord) -> None:
         try:
@@ -150,8 +164,21 @@ class Proposals:
     ) -> ProposalRecord:
         current = await self._store.get(alias.uid, proposal_id)
         if current.status == "open":
-            await self._check_budget(alias, current)
+            await self._check_budget(alias, await self._planned_again(alias, current))
         return await self._store.update(alias.uid, proposal_id, change)
+
+    async def _planned_again(self, alias: AliasRecord, record: ProposalRecord) -> ProposalRecord:
+        """Give an open proposal the plan that there is now, which is then the one that is carried out."""
+        try:
+            plan = await self._retraining.planned_again(alias, record)
+        except _FINAL as error:
+            await self._failed(alias, record, error)
+            raise
+
+        def change(current: ProposalRecord) -> ProposalRecord:
+            return replace(current, plan=plan) if current.status == "open" else current
+
+        return await self._store.update(alias.uid, record.id, change)
 
     async def _check_budget(self, alias: AliasRecord, record: ProposalRecord) -> None:
         """Raises InvalidRequest with code `retraining_budget_exceeded`."""
@@ -159,7 +186,8 @@ class Proposals:
         if budget is None:
             return
         since = time.time() - _MONTH_S
-        spent = [one for one in await self._store.all(alias.uid) if one.job_id and (one.decided_at or 0) >= since]
+        begun = [one for one in await self._store.all(alias.uid) if one.status in ("approved", "started")]
+        spent = [one for one in begun if (one.decided_at or 0) >= since]
         tokens = sum([await self._retraining.tokens_of(one) for one in spent]) + record.plan.estimated_tokens
         reason = ""
         if budget.jobs is not None and len(spent) >= budget.jobs:

@@ -76,20 +76,28 @@ class Retraining:
         )
         return plan, lines
 
-    async def planned_again(self, alias: AliasRecord, record: ProposalRecord) -> tuple[RetrainingPlan, Sequence[bytes]]:
+    async def planned_again(self, alias: AliasRecord, record: ProposalRecord) -> RetrainingPlan:
         """Form the plan of a proposal anew. Raises InvalidRequest where the alias is another by now, or has no rows."""
-        if alias.monitor is None:
-            raise InvalidRequest(
-                "The alias has no monitor any more, whose recipe would be followed.", code="no_monitor"
-            )
-        if alias.target != record.model:
-            raise InvalidRequest(
-                f"The alias points to '{alias.target}' by now, and this is about '{record.model}'.", code="alias_moved"
-            )
-        plan, lines = await self.planned(alias, alias.monitor)
-        if not lines:
-            raise InvalidRequest("No collected answer is good enough to be trained on.", code="no_answers")
-        return plan, lines
+        plan, lines = await self.planned(alias, _monitor_of(alias, record))
+        _check_rows(lines)
+        return plan
+
+    async def rows_again(self, alias: AliasRecord, record: ProposalRecord) -> Sequence[bytes]:
+        """Return the rows for a proposal's plan, of collected answers. Raises as planned_again does.
+
+        There are no more than the plan has.
+        """
+        lines = (await self.planned(alias, _monitor_of(alias, record)))[1][: record.plan.answers]
+        _check_rows(lines)
+        return lines
+
+    async def is_started(self, record: ProposalRecord) -> bool:
+        """Tell whether the proposal's job is there."""
+        try:
+            await self._jobs.get(record.job_id, project=record.project)
+        except NotFound:
+            return False
+        return True
 
     async def start(self, record: ProposalRecord, lines: Sequence[bytes]) -> None:
         """Make the proposal's file and its job; twice is the same as once. Raises what either raises."""
@@ -97,6 +105,22 @@ class Retraining:
         job = await self._inputs.job_of(record.model, record.project)
         limit = (await self._projects.get(record.project)).limits.concurrent_jobs or None
         await self._submission.submit(_job(record, job), access=record.access, job_id=record.job_id, limit=limit)
+
+
+def _monitor_of(alias: AliasRecord, record: ProposalRecord) -> Monitor:
+    """Return whose recipe is followed. Raises InvalidRequest where the proposal is about another model by now."""
+    if alias.monitor is None:
+        raise InvalidRequest("The alias has no monitor any more, whose recipe would be followed.", code="no_monitor")
+    if alias.target != record.model:
+        raise InvalidRequest(
+            f"The alias points to '{alias.target}' by now, and this is about '{record.model}'.", code="alias_moved"
+        )
+    return alias.monitor
+
+
+def _check_rows(lines: Sequence[bytes]) -> None:
+    if not lines:
+        raise InvalidRequest("No collected answer is good enough to be trained on.", code="no_answers")
 
 
 def _job(record: ProposalRecord, former: JobRecord | None) -> CreateJob:

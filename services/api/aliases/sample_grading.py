@@ -58,7 +58,7 @@ class SampleGrading:
                     return
             except (msgspec.MsgspecError, RecursionError):  # no completion that could be graded
                 pass
-        await self._samples.keep(alias, due, sample, is_first=due.at < first_until)
+        await self._samples.keep(alias, due, sample, window=_window_of(alias, due, first_until))
 
     async def _graded(self, alias: AliasRecord, due: DueSample, graders: list[Grader]) -> Sample:
         completion = await self._completions.get(due.id, project=alias.project)
@@ -68,6 +68,7 @@ class SampleGrading:
             "model": completion.model,
             "metadata": completion.metadata,
             "input": messages,
+            "messages": messages,
             "output": output_text(completion.body),
         }
         spoken = stored_answer(completion.body, shown_messages(messages)).spoken
@@ -84,3 +85,11 @@ class SampleGrading:
             traits=await asyncio.to_thread(traits_of, asked_text(messages)),
             scores={one.name: one.reward for one in grades if not one.errors},
         )
+
+
+def _window_of(alias: AliasRecord, due: DueSample, first_until: float) -> float | None:
+    """Return the Unix time at which the window of an answer begins; None for an answer of the baseline."""
+    if alias.monitor is None or due.at < first_until:
+        return None
+    length_s = alias.monitor.window_s
+    return first_until + (due.at - first_until) // length_s * length_s

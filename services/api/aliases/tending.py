@@ -1,6 +1,7 @@
 """What is done for aliases now and then, be there requests or not: by one api process, which holds a lock.
 
-Rechecks of gates begin, sampled answers are graded and compared. An alias that takes long keeps no other one waiting.
+Rechecks of gates begin, sampled answers are graded and compared. What takes long for one
+alias keeps neither others waiting nor what else there is to do for it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ _log = structlog.get_logger()
 _LOCK_TTL_S = 30.0
 _PERIOD_S = 1.0
 _AT_ONCE = 8
+"""Aliases of each tender."""
 
 Tender = Callable[[AliasRecord, float], Awaitable[None]]
 """Does what is due for an alias at a Unix time; called again and again."""
@@ -38,8 +40,8 @@ class Tending:
         self._aliases = aliases
         self._tenders = tenders
         self._drain = drain
-        self._places = asyncio.Semaphore(_AT_ONCE)
-        self._running: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._places = [asyncio.Semaphore(_AT_ONCE) for _ in tenders]
+        self._running: dict[tuple[str, str, int], asyncio.Task[None]] = {}
         self._loop: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -71,17 +73,18 @@ class Tending:
             await self._put_down()
             return
         self._running = {place: task for place, task in self._running.items() if not task.done()}
-        for place in await self._aliases.tended():
-            if place not in self._running:
-                self._running[place] = asyncio.create_task(self._tend(*place))
+        for project, name in await self._aliases.tended():
+            for number in range(len(self._tenders)):
+                place = (project, name, number)
+                if place not in self._running:
+                    self._running[place] = asyncio.create_task(self._tend(*place))
 
-    async def _tend(self, project: str, name: str) -> None:
-        async with self._places:
+    async def _tend(self, project: str, name: str, number: int) -> None:
+        async with self._places[number]:
             try:
                 record = await self._aliases.find(name, project=project)
-                for tender in self._tenders if record is not None else ():
-                    assert record is not None
-                    await tender(record, time.time())
+                if record is not None:
+                    await self._tenders[number](record, time.time())
             except StoreUnavailable:
                 _log.warning("tending.store_away", alias=name)
             except Exception as error:  # noqa: BLE001 - the others have to be tended, too

@@ -27,6 +27,11 @@ async def check_judges(grader: Grader, access: Access, *, names: ModelNames, jud
             await _found(asking.model, access, names, field)
 
 
+def asks_models(grader: Grader) -> bool:
+    """Tell whether a grader, or a part of it, has a model answer or score."""
+    return any(True for _ in _asking(grader, "grader"))
+
+
 def _check_reward_model(found: Meaning, name: str, field: str) -> None:
     is_reward = isinstance(found.model, AdapterRecord) and found.model.kind == "reward"
     if found.target != name or not is_reward:

@@ -152,15 +152,20 @@ class Scoring:
             await asyncio.gather(beating, return_exceptions=True)
 
     async def _let_go(self, request_ids: Sequence[str]) -> None:
+        """Leave the requests to whoever takes them next; that this one had them does not count."""
         with suppress(StoreUnavailable, TimeoutError):  # they are due when the lease is over
             async with asyncio.timeout(BEAT_S):
-                await self._scorings.hold(request_ids, lease_s=0.0)
+                await self._scorings.hand_back(request_ids, due_s=AWAY_S)
 
     async def _beat(self, request_ids: Sequence[str]) -> None:
         while True:
             await asyncio.sleep(BEAT_S)
-            with suppress(StoreUnavailable):
+            try:
                 await self._scorings.hold(request_ids, lease_s=LEASE_S)
+            except StoreUnavailable:
+                pass  # once more at the next beat
+            except Exception:  # another trainer would take them while they are scored here
+                log.exception("scoring.not_held")
 
 
 def _replies(requests: Sequence[ScoringRequest], answer: Scored | NotScored) -> list[ScoringReply]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import pytest
 
+from shared.drift import measures
 from shared.drift.measures import chi_square_tail, difference_of_means, divergence, input_shifts, stability
 from shared.drift.traits import Traits, asked_text, traits_of
 
@@ -47,6 +49,24 @@ def test_stability_is_the_index_of_the_classes() -> None:
 def test_classes_with_few_are_put_together() -> None:
     rare = [f"rare {n}" for n in range(4)]
     assert stability(["a"] * 96 + rare, ["a"] * 100).p_value > LEVEL, "four singles are no change"
+
+
+def test_few_beside_many_are_exchanged_as_few_whichever_side_they_are_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    added: list[int] = []
+    really = measures._added
+
+    def noting(blocks: Sequence[Sequence[int]]) -> list[int]:
+        added.append(len(blocks))
+        return really(blocks)
+
+    monkeypatch.setattr(measures, "_added", noting)
+    drawing = random.Random(4)
+    few, lots = many(drawing, 10, topic="code"), many(drawing, 400)
+    for before, after in ((few, lots), (lots, few)):
+        added.clear()
+        found = divergence(before, after)
+        assert found.p_value < LEVEL and found.value > 0.3
+        assert sorted(added)[-2:] == [10, 410], "all of them once, else as many as the smaller side has"
 
 
 def test_traits_tell_languages_and_scripts_apart() -> None:

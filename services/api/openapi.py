@@ -80,12 +80,12 @@ from shared.schemas.preferences import (
 from shared.schemas.preview import Preview
 from shared.schemas.promotions import CreatePromotion, Promotion
 from shared.schemas.quality import AliasQuality
-from shared.schemas.replays import CreateReplay, PromoteReplay, Replay, ReplayPromotion
+from shared.schemas.replays import CreateReplay, PromoteReplay, Replay, ReplayDeleted, ReplayPromotion
 from shared.schemas.residency import BringIntoMemory, ModelResidency
 from shared.schemas.responses import TokenCount
 from shared.schemas.retraining import DecideProposal, RetrainingProposal
 from shared.schemas.rollouts import RegradeRollouts, Rollout, RolloutRegrade, RolloutSummary
-from shared.schemas.sweeps import CreateSweep, Sweep
+from shared.schemas.sweeps import CreateSweep, Sweep, SweepDeleted
 from shared.schemas.uploads import CompleteUpload, CreateUpload, Upload, UploadPart
 from shared.schemas.webhooks import (
     CreateWebhookEndpoint,
@@ -120,7 +120,7 @@ _TYPES = [
     CreateAbRun, AbRun, Page[AbRun], AbRunDeleted, AbItem, AbReport, AbNext, CreateAbVote, AbVote,
     CreatePreference, Preference, Page[Preference], PreferenceDeleted, ExportPreferences, PreferenceExport,
     JobEstimate, BreakEven, Costs, CreateSweep, Sweep, CreateReplay, Replay, PromoteReplay,
-    ReplayPromotion, Page[Replay], Page[Sweep],
+    ReplayPromotion, Page[Replay], ReplayDeleted, Page[Sweep], SweepDeleted,
     *organization.TYPES,
     RunGrader, GraderResult, ValidateGrader, ValidatedGrader, Page[Rollout], RolloutSummary,
     RegradeRollouts, RolloutRegrade,

@@ -27,6 +27,8 @@ class AbSpec(Struct, frozen=True, kw_only=True):
     """Hex; what voters are shown is drawn with it, and it is never shown."""
     tools: list[dict[str, Any]] | None = None
     """What both models were given to call."""
+    tools_differ: bool = False
+    """Whether they were given different ones."""
 
 
 class VoteRecord(Struct, frozen=True, kw_only=True):

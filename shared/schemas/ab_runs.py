@@ -109,6 +109,10 @@ class AbJudgement(Struct, frozen=True, kw_only=True):
         return self.choice
 
 
+InputStatus: TypeAlias = Literal["same", "differs", "shortened", "unknown"]
+"""What the two answers of a row reply to."""
+
+
 class AbItem(Struct, frozen=True, kw_only=True):
     """A row with both answers and what came of them."""
 
@@ -125,6 +129,13 @@ class AbItem(Struct, frozen=True, kw_only=True):
     input: Annotated[
         list[SampleMessage], Meta(description="What both were asked; empty if that differs or is unknown.")
     ]
+    input_status: Annotated[
+        InputStatus,
+        Meta(
+            description="`same`: both were asked `input`. `differs`: other messages or tools. `shortened`: the same, "
+            "whose parts or tool calls `input` leaves out. `unknown`: an answer was brought along by the row."
+        ),
+    ] = "same"
     a: list[SampleMessage]
     b: list[SampleMessage]
     judgements: list[AbJudgement] = []

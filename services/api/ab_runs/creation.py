@@ -98,6 +98,7 @@ class AbRuns:
             seed=secrets.randbits(32) if request.seed is None else request.seed,
             salt=secrets.token_hex(16),
             tools=tools[0] if tools[0] == tools[1] else None,
+            tools_differ=tools[0] != tools[1],
         )
 
     async def _tools(self, run_id: str, eval_id: str, project: str, param: str) -> list[dict[str, object]] | None:

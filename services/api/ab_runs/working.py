@@ -16,13 +16,14 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Struct
 
+from services.api.ab_runs.asked import input_status
 from services.api.ab_runs.judging import BlindJudge
 from services.api.batches.side_by_side import side_by_side
 from services.api.evals.failing import RunFailed
 from services.api.evals.keeping import Keeping
 from shared.ab_records import AbSpec, of_status, places_of
 from shared.eval_records import EvalRunRecord, of_model, output_item_id
-from shared.schemas.ab_runs import AbItem, AbItemStatus, AbJudgement, Side
+from shared.schemas.ab_runs import AbItem, AbItemStatus, AbJudgement, InputStatus, Side
 from shared.schemas.evals import EvalError, OutputItem
 from shared.store.eval_runs import AB_MARKS, Entry, EvalRunStore
 
@@ -146,7 +147,11 @@ class AbWorking:
         counts: dict[str, int] | None = None,
         error: EvalError = _NO_ERROR,
     ) -> Entry:
-        asked = [one.sample.input for one in (here, other) if one is not None]
+        asked: InputStatus = "unknown"
+        is_same = False
+        if here is not None and other is not None:
+            asked = "differs" if self._spec.tools_differ else input_status(here, other)
+            is_same = here.sample.input == other.sample.input
         item = AbItem(
             id=output_item_id(self._record.id, number),
             ab_run_id=self._record.id,
@@ -155,7 +160,8 @@ class AbWorking:
             status=status,
             datasource_item_id=number,
             datasource_item=here.datasource_item if here is not None else {},
-            input=asked[0] if len(asked) == 2 and asked[0] == asked[1] else [],
+            input=here.sample.input if here is not None and is_same else [],
+            input_status=asked,
             a=here.sample.output if here is not None and other is not None else [],
             b=other.sample.output if other is not None else [],
             judgements=list(judgements),

@@ -47,7 +47,8 @@ class Watching:
         if now < self._not_before.get(place, 0.0) or (window := await self._next_window(alias, now)) is None:
             return
         if window.ends_at > now:
-            self._not_before[place] = window.ends_at
+            waiting = {one: until for one, until in self._not_before.items() if until > now}
+            self._not_before = {**waiting, place: window.ends_at}
         elif await self._is_settled(alias, window, now):
             await self._compare(alias, window)
 

@@ -108,7 +108,12 @@ def _said(winner: str, a: Conversation, b: Conversation) -> Iterator[Judgement]:
 
 
 def _asked(spec: AbSpec, item: AbItem) -> dict[str, Any] | None:
-    """Return what the answers reply to: what both models were asked, or the messages that the row itself holds."""
+    """Return what the answers reply to: what both models were asked, or the messages that the row itself holds.
+
+    None where that is not the same for both, or not all there.
+    """
+    if spec.tools_differ or item.input_status in ("differs", "shortened"):
+        return None
     messages: Any = [_message(one) for one in item.input]
     if not messages:
         messages = item.datasource_item.get("input") or item.datasource_item.get("messages")

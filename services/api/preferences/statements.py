@@ -91,16 +91,17 @@ class Scales:
     def weigh(self, *, by_majority: bool) -> Weighed:
         """Choose a statement for each thing: what all say, or what more say, unless contradictions are dropped."""
         refs: set[str] = set()
-        contradictions = dropped = 0
+        contradictions = dropped = told_apart = 0
         for votes in self._said.values():
             yes = [vote.ref for vote in votes.values() if vote.says]
             no = [vote.ref for vote in votes.values() if not vote.says]
             contradictions += bool(yes and no)
+            told_apart += bool(yes) + bool(no)
             if yes and no and (len(yes) == len(no) or not by_majority):
                 dropped += 1
                 continue
             refs.add((yes if len(yes) > len(no) else no)[0])
-        return Weighed(frozenset(refs), self._count - len(self._said), contradictions, dropped)
+        return Weighed(frozenset(refs), self._count - told_apart, contradictions, dropped)
 
 
 def statements_of(opinion: Opinion, method: Method) -> Iterator[Statement]:

@@ -111,3 +111,17 @@ def test_another_model_begins_anew(redis_url: str) -> None:
         assert list(await SampleStore(client).first("u1", since=2)) == later, "what was seen before takes no place"
 
     with_store(redis_url, story)
+
+
+def test_a_baseline_that_is_made_longer_after_many_windows_is_kept(redis_url: str) -> None:
+    """Nothing came in its time, and eight windows had samples before there was more time for it."""
+
+    async def story(client: Client) -> None:
+        await AliasStore(client).create(ALIAS, first_entry(ALIAS, "", CALLER))
+        samples = [replace(a_day(day, random.Random(day))[0], id=f"day {day}") for day in range(7, 15)]
+        await keep(client, samples)
+        early = [replace(a_day(0, random.Random(0))[0], id="early")]
+        await keep(client, early)
+        assert list(await SampleStore(client).first("u1", since=1)) == early
+
+    with_store(redis_url, story)

@@ -296,7 +296,7 @@ def test_outages_are_nobodys_fault(redis_url: str, tmp_path: Path, monkeypatch: 
         store = FlowStore(client, "walk", Walk)
         for number in (1, 2, 3):
             await store.create(walk(number, steps=1))
-        walker = Caught(weather, tmp_path, "made", lease_s=0.2)
+        walker = Caught(weather, tmp_path, "made", lease_s=0.5)
         walker.start()
 
         async def all_are_put_down() -> bool:

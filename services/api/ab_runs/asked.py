@@ -48,4 +48,4 @@ def _lists(item: dict[str, Any]) -> Iterator[list[Any]]:
 def _is_plain(message: Any) -> bool:
     """Tell whether a message is a role and a text."""
     rest = {name for name, value in message.items() if value is not None} if isinstance(message, dict) else {""}
-    return rest <= _PLAIN and isinstance(message["content"], str)
+    return rest <= _PLAIN and isinstance(message.get("content"), str)

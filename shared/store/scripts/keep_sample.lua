@@ -16,7 +16,7 @@ end
 local is_first, most = ARGV[5] == 'first', tonumber(ARGV[6])
 if is_first then redis.call('HSETNX', KEYS[5], 'first', redis.call('LLEN', KEYS[3])) end
 local seen = redis.call('HINCRBY', KEYS[5], ARGV[5], 1)
-if redis.call('HLEN', KEYS[5]) > 8 then
+if not is_first and redis.call('HLEN', KEYS[5]) > 8 then
   for _, name in ipairs(redis.call('HKEYS', KEYS[5])) do
     if name ~= 'first' and tonumber(name) < tonumber(ARGV[5]) then redis.call('HDEL', KEYS[5], name) end
   end

@@ -16,6 +16,7 @@ from shared.schemas.evals import OutputItem, Sample, SampleMessage
 ASKED = [{"role": "user", "content": "Capital?"}]
 OTHER = [{"role": "user", "content": "River?"}]
 PARTS = [{"role": "user", "content": [{"type": "text", "text": "Capital?"}, {"type": "image_url", "image_url": {}}]}]
+EMPTY: list[dict[str, Any]] = [{"role": "system"}, *ASKED]
 CALLED: list[dict[str, Any]] = [
     *ASKED,
     {"role": "assistant", "content": None, "tool_calls": [{"id": "c", "type": "function", "function": {}}]},
@@ -39,6 +40,7 @@ def answer(asked: list[Any], item: dict[str, Any], said: str = "Paris") -> Outpu
         (ASKED, OTHER, {"messages": ASKED}, "differs"),
         (PARTS, PARTS, {"deep": {"there": PARTS}}, "shortened"),
         (CALLED, CALLED, {"input": CALLED}, "shortened"),
+        (EMPTY, EMPTY, {"input": EMPTY}, "shortened"),
         ([], [], {"messages": CALLED}, "unknown"),
         (ASKED, [], {"messages": ASKED}, "unknown"),
         ([], ASKED, {"messages": OTHER}, "differs"),

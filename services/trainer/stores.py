@@ -36,6 +36,7 @@ class Stores:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.paths = Paths(settings.home)
+        self.paths.prepare()
         self.blobs = open_blobs(settings, self.paths)
         self.client = Client(settings.database_url, watch=metrics.note_store_call)
         self.files = FileStore(self.client)

@@ -27,16 +27,8 @@ from shared.store.usage import Day, UsageStore, Used, today
 from tests.api_server import ApiServer, make_replica, wait_until, with_store
 from tests.batch_requests import prompt_of
 from tests.eval_scene import EXACT, QUESTION, SCHEMA, Speaker, adds, rows, spoken
-from tests.integration.trainer_stack import (
-    BASE_ID,
-    TrainerProcess,
-    lasting_settings,
-    lasting_trainer,
-    tiny_base,
-)
+from tests.integration.trainer_stack import BASE_ID, own_database, running_trainer
 from tests.unit.trainer.tiny import save_tiny_base, training_rows
-
-__all__ = ["lasting_settings", "lasting_trainer", "tiny_base"]
 
 NEW_BASE = "tiny-two"
 SWEEPS, REPLAYS = "/v1/fine_tuning/sweeps", "/v1/fine_tuning/replays"
@@ -49,9 +41,21 @@ ENDED = {"completed", "failed", "canceled"}
 
 
 @pytest.fixture(scope="module")
-def api(lasting_settings: Settings, lasting_trainer: TrainerProcess) -> Iterator[ApiServer]:
+def own_settings(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[Settings]:
+    """A database and a trainer of these tests' own: they look at all that was ever trained."""
+    with own_database(tmp_path_factory.mktemp("swept") / "data", tiny_base) as settings:
+        yield settings
+
+
+@pytest.fixture(scope="module")
+def api(own_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    with running_trainer(own_settings, tmp_path_factory.mktemp("sweeps")):
+        yield from _api(own_settings)
+
+
+def _api(own_settings: Settings) -> Iterator[ApiServer]:
     options = {"lora_rank": 4, "max_model_len": 128, "lease_ttl_s": 2.0, **PRICES}
-    server = ApiServer(lasting_settings.home, lasting_settings.redis_url, **options)
+    server = ApiServer(own_settings.home, own_settings.redis_url, **options)
     with server.client() as http:
         wait_until(lambda: http.get(f"/v1/models/{BASE_ID}").is_success, timeout_s=180)
     yield server
@@ -124,7 +128,7 @@ def swept(http: httpx2.Client) -> Swept:
 
 
 def test_runs_are_ranked_by_validation_and_the_best_model_is_kept(
-    swept: Swept, http: httpx2.Client, lasting_settings: Settings
+    swept: Swept, http: httpx2.Client, own_settings: Settings
 ) -> None:
     sweep = swept.sweep
     assert (sweep["status"], sweep["error"]) == ("completed", None)
@@ -139,7 +143,7 @@ def test_runs_are_ranked_by_validation_and_the_best_model_is_kept(
     assert {name: sweep["best"][name] for name in ("job_id", "model", "value")} == {
         "job_id": best["job_id"], "model": best["model"], "value": best["value"],
     }  # fmt: skip
-    checkpoints = with_store(lasting_settings.redis_url, lambda client: JobStore(client).checkpoints(best["job_id"]))
+    checkpoints = with_store(own_settings.redis_url, lambda client: JobStore(client).checkpoints(best["job_id"]))
     assert best["value"] == checkpoints[0].metrics.full_valid_loss
     listed = {model["id"] for model in answered(http.get("/v1/models"))["data"]}
     assert best["model"] in listed
@@ -170,18 +174,16 @@ def test_device_seconds_become_costs_and_the_next_estimate(swept: Swept, http: h
     assert (after["tokens_source"], after["measured_jobs"]) == ("tokenised", 3)
     assert after["tokens"] == pytest.approx(jobs[0]["trained_tokens"], rel=0.05)  # less what follows the last target
     assert after["memory_bytes"] == jobs[-1]["selftune"]["estimated_memory_bytes"]
-    assert after["device_seconds"] == pytest.approx(after["tokens"] / after["tokens_per_device_second"], rel=1e-3)
-    assert after["price"] == pytest.approx(after["device_seconds"] / 100, rel=1e-3)
+    assert after["device_seconds"] == pytest.approx(after["tokens"] / after["tokens_per_device_second"], abs=2e-3)
+    assert after["price"] == pytest.approx(after["device_seconds"] / 100, abs=1e-4)
     [day] = answered(http.get("/v1/usage/costs", params={"group_by": "day", "start": today()}))["data"]
     assert day["device_seconds"] > 0
-    assert day["training_price"] == pytest.approx(day["device_seconds"] / 100, rel=1e-3)
+    assert day["training_price"] == pytest.approx(day["device_seconds"] / 100, abs=1e-4)
     by_model = answered(http.get("/v1/usage/costs"))["data"]
     assert {run["model"] for run in swept.sweep["runs"]} == {group["group"] for group in by_model}
 
 
-def test_training_is_paid_back_by_what_requests_save(
-    swept: Swept, http: httpx2.Client, lasting_settings: Settings
-) -> None:
+def test_training_is_paid_back_by_what_requests_save(swept: Swept, http: httpx2.Client, own_settings: Settings) -> None:
     best = swept.sweep["best"]
     path = f"/v1/fine_tuning/jobs/{best['job_id']}/break_even"
     unknown = http.get(path, params={"against": "huge"}).json()["error"]
@@ -189,9 +191,7 @@ def test_training_is_paid_back_by_what_requests_save(
     assert http.get(path, params={"against": "large"}).json()["error"]["code"] == "nothing_measured"
     tokens = {"requests": 10, "input_tokens": 1000, "cached_tokens": 400, "output_tokens": 500}
     counts = {Used(metric, best["model"]): number for metric, number in tokens.items()}
-    with_store(
-        lasting_settings.redis_url, lambda client: UsageStore(client).add({Day("proj_default", today()): counts})
-    )
+    with_store(own_settings.redis_url, lambda client: UsageStore(client).add({Day("proj_default", today()): counts}))
     found = answered(http.get(path, params={"against": "large", "prompt_tokens_saved": 900}))
     assert found["request"] == {"input_tokens": 100.0, "cached_tokens": 40.0, "output_tokens": 50.0}
     assert found["price_per_request"] == pytest.approx((60 * 1 + 40 * 0.5 + 50 * 2) / 1e6)
@@ -259,9 +259,9 @@ class Knowing(Speaker):
 
 
 def test_model_is_replayed_on_a_new_base_and_promoted(
-    http: httpx2.Client, api: ApiServer, swept: Swept, lasting_settings: Settings, tmp_path: Path
+    http: httpx2.Client, api: ApiServer, swept: Swept, own_settings: Settings, tmp_path: Path
 ) -> None:
-    champion, redis_url = swept.sweep["best"]["model"], lasting_settings.redis_url
+    champion, redis_url = swept.sweep["best"]["model"], own_settings.redis_url
     base = replace(
         describe_base(save_tiny_base(tmp_path / NEW_BASE), NEW_BASE), path=str(tmp_path / NEW_BASE), context_length=64
     )

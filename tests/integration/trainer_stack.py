@@ -23,6 +23,7 @@ import pytest
 from services.api.jobs.control import JobControl
 from services.trainer.stores import Stores
 from shared import ids
+from shared.paths import Paths
 from shared.records import DEFAULT_PROJECT, FileRecord, JobRecord
 from shared.schemas.methods import SupervisedHyperparameters
 from shared.settings import Settings
@@ -111,15 +112,23 @@ def trainer(settings: Settings, tmp_path: Path) -> Iterator[TrainerProcess]:
         yield process
 
 
-@pytest.fixture(scope="session")
-def lasting_settings(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[Settings]:
-    """Settings of a trainer that tests share, on a database that no other test empties."""
+@contextmanager
+def own_database(home: Path, base: Path) -> Iterator[Settings]:
+    """Give settings of a trainer on a database of its own, which no test empties, and a data folder that is there."""
     folder = Path(tempfile.mkdtemp(prefix="st-lasting-"))
     valkey = start_valkey(folder)
-    yield trainer_settings(tmp_path_factory.mktemp("lasting") / "data", f"unix://{folder}/valkey.sock", tiny_base)
+    Paths(home).prepare()
+    yield trainer_settings(home, f"unix://{folder}/valkey.sock", base)
     valkey.terminate()
     valkey.wait(timeout=20)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def lasting_settings(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[Settings]:
+    """Settings of a trainer that tests share."""
+    with own_database(tmp_path_factory.mktemp("lasting") / "data", tiny_base) as settings:
+        yield settings
 
 
 @pytest.fixture(scope="session")

@@ -186,8 +186,9 @@ def test_a_second_job_finds_the_tokens_of_the_first(
     lasting_trainer: TrainerProcess, lasting_settings: Settings
 ) -> None:
     async def scenario(client: Client) -> list[JobRecord]:
-        training = await client.upload(training_rows(12))
-        same = await client.upload(training_rows(12))
+        # No other test of this trainer has so many rows.
+        training = await client.upload(training_rows(19))
+        same = await client.upload(training_rows(19))
         return [await finished(client, job(file)) for file in (training, training, same)]
 
     before = set((lasting_settings.home / "tokens").glob("*"))
